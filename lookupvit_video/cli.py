@@ -1,0 +1,29 @@
+"""What the commands in tools/ share: clear errors in one line, and exit codes.
+
+0: done. 1: a failure at work. 2: something the user gave is wrong. 130: interrupted.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from lookupvit_video.engine.train import RunFailure
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command's main function and leave with its exit code; a user's mistake gives one line, no traceback.
+
+    LOOKUPVIT_DEBUG=1 in the environment shows tracebacks.
+    """
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        os._exit(130)  # without waiting for decoding workers
+    except (ValueError, RunFailure, OSError) as error:
+        if os.environ.get("LOOKUPVIT_DEBUG") == "1":
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)

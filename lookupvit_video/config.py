@@ -1,0 +1,369 @@
+"""Every setting of a run: its default and the reason for it, strict loading, and the checks across keys.
+
+Keys that mean what they mean in SlowFast have SlowFast's names. Reading order: defaults, ``load_config``, ``validate``.
+"""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode
+
+logger = logging.getLogger(__name__)
+
+_C = CfgNode()
+_C.OUTPUT_DIR = "runs/default"  # everything that a run writes goes below this folder
+_C.RNG_SEED = 0  # weights, sample order, clip times, augmentation and dropout all follow from it
+_C.LOG_PERIOD = 10  # optimiser steps between two log lines (the device is synchronised only then)
+
+_C.TRAIN = CfgNode()
+_C.TRAIN.ENABLE = True  # run the training loop
+_C.TRAIN.BATCH_SIZE = 64  # clips per optimiser step, over all processes and accumulation steps together
+_C.TRAIN.ACCUMULATION_STEPS = 1  # split the batch of each process in so many parts when memory is short
+_C.TRAIN.EVAL_PERIOD = 1  # epochs between two validations (the last epoch always has one); 0: never validate
+_C.TRAIN.CHECKPOINT_PERIOD = 1  # epochs between two checkpoints (the last epoch always has one)
+_C.TRAIN.KEEP_CHECKPOINTS = 2  # how many checkpoints stay on disk; two, so that one may be damaged
+_C.TRAIN.AUTO_RESUME = True  # go on from the newest checkpoint in OUTPUT_DIR
+_C.TRAIN.CHECKPOINT_FILE_PATH = ""  # weights to start from where there is nothing to resume
+_C.TRAIN.PRECISION = "auto"  # auto: bfloat16 on GPUs that have it, else float32; or one of the two by name
+
+_C.TEST = CfgNode()
+_C.TEST.ENABLE = True  # test after training, or alone when TRAIN.ENABLE is False
+_C.TEST.BATCH_SIZE = 4  # videos (each with all its views) per step of a process, in validation and test
+_C.TEST.CHECKPOINT_FILE_PATH = ""  # what to test; empty: OUTPUT_DIR/model.pt, which training writes
+_C.TEST.NUM_ENSEMBLE_VIEWS = 1  # clips per video in time, their softmax averaged
+_C.TEST.NUM_SPATIAL_CROPS = 1  # crops per clip: 1 the centre, 3 spread over the longer side
+
+_C.DATA = CfgNode()
+_C.DATA.PATH_TO_DATA_DIR = ""  # folder of the lists below
+_C.DATA.PATH_PREFIX = ""  # put before each relative path in a list; empty: the list's own folder
+_C.DATA.TRAIN_LIST = "train.csv"  # a list, or a folder of class folders, below PATH_TO_DATA_DIR
+_C.DATA.VAL_LIST = "val.csv"  # read after each EVAL_PERIOD epochs, one centre view
+_C.DATA.TEST_LIST = "test.csv"  # read by the multi-view test
+_C.DATA.CLASS_LIST = "classes.txt"  # one class name a line; line number = label
+_C.DATA.DECODING_BACKEND = "pyav"  # pyav or decord; both return exact frames, PyAV is the faster
+_C.DATA.NUM_FRAMES = 16  # frames of a clip, T
+_C.DATA.SAMPLING_RATE = 4  # frames of a TARGET_FPS video from one frame of the clip to the next
+_C.DATA.TARGET_FPS = 30.0  # the rate that SAMPLING_RATE counts in, whatever the rate of the file
+_C.DATA.SAMPLING = "clip"  # clip: SAMPLING_RATE apart; segments: one frame from each of T equal parts of the video
+_C.DATA.SINGLE_FRAME = False  # control: repeat one frame T times, so that only appearance is left to learn from
+_C.DATA.TRAIN_JITTER_SCALES_RELATIVE = [0.5, 1.0]  # area of the random crop over the frame's; [] : no random crop size
+_C.DATA.TRAIN_JITTER_ASPECT_RELATIVE = [0.75, 1.3333]  # aspect ratio of that crop
+_C.DATA.TRAIN_JITTER_SCALES = [256, 320]  # short side in pixels before a fixed-size crop, when the line above is []
+_C.DATA.TRAIN_CROP_SIZE = 224  # height and width of a clip in training
+_C.DATA.TEST_CROP_SIZE = 224  # the same in validation and test
+_C.DATA.TEST_SHORT_SIDE = 0  # short side in pixels before the test crops; 0: TEST_CROP_SIZE
+_C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; off by itself where class names say left or right
+_C.DATA.MEAN = [0.485, 0.456, 0.406]  # ImageNet's, as most published weights expect
+_C.DATA.STD = [0.229, 0.224, 0.225]  # likewise
+_C.DATA.MAX_BAD_FRACTION = 0.01  # training stops when more of the clips than this cannot be read
+
+_C.DATA_LOADER = CfgNode()
+_C.DATA_LOADER.NUM_WORKERS = 8  # decoding processes per training process; 0: decode in the training process
+_C.DATA_LOADER.PIN_MEMORY = True  # faster copies to a GPU; nothing changes on a CPU
+
+_C.MODEL = CfgNode()
+_C.MODEL.ARCH = "lookupvit"  # lookupvit, or vit: the dense joint space-time ViT on the same tokens
+_C.MODEL.NUM_CLASSES = 400  # K; must be the length of the class list
+_C.MODEL.VARIANT = "B"  # Ti, S, B or L: width, depth and heads
+_C.MODEL.DIM = 0  # width D; 0: the variant's
+_C.MODEL.DEPTH = 0  # blocks; 0: the variant's
+_C.MODEL.NUM_HEADS = 0  # attention heads; 0: the variant's
+_C.MODEL.TUBELET = [2, 16, 16]  # frames x height x width of one lookup token
+_C.MODEL.COMPRESSED_GRID = [4, 7, 7]  # t x h x w grid of the compressed tokens
+_C.MODEL.RESIZE = "triangle"  # triangle: antialiased, as JAX resizes; trilinear: plain interpolation
+_C.MODEL.INFERENCE_HEAD = "average"  # average of the two heads' logits, or compressed or lookup alone
+_C.MODEL.DROP_PATH = 0.0  # stochastic depth of the last block, rising linearly from 0 at the first
+_C.MODEL.DROPOUT_RATE = 0.0  # dropout before each classifier
+
+_C.AUG = CfgNode()
+_C.AUG.NUM_SAMPLE = 1  # repeated augmentation: clips drawn from a video each time it is opened
+_C.AUG.RAND_AUGMENT_OPS = 0  # RandAugment: operations per clip, the same for all its frames; 0: off
+_C.AUG.RAND_AUGMENT_MAGNITUDE = 7.0  # on a scale of 0 to 10
+_C.AUG.RAND_AUGMENT_STD = 0.5  # spread of the magnitude from clip to clip
+_C.AUG.COLOR_JITTER = 0.0  # strength of brightness, contrast and saturation jitter; 0: off
+_C.AUG.RE_PROB = 0.0  # random erasing: chance per clip
+
+_C.MIXUP = CfgNode()
+_C.MIXUP.ENABLE = False  # mix clips and labels within a batch
+_C.MIXUP.ALPHA = 0.8  # mixup's Beta parameter; 0: cutmix only
+_C.MIXUP.CUTMIX_ALPHA = 1.0  # cutmix's Beta parameter; 0: mixup only
+_C.MIXUP.PROB = 1.0  # chance that a batch is mixed at all
+_C.MIXUP.SWITCH_PROB = 0.5  # chance of cutmix where both are on
+
+_C.SOLVER = CfgNode()
+_C.SOLVER.OPTIMIZING_METHOD = "adamw"  # adamw or sgd (with Nesterov momentum)
+_C.SOLVER.BASE_LR = 5e-4  # peak learning rate at BATCH_SIZE as it stands; nothing scales it silently
+_C.SOLVER.COSINE_END_LR = 1e-6  # learning rate at the last step
+_C.SOLVER.WARMUP_START_LR = 1e-6  # learning rate at the first step
+_C.SOLVER.WARMUP_EPOCHS = 5.0  # linear warm-up, counted per step
+_C.SOLVER.MAX_EPOCH = 30  # passes over the training list
+_C.SOLVER.WEIGHT_DECAY = 0.05  # none on norms, biases and positions
+_C.SOLVER.BETAS = [0.9, 0.999]  # AdamW's
+_C.SOLVER.MOMENTUM = 0.9  # SGD's
+_C.SOLVER.LAYER_DECAY = 1.0  # learning rate factor from each block to the one below; 1: off
+_C.SOLVER.CLIP_GRAD_L2NORM = 1.0  # largest norm of the gradient; 0: no clipping
+_C.SOLVER.LABEL_SMOOTHING = 0.0  # share of the target spread evenly over all classes
+
+CHOICES = {
+    "TRAIN.PRECISION": ("auto", "float32", "bfloat16"),
+    "TEST.NUM_SPATIAL_CROPS": (1, 3),
+    "DATA.DECODING_BACKEND": ("pyav", "decord"),
+    "DATA.SAMPLING": ("clip", "segments"),
+    "MODEL.ARCH": ("lookupvit", "vit"),
+    "MODEL.VARIANT": ("Ti", "S", "B", "L"),
+    "MODEL.RESIZE": ("triangle", "trilinear"),
+    "MODEL.INFERENCE_HEAD": ("average", "compressed", "lookup"),
+    "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
+}
+AT_LEAST = {
+    1: """LOG_PERIOD TRAIN.BATCH_SIZE TRAIN.ACCUMULATION_STEPS TRAIN.CHECKPOINT_PERIOD TRAIN.KEEP_CHECKPOINTS
+          TEST.BATCH_SIZE TEST.NUM_ENSEMBLE_VIEWS DATA.NUM_FRAMES DATA.SAMPLING_RATE DATA.TRAIN_CROP_SIZE
+          DATA.TEST_CROP_SIZE MODEL.NUM_CLASSES MODEL.TUBELET MODEL.COMPRESSED_GRID AUG.NUM_SAMPLE SOLVER.MAX_EPOCH""",
+    0: """RNG_SEED TRAIN.EVAL_PERIOD DATA.TEST_SHORT_SIDE DATA_LOADER.NUM_WORKERS MODEL.DIM MODEL.DEPTH MODEL.NUM_HEADS
+          MODEL.DROP_PATH MODEL.DROPOUT_RATE AUG.RAND_AUGMENT_OPS AUG.RAND_AUGMENT_MAGNITUDE AUG.RAND_AUGMENT_STD
+          AUG.COLOR_JITTER AUG.RE_PROB MIXUP.ALPHA MIXUP.CUTMIX_ALPHA MIXUP.PROB MIXUP.SWITCH_PROB SOLVER.BASE_LR
+          SOLVER.COSINE_END_LR SOLVER.WARMUP_START_LR SOLVER.WARMUP_EPOCHS SOLVER.WEIGHT_DECAY SOLVER.MOMENTUM
+          SOLVER.CLIP_GRAD_L2NORM SOLVER.LABEL_SMOOTHING DATA.MAX_BAD_FRACTION""",
+}
+AT_MOST_ONE = """AUG.RE_PROB MIXUP.PROB MIXUP.SWITCH_PROB DATA.MAX_BAD_FRACTION SOLVER.LAYER_DECAY
+                 SOLVER.LABEL_SMOOTHING"""
+BELOW_ONE = "MODEL.DROP_PATH MODEL.DROPOUT_RATE SOLVER.MOMENTUM SOLVER.BETAS"
+LENGTHS = {
+    "MODEL.TUBELET": (3,),
+    "MODEL.COMPRESSED_GRID": (3,),
+    "DATA.MEAN": (3,),
+    "DATA.STD": (3,),
+    "SOLVER.BETAS": (2,),
+    "DATA.TRAIN_JITTER_SCALES_RELATIVE": (0, 2),
+    "DATA.TRAIN_JITTER_ASPECT_RELATIVE": (2,),
+    "DATA.TRAIN_JITTER_SCALES": (2,),
+}
+
+
+def get_defaults() -> CfgNode:
+    """Return a fresh, unfrozen copy of all keys with their defaults."""
+    return _C.clone()
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML (no python tags) in which a key may stand once only."""
+
+
+def _unique_keys(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", key_node.start_mark)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key} stands twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that is stricter still
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}, line {mark.line + 1}" if mark else source
+        raise ValueError(f"{where}: {getattr(error, 'problem', None) or error}") from None
+
+
+def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """Return (source, tree) of a file and, before it, of each file that ``_BASE_`` names."""
+    path = path.resolve()
+    if path in seen:
+        raise ValueError(f"{path}: _BASE_ leads back to this file; break the circle")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: this config cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a config holds 'KEY: value' lines; this file holds {type(tree).__name__}")
+    base = tree.pop("_BASE_", None)
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"{path}: _BASE_ must be the path of one file")
+    parents = _read_tree(path.parent / base, (*seen, path)) if base else []
+    return [*parents, (str(path), tree)]
+
+
+def _coerce(value: Any, default: Any, where: str) -> Any:
+    """Return ``value`` as the type of ``default``; a whole number serves as a float, nothing else is converted."""
+    if isinstance(default, float) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as text
+        except (TypeError, ValueError):
+            pass
+    if isinstance(default, list) and isinstance(value, (list, tuple)):
+        sample = default[0]
+        return [_coerce(item, sample, f"{where}[{i}]") for i, item in enumerate(value)]
+    if type(value) is type(default):
+        return value
+    raise ValueError(f"{where}: expected {type(default).__name__} (default {default!r}), got {value!r}")
+
+
+def _merge(node: CfgNode, tree: dict[str, Any], source: str, prefix: str = "") -> None:
+    for key, value in tree.items():
+        name = prefix + key
+        if key not in node:
+            near = difflib.get_close_matches(key, list(node), n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f"; keys here: {', '.join(node)}"
+            raise ValueError(f"{source}: unknown key {name}{hint}")
+        if isinstance(node[key], CfgNode):
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: {name} is a group of keys, got {value!r}")
+            _merge(node[key], value, source, name + ".")
+        else:
+            node[key] = _coerce(value, node[key], f"{source}: {name}")
+
+
+def _override_tree(name: str, text: str) -> dict[str, Any]:
+    """Turn one ``KEY value`` pair of the command line into a tree."""
+    node: Any = _C
+    for part in name.split("."):
+        node = node.get(part) if isinstance(node, CfgNode) else None
+    value: Any = text if isinstance(node, str) else _parse_yaml(text, f"command line: {name}")
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
+    """Read a YAML file over the defaults, then ``KEY value`` overrides; check everything; return it frozen.
+
+    Raises:
+        ValueError: names the file, line or key, and what to write instead.
+    """
+    cfg = get_defaults()
+    for source, tree in _read_tree(Path(path)) if path else []:
+        _merge(cfg, tree, source)
+    if len(overrides) % 2:
+        raise ValueError(f"command line: overrides come in pairs 'KEY value'; {overrides[-1]!r} stands alone")
+    for name, text in zip(overrides[::2], overrides[1::2], strict=True):
+        _merge(cfg, _override_tree(name, text), "command line")
+    return _finish(cfg)
+
+
+def config_from_text(text: str, source: str) -> CfgNode:
+    """Rebuild a frozen config from the YAML text that a run saved (``cfg.dump()``)."""
+    tree = _parse_yaml(text, source)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source}: does not hold a config")
+    cfg = get_defaults()
+    _merge(cfg, tree, source)
+    return _finish(cfg)
+
+
+def _finish(cfg: CfgNode) -> CfgNode:
+    validate(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def get_key(cfg: CfgNode, name: str) -> Any:
+    """Return the value of a dotted key."""
+    for part in name.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _check_ranges(cfg: CfgNode) -> None:
+    def values(name: str) -> list[float]:
+        value = get_key(cfg, name)
+        return value if isinstance(value, list) else [value]
+
+    for name, choices in CHOICES.items():
+        if get_key(cfg, name) not in choices:
+            raise ValueError(f"{name} is {get_key(cfg, name)!r}; choose one of {', '.join(map(str, choices))}")
+    for name, lengths in LENGTHS.items():
+        if len(get_key(cfg, name)) not in lengths:
+            raise ValueError(f"{name} is {get_key(cfg, name)}; it takes {' or '.join(map(str, lengths))} values")
+    for low, names in AT_LEAST.items():
+        for name in names.split():
+            if not all(value >= low for value in values(name)):  # also catches nan
+                raise ValueError(f"{name} is {get_key(cfg, name)}; it must be at least {low}")
+    for name in AT_MOST_ONE.split():
+        if not all(value <= 1 for value in values(name)):
+            raise ValueError(f"{name} is {get_key(cfg, name)}; it must be at most 1")
+    for name in BELOW_ONE.split():
+        if not all(0 <= value < 1 for value in values(name)):
+            raise ValueError(f"{name} is {get_key(cfg, name)}; it must be at least 0 and below 1")
+    for name in ("DATA.TARGET_FPS", "DATA.STD", "SOLVER.LAYER_DECAY", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"):
+        if not all(value > 0 for value in values(name)):
+            raise ValueError(f"{name} is {get_key(cfg, name)}; it must be above 0")
+
+
+def token_grid(cfg: CfgNode) -> tuple[int, int, int]:
+    """Return the (t, h, w) grid of the lookup tokens that the config's clip and tubelet make."""
+    t, h, w = cfg.MODEL.TUBELET
+    size = cfg.DATA.TRAIN_CROP_SIZE
+    return cfg.DATA.NUM_FRAMES // t, size // h, size // w
+
+
+def _check_geometry(cfg: CfgNode) -> None:
+    t, h, w = cfg.MODEL.TUBELET
+    if cfg.DATA.NUM_FRAMES % t:
+        raise ValueError(f"DATA.NUM_FRAMES is {cfg.DATA.NUM_FRAMES}; MODEL.TUBELET takes it in parts of {t} frames")
+    for side in (h, w):
+        if cfg.DATA.TRAIN_CROP_SIZE % side:
+            raise ValueError(
+                f"DATA.TRAIN_CROP_SIZE is {cfg.DATA.TRAIN_CROP_SIZE}; MODEL.TUBELET takes it in parts of {side} pixels"
+            )
+    if cfg.DATA.TEST_CROP_SIZE != cfg.DATA.TRAIN_CROP_SIZE:
+        raise ValueError(
+            f"DATA.TEST_CROP_SIZE is {cfg.DATA.TEST_CROP_SIZE} and DATA.TRAIN_CROP_SIZE "
+            f"{cfg.DATA.TRAIN_CROP_SIZE}; positions are learned for one size, so set both alike"
+        )
+    if 0 < cfg.DATA.TEST_SHORT_SIDE < cfg.DATA.TEST_CROP_SIZE:
+        raise ValueError(
+            f"DATA.TEST_SHORT_SIDE is {cfg.DATA.TEST_SHORT_SIDE}; the crop of DATA.TEST_CROP_SIZE "
+            f"{cfg.DATA.TEST_CROP_SIZE} does not fit in it"
+        )
+    grid, compressed = token_grid(cfg), cfg.MODEL.COMPRESSED_GRID
+    if cfg.MODEL.ARCH == "lookupvit" and any(c > g for c, g in zip(compressed, grid, strict=True)):
+        raise ValueError(
+            f"MODEL.COMPRESSED_GRID is {compressed}, larger than the grid of lookup tokens {list(grid)} "
+            "that DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE and MODEL.TUBELET make"
+        )
+    if cfg.MODEL.DIM and cfg.MODEL.NUM_HEADS and cfg.MODEL.DIM % cfg.MODEL.NUM_HEADS:
+        raise ValueError(f"MODEL.DIM is {cfg.MODEL.DIM}; MODEL.NUM_HEADS {cfg.MODEL.NUM_HEADS} does not divide it")
+
+
+def validate(cfg: CfgNode) -> None:
+    """Check every value and what must fit together, before any data is read.
+
+    Raises:
+        ValueError: names the key and the mend.
+    """
+    _check_ranges(cfg)
+    _check_geometry(cfg)
+    area, scales = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE, cfg.DATA.TRAIN_JITTER_SCALES
+    if area and not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(f"DATA.TRAIN_JITTER_SCALES_RELATIVE is {area}; write [low, high] with 0 < low <= high <= 1")
+    if not area and not cfg.DATA.TRAIN_CROP_SIZE <= scales[0] <= scales[1]:
+        raise ValueError(
+            f"DATA.TRAIN_JITTER_SCALES is {scales}; write [low, high] with DATA.TRAIN_CROP_SIZE "
+            f"{cfg.DATA.TRAIN_CROP_SIZE} <= low <= high"
+        )
+    parts = cfg.TRAIN.ACCUMULATION_STEPS * cfg.AUG.NUM_SAMPLE
+    if cfg.TRAIN.BATCH_SIZE % parts:
+        raise ValueError(
+            f"TRAIN.BATCH_SIZE is {cfg.TRAIN.BATCH_SIZE}; TRAIN.ACCUMULATION_STEPS x AUG.NUM_SAMPLE "
+            f"= {parts} does not divide it"
+        )
+    if cfg.MIXUP.ENABLE and cfg.MIXUP.ALPHA == 0 and cfg.MIXUP.CUTMIX_ALPHA == 0:
+        raise ValueError("MIXUP.ENABLE is True with MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA both 0; raise one of them")
+    if cfg.SOLVER.WARMUP_EPOCHS >= cfg.SOLVER.MAX_EPOCH:
+        raise ValueError(
+            f"SOLVER.WARMUP_EPOCHS is {cfg.SOLVER.WARMUP_EPOCHS}; it must be below SOLVER.MAX_EPOCH "
+            f"{cfg.SOLVER.MAX_EPOCH}"
+        )

@@ -1,0 +1,131 @@
+"""Map-style video data sets: index -> the clips of one video, its label, and why it could not be read if so.
+
+Shape letters: B batch of videos, V clips (views) per video, C channels, T frames, H W pixels.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lookupvit_video.data.decode import DecodeError, open_video
+from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.sampling import TimeSampler
+from lookupvit_video.data.transforms import IGNORED, ClipTransform
+from lookupvit_video.seeding import mix_seed
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The clips of one video."""
+
+    clips: Tensor
+    """(V, C, T, H, W) uint8; zeros where the video could not be read."""
+    label: int
+    index: int
+    """Row in the list."""
+    error: str = ""
+    """Why the video could not be read."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side."""
+
+    clips: Tensor
+    """(B * V, C, T, H, W) uint8, the views of a video one after the other."""
+    labels: Tensor
+    """(B * V,) int64; ``IGNORED`` for clips that could not be read."""
+    indices: Tensor
+    """(B,) int64: rows in the list."""
+    errors: list[tuple[int, str]]
+    """(row, reason) of each video that could not be read."""
+
+    def pin_memory(self) -> "Batch":
+        """Copy the tensors to page-locked memory (called by the DataLoader)."""
+        return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.indices, self.errors)
+
+
+@contextmanager
+def seeded(*parts: int) -> Iterator[None]:
+    """Seed Python's and torch's CPU random state from integers, and put the old state back afterwards."""
+    seed = mix_seed(*parts)
+    before = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(before)
+
+
+class VideoDataset(Dataset[Sample]):
+    """Opens a video, decodes the frames that the sampler asks for, transforms them, closes it.
+
+    Args:
+        videos: rows of a list.
+        times: chooses the clips' times.
+        transform: frames (T, H, W, C) -> list of clips.
+        shape: (V, C, T, H, W) of the result, also for a video that cannot be read.
+        backend: decoder, see ``open_video``.
+        seed: with (epoch, index) it decides everything random about a sample.
+    """
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        *,
+        times: TimeSampler,
+        transform: ClipTransform,
+        shape: tuple[int, int, int, int, int],
+        backend: str = "pyav",
+        seed: int = 0,
+    ):
+        self.videos, self.times, self.transform = videos, times, transform
+        self.shape, self.backend, self.seed = shape, backend, seed
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """Read the video of ``key``: its row, or (epoch, row). A video that cannot be read is told, not raised."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        video = self.videos[index]
+        try:
+            with seeded(self.seed, epoch, index):
+                clips = read_clips(video, self.times, self.transform, self.backend)
+        except DecodeError as error:
+            return Sample(torch.zeros(self.shape, dtype=torch.uint8), IGNORED, index, str(error))
+        return Sample(torch.stack(clips), video.label, index)
+
+
+def read_clips(video: Video, times: TimeSampler, transform: ClipTransform, backend: str) -> list[Tensor]:
+    """Return the clips of one video: all times of all of them in one pass of the decoder, then the transform.
+
+    Raises:
+        DecodeError: the video cannot be read.
+    """
+    with open_video(video.path, backend) as reader:
+        start = video.start or 0.0
+        end = min(video.end or float("inf"), reader.info.duration)
+        if start >= end:
+            raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
+        chosen = start + times(end - start)
+        frames_THWC = reader.frames_at(chosen.ravel().clip(max=end).tolist())
+    return [clip for frames in frames_THWC.split(chosen.shape[1]) for clip in transform(frames)]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Put samples side by side; their views one after the other."""
+    views = samples[0].clips.shape[0]
+    return Batch(
+        clips=torch.cat([sample.clips for sample in samples]),
+        labels=torch.tensor([sample.label for sample in samples]).repeat_interleave(views),
+        indices=torch.tensor([sample.index for sample in samples]),
+        errors=[(sample.index, sample.error) for sample in samples if sample.error],
+    )

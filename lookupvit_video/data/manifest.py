@@ -1,0 +1,239 @@
+"""Lists of videos: one table per split (path, label, optional start and end), class names beside it.
+
+Three forms are read: a CSV with the header ``path,label[,start,end]``; the headerless ``path label`` lines of
+Kinetics' and SlowFast's files; a folder of class folders.
+"""
+
+import csv
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+logger = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
+DIRECTION_WORDS = re.compile(r"\b(left|right|clockwise|anticlockwise|counterclockwise)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One row of a list."""
+
+    path: str
+    label: int
+    start: float | None = None
+    """Seconds; None: the beginning of the file."""
+    end: float | None = None
+    """Seconds; None: the end of the file."""
+    source: str = ""
+    """Where the row stands, for messages: ``train.csv, line 3``."""
+
+
+def read_class_list(path: str | Path) -> list[str]:
+    """Read class names, one a line; the line number, from 0, is the label.
+
+    Raises:
+        ValueError: the file is missing, empty, or names a class twice.
+    """
+    path = Path(path)
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: the class list cannot be read ({getattr(error, 'strerror', error)}); write one "
+            "class name a line, or set DATA.CLASS_LIST"
+        ) from None
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise ValueError(f"{path}: the class list is empty; write one class name a line")
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise ValueError(f"{path}, line {number}: no class name; remove the empty line")
+        if name in seen:
+            raise ValueError(f"{path}, line {number}: class {name!r} stands on line {seen[name]} already")
+        seen[name] = number
+    return names
+
+
+def direction_matters(classes: Iterable[str]) -> bool:
+    """Tell whether any class name says left, right or clockwise, so that mirrored clips would be wrong ones."""
+    return any(DIRECTION_WORDS.search(name) for name in classes)
+
+
+def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") -> list[Video]:
+    """Read a list file or a folder of class folders.
+
+    Relative paths are taken from ``prefix``, or from the list's own folder where that is empty. Labels are numbers
+    from 0, or class names.
+
+    Raises:
+        ValueError: names the file and line of what is wrong, and the mend.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_class_folders(path, classes)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: the list of videos cannot be read ({getattr(error, 'strerror', error)}); check "
+            "DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys"
+        ) from None
+    folder = Path(prefix) if prefix else path.parent
+    numbers = {name: label for label, name in enumerate(classes)}
+    videos = []
+    for line, fields in _rows(path, text):
+        where = f"{path}, line {line}"
+        if not fields.get("path"):
+            raise ValueError(f"{where}: no path")
+        start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
+        if end is not None and end <= (start or 0.0):
+            raise ValueError(f"{where}: end {end} is not after start {start or 0.0}")
+        label = _label(fields.get("label"), numbers, where)
+        videos.append(Video(str(folder / fields["path"]), label, start, end, where))
+    if not videos:
+        raise ValueError(f"{path}: the list holds no video")
+    return videos
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, fields) of a CSV with header, or of headerless ``path label`` lines."""
+    lines = text.splitlines()
+    header = [name.strip() for name in lines[0].split(",")] if lines else []
+    if "path" in header:
+        if "label" not in header:
+            raise ValueError(f"{path}, line 1: the header {lines[0]!r} has no label column; write path,label")
+        reader = csv.DictReader(lines[1:], fieldnames=header)
+        for fields in reader:
+            if None in fields or None in fields.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num + 1}: expected {len(header)} fields ({','.join(header)}), "
+                    "quote a path that holds a comma"
+                )
+            yield reader.line_num + 1, {key: value.strip() for key, value in fields.items()}
+        return
+    if "youtube_id" in header:
+        raise ValueError(
+            f"{path}: these are Kinetics' official annotations, which name no files; write a list with "
+            "the header path,label, or lines 'path label'"
+        )
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        # The label is the last field; the path before it may hold spaces.
+        match = re.fullmatch(r"\s*(.+?)\s*[,\t ;]\s*([^,\t ;]+)\s*", line)
+        if not match:
+            raise ValueError(f"{path}, line {number}: expected 'path label', got {line.strip()!r}")
+        yield number, {"path": match[1], "label": match[2]}
+
+
+def _label(text: str | None, numbers: dict[str, int], where: str) -> int:
+    if text in numbers:
+        return numbers[text]
+    try:
+        label = int(text or "")
+    except ValueError:
+        raise ValueError(f"{where}: label {text!r} is neither a number nor a name of the class list") from None
+    if not 0 <= label < len(numbers):
+        raise ValueError(
+            f"{where}: label {label} is out of range; there are {len(numbers)} classes, so labels go "
+            f"from 0 to {len(numbers) - 1}"
+        )
+    return label
+
+
+def _seconds(text: str | None, name: str, where: str) -> float | None:
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{where}: {name} {text!r} is not a number of seconds")
+    return seconds
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Return the sorted names of the class folders below a folder."""
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
+    numbers = {name: label for label, name in enumerate(classes)}
+    videos = []
+    for name in class_folders(folder):
+        if name not in numbers:
+            raise ValueError(f"{folder / name}: {name!r} is not in the class list; rename the folder or add the class")
+        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+        videos += [Video(str(file), numbers[name], source=str(file)) for file in files]
+    if not videos:
+        raise ValueError(f"{folder}: no videos in class folders below it; expected {folder}/CLASS/VIDEO.mp4")
+    return videos
+
+
+def check_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Video]:
+    """Return the videos whose file does not exist.
+
+    Raises:
+        ValueError: more than ``max_missing_fraction`` of them are missing; names the first.
+    """
+    with ThreadPoolExecutor(16) as pool:  # on network file systems one look-up takes milliseconds
+        exists = list(pool.map(lambda video: Path(video.path).is_file(), videos))
+    missing = [video for video, there in zip(videos, exists, strict=True) if not there]
+    if len(missing) > max_missing_fraction * len(videos):
+        first = missing[0]
+        more = f" (and {len(missing) - 1} more of {len(videos)})" if len(missing) > 1 else ""
+        raise ValueError(
+            f"{first.source}: video {first.path} does not exist{more}; mend the list, set "
+            "DATA.PATH_PREFIX, or allow more with DATA.MAX_BAD_FRACTION"
+        )
+    return missing
+
+
+def load_classes(cfg: CfgNode) -> list[str]:
+    """Return the class names of a config's data set and check their number against MODEL.NUM_CLASSES.
+
+    Without a class list file the names are those of the training list's class folders, or else the numbers.
+
+    Raises:
+        ValueError: the names cannot be read or their number is not MODEL.NUM_CLASSES.
+    """
+    folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
+    path, train = folder / cfg.DATA.CLASS_LIST, folder / cfg.DATA.TRAIN_LIST
+    if path.is_file():
+        classes = read_class_list(path)
+    elif train.is_dir():
+        path, classes = train, class_folders(train)
+    else:
+        logger.warning("%s: no class list; classes are named by their numbers (set DATA.CLASS_LIST)", path)
+        classes = [str(label) for label in range(cfg.MODEL.NUM_CLASSES)]
+    if len(classes) != cfg.MODEL.NUM_CLASSES:
+        raise ValueError(
+            f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {path} names {len(classes)} classes; "
+            f"set MODEL.NUM_CLASSES {len(classes)}"
+        )
+    return classes
+
+
+def load_split(cfg: CfgNode, split: str, classes: Sequence[str]) -> list[Video]:
+    """Read the list of "train", "val" or "test" that the config names and check that its files exist.
+
+    Raises:
+        ValueError: names the file, line or key, and the mend.
+    """
+    path = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA[f"{split.upper()}_LIST"]
+    videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX)
+    missing = check_files(videos, cfg.DATA.MAX_BAD_FRACTION)
+    if missing:
+        logger.warning(
+            "%s: %d of %d videos do not exist, the first %s", path, len(missing), len(videos), missing[0].path
+        )
+    return videos

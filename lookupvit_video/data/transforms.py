@@ -1,0 +1,156 @@
+"""What happens to the pixels: torchvision.transforms.v2, the same for all frames of a clip.
+
+Frames come from the reader as (T, H, W, C) uint8; that memory layout is kept until after the resize (torch resizes
+channels-last uint8 fastest) and crops come before it. Clips leave as contiguous (C, T, H, W) uint8; what needs floats
+or the whole batch (normalisation, mixing, erasing) happens on the device.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+FILL = [124.0, 116.0, 104.0]  # ImageNet's mean colour, for corners that rotations and shears uncover
+IGNORED = -100  # label of a clip that could not be read: it adds nothing to the loss
+
+ClipTransform = Callable[[Tensor], list[Tensor]]
+
+
+def frames_to_clip(frames_TCHW: Tensor) -> Tensor:
+    """Turn frames (T, C, H, W) of any memory layout into a contiguous clip (C, T, H, W)."""
+    return frames_TCHW.permute(1, 0, 2, 3).contiguous()
+
+
+class ShortSideJitterCrop(nn.Module):
+    """A random square that would measure ``size`` if the short side measured a random ``low`` to ``high``, resized.
+
+    The same picture as SlowFast's short-side jitter and crop, with the crop first: fewer pixels are resized.
+    """
+
+    def __init__(self, size: int, low: int, high: int):
+        super().__init__()
+        self.size, self.low, self.high = size, low, high
+
+    def forward(self, frames_TCHW: Tensor) -> Tensor:
+        """Crop and resize (T, C, H, W) to (T, C, size, size)."""
+        height, width = frames_TCHW.shape[-2:]
+        side = max(1, round(min(height, width) * self.size / random.randint(self.low, self.high)))
+        top, left = random.randint(0, height - side), random.randint(0, width - side)
+        return F.resized_crop(frames_TCHW, top, left, side, side, [self.size, self.size], antialias=True)
+
+
+class ClipRandAugment(nn.Module):
+    """RandAugment (arXiv 1909.13719) on a scale of 0 to 10, its magnitude drawn anew for each clip."""
+
+    def __init__(self, num_ops: int, magnitude: float, std: float):
+        super().__init__()
+        self.num_ops, self.magnitude, self.std = num_ops, magnitude, std
+
+    def forward(self, frames_TCHW: Tensor) -> Tensor:
+        """Apply the same ``num_ops`` random operations to all frames of (T, C, H, W) uint8."""
+        strength = min(max(random.gauss(self.magnitude, self.std), 0.0), 10.0)
+        augment = v2.RandAugment(
+            self.num_ops,
+            round(strength * 3),
+            num_magnitude_bins=31,
+            interpolation=F.InterpolationMode.BILINEAR,
+            fill=FILL,
+        )
+        return augment(frames_TCHW)
+
+
+def train_transform(cfg: CfgNode, *, flip: bool) -> ClipTransform:
+    """Return the random transform of the config: frames (T, H, W, C) uint8 -> one clip (C, T, size, size) uint8."""
+    size = cfg.DATA.TRAIN_CROP_SIZE
+    area = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE
+    steps: list[nn.Module] = []
+    if area:
+        steps.append(v2.RandomResizedCrop(size, tuple(area), tuple(cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE)))
+    else:
+        steps.append(ShortSideJitterCrop(size, *cfg.DATA.TRAIN_JITTER_SCALES))
+    if flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if cfg.AUG.RAND_AUGMENT_OPS:
+        steps.append(
+            ClipRandAugment(cfg.AUG.RAND_AUGMENT_OPS, cfg.AUG.RAND_AUGMENT_MAGNITUDE, cfg.AUG.RAND_AUGMENT_STD)
+        )
+    if cfg.AUG.COLOR_JITTER:
+        strength = cfg.AUG.COLOR_JITTER
+        steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
+    pipeline = nn.Sequential(*steps)
+    return lambda frames_THWC: [frames_to_clip(pipeline(frames_THWC.permute(0, 3, 1, 2)))]
+
+
+def eval_transform(size: int, short_side: int, num_crops: int) -> ClipTransform:
+    """Return the fixed transform: frames (T, H, W, C) uint8 -> ``num_crops`` clips (C, T, size, size) uint8.
+
+    The crops are squares that measure ``size`` if the short side measures ``short_side``: one in the centre, or three
+    spread over the longer side.
+    """
+
+    def transform(frames_THWC: Tensor) -> list[Tensor]:
+        frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
+        height, width = frames_TCHW.shape[-2:]
+        side = max(1, round(min(height, width) * size / short_side))
+        top, left = height - side, width - side
+        if num_crops == 1:
+            corners = [(top // 2, left // 2)]
+        elif height > width:
+            corners = [(0, left // 2), (top // 2, left // 2), (top, left // 2)]
+        else:
+            corners = [(top // 2, 0), (top // 2, left // 2), (top // 2, left)]
+        return [
+            frames_to_clip(F.resized_crop(frames_TCHW, y, x, side, side, [size, size], antialias=True))
+            for y, x in corners
+        ]
+
+    return transform
+
+
+def normalize(clips_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn uint8 clips (B, C, T, H, W) into float32 ones of the given channel mean and deviation (of 0 to 1)."""
+    shape = (1, -1, 1, 1, 1)
+    scale = 1 / (255 * torch.tensor(std, device=clips_BCTHW.device))
+    shift = -torch.tensor(mean, device=clips_BCTHW.device) / torch.tensor(std, device=clips_BCTHW.device)
+    return torch.addcmul(shift.view(shape), clips_BCTHW.float(), scale.view(shape))
+
+
+def soft_targets(labels_B: Tensor, num_classes: int) -> Tensor:
+    """Turn labels (B,) into one-hot rows (B, K); the row of an ignored clip is all zeros."""
+    targets_BK = torch.zeros(len(labels_B), num_classes, device=labels_B.device)
+    valid_B = labels_B != IGNORED
+    return targets_BK.scatter_(1, labels_B.clamp(min=0)[:, None], valid_B[:, None].float())
+
+
+class BatchAugment:
+    """Random erasing per clip, then mixup or cutmix over the batch, on the device; random numbers from torch's CPU."""
+
+    def __init__(self, cfg: CfgNode):
+        self.erase = v2.RandomErasing(p=cfg.AUG.RE_PROB, value="random") if cfg.AUG.RE_PROB else None
+        self.mixers: list[tuple[float, nn.Module]] = []  # (chance, mixer); what is left of 1 is no mixing
+        if cfg.MIXUP.ENABLE:
+            both = cfg.MIXUP.ALPHA > 0 and cfg.MIXUP.CUTMIX_ALPHA > 0
+            cut = cfg.MIXUP.SWITCH_PROB if both else float(cfg.MIXUP.CUTMIX_ALPHA > 0)
+            if cut < 1:
+                self.mixers.append((cfg.MIXUP.PROB * (1 - cut), v2.MixUp(alpha=cfg.MIXUP.ALPHA)))
+            if cut > 0:
+                self.mixers.append((cfg.MIXUP.PROB * cut, v2.CutMix(alpha=cfg.MIXUP.CUTMIX_ALPHA)))
+
+    def __call__(self, clips_BCTHW: Tensor, targets_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment normalised clips (B, C, T, H, W) and targets (B, K); shapes stay."""
+        if self.erase is not None:
+            # v2 takes videos as (T, C, H, W) and erases the same place of every frame.
+            clips_BCTHW = torch.stack([self.erase(clip.transpose(0, 1)).transpose(0, 1) for clip in clips_BCTHW])
+        if self.mixers:
+            draw = torch.rand(()).item()
+            for chance, mixer in self.mixers:
+                if draw < chance:
+                    clips, targets_BK = mixer(tv_tensors.Video(clips_BCTHW), targets_BK)
+                    return clips.as_subclass(torch.Tensor), targets_BK
+                draw -= chance
+        return clips_BCTHW, targets_BK

@@ -1,0 +1,152 @@
+"""Checkpoints: written whole or not at all, read without running anything they hold.
+
+A checkpoint is one dict of plain data and tensors. ``model``, ``config`` (YAML text) and ``classes`` are always there,
+so any of them serves for prediction; a training checkpoint also has ``optimizer`` and where the run stood.
+"""
+
+import logging
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from lookupvit_video.config import config_from_text
+from lookupvit_video.files import written_whole
+
+logger = logging.getLogger(__name__)
+FORMAT = "lookupvit_video/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds."""
+
+    path: Path
+    config: CfgNode
+    classes: list[str]
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any] | None
+    step: int
+    """Optimiser steps done."""
+    best_top1: float
+    """Best validation accuracy so far, in percent; -1 before the first validation."""
+
+
+def save_checkpoint(
+    path: str | Path,
+    *,
+    cfg: CfgNode,
+    classes: list[str],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    step: int = 0,
+    best_top1: float = -1.0,
+) -> None:
+    """Write a checkpoint; without ``optimizer`` it is one for use, not for going on.
+
+    Raises:
+        OSError: the disk is full or cannot be written to; an older file of that name is left as it was.
+    """
+    state = {
+        "format": FORMAT,
+        "config": cfg.dump(),
+        "classes": list(classes),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict() if optimizer else None,
+        "step": step,
+        "best_top1": best_top1,
+        "versions": {"torch": str(torch.__version__)},
+    }
+    with written_whole(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU; nothing in the file is executed (``weights_only=True``).
+
+    Raises:
+        ValueError: the file is missing, damaged, no checkpoint, or of another project.
+    """
+    path = Path(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        elif isinstance(error, pickle.UnpicklingError):
+            reason = "not a checkpoint, or it holds code, which is not run"
+        else:
+            reason = "damaged, or not a checkpoint"
+        raise ValueError(
+            f"{path}: this checkpoint cannot be read ({reason}); give a .pt file that tools/run_net.py wrote"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{path}: no checkpoint of this project; give a .pt file that tools/run_net.py wrote")
+    return Checkpoint(
+        path=path,
+        config=config_from_text(state["config"], f"{path} (config in it)"),
+        classes=state["classes"],
+        model=state["model"],
+        optimizer=state["optimizer"],
+        step=state["step"],
+        best_top1=state["best_top1"],
+    )
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put a checkpoint's weights into a model of the same shape.
+
+    Raises:
+        ValueError: names the first parameter that does not fit.
+    """
+    own, given = model.state_dict(), checkpoint.model
+    for name in [*own, *given]:
+        if name not in own or name not in given:
+            where = "checkpoint" if name not in given else "model"
+            raise ValueError(
+                f"{checkpoint.path}: {name} is missing in the {where}; MODEL keys must be those of the checkpoint"
+            )
+        if own[name].shape != given[name].shape:
+            raise ValueError(
+                f"{checkpoint.path}: {name} has shape {tuple(given[name].shape)}, the model's has "
+                f"{tuple(own[name].shape)}; MODEL and DATA geometry must be those of the checkpoint"
+            )
+    model.load_state_dict(given)
+
+
+def checkpoint_path(output_dir: str | Path, step: int) -> Path:
+    """Return where the training checkpoint of a step lies."""
+    return Path(output_dir) / "checkpoints" / f"step_{step:08d}.pt"
+
+
+def training_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Return a run's training checkpoints, newest first."""
+    return sorted((Path(output_dir) / "checkpoints").glob("step_*.pt"), reverse=True)
+
+
+def latest_checkpoint(output_dir: str | Path) -> Checkpoint | None:
+    """Read the newest training checkpoint of a run that can be read; None where there is none.
+
+    Raises:
+        ValueError: there are checkpoints, but none can be read.
+    """
+    paths = training_checkpoints(output_dir)
+    for path in paths:
+        try:
+            return load_checkpoint(path)
+        except ValueError as error:
+            logger.warning("%s; trying the one before", error)
+    if paths:
+        raise ValueError(f"{paths[0].parent}: no checkpoint here can be read; remove them to start anew")
+    return None
+
+
+def remove_old_checkpoints(output_dir: str | Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` training checkpoints."""
+    for path in training_checkpoints(output_dir)[keep:]:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,132 @@
+"""Validation and multi-view test: softmax averaged over the views of a video, every video counted once.
+
+Shape letters: B videos, V views, K classes.
+"""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejson
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from lookupvit_video.data.dataset import Batch
+from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.transforms import normalize
+from lookupvit_video.engine.parallel import World, autocast_dtype, gather_objects
+from lookupvit_video.engine.plots import plot_confusion
+from lookupvit_video.files import written_whole
+from lookupvit_video.progress import progress
+
+
+@dataclass(frozen=True)
+class Results:
+    """Accuracy over a list of videos; a video that could not be read counts as wrong."""
+
+    labels: np.ndarray
+    """(videos,)"""
+    probabilities: np.ndarray
+    """(videos, K): mean softmax over the views; zeros for a video that could not be read."""
+    bad: list[tuple[int, str]]
+    """(row, reason) of each video that could not be read."""
+
+    def top(self, k: int) -> float:
+        """Return the share of videos, in percent, whose label is among the k likeliest classes."""
+        best = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return 100 * float(np.mean((best == self.labels[:, None]).any(1) & self.read))
+
+    @property
+    def read(self) -> np.ndarray:
+        """(videos,) bool: which could be read."""
+        read = np.ones(len(self.labels), dtype=bool)
+        read[[row for row, _ in self.bad]] = False
+        return read
+
+    def confusion(self) -> np.ndarray:
+        """Return counts (K, K): rows true, columns predicted; videos that could not be read are left out."""
+        num_classes = self.probabilities.shape[1]
+        counts = np.zeros((num_classes, num_classes), dtype=np.int64)
+        np.add.at(counts, (self.labels[self.read], self.probabilities.argmax(1)[self.read]), 1)
+        return counts
+
+    def per_class(self) -> list[float | None]:
+        """Return each class's accuracy in percent, unreadable videos as wrong; None where the list has no video."""
+        totals = np.bincount(self.labels, minlength=self.probabilities.shape[1])
+        right = self.confusion().diagonal()
+        return [100 * float(r) / int(t) if t else None for r, t in zip(right, totals, strict=True)]
+
+
+def predict_clips(model: nn.Module, cfg: CfgNode, clips: torch.Tensor, world_device: torch.device) -> torch.Tensor:
+    """Return the softmax (clips, K), float32 on the CPU, of uint8 clips (clips, C, T, H, W); model in eval mode."""
+    dtype = autocast_dtype(cfg.TRAIN.PRECISION, world_device)
+    with torch.inference_mode(), torch.autocast(world_device.type, dtype, enabled=dtype != torch.float32):
+        inputs = normalize(clips.to(world_device, non_blocking=True), cfg.DATA.MEAN, cfg.DATA.STD)
+        return model(inputs).float().softmax(-1).cpu()
+
+
+def evaluate(
+    model: nn.Module, loader: Iterable[Batch], videos: Sequence[Video], cfg: CfgNode, world: World, label: str
+) -> Results:
+    """Run a model over this process's share of the videos and put all processes' shares together.
+
+    Args:
+        model: not wrapped for parallel training; its mode is kept.
+        loader: from ``build_eval_loader`` with this process's rank.
+        videos: the whole list, the same in all processes.
+        label: what the progress line says.
+    """
+    was_training = model.training
+    model.eval()
+    own: list[tuple[int, np.ndarray]] = []
+    bad: list[tuple[int, str]] = []
+    share = len(range(world.rank, len(videos), world.size))
+    batches = progress(loader, total=share, label=label, unit="videos", step=cfg.TEST.BATCH_SIZE) \
+        if world.is_main else loader  # fmt: skip
+    for batch in batches:
+        probabilities = predict_clips(model, cfg, batch.clips, world.device)
+        by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
+        own += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)
+        bad += batch.errors
+    model.train(was_training)
+    table = np.zeros((len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
+    for rows in gather_objects(own, world):
+        for row, probability in rows:
+            table[row] = probability
+    all_bad = sorted(item for items in gather_objects(bad, world) for item in items)
+    table[[row for row, _ in all_bad]] = 0
+    return Results(np.array([video.label for video in videos]), table, all_bad)
+
+
+def write_results(
+    results: Results, videos: Sequence[Video], classes: Sequence[str], folder: Path, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Write test_results.json, test_predictions.csv and confusion_matrix.png into a folder; return the JSON's content.
+
+    Args:
+        facts: what was measured, put before the figures (checkpoint, views, precision, ...).
+    """
+    summary = {
+        **facts,
+        "videos": len(videos),
+        "top1": round(results.top(1), 2),
+        "top5": round(results.top(5), 2),
+        "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in results.bad],
+        "per_class": dict(zip(classes, results.per_class(), strict=True)),
+    }
+    with written_whole(folder / "test_results.json") as temporary:
+        temporary.write_text(simplejson.dumps(summary) + "\n", encoding="utf-8")
+    with written_whole(folder / "test_predictions.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "label", "prediction", "probability"))
+        read = results.read
+        for row, video in enumerate(videos):
+            best = int(results.probabilities[row].argmax())
+            answer = (classes[best], f"{results.probabilities[row, best]:.4f}") if read[row] else ("", "")
+            writer.writerow((video.path, classes[video.label], *answer))
+    plot_confusion(results.confusion(), classes, folder / "confusion_matrix.png")
+    return summary

@@ -1,0 +1,74 @@
+"""The multi-view test of a checkpoint, by config."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from lookupvit_video.data.loader import build_eval_loader
+from lookupvit_video.data.manifest import load_split
+from lookupvit_video.engine.checkpoint import load_checkpoint, load_weights
+from lookupvit_video.engine.evaluate import evaluate, write_results
+from lookupvit_video.engine.log import record_bad_videos
+from lookupvit_video.engine.parallel import World, autocast_dtype
+from lookupvit_video.models.build import build_model
+from lookupvit_video.models.complexity import count_parameters, measured_macs
+
+logger = logging.getLogger(__name__)
+
+
+def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | None:
+    """Test a checkpoint on the test list with the config's views; the main process writes and returns the results.
+
+    Raises:
+        ValueError: the checkpoint or the list cannot be read, or they do not fit the config.
+    """
+    videos = load_split(cfg, "test", classes)
+    checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
+    if checkpoint.classes != classes:
+        raise ValueError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
+    model = build_model(cfg)
+    load_weights(model, checkpoint)
+    clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)
+    macs = measured_macs(model, clip)
+    model.to(world.device)
+    views, crops = cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
+    logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
+    loader = build_eval_loader(
+        cfg,
+        videos,
+        num_views=views,
+        num_crops=crops,
+        rank=world.rank,
+        world_size=world.size,
+        pin_memory=world.device.type == "cuda",
+    )
+    results = evaluate(model, loader, videos, cfg, world, "test")
+    if not world.is_main:
+        return None
+    folder = Path(cfg.OUTPUT_DIR)
+    record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in results.bad])
+    facts = {
+        "checkpoint": str(checkpoint.path),
+        "arch": cfg.MODEL.ARCH,
+        "step": checkpoint.step,
+        "views": f"{views}x{crops}",
+        "precision": str(autocast_dtype(cfg.TRAIN.PRECISION, world.device)).removeprefix("torch."),
+        "gmacs_per_view": float(f"{macs / 1e9:.4g}"),
+        "parameters": count_parameters(model),
+    }
+    summary = write_results(results, videos, classes, folder, facts)
+    logger.info(
+        "test: top-1 %.2f %%, top-5 %.2f %% of %d videos (%d could not be read and count as wrong); wrote %s, "
+        "%s and %s",
+        summary["top1"],
+        summary["top5"],
+        len(videos),
+        len(results.bad),
+        folder / "test_results.json",
+        folder / "test_predictions.csv",
+        folder / "confusion_matrix.png",
+    )
+    return summary

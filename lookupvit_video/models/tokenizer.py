@@ -1,0 +1,90 @@
+"""Clip -> lookup tokens on a (t, h, w) grid, and the resize of that grid that makes the compressed tokens.
+
+Shape letters: B batch, C channels, T frames, H W pixels, t h w grid, N lookup tokens, M compressed tokens, D width.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, int, int]
+
+
+class TubeletTokenizer(nn.Module):
+    """Cuts a clip into tubelets and projects each to a token; learnable positions are added on the same grid.
+
+    Source: ViViT (arXiv 2103.15691), section 3.2, tubelet embedding; positions as in LookupViT (arXiv 2407.12753).
+    """
+
+    def __init__(self, *, num_frames: int, size: int, tubelet: Grid, dim: int, in_channels: int = 3):
+        super().__init__()
+        extent = (num_frames, size, size)
+        if any(whole % part for whole, part in zip(extent, tubelet, strict=True)):
+            raise ValueError(f"a clip of {extent} (frames, height, width) cannot be cut into tubelets of {tubelet}")
+        self.clip_shape = (in_channels, *extent)
+        self.grid: Grid = (num_frames // tubelet[0], size // tubelet[1], size // tubelet[2])
+        self.projection = nn.Conv3d(in_channels, dim, kernel_size=tubelet, stride=tubelet)
+        self.positions = nn.Parameter(torch.empty(1, math.prod(self.grid), dim))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        # As a linear layer on the flattened tubelet (what it is), not as a convolution with its fan-in rules.
+        nn.init.xavier_uniform_(self.projection.weight.view(dim, -1))
+        nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
+
+    def forward(self, clip_BCTHW: Tensor) -> Tensor:
+        """Turn a normalised float clip (B, C, T, H, W) into lookup tokens (B, N, D), rows in t, h, w order.
+
+        Raises:
+            ValueError: the clip has another shape than this tokenizer was built for.
+        """
+        if tuple(clip_BCTHW.shape[1:]) != self.clip_shape:
+            raise ValueError(
+                f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
+            )
+        tokens_BDthw = self.projection(clip_BCTHW)
+        return tokens_BDthw.flatten(2).transpose(1, 2) + self.positions
+
+
+def interpolation_matrix(n_in: int, n_out: int, *, antialias: bool) -> Tensor:
+    """Return the (n_out, n_in) float64 matrix that resizes one axis linearly; each row sums to 1.
+
+    With ``antialias`` the triangle filter widens with the reduction (as ``jax.image.resize`` and torch's 2-D
+    ``antialias=True``); without, it is plain linear interpolation (torch's ``align_corners=False``).
+    """
+    scale = n_in / n_out
+    width = max(scale, 1.0) if antialias else 1.0
+    centres = (torch.arange(n_out, dtype=torch.float64) + 0.5) * scale - 0.5
+    if not antialias:
+        centres = centres.clamp(0, n_in - 1)  # beyond the first and last sample, those samples themselves
+    distance = (torch.arange(n_in, dtype=torch.float64) - centres[:, None]).abs() / width
+    weights = (1 - distance).clamp(min=0)
+    return weights / weights.sum(1, keepdim=True)
+
+
+class GridResize(nn.Module):
+    """Resizes tokens from one (t, h, w) grid to another; not learned (LookupViT, section 3: the resize T).
+
+    ``kind`` is "triangle" (antialiased) or "trilinear" (plain). It is linear and separable, hence three small
+    matrix products, exact for any pair of sizes.
+    """
+
+    def __init__(self, grid_in: Grid, grid_out: Grid, kind: str = "triangle"):
+        super().__init__()
+        if kind not in ("triangle", "trilinear"):
+            raise ValueError(f"resize kind {kind!r}: choose triangle or trilinear")
+        self.grid_in, self.grid_out = grid_in, grid_out
+        for axis, (n_in, n_out) in enumerate(zip(grid_in, grid_out, strict=True)):
+            matrix = interpolation_matrix(n_in, n_out, antialias=kind == "triangle").float()
+            self.register_buffer(f"matrix_{axis}", matrix, persistent=False)
+
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Resize (B, N, D) on ``grid_in`` to (B, M, D) on ``grid_out``."""
+        batch, _, dim = tokens_BND.shape
+        out = tokens_BND
+        done = 1  # product of the axes already resized: they join the batch, so that no axis need be moved
+        for axis, (n_in, n_out) in enumerate(zip(self.grid_in, self.grid_out, strict=True)):
+            if n_in != n_out:
+                matrix = self.get_buffer(f"matrix_{axis}").to(tokens_BND.dtype)
+                out = matrix @ out.reshape(batch * done, n_in, math.prod(self.grid_in[axis + 1 :]) * dim)
+            done *= n_out
+        return out.reshape(batch, done, dim)

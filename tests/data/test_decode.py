@@ -1,0 +1,374 @@
+"""Every frame that a reader returns is the one that a full decode shows at that time, or the reader says why not."""
+
+import importlib.util
+import logging
+import os
+import pickle
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from lookupvit_video.data import decode
+from lookupvit_video.data.decode import DecodeError, open_video
+from tests.videos import draw_frame, read_number, write_audio, write_video
+
+needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
+BACKENDS = ["pyav", pytest.param("decord", marks=needs_decord)]
+OPEN_GOP = {"x264-params": "open-gop=1"}
+INTRA_REFRESH = {"x264-params": "intra-refresh=1"}
+
+# name of the file: how it is written, whether decord itself must serve it
+FILES = {
+    "gop12.mp4": ({}, True),
+    "gop12_b.mp4": ({"b_frames": 2, "with_audio": True}, True),
+    "gop250.mp4": ({"gop": 250}, True),
+    "gop250_b.mp4": ({"gop": 250, "b_frames": 2}, True),
+    "b.mkv": ({"b_frames": 2}, True),
+    "vp9.webm": ({"codec": "libvpx-vp9", "with_audio": True}, True),
+    "fragmented.mp4": ({"b_frames": 2, "container_options": {"movflags": "frag_keyframe+empty_moov"}}, True),
+    "late_start.mp4": ({"b_frames": 2, "start": 30}, True),
+    "edit_list.mp4": ({"b_frames": 2, "start": -7}, False),
+    "gop2_b.mp4": ({"gop": 2, "b_frames": 1}, True),
+    "all_keys.mp4": ({"gop": 1, "b_frames": 2}, True),
+    "open_gop.mp4": ({"b_frames": 3, "codec_options": OPEN_GOP}, False),
+    "intra_refresh.mp4": ({"codec_options": INTRA_REFRESH}, False),
+    "mpegts.ts": ({"b_frames": 2, "with_audio": True}, False),
+    "late_start.ts": ({"b_frames": 2, "start": 500}, False),
+    "mpeg4.avi": ({"codec": "mpeg4", "with_audio": True}, False),
+    "mpeg4_b.avi": ({"codec": "mpeg4", "b_frames": 2}, False),
+    "mpeg4_b.mp4": ({"codec": "mpeg4", "b_frames": 2}, False),
+    "h264_b.avi": ({"b_frames": 2}, False),  # its time stamps are in the order of decoding
+    "raw.h264": ({"b_frames": 2}, False),  # it has no time stamps
+    "hevc_b.mp4": ({"codec": "libx265", "b_frames": 3, "gop": 24}, False),
+    "hevc_10bit.mp4": ({"codec": "libx265", "pix_fmt": "yuv420p10le"}, False),
+    "rate_varies.mp4": ({"b_frames": 2, "times": [0.002 * i * i for i in range(48)]}, True),
+    "turned_90.mp4": ({"rotation": 90, "b_frames": 2}, False),
+    "turned_180.mov": ({"rotation": 180}, False),
+}
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """name -> path, each written once."""
+    folder, made = tmp_path_factory.mktemp("videos"), {}
+
+    def path_of(name):
+        if name not in made:
+            recipe = FILES[name][0]
+            if recipe.get("codec", "libx264") not in av.codecs_available:
+                pytest.skip(f"this build of PyAV has no {recipe['codec']} encoder")
+            made[name] = write_video(folder / name, **recipe)
+        return made[name]
+
+    return path_of
+
+
+def decode_all(path):
+    """What a player shows: times in seconds from the first frame, float64 (N,), and frames, uint8 (N, H, W, 3)."""
+    with av.open(path) as container:
+        stream = container.streams.best("video")
+        stream.thread_type = "NONE"
+        shown = list(container.decode(stream))
+        pictures = [np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90)) for f in shown]
+        stamps = [f.pts for f in shown]
+        if None in stamps or min(np.diff(stamps)) <= 0:
+            return np.arange(len(shown)) / float(stream.average_rate), np.stack(pictures)
+        return (np.array(stamps) - stamps[0]) * float(stream.time_base), np.stack(pictures)
+
+
+def frames_shown(times, pictures, seconds):
+    """The last frame that has begun at each time, the slow way."""
+    return np.stack([pictures[max((i for i, t in enumerate(times) if t <= s + 1e-6), default=0)] for s in seconds])
+
+
+def assert_shown(frames, expected, backend):
+    assert frames.dtype == torch.uint8
+    if backend == "pyav":
+        assert torch.equal(frames, torch.from_numpy(expected))
+    else:
+        assert [read_number(f) for f in frames.numpy()] == [read_number(f) for f in expected]
+        assert np.abs(frames.numpy().astype(float) - expected).mean(axis=(1, 2, 3)).max() <= 1.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", FILES)
+def test_frames_are_those_of_a_full_decode(videos, name, backend):
+    path = videos(name)
+    times, pictures = decode_all(path)
+    end = times[-1]
+    rng = np.random.default_rng(0)
+    with open_video(path, backend) as video:
+        np.testing.assert_allclose(video.times, times, atol=1e-9)
+        assert video.times[0] == 0.0
+        requests = [[0.0], [end], [end + 5.0, -3.0], [end], list(times), list(times[::-1]), [0.3, 0.3, 0.1], []]
+        requests += [rng.uniform(-0.2, end + 0.2, size=rng.integers(1, 9)) for _ in range(40)]
+        requests += [rng.choice(times, size=4) for _ in range(10)]
+        for at in requests[:8] + [requests[i] for i in 8 + rng.permutation(len(requests) - 8)]:
+            frames = video.frames_at(at)
+            assert frames.shape == (len(at), *pictures.shape[1:])
+            if len(at):
+                assert_shown(frames, frames_shown(times, pictures, at), backend)
+        if backend == "decord":
+            assert (video._decord is not None) == FILES[name][1], "decord serves what it is exact on, and nothing else"
+
+
+def test_the_tests_own_pictures_can_be_told_apart(videos):
+    _, pictures = decode_all(videos("gop250_b.mp4"))
+    assert [read_number(p) for p in pictures] == list(range(48))
+    assert read_number(draw_frame(40_000)) == 40_000
+
+
+def test_an_edit_list_starts_the_video_where_it_says(videos):
+    with open_video(videos("edit_list.mp4")) as video:
+        assert len(video.times) == video.info.num_frames == 41
+        assert read_number(video.frames_at([0.0])[0].numpy()) == 7
+
+
+def test_variable_rate_is_read_from_the_time_stamps(videos):
+    with open_video(videos("rate_varies.mp4")) as video:
+        np.testing.assert_allclose(video.times, [0.002 * i * i for i in range(48)], atol=1e-4)
+        assert [read_number(f) for f in video.frames_at([0.0, 1.0, 4.0]).numpy()] == [0, 22, 44]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rotated_pictures_come_upright(tmp_path, backend):
+    path = write_video(tmp_path / "turned.mp4", frames=4, rotation=90)
+    with open_video(path, backend) as video:
+        assert (video.info.width, video.info.height) == (48, 64)
+        frame = video.frames_at([2 / 24])[0].numpy()
+        assert frame.shape == (64, 48, 3)
+        assert read_number(np.rot90(frame)) == 2, "90 degrees clockwise is undone by a quarter turn the other way"
+
+
+def test_info_describes_the_file(videos):
+    with open_video(videos("gop12_b.mp4")) as video:
+        info = video.info
+    assert (info.codec, info.width, info.height, info.num_frames) == ("h264", 64, 48, 48)
+    assert info.fps == pytest.approx(24)
+    assert info.duration == pytest.approx(2)
+
+
+def test_colours_are_those_written(tmp_path):
+    path = write_video(tmp_path / "a.mp4", frames=1, codec_options={"qp": "1"})
+    with open_video(path) as video:
+        frame = video.frames_at([0.0])[0].numpy().astype(float)
+    assert np.abs(frame[:24] - draw_frame(0)[:24]).mean() < 4, "RGB in this order, full range"
+
+
+def test_seeks_decode_little(videos, monkeypatch):
+    decoded = []
+    plain = decode._decode
+
+    def counting(*args, **kwargs):
+        for frame in plain(*args, **kwargs):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(decode, "_decode", counting)
+    with open_video(videos("gop12_b.mp4")) as video:
+        decoded.clear()
+        video.frames_at([37 / 24, 0.0])  # a key frame stands at 36
+        assert len(decoded) <= 3
+        decoded.clear()
+        video.frames_at([i / 24 for i in range(37, 48)])
+        assert len(decoded) <= 12
+
+
+def test_frames_that_the_packets_hide_are_found_by_a_full_decode(videos, monkeypatch):
+    """A seek to the wrong place must end in a full decode, never in another frame."""
+    path = videos("gop12_b.mp4")
+    times, pictures = decode_all(path)
+    with open_video(path) as video:
+        key = video._timeline.keys[2]
+        video._timeline.keys[2] = key._replace(seek=video._timeline.keys[3].pts)  # lands one key frame late
+        assert_shown(video.frames_at([26 / 24]), frames_shown(times, pictures, [26 / 24]), "pyav")
+        assert video._timeline.sequential
+        assert_shown(video.frames_at([1.9, 0.1]), frames_shown(times, pictures, [1.9, 0.1]), "pyav")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_data_gives_what_a_full_decode_gives(tmp_path, backend, seed):
+    path = tmp_path / "damaged.mp4"
+    data = bytearray(Path(write_video(path, frames=40, size=(96, 64), gop=10)).read_bytes())
+    with av.open(str(path)) as container:
+        hit = [p for p in container.demux(video=0) if p.size][10 + seed]
+    rng = np.random.default_rng(seed)
+    data[hit.pos + 6 : hit.pos + hit.size] = rng.integers(0, 256, hit.size - 6, dtype=np.uint8).tobytes()
+    path.write_bytes(data)
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        stream.thread_type = "NONE"
+        pictures, stamps = [], []
+        for packet in container.demux(stream):
+            try:
+                shown = packet.decode()
+            except av.FFmpegError:
+                continue
+            pictures += [f.to_ndarray(format="rgb24") for f in shown]
+            stamps += [f.pts for f in shown]
+        times = (np.array(stamps) - stamps[0]) * float(stream.time_base)
+    with open_video(path, backend) as video:
+        for at in (1.6, 0.5, 0.42, 0.1, 0.7, 1.5):
+            frame = video.frames_at([at])
+            assert torch.equal(frame, torch.from_numpy(frames_shown(times, pictures, [at])))
+
+
+def _text(path):
+    path.write_text("this is not a video\n" * 20)
+
+
+def _lfs(path):
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+
+
+def _cut(path, keep, **options):
+    write_video(path, frames=120, size=(128, 96), **options)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+
+
+BAD_FILES = {
+    "missing.mp4": (lambda path: None, "no such file"),
+    "folder.mp4": (lambda path: path.mkdir(), "is a directory"),
+    "empty.mp4": (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\)"),
+    "pointer.mp4": (_lfs, "git lfs pull"),
+    "text.mp4": (_text, "is text, not a video .*this is not"),
+    "noise.mp4": (lambda path: path.write_bytes(bytes(range(256)) * 9), "cannot be opened: not a video"),
+    "sound.mp4": (write_audio, "holds no video stream"),
+    "sound.mp3": (lambda path: path.write_bytes(_mp3_with_cover()), "holds no video stream"),
+    "no_index.mp4": (lambda path: _cut(path, 0.6), "its index .moov. is missing: truncated"),
+    "short.mp4": (
+        lambda path: _cut(path, 0.6, container_options={"movflags": "faststart"}),
+        r"truncated: holds \d+ of 120 frames",
+    ),
+    "short.mkv": (lambda path: _cut(path, 0.6), r"truncated: ends at \d\.\d of 5\.\d s"),
+    "short.avi": (lambda path: _cut(path, 0.6, codec="mpeg4"), r"truncated: ends at \d\.\d of 5\.\d s"),
+    "all_damaged.mp4": (lambda path: _wreck(path), "no frame of its h264 video can be decoded"),
+}
+
+
+def _mp3_with_cover():
+    """A second of silence behind an ID3 tag that holds a picture; libav shows that as a video stream."""
+    import io
+
+    picture = io.BytesIO()
+    av.VideoFrame.from_ndarray(draw_frame(1), format="rgb24").to_image().save(picture, "PNG")
+    body = b"\0image/png\0\x03\0" + picture.getvalue()
+    frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    size = len(frame)
+    header = b"ID3\x03\0\0" + bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
+    return header + frame + (b"\xff\xfb\x90\x64" + bytes(413)) * 40
+
+
+def _wreck(path):
+    """Every picture's data overwritten, the index left whole."""
+    write_video(path, frames=8)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        spans = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    for pos, size in spans:
+        data[pos : pos + size] = b"\xff" * size
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_are_named_with_the_reason(tmp_path, name, backend):
+    make, reason = BAD_FILES[name]
+    path = tmp_path / name
+    make(path)
+    before = _open_files()
+    with pytest.raises(DecodeError, match=reason) as caught:
+        open_video(path, backend)
+    assert caught.value.path == str(path)
+    assert str(caught.value) == f"{path}: {caught.value.reason}"
+    assert "\n" not in str(caught.value)
+    assert _open_files() == before
+
+
+def test_a_url_is_refused():
+    with pytest.raises(DecodeError, match="is a URL"):
+        open_video("https://example.org/a.mp4")
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path):
+    path = write_video(tmp_path / "12:30.mp4", frames=2)
+    with open_video(path) as video:
+        assert len(video.times) == 2
+
+
+def test_sound_longer_than_the_picture_is_not_truncation(tmp_path):
+    path = tmp_path / "long_sound.mkv"
+    write_video(path, frames=24, with_audio=True, times=[0.01 * i for i in range(23)] + [4.0])
+    with av.open(str(path)) as source, av.open(str(tmp_path / "cut.mkv"), "w") as target:
+        streams = {s.index: target.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            late = packet.stream.type == "video" and packet.pts is not None and packet.pts * packet.time_base > 1
+            if packet.size and not late:
+                packet.stream = streams[packet.stream.index]
+                target.mux(packet)
+    with open_video(tmp_path / "cut.mkv") as video:
+        assert video.info.num_frames == 23
+
+
+def test_a_decode_error_survives_the_way_out_of_a_worker():
+    error = pickle.loads(pickle.dumps(DecodeError("a.mp4", "is empty")))
+    assert (error.path, error.reason, str(error)) == ("a.mp4", "is empty", "a.mp4: is empty")
+
+
+def test_an_unknown_backend_names_the_key_and_the_choices(videos):
+    with pytest.raises(ValueError, match=r"DATA\.DECODING_BACKEND.*'opencv'.*pyav, decord"):
+        open_video(videos("gop12.mp4"), "opencv")
+
+
+def test_a_missing_decord_says_what_to_use(videos, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(ImportError, match="use pyav"):
+        open_video(videos("gop12.mp4"), "decord")
+
+
+@needs_decord
+def test_decord_hands_over_aloud_but_once(videos, caplog, monkeypatch):
+    monkeypatch.setattr(decode.DecordReader, "_reported", set())
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            open_video(videos("mpeg4.avi"), "decord").close()
+    assert [r.getMessage() for r in caplog.records if "not decord" in r.getMessage()] == [
+        f"{videos('mpeg4.avi')}: decoded with pyav, not decord: it is not exact on mpeg4 in avi (said once)"
+    ]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_time_must_be_finite(videos, bad):
+    with open_video(videos("gop12.mp4")) as video, pytest.raises(ValueError, match="not finite"):
+        video.frames_at([0.0, bad])
+
+
+def test_a_closed_reader_says_so(videos):
+    video = open_video(videos("gop12.mp4"))
+    video.close()
+    video.close()
+    with pytest.raises(ValueError, match="closed"):
+        video.frames_at([0.0])
+
+
+def _open_files():
+    """Files this process holds open; 0 where the system does not tell."""
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["gop12_b.mp4", "raw.h264"])
+def test_no_file_stays_open(videos, name, backend):
+    path = videos(name)
+    before = _open_files()
+    for _ in range(5):
+        with open_video(path, backend) as video:
+            video.frames_at([0.5, 1.5])
+            assert _open_files() > before or before == 0
+    assert _open_files() == before

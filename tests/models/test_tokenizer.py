@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from lookupvit_video.models.tokenizer import GridResize, TubeletTokenizer, interpolation_matrix
+
+
+def tokenizer():
+    return TubeletTokenizer(num_frames=4, size=12, tubelet=(2, 4, 6), dim=5).double()
+
+
+def test_each_token_is_one_tubelet_in_t_h_w_order():
+    model = tokenizer()
+    clip = torch.randn(2, 3, 4, 12, 12, dtype=torch.float64)
+    tokens = model(clip)
+    assert model.grid == (2, 3, 2)
+    row = 0
+    for t in range(2):
+        for h in range(3):
+            for w in range(2):
+                tubelet = clip[:, :, 2 * t : 2 * t + 2, 4 * h : 4 * h + 4, 6 * w : 6 * w + 6]
+                by_hand = torch.einsum("bcthw,dcthw->bd", tubelet, model.projection.weight) + model.projection.bias
+                torch.testing.assert_close(tokens[:, row], by_hand + model.positions[0, row])
+                row += 1
+    assert tokens.shape[1] == row
+
+
+def test_wrong_geometry_is_a_clear_error():
+    with pytest.raises(ValueError, match="cannot be cut into tubelets"):
+        TubeletTokenizer(num_frames=5, size=12, tubelet=(2, 4, 6), dim=5)
+    with pytest.raises(ValueError, match=r"expected clips of shape \(B, 3, 4, 12, 12\)"):
+        tokenizer()(torch.zeros(1, 3, 4, 12, 18, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(8, 4), (14, 5), (14, 7), (7, 14), (9, 9), (16, 1)])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_interpolation_matrix_equals_torchs_resize(n_in, n_out, antialias):
+    # Torch antialiases in 2-D only, so each axis is compared there, with the other one left alone.
+    image = torch.randn(1, 1, n_in, 3, dtype=torch.float64)
+    by_torch = F.interpolate(image, size=(n_out, 3), mode="bilinear", antialias=antialias, align_corners=False)
+    by_matrix = interpolation_matrix(n_in, n_out, antialias=antialias) @ image[0, 0]
+    torch.testing.assert_close(by_matrix, by_torch[0, 0])
+
+
+@pytest.mark.parametrize("grid_out", [(4, 7, 7), (2, 5, 3), (8, 14, 12), (1, 1, 1)])
+def test_resize_trilinear_equals_torchs(grid_out):
+    grid_in = (8, 14, 12)
+    tokens = torch.randn(2, 8 * 14 * 12, 3)
+    volume = tokens.transpose(1, 2).unflatten(2, grid_in)
+    by_torch = F.interpolate(volume, size=grid_out, mode="trilinear", align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(GridResize(grid_in, grid_out, "trilinear")(tokens), by_torch, rtol=1e-4, atol=1e-5)
+
+
+def test_resize_is_linear_and_keeps_constants():
+    resize = GridResize((4, 6, 6), (2, 3, 3))
+    a, b = torch.randn(1, 144, 4), torch.randn(1, 144, 4)
+    torch.testing.assert_close(resize(a + b), resize(a) + resize(b))  # so T(F) + T(pos) = T(F + pos), as the paper says
+    torch.testing.assert_close(resize(torch.ones(1, 144, 4)), torch.ones(1, 18, 4))
+
+
+def test_resize_kind_is_checked():
+    with pytest.raises(ValueError, match="choose triangle or trilinear"):
+        GridResize((2, 2, 2), (1, 1, 1), "nearest")
