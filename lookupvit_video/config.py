@@ -5,6 +5,7 @@ Keys that mean what they mean in SlowFast have SlowFast's names. Reading order: 
 
 import difflib
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,9 +201,13 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
     """Return ``value`` as the type of ``default``; a whole number serves as a float, nothing else is converted."""
     if isinstance(default, float) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 1e-4 as text
+            number = float(value)  # YAML 1.1 reads 1e-4 as text
         except (TypeError, ValueError):
             pass
+        else:
+            if not math.isfinite(number):
+                raise ValueError(f"{where}: {value!r} is not a finite number")
+            return number
     if isinstance(default, list) and isinstance(value, (list, tuple)):
         sample = default[0]
         return [_coerce(item, sample, f"{where}[{i}]") for i, item in enumerate(value)]
@@ -347,8 +352,11 @@ def validate(cfg: CfgNode) -> None:
     _check_ranges(cfg)
     _check_geometry(cfg)
     area, scales = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE, cfg.DATA.TRAIN_JITTER_SCALES
+    aspect = cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE
     if area and not 0 < area[0] <= area[1] <= 1:
         raise ValueError(f"DATA.TRAIN_JITTER_SCALES_RELATIVE is {area}; write [low, high] with 0 < low <= high <= 1")
+    if aspect[0] > aspect[1]:
+        raise ValueError(f"DATA.TRAIN_JITTER_ASPECT_RELATIVE is {aspect}; write [low, high] with low <= high")
     if not area and not cfg.DATA.TRAIN_CROP_SIZE <= scales[0] <= scales[1]:
         raise ValueError(
             f"DATA.TRAIN_JITTER_SCALES is {scales}; write [low, high] with DATA.TRAIN_CROP_SIZE "

@@ -116,7 +116,8 @@ def read_clips(video: Video, times: TimeSampler, transform: ClipTransform, backe
         if start >= end:
             raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
         chosen = start + times(end - start)
-        frames_THWC = reader.frames_at(chosen.ravel().clip(max=end).tolist())
+        # At the end itself the first frame after the span is shown; 0.1 ms is less than any frame lasts.
+        frames_THWC = reader.frames_at(chosen.ravel().clip(max=max(start, end - 1e-4)).tolist())
     return [clip for frames in frames_THWC.split(chosen.shape[1]) for clip in transform(frames)]
 
 

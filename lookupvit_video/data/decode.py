@@ -6,8 +6,8 @@ earlier pictures, damaged frames are dropped. So the way here is:
 
 1. read the packets without decoding them: time stamps make the *expected* timeline, key flags the entry points;
 2. seek to an entry point, decode forward, and compare every frame that arrives with the expected one;
-3. at the first difference decode the whole file once: the frames that come out, in their order, *are* the timeline from
-   then on, and every request is served by decoding from the start.
+3. at the first difference, or sign of damage, decode the whole file once: the frames that come out *are* the timeline
+   from then on, and every request is served by decoding from the start.
 
 Backends differ in step 2 only, so a new one overrides `PyAVReader._pick` and joins `BACKENDS`.
 """
@@ -44,8 +44,6 @@ _DECORD_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm"})
 
 _TIME_TOLERANCE = 1e-6  # seconds: a time computed as index / fps may fall a rounding error short of the frame's own
 _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
-# swscale would take every core of the machine in every loader worker; PyAV before 17 has no such setting and uses one.
-_ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 class DecodeError(ValueError):
@@ -214,7 +212,8 @@ class PyAVReader(VideoReader):
 
     def _upright_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         width, height = self._coded_size  # a stream may change its size midway; the clip may not
-        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", **_ONE_THREAD)
+        # one thread: swscale would take every core of the machine, in every loader worker
+        rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         return np.rot90(rgb.to_ndarray(), self._quarter_turns)
 
     def _frame(self, index: int) -> av.VideoFrame:
@@ -271,7 +270,7 @@ class PyAVReader(VideoReader):
         self.close()
         self._container = _open_container(self.path)
         self._stream = self._container.streams.best("video")
-        if self._stream is None or self._stream.disposition & Disposition.attached_pic:  # the cover of an album
+        if self._stream is None or self._stream.disposition & Disposition.attached_pic:  # an album's cover
             raise DecodeError(self.path, "holds no video stream")
         if self._stream.codec_context is None:
             raise DecodeError(self.path, "its video is in a codec that this build of PyAV cannot decode")
@@ -361,7 +360,11 @@ class PyAVReader(VideoReader):
 
 
 class DecordReader(PyAVReader):
-    """Decode with decord where it is exact; what it would get wrong is decoded with PyAV and logged, once a reason."""
+    """Decode with decord where it is exact; what it would get wrong is decoded with PyAV and logged, once a reason.
+
+    One thing cannot be told beforehand: where picture data is damaged, decord may return a neighbour, or a picture
+    mended in its own way, and say nothing. PyAV notices; use it for files that are not known to be sound.
+    """
 
     _reported: ClassVar[set[str]] = set()
 

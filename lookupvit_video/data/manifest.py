@@ -17,7 +17,10 @@ from fvcore.common.config import CfgNode
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
-DIRECTION_WORDS = re.compile(r"\b(left|right|clockwise|anticlockwise|counterclockwise)\b", re.IGNORECASE)
+# Folder names often have _ for spaces, which \b takes for a letter.
+DIRECTION_WORDS = re.compile(
+    r"(?<![a-z])(left|right|clockwise|anticlockwise|counterclockwise)(?![a-z])", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +109,12 @@ def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") ->
 def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, fields) of a CSV with header, or of headerless ``path label`` lines."""
     lines = text.splitlines()
-    header = [name.strip() for name in lines[0].split(",")] if lines else []
+    header = [name.strip() for name in next(csv.reader(lines[:1]), [])]
     if "path" in header:
         if "label" not in header:
             raise ValueError(f"{path}, line 1: the header {lines[0]!r} has no label column; write path,label")
         reader = csv.DictReader(lines[1:], fieldnames=header)
-        for fields in reader:
+        for fields in _whole_rows(reader, path):
             if None in fields or None in fields.values():
                 raise ValueError(
                     f"{path}, line {reader.line_num + 1}: expected {len(header)} fields ({','.join(header)}), "
@@ -128,10 +131,17 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         if not line.strip():
             continue
         # The label is the last field; the path before it may hold spaces.
-        match = re.fullmatch(r"\s*(.+?)\s*[,\t ;]\s*([^,\t ;]+)\s*", line)
+        match = re.fullmatch(r"(.+?)\s*[,\t ;]\s*([^,\t ;]+)", line.strip())
         if not match:
             raise ValueError(f"{path}, line {number}: expected 'path label', got {line.strip()!r}")
         yield number, {"path": match[1], "label": match[2]}
+
+
+def _whole_rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from reader
+    except csv.Error as error:  # a quote left open swallows the lines after it, up to a limit
+        raise ValueError(f"{path}, line {reader.line_num + 1}: {error}; look for a quote left open before") from None
 
 
 def _label(text: str | None, numbers: dict[str, int], where: str) -> int:

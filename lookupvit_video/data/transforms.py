@@ -7,6 +7,7 @@ or the whole batch (normalisation, mixing, erasing) happens on the device.
 
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from fvcore.common.config import CfgNode
@@ -82,8 +83,30 @@ def train_transform(cfg: CfgNode, *, flip: bool) -> ClipTransform:
     if cfg.AUG.COLOR_JITTER:
         strength = cfg.AUG.COLOR_JITTER
         steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
-    pipeline = nn.Sequential(*steps)
-    return lambda frames_THWC: [frames_to_clip(pipeline(frames_THWC.permute(0, 3, 1, 2)))]
+    return partial(_train_clips, nn.Sequential(*steps))
+
+
+# The two below stand alone, not inside the functions that return them: workers that are spawned have to pickle them.
+
+
+def _train_clips(steps: nn.Module, frames_THWC: Tensor) -> list[Tensor]:
+    return [frames_to_clip(steps(frames_THWC.permute(0, 3, 1, 2)))]
+
+
+def _eval_clips(size: int, short_side: int, num_crops: int, frames_THWC: Tensor) -> list[Tensor]:
+    frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
+    height, width = frames_TCHW.shape[-2:]
+    side = max(1, round(min(height, width) * size / short_side))
+    top, left = height - side, width - side
+    if num_crops == 1:
+        corners = [(top // 2, left // 2)]
+    elif height > width:
+        corners = [(0, left // 2), (top // 2, left // 2), (top, left // 2)]
+    else:
+        corners = [(top // 2, 0), (top // 2, left // 2), (top // 2, left)]
+    return [
+        frames_to_clip(F.resized_crop(frames_TCHW, y, x, side, side, [size, size], antialias=True)) for y, x in corners
+    ]
 
 
 def eval_transform(size: int, short_side: int, num_crops: int) -> ClipTransform:
@@ -92,24 +115,7 @@ def eval_transform(size: int, short_side: int, num_crops: int) -> ClipTransform:
     The crops are squares that measure ``size`` if the short side measures ``short_side``: one in the centre, or three
     spread over the longer side.
     """
-
-    def transform(frames_THWC: Tensor) -> list[Tensor]:
-        frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
-        height, width = frames_TCHW.shape[-2:]
-        side = max(1, round(min(height, width) * size / short_side))
-        top, left = height - side, width - side
-        if num_crops == 1:
-            corners = [(top // 2, left // 2)]
-        elif height > width:
-            corners = [(0, left // 2), (top // 2, left // 2), (top, left // 2)]
-        else:
-            corners = [(top // 2, 0), (top // 2, left // 2), (top // 2, left)]
-        return [
-            frames_to_clip(F.resized_crop(frames_TCHW, y, x, side, side, [size, size], antialias=True))
-            for y, x in corners
-        ]
-
-    return transform
+    return partial(_eval_clips, size, short_side, num_crops)
 
 
 def normalize(clips_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
