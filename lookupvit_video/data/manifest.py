@@ -18,9 +18,7 @@ logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
 # Folder names often have _ for spaces, which \b takes for a letter.
-DIRECTION_WORDS = re.compile(
-    r"(?<![a-z])(left|right|clockwise|anticlockwise|counterclockwise)(?![a-z])", re.IGNORECASE
-)
+DIRECTION_WORDS = re.compile(r"(?<![a-z])(left|right|clockwise|anticlockwise|counterclockwise)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +135,11 @@ def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
         yield number, {"path": match[1], "label": match[2]}
 
 
-def _whole_rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+def _whole_rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, str]]:
     try:
         yield from reader
     except csv.Error as error:  # a quote left open swallows the lines after it, up to a limit
-        raise ValueError(f"{path}, line {reader.line_num + 1}: {error}; look for a quote left open before") from None
+        raise ValueError(f"{path}, line {reader.line_num + 2}: {error}; is a quote left open?") from None
 
 
 def _label(text: str | None, numbers: dict[str, int], where: str) -> int:

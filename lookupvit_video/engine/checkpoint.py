@@ -6,7 +6,6 @@ so any of them serves for prediction; a training checkpoint also has ``optimizer
 
 import logging
 import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from lookupvit_video.files import written_whole
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
+KEYS = {"config", "classes", "model", "optimizer", "step", "best_top1"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # reading a damaged pickle may raise anything
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         elif isinstance(error, pickle.UnpicklingError):
@@ -85,7 +85,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(
             f"{path}: this checkpoint cannot be read ({reason}); give a .pt file that tools/run_net.py wrote"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or state.get("format") != FORMAT or not KEYS <= state.keys():
         raise ValueError(f"{path}: no checkpoint of this project; give a .pt file that tools/run_net.py wrote")
     return Checkpoint(
         path=path,

@@ -1,0 +1,106 @@
+import pickle
+
+import pytest
+import torch
+
+from lookupvit_video.config import load_config
+from lookupvit_video.engine.checkpoint import (
+    checkpoint_path,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
+from lookupvit_video.models.build import build_model
+from tests.models.test_models import SMALL
+
+CLASSES = ["a", "b", "c", "d", "e"]
+
+
+def saved(path, step=0):
+    cfg = load_config(None, SMALL)
+    model = build_model(cfg)
+    save_checkpoint(path, cfg=cfg, classes=CLASSES, model=model, step=step)
+    return cfg, model
+
+
+def test_round_trip(tmp_path):
+    cfg, model = saved(tmp_path / "model.pt", step=7)
+    checkpoint = load_checkpoint(tmp_path / "model.pt")
+    assert checkpoint.config == cfg
+    assert checkpoint.classes == CLASSES
+    assert checkpoint.step == 7
+    other = build_model(checkpoint.config)
+    load_weights(other, checkpoint)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]  # no temporary file stays
+
+
+def test_a_hostile_file_is_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "was_run"), "w"))
+
+    (tmp_path / "bad.pt").write_bytes(pickle.dumps(Payload()))
+    torch.save({"format": "lookupvit_video/1", "x": Payload()}, tmp_path / "zip.pt")
+    for name in ("bad.pt", "zip.pt"):
+        with pytest.raises(ValueError, match=f"{name}: this checkpoint cannot be read"):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "was_run").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"some text\n", b"\x80\x02}q", b"PK\x03\x04 cut off"])
+def test_unreadable_files_are_named(tmp_path, content):
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pt: this checkpoint cannot be read \((damaged|not a checkpoint)"):
+        load_checkpoint(tmp_path / "x.pt")
+
+
+def test_missing_file_directory_and_other_projects(tmp_path):
+    with pytest.raises(ValueError, match="No such file"):
+        load_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_checkpoint(tmp_path)
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="no checkpoint of this project"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    saved(tmp_path / "model.pt")
+    checkpoint = load_checkpoint(tmp_path / "model.pt")
+    deeper = build_model(load_config(None, [*SMALL, "MODEL.DEPTH", "3"]))
+    with pytest.raises(ValueError, match=r"blocks\.2\..* is missing in the checkpoint"):
+        load_weights(deeper, checkpoint)
+    more_classes = build_model(load_config(None, [*SMALL, "MODEL.NUM_CLASSES", "6"]))
+    with pytest.raises(
+        ValueError, match=r"linear\.weight has shape \(5, 24\), the model's has \(6, 24\)"
+    ):
+        load_weights(more_classes, checkpoint)
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, caplog):
+    assert latest_checkpoint(tmp_path) is None
+    for step in (1, 2, 3):
+        saved(checkpoint_path(tmp_path, step), step)
+    newest = checkpoint_path(tmp_path, 3)
+    newest.write_bytes(newest.read_bytes()[:-500])
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    assert "trying the one before" in caplog.text
+    remove_old_checkpoints(tmp_path, keep=1)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000003.pt"]
+    with pytest.raises(ValueError, match="no checkpoint here can be read"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+    saved(tmp_path / "model.pt", step=1)
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"):
+        saved(tmp_path / "model.pt", step=2)
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "model.pt").step == 1

@@ -1,0 +1,148 @@
+"""Whole runs on real mp4 files, in real processes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from lookupvit_video.engine.checkpoint import load_checkpoint, training_checkpoints
+from lookupvit_video.engine.log import read_json_lines
+from lookupvit_video.engine.parallel import World
+from lookupvit_video.engine.train import RunFailure, StepLog, loss_of_heads
+from tests.small import ROOT, make_videos, run_net, settings
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_videos(folder)
+    return folder
+
+
+def weights(folder):
+    return load_checkpoint(folder / "model.pt").model
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a) and a.keys() == b.keys()
+
+
+def losses(folder):
+    return [entry["loss"] for entry in read_json_lines(folder / "log.jsonl", "train")]
+
+
+def test_loss_is_the_mean_over_heads_and_valid_clips():
+    logits = (torch.randn(4, 3), torch.randn(4, 3))
+    targets = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
+    valid = torch.tensor([True, True, True, False])
+    expected = sum(torch.nn.functional.cross_entropy(head[:3], targets[:3], label_smoothing=0.1) for head in logits) / 2
+    torch.testing.assert_close(loss_of_heads(logits, targets, valid, 0.1), expected)
+    assert loss_of_heads(logits, targets, torch.zeros(4, dtype=torch.bool), 0.1) == 0
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step():
+    log = StepLog(losses=[torch.tensor(1.0), torch.tensor(float("nan"))], grad_norms=[torch.tensor(1.0)] * 2)
+    with pytest.raises(RunFailure, match="step 11: the loss is nan"):
+        log.summary(11, World(0, 1, torch.device("cpu")))
+
+
+def test_a_run_leaves_everything_it_promises(data, tmp_path):
+    done = run_net(settings(data, tmp_path, TEST__NUM_ENSEMBLE_VIEWS=2, TEST__NUM_SPATIAL_CROPS=3, AUG__NUM_SAMPLE=2,
+                            MIXUP__ENABLE=True, AUG__RE_PROB=0.5, AUG__RAND_AUGMENT_OPS=2, AUG__COLOR_JITTER=0.4,
+                            MODEL__DROP_PATH=0.1, TRAIN__ACCUMULATION_STEPS=2, DATA_LOADER__NUM_WORKERS=1))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["videos"] == 9
+    assert results["views"] == "2x3"
+    assert results["gmacs_per_view"] > 0
+    assert json.loads((tmp_path / "test_results.json").read_text())["top1"] == results["top1"]
+    for picture in ("curves.png", "confusion_matrix.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((tmp_path / "test_predictions.csv").open()))
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert results["top1"] == pytest.approx(100 * right / 9, abs=0.01)
+    entries = read_json_lines(tmp_path / "log.jsonl", "train")
+    assert [entry["step"] for entry in entries] == list(range(1, 9))  # 9 videos, 2 a step, 2 epochs
+    wanted = {"loss", "lr", "grad_norm", "clips_per_second", "data_time", "step_time", "memory_gib", "eta_seconds"}
+    assert wanted <= entries[0].keys()
+    assert len(read_json_lines(tmp_path / "log.jsonl", "val")) == 2
+    checkpoint = load_checkpoint(tmp_path / "model.pt")
+    assert checkpoint.classes == ["class 0", "class 1", "class 2"]
+    assert (tmp_path / "config.yaml").read_text() == checkpoint.config.dump()
+    again = run_net(settings(data, tmp_path))
+    assert "resume" in again.stderr  # finished: nothing is trained again
+
+
+def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
+    options = {"SOLVER__MAX_EPOCH": 6, "MODEL__DROP_PATH": 0.2, "MIXUP__ENABLE": True, "TEST__ENABLE": False}
+    assert run_net(settings(data, tmp_path / "whole", **options)).returncode == 0
+    command = [sys.executable, "tools/run_net.py", "--cfg", "configs/demo_motion.yaml"]
+    process = subprocess.Popen(
+        [*command, *settings(data, tmp_path / "killed", **options)], cwd=ROOT, stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(training_checkpoints(tmp_path / "killed")) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model.pt").exists()
+    resumed = run_net(settings(data, tmp_path / "killed", **options))
+    assert "resume" in resumed.stderr
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+
+
+def test_two_processes_train_and_test_as_one_does(data, tmp_path):
+    options = {"TEST__NUM_ENSEMBLE_VIEWS": 2}
+    alone = run_net(settings(data, tmp_path / "one", **options))
+    both = run_net(settings(data, tmp_path / "two", **options), processes=2)
+    assert both.returncode == 0, both.stderr
+    one, two = (weights(tmp_path / name) for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
+    # The same checkpoint, tested by one process and by two: every video once, the same answers.
+    tested = run_net(settings(data, tmp_path / "retest", **options, TRAIN__ENABLE=False,
+                              TEST__CHECKPOINT_FILE_PATH=tmp_path / "one" / "model.pt"), processes=2)  # fmt: skip
+    assert tested.returncode == 0, tested.stderr
+    first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (alone, tested))
+    assert second["videos"] == 9
+    assert {k: first[k] for k in ("top1", "top5")} == {k: second[k] for k in ("top1", "top5")}
+    rows = [(tmp_path / name / "test_predictions.csv").read_text() for name in ("one", "retest")]
+    assert [row.split(",")[:3] for row in rows[0].split()] == [row.split(",")[:3] for row in rows[1].split()]
+
+
+def test_bad_videos_are_skipped_listed_and_bounded(data, tmp_path):
+    videos = tmp_path / "data"
+    make_videos(videos)
+    (videos / "4.mp4").write_bytes(b"")
+    tolerant = run_net(settings(videos, tmp_path / "a", DATA__MAX_BAD_FRACTION=0.2))
+    assert tolerant.returncode == 0, tolerant.stderr
+    results = json.loads(tolerant.stdout.splitlines()[-1])
+    assert [os.path.basename(bad["path"]) for bad in results["bad_videos"]] == ["4.mp4"]
+    assert results["top1"] <= 100 * 8 / 9  # it counts as wrong
+    listed = list(csv.DictReader((tmp_path / "a" / "bad_videos.csv").open()))
+    assert {row["split"] for row in listed} == {"train", "val", "test"}
+    assert "empty" in listed[0]["reason"]
+    strict = run_net(settings(videos, tmp_path / "b", DATA__MAX_BAD_FRACTION=0.05, SOLVER__MAX_EPOCH=3))
+    assert strict.returncode == 1
+    assert "1 of 9 training videos cannot be read" in strict.stderr
+    assert "Traceback" not in strict.stderr
+
+
+def test_resume_refuses_another_batch_size_and_other_classes(data, tmp_path):
+    assert run_net(settings(data, tmp_path, TEST__ENABLE=False)).returncode == 0
+    other_batch = run_net(settings(data, tmp_path, TRAIN__BATCH_SIZE=3))
+    assert other_batch.returncode == 2
+    assert "TRAIN.BATCH_SIZE was 4 and is now 3" in other_batch.stderr
+    other_model = run_net(settings(data, tmp_path, MODEL__DEPTH=1))
+    assert other_model.returncode == 2
+    assert "is missing in the model" in other_model.stderr
