@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from lookupvit_video.engine.train import RunFailure
+from lookupvit_video.errors import RunFailure
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:

@@ -246,7 +246,9 @@ def test_limits_below_one(key):
         load_config(None, [key, replace_first(DEFAULTS[key], 1.0)])
 
 
-@pytest.mark.parametrize("key", ["DATA.TARGET_FPS", "DATA.STD", "SOLVER.LAYER_DECAY", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"])
+@pytest.mark.parametrize(
+    "key", ["DATA.TARGET_FPS", "DATA.STD", "SOLVER.LAYER_DECAY", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"]
+)
 def test_above_zero(key):
     with pytest.raises(ValueError, match=rf"^{re.escape(key)} is .*; it must be above 0$"):
         load_config(None, [key, replace_first(DEFAULTS[key], 0.0)])

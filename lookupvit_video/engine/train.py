@@ -35,15 +35,12 @@ from lookupvit_video.engine.log import JsonLines, clock, peak_memory_gib, read_j
 from lookupvit_video.engine.optim import build_optimizer, build_schedule, set_learning_rate
 from lookupvit_video.engine.parallel import World, autocast_dtype, gather_objects, parallelize
 from lookupvit_video.engine.plots import plot_curves
+from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.seeding import mix_seed
 
 logger = logging.getLogger(__name__)
-
-
-class RunFailure(RuntimeError):
-    """A run that cannot go on, for a reason that its message tells: the data or the numbers, not the program."""
 
 
 def loss_of_heads(logits: tuple[Tensor, ...], targets_BK: Tensor, valid_B: Tensor, smoothing: float) -> Tensor:
@@ -213,6 +210,7 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
             read_json_lines(run.log.path, "train"), read_json_lines(run.log.path, "val"), run.folder / "curves.png"
         )
         logger.info("wrote %s and %s", run.folder / "model.pt", run.folder / "curves.png")
+    gather_objects(None, world)  # model.pt is there for all processes
 
 
 def _run_steps(run: Run, batches: Iterator[Batch]) -> None:

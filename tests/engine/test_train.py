@@ -14,7 +14,8 @@ import torch
 from lookupvit_video.engine.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.engine.log import read_json_lines
 from lookupvit_video.engine.parallel import World
-from lookupvit_video.engine.train import RunFailure, StepLog, loss_of_heads
+from lookupvit_video.engine.train import StepLog, loss_of_heads
+from lookupvit_video.errors import RunFailure
 from tests.small import ROOT, make_videos, run_net, settings
 
 

@@ -1,0 +1,197 @@
+"""A sample follows from (seed, epoch, row) alone, and a video that cannot be read is told, not raised."""
+
+import random
+
+import pytest
+import torch
+
+from lookupvit_video.config import load_config
+from lookupvit_video.data.dataset import Sample, VideoDataset, collate, seeded
+from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.sampling import TimeSampler
+from lookupvit_video.data.transforms import IGNORED, eval_transform, frames_to_clip, train_transform
+from tests.videos import read_number, write_video
+
+FPS, FRAMES, T = 24, 48, 4
+WIDTH, HEIGHT = 64, 48
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """48 numbered frames, 2 seconds."""
+    return write_video(tmp_path_factory.mktemp("videos") / "a.mp4", frames=FRAMES, size=(WIDTH, HEIGHT), fps=FPS)
+
+
+def keep_pixels(frames_THWC):
+    return [frames_to_clip(frames_THWC.permute(0, 3, 1, 2))]
+
+
+def numbers(sample):
+    """The numbers of the frames of each clip."""
+    return [[read_number(frame.permute(1, 2, 0).numpy()) for frame in clip.unbind(1)] for clip in sample.clips]
+
+
+def plain_dataset(*videos, num_clips=1, num_frames=T, **sampling):
+    times = TimeSampler(num_frames, 1 / FPS, num_clips=num_clips, **sampling)
+    return VideoDataset(videos, times=times, transform=keep_pixels, shape=(num_clips, 3, num_frames, HEIGHT, WIDTH))
+
+
+def training_dataset(*paths, seed=0):
+    small = "DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16 DATA.NUM_FRAMES 4 MODEL.COMPRESSED_GRID [1,1,1]"
+    cfg = load_config(None, f"{small} AUG.RAND_AUGMENT_OPS 2 AUG.COLOR_JITTER 0.3".split())
+    return VideoDataset(
+        [Video(path, label) for label, path in enumerate(paths)],
+        times=TimeSampler(T, 1 / FPS, num_clips=2, training=True),
+        transform=train_transform(cfg, flip=True),
+        shape=(2, 3, T, 16, 16),
+        seed=seed,
+    )
+
+
+# What is random ---------------------------------------------------------------------------------------------------
+
+
+def test_epoch_and_row_decide_the_sample(path):
+    dataset = training_dataset(path, path, path)
+    random.seed(1)
+    torch.manual_seed(1)
+    first = dataset[3, 1]
+    dataset[3, 0], dataset[4, 1]
+    random.seed(2)
+    torch.manual_seed(2)
+    again = training_dataset(path, path, path)[3, 1]
+    assert torch.equal(first.clips, again.clips)
+    assert (first.label, first.index, first.error) == (again.label, again.index, again.error) == (1, 1, "")
+
+
+def test_other_epoch_row_or_seed_other_sample(path):
+    dataset = training_dataset(path, path)
+    samples = [dataset[0, 0], dataset[1, 0], dataset[0, 1], dataset[1, 1], training_dataset(path, seed=1)[0, 0]]
+    assert len({sample.clips.numpy().tobytes() for sample in samples}) == len(samples)
+    clips = samples[0].clips
+    assert not torch.equal(clips[0], clips[1])  # and so for the two clips of one sample
+
+
+def test_a_bare_row_is_epoch_zero(path):
+    dataset = training_dataset(path, path)
+    assert len(dataset) == 2
+    assert torch.equal(dataset[1].clips, dataset[0, 1].clips)
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_global_random_state_is_left_alone(path, readable):
+    random.seed(5)
+    torch.manual_seed(5)
+    before = random.getstate(), torch.get_rng_state()
+    sample = training_dataset(path if readable else "gone.mp4")[0, 0]
+    assert bool(sample.error) is not readable
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_seeded_puts_the_state_back_after_an_error():
+    before = random.getstate(), torch.get_rng_state()
+
+    def fail():
+        with seeded(1, 2):
+            random.random()
+            torch.rand(1)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+# Which frames -----------------------------------------------------------------------------------------------------
+
+
+def test_centre_clip_of_the_whole_file(path):
+    assert numbers(plain_dataset(Video(path, 7))[0]) == [[22, 23, 24, 25]]
+
+
+def test_clips_stay_between_start_and_end(path):
+    dataset = plain_dataset(Video(path, 0, start=0.5, end=1.0), training=True)
+    seen = {number for epoch in range(40) for number in numbers(dataset[epoch, 0])[0]}
+    assert seen <= set(range(12, 24))
+    assert {12, 22} <= seen  # 23 would need the very last start there is
+    assert numbers(plain_dataset(Video(path, 0, start=0.5, end=1.0))[0]) == [[16, 17, 18, 19]]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (None, 0.5, [4, 5, 6, 7]),
+        (1.5, None, [40, 41, 42, 43]),
+        (1.5, 99.0, [40, 41, 42, 43]),  # an end past the file's
+        (0.5, 0.5 + 2 / FPS, [12, 13, 13, 13]),  # too short: its own last frame, not the one after
+        (1.0, 1.0 + 1e-5, [24, 24, 24, 24]),
+        (47 / FPS, None, [47, 47, 47, 47]),
+    ],
+)
+def test_start_and_end(path, start, end, expected):
+    assert numbers(plain_dataset(Video(path, 0, start, end))[0]) == [expected]
+
+
+def test_views_in_time_come_first_their_crops_next(path):
+    times = TimeSampler(T, 1 / FPS, num_clips=2)
+    dataset = VideoDataset([Video(path, 3)], times=times, transform=eval_transform(24, 48, 3), shape=(6, 3, T, 24, 24))
+    sample = dataset[0]
+    assert sample.clips.shape == dataset.shape
+    assert sample.label == 3
+    whole = plain_dataset(Video(path, 3), num_clips=2)[0].clips
+    assert numbers(plain_dataset(Video(path, 3), num_clips=2)[0]) == [[11, 12, 13, 14], [33, 34, 35, 36]]
+    expected = [whole[view, :, :, 12:36, left : left + 24] for view in range(2) for left in (0, 20, 40)]
+    assert torch.equal(sample.clips, torch.stack(expected))
+
+
+# What cannot be read ----------------------------------------------------------------------------------------------
+
+
+def make_unreadable(kind, folder, path):
+    if kind == "missing":
+        return Video(str(folder / "gone.mp4"), 5), "no such file"
+    if kind == "text":
+        (folder / "page.mp4").write_text("<html>video unavailable</html>")
+        return Video(str(folder / "page.mp4"), 5), "is text"
+    if kind == "empty":
+        (folder / "empty.mp4").touch()
+        return Video(str(folder / "empty.mp4"), 5), "is empty"
+    return Video(path, 5, start=2.5), "starts at 2.5 s, but the video ends at 2 s"
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "empty", "starts past the end"])
+def test_unreadable_video_is_told(tmp_path, path, kind):
+    video, reason = make_unreadable(kind, tmp_path, path)
+    sample = plain_dataset(video, num_clips=2)[3, 0]
+    assert sample.clips.shape == (2, 3, T, HEIGHT, WIDTH)
+    assert sample.clips.dtype == torch.uint8
+    assert not sample.clips.any()
+    assert sample.label == IGNORED
+    assert sample.index == 0
+    assert sample.error.startswith(video.path)
+    assert reason in sample.error
+
+
+def test_a_mistake_in_the_code_is_raised(path):
+    dataset = plain_dataset(Video(path, 0))
+    dataset.transform = None
+    with pytest.raises(TypeError):
+        dataset[0]
+
+
+# Batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_collate_keeps_the_views_of_a_video_together():
+    def clips(first):
+        return torch.arange(first, first + 3, dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 3, 2, 4, 4)
+
+    batch = collate([Sample(clips(0), 9, 20), Sample(clips(10), IGNORED, 7, "b.mp4: gone"), Sample(clips(20), 4, 8)])
+    assert batch.clips.shape == (9, 3, 2, 4, 4)
+    assert batch.clips[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12, 20, 21, 22]
+    assert batch.labels.tolist() == [9] * 3 + [IGNORED] * 3 + [4] * 3
+    assert batch.labels.dtype == torch.int64
+    assert batch.indices.tolist() == [20, 7, 8]
+    assert batch.errors == [(7, "b.mp4: gone")]

@@ -1,0 +1,290 @@
+"""Lists of videos in every form that people have them in, and what is said of those that are wrong."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lookupvit_video.config import load_config
+from lookupvit_video.data.manifest import (
+    Video,
+    check_files,
+    direction_matters,
+    load_classes,
+    load_split,
+    read_class_list,
+    read_manifest,
+)
+
+CLASSES = ["abseiling", "air drumming", "zumba, slow"]
+EMPTY_LIST_MESSAGE = "the list holds no video"
+
+
+def write(folder, text, name="train.csv"):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def rows(folder, text, classes=CLASSES):
+    """(path relative to the list's folder, label, start, end) of each row."""
+    videos = read_manifest(write(folder, text), classes)
+    return [(str(Path(v.path).relative_to(folder)), v.label, v.start, v.end) for v in videos]
+
+
+def config_for(folder, *overrides, classes=3):
+    return load_config(None, ["DATA.PATH_TO_DATA_DIR", str(folder), "MODEL.NUM_CLASSES", str(classes), *overrides])
+
+
+# Forms ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("path,label\na.mp4,0\nb/c.mp4,2\n", [("a.mp4", 0, None, None), ("b/c.mp4", 2, None, None)]),
+        ("path,label\na.mp4,1", [("a.mp4", 1, None, None)]),
+        ("path,label\n\na.mp4,0\n\n\n", [("a.mp4", 0, None, None)]),
+        ("\ufeffpath,label\r\na.mp4,0\r\nb.mp4,1\r\n", [("a.mp4", 0, None, None), ("b.mp4", 1, None, None)]),
+        ("path , label\n a.mp4 , 2 \n", [("a.mp4", 2, None, None)]),
+        ("label,note,path\n1,a remark,a.mp4\n", [("a.mp4", 1, None, None)]),
+        ('path,label\n"a, b.mp4",1\n', [("a, b.mp4", 1, None, None)]),
+        ('"path","label"\n"a, b.mp4","1"\n', [("a, b.mp4", 1, None, None)]),
+        ("path,label\na b.mp4,air drumming\n", [("a b.mp4", 1, None, None)]),
+        ('path,label\na.mp4,"zumba, slow"\n', [("a.mp4", 2, None, None)]),
+        ("path,label,start,end\na.mp4,0,1.5,2\n", [("a.mp4", 0, 1.5, 2.0)]),
+        ("end,path,start,label\n9,a.mp4,,0\n,b.mp4,3,1\n,c.mp4,,2\n",
+         [("a.mp4", 0, None, 9.0), ("b.mp4", 1, 3.0, None), ("c.mp4", 2, None, None)]),
+        ("a.mp4 0\nb.mp4 2\n", [("a.mp4", 0, None, None), ("b.mp4", 2, None, None)]),
+        ("\ufeffa.mp4 0\r\n\r\nb.mp4 2\r\n", [("a.mp4", 0, None, None), ("b.mp4", 2, None, None)]),
+        ("with two  spaces.mp4 2\n", [("with two  spaces.mp4", 2, None, None)]),
+        ("a.mp4,1\na b.mp4, 2\n", [("a.mp4", 1, None, None), ("a b.mp4", 2, None, None)]),
+        ("a.mp4\t1\na b.mp4\t2\n", [("a.mp4", 1, None, None), ("a b.mp4", 2, None, None)]),
+        ("  a.mp4   abseiling  \n", [("a.mp4", 0, None, None)]),
+    ],
+)  # fmt: skip
+def test_forms(tmp_path, text, expected):
+    assert rows(tmp_path, text) == expected
+
+
+def test_rows_say_where_they_stand(tmp_path):
+    path = write(tmp_path, "path,label\na.mp4,0\n\nb.mp4,1\n")
+    assert [video.source for video in read_manifest(path, CLASSES)] == [f"{path}, line 2", f"{path}, line 4"]
+    path = write(tmp_path, "a.mp4 0\n\nb.mp4 1\n")
+    assert [video.source for video in read_manifest(path, CLASSES)] == [f"{path}, line 1", f"{path}, line 3"]
+
+
+def test_names_that_look_like_numbers_are_names(tmp_path):
+    assert rows(tmp_path, "a.mp4 0\nb.mp4 1\n", classes=["1", "0"]) == [
+        ("a.mp4", 1, None, None),
+        ("b.mp4", 0, None, None),
+    ]
+
+
+def test_paths_are_taken_from_the_prefix_or_the_lists_folder(tmp_path):
+    path = write(tmp_path, "path,label\na.mp4,0\n/abs/b.mp4,1\n")
+    assert [v.path for v in read_manifest(path, CLASSES)] == [str(tmp_path / "a.mp4"), "/abs/b.mp4"]
+    assert [v.path for v in read_manifest(path, CLASSES, "/data/k400")] == ["/data/k400/a.mp4", "/abs/b.mp4"]
+    assert [v.path for v in read_manifest(path, CLASSES, "videos")] == ["videos/a.mp4", "/abs/b.mp4"]
+
+
+def test_folder_of_class_folders(tmp_path):
+    names = ["abseiling/b.mp4", "abseiling/a.WEBM", "abseiling/deep/c.avi", "air drumming/a.mkv"]
+    for name in [*names, "abseiling/notes.txt", ".cache/x.mp4", "stray.mp4"]:
+        write(tmp_path, "", name)
+    videos = read_manifest(tmp_path, CLASSES)
+    assert {(str(Path(v.path).relative_to(tmp_path)), v.label) for v in videos} == {
+        (name, CLASSES.index(name.split("/")[0])) for name in names
+    }
+    assert [v.path for v in videos] == [v.path for v in read_manifest(tmp_path, CLASSES)]
+    labels = [v.label for v in videos]
+    assert labels == sorted(labels)
+
+
+# Mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,class\na.mp4,0\n", r"line 1: the header 'path,class' has no label column; write path,label"),
+        ("path,label\na.mp4,3\n", r"line 2: label 3 is out of range; there are 3 classes, so labels go from 0 to 2"),
+        ("path,label\na.mp4,0\nb.mp4,-1\n", r"line 3: label -1 is out of range"),
+        ("path,label\na.mp4,jumping\n", r"line 2: label 'jumping' is neither a number nor a name of the class list"),
+        ("path,label\na.mp4,1.0\n", r"line 2: label '1\.0' is neither"),
+        ("path,label\na.mp4,\n", r"line 2: label '' is neither"),
+        ("path,label\n,0\n", r"line 2: no path"),
+        ("path,label\n\n ,0\n", r"line 3: no path"),
+        ("path,label\na.mp4\n", r"line 2: expected 2 fields \(path,label\)"),
+        ("path,label\na.mp4,0\na, b.mp4,0\n", r"line 3: expected 2 fields \(path,label\), quote a path that holds"),
+        ("path,label,start,end\na.mp4,0,2,1\n", r"line 2: end 1\.0 is not after start 2\.0"),
+        ("path,label,start,end\na.mp4,0,2,2\n", r"line 2: end 2\.0 is not after start 2\.0"),
+        ("path,label,start,end\na.mp4,0,,0\n", r"line 2: end 0\.0 is not after start 0\.0"),
+        ("path,label,start,end\na.mp4,0,-1,\n", r"line 2: start '-1' is not a number of seconds"),
+        ("path,label,start,end\na.mp4,0,,soon\n", r"line 2: end 'soon' is not a number of seconds"),
+        ("path,label,start,end\na.mp4,0,nan,3\n", r"line 2: start 'nan' is not a number of seconds"),
+        ("path,label,start,end\na.mp4,0,1,inf\n", r"line 2: end 'inf' is not a number of seconds"),
+        ("a.mp4 0\nb.mp4\n", r"line 2: expected 'path label', got 'b\.mp4'"),
+        ("a.mp4 0\n   0\n", r"line 2: expected 'path label', got '0'"),
+        ("a.mp4 0\nb.mp4 7\n", r"line 2: label 7 is out of range"),
+        ("a.mp4 0\nb.mp4 -1\n", r"line 2: label -1 is out of range"),
+        ("", EMPTY_LIST_MESSAGE),
+        ("\n \n", EMPTY_LIST_MESSAGE),
+        ("path,label\n", EMPTY_LIST_MESSAGE),
+        ("label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\n",
+         r"these are Kinetics' official annotations, which name no files; write a list with the header path,label"),
+    ],
+)  # fmt: skip
+def test_mistake_in_a_list(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}[,:] {message}"):
+        read_manifest(path, CLASSES)
+
+
+def test_quote_left_open_in_a_long_list(tmp_path):
+    path = write(tmp_path, 'path,label\na.mp4,0\n"b.mp4,0\n' + "c.mp4,0\n" * 20_000)
+    with pytest.raises(ValueError, match=r"train\.csv, line 3: .*is a quote left open\?"):
+        read_manifest(path, CLASSES)
+
+
+def test_list_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match=r"gone\.csv: the list of videos cannot be read \(No such .*DATA\.\*_LIST"):
+        read_manifest(tmp_path / "gone.csv", CLASSES)
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"binary\.csv: the list of videos cannot be read"):
+        read_manifest(tmp_path / "binary.csv", CLASSES)
+
+
+def test_class_folder_that_is_in_no_class_list(tmp_path):
+    write(tmp_path, "", "jumping/a.mp4")
+    with pytest.raises(ValueError, match=r"jumping: 'jumping' is not in the class list; rename the folder or add"):
+        read_manifest(tmp_path, CLASSES)
+
+
+def test_class_folders_without_videos(tmp_path):
+    write(tmp_path, "", "abseiling/notes.txt")
+    with pytest.raises(ValueError, match=r"no videos in class folders below it; expected .*CLASS/VIDEO\.mp4"):
+        read_manifest(tmp_path, CLASSES)
+
+
+# Class lists ------------------------------------------------------------------------------------------------------
+
+
+def test_class_list(tmp_path):
+    path = write(tmp_path, "abseiling\r\n air drumming \r\nzumba, slow\r\n\r\n\r\n", "classes.txt")
+    assert read_class_list(path) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the class list is empty; write one class name a line"),
+        ("\n\n", "the class list is empty"),
+        ("a\n\nb\n", "line 2: no class name; remove the empty line"),
+        ("a\nb\na\n", "line 3: class 'a' stands on line 1 already"),
+    ],
+)
+def test_mistake_in_a_class_list(tmp_path, text, message):
+    path = write(tmp_path, text, "classes.txt")
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}[,:] {message}"):
+        read_class_list(path)
+
+
+def test_missing_class_list(tmp_path):
+    with pytest.raises(ValueError, match=r"classes\.txt: the class list cannot be read .*set DATA\.CLASS_LIST"):
+        read_class_list(tmp_path / "classes.txt")
+
+
+def test_classes_come_from_the_list_the_folders_or_the_numbers(tmp_path, caplog):
+    assert load_classes(config_for(tmp_path)) == ["0", "1", "2"]
+    assert "no class list; classes are named by their numbers (set DATA.CLASS_LIST)" in caplog.text
+    for name in CLASSES:
+        write(tmp_path, "", f"train/{name}/a.mp4")
+    assert load_classes(config_for(tmp_path, "DATA.TRAIN_LIST", "train")) == CLASSES
+    write(tmp_path, "c\nb\na\n", "classes.txt")
+    assert load_classes(config_for(tmp_path, "DATA.TRAIN_LIST", "train")) == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "train"])
+def test_number_of_classes_that_does_not_fit(tmp_path, name):
+    if name == "train":
+        write(tmp_path, "", "train/a/a.mp4")
+        write(tmp_path, "", "train/b/a.mp4")
+    else:
+        write(tmp_path, "a\nb\n", name)
+    message = rf"MODEL\.NUM_CLASSES is 3, but .*{name} names 2 classes; set MODEL\.NUM_CLASSES 2"
+    with pytest.raises(ValueError, match=message):
+        load_classes(config_for(tmp_path, "DATA.TRAIN_LIST", "train"))
+
+
+@pytest.mark.parametrize(
+    ("name", "matters"),
+    [
+        ("Pushing something from left to right", True),
+        ("Turning the camera right while filming something", True),
+        ("Swiping Left", True),
+        ("Turning Hand Counterclockwise", True),
+        ("Turning Hand Clockwise", True),
+        ("Pulling_something_from_right_to_left", True),
+        ("bright lights", False),
+        ("copyright", False),
+        ("eating leftovers", False),
+        ("playing_upright_bass", False),
+        ("Moving something up", False),
+    ],
+)
+def test_direction_matters(name, matters):
+    assert direction_matters(["abseiling", name]) is matters
+
+
+def test_direction_matters_not_in_kinetics():
+    assert not direction_matters(["abseiling", "brush painting", "side kick", "playing ukulele", "moving furniture"])
+    assert not direction_matters([])
+
+
+# Files that are not there -----------------------------------------------------------------------------------------
+
+
+def some_missing(folder, missing, total=10):
+    videos = [Video(str(folder / f"{i}.mp4"), 0, source=f"train.csv, line {i + 1}") for i in range(total)]
+    for video in videos[missing:]:
+        Path(video.path).touch()
+    return videos
+
+
+def test_files_missing_below_the_allowed_fraction_are_told(tmp_path):
+    videos = some_missing(tmp_path, missing=2)
+    assert check_files(videos, 0.2) == videos[:2]
+    assert check_files(videos[2:], 0.0) == []
+
+
+def test_files_missing_above_the_allowed_fraction(tmp_path):
+    videos = some_missing(tmp_path, missing=2)
+    message = (
+        rf"^train\.csv, line 1: video {re.escape(videos[0].path)} does not exist \(and 1 more of 10\); mend the list, "
+        r"set DATA\.PATH_PREFIX, or allow more with DATA\.MAX_BAD_FRACTION"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_files(videos, 0.19)
+    with pytest.raises(ValueError, match=r"0\.mp4 does not exist; mend"):
+        check_files(videos[:1], 0.5)
+
+
+def test_a_folder_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(ValueError, match=r"a\.mp4 does not exist"):
+        check_files([Video(str(tmp_path / "a.mp4"), 0)], 0.0)
+
+
+def test_load_split_reads_the_list_of_its_name(tmp_path, caplog):
+    for split in ("train", "val", "test"):
+        write(tmp_path, f"path,label\n{split}.mp4,1\ngone.mp4,0\n", f"{split}.csv")
+        write(tmp_path, "", f"videos/{split}.mp4")
+    allowed = config_for(tmp_path, "DATA.PATH_PREFIX", str(tmp_path / "videos"), "DATA.MAX_BAD_FRACTION", "0.5")
+    for split in ("train", "val", "test"):
+        videos = load_split(allowed, split, CLASSES)
+        assert [Path(video.path).name for video in videos] == [f"{split}.mp4", "gone.mp4"]  # told, but still counted
+        assert f"{split}.csv: 1 of 2 videos do not exist, the first" in caplog.text
+    with pytest.raises(ValueError, match=r"test\.csv, line 3: video .*gone\.mp4 does not exist"):
+        load_split(config_for(tmp_path, "DATA.PATH_PREFIX", str(tmp_path / "videos")), "test", CLASSES)

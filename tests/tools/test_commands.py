@@ -1,0 +1,173 @@
+"""The commands as users run them: what they print, and one clear line for each mistake."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.small import make_videos, run_net, run_tool, settings
+from tests.videos import write_audio, write_video
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A data folder and the checkpoint of a small run on it."""
+    folder = tmp_path_factory.mktemp("trained")
+    make_videos(folder / "data")
+    done = run_net(settings(folder / "data", folder / "run", TEST__NUM_ENSEMBLE_VIEWS=2, SOLVER__MAX_EPOCH=1,
+                            SOLVER__WARMUP_EPOCHS=0))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def predict(trained, *arguments):
+    return run_tool("tools/predict.py", "--checkpoint", trained / "run" / "model.pt", *arguments)
+
+
+def assert_one_clear_line(done, code, *parts):
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1, done.stderr
+    for part in parts:
+        assert part in errors[0], errors[0]
+
+
+def test_predict_names_classes_and_writes_json_and_pictures(trained, tmp_path):
+    video = trained / "data" / "1.mp4"
+    done = predict(trained, video, "--topk", 2, "--json", tmp_path / "a.json", "--draw", tmp_path / "sheets")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads((tmp_path / "a.json").read_text())[0]
+    assert answer["path"] == str(video)
+    shares = list(answer["classes"].values())
+    assert len(shares) == 2
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 1.0001
+    for name, share in answer["classes"].items():
+        assert name.startswith("class ")
+        assert f"{100 * share:5.1f} %  {name}" in done.stdout
+    assert (tmp_path / "sheets" / "000_1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_predict_agrees_with_the_test(trained, tmp_path):
+    done = predict(trained, *[trained / "data" / f"{i}.mp4" for i in range(3)], "--json", tmp_path / "a.json")
+    answers = json.loads((tmp_path / "a.json").read_text())
+    rows = (trained / "run" / "test_predictions.csv").read_text().splitlines()[1:4]
+    assert done.returncode == 0
+    for answer, row in zip(answers, rows, strict=True):
+        _, _, prediction, probability = row.split(",")
+        best = max(answer["classes"], key=answer["classes"].get)
+        assert best == prediction
+        assert answer["classes"][best] == pytest.approx(float(probability), abs=1e-3)
+
+
+def test_predict_goes_on_past_bad_files(trained, tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("not a video")
+    write_audio(tmp_path / "audio.mp4")
+    write_video(tmp_path / "long.mp4", frames=48)
+    whole = (tmp_path / "long.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    bad = ["empty.mp4", "text.mp4", "audio.mp4", "cut.mp4", "missing.mp4"]
+    done = predict(trained, *[tmp_path / name for name in bad], trained / "data" / "0.mp4", "--json", tmp_path / "a.json")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == len(bad)
+    for line, name in zip(errors, bad, strict=True):
+        assert name in line
+    answers = json.loads((tmp_path / "a.json").read_text())
+    assert ["error" in answer for answer in answers] == [True] * 5 + [False]
+
+
+@pytest.mark.parametrize(("name", "reason"), [
+    ("missing.mp4", "no such file"), ("empty.mp4", "empty"), ("text.mp4", "is text, not a video"),
+    ("audio.mp4", "no video stream"), ("cut.mp4", "truncated"),
+])  # fmt: skip
+def test_predict_alone_with_a_bad_file(trained, tmp_path, name, reason):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("not a video")
+    write_audio(tmp_path / "audio.mp4")
+    write_video(tmp_path / "long.mp4", frames=48)
+    whole = (tmp_path / "long.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    assert_one_clear_line(predict(trained, tmp_path / name), 2, name, reason)
+
+
+def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
+    (tmp_path / "x.pt").write_text("nothing")
+    video = trained / "data" / "1.mp4"
+    done = run_tool("tools/predict.py", "--checkpoint", tmp_path / "x.pt", video)
+    assert_one_clear_line(done, 2, "x.pt", "cannot be read", "tools/run_net.py")
+    done = run_tool("tools/predict.py", "--checkpoint", tmp_path / "y.pt", video)
+    assert_one_clear_line(done, 2, "y.pt", "No such file")
+    assert_one_clear_line(predict(trained, video, "--device", "cuda:99"), 2, "--device cuda:99")
+
+
+@pytest.mark.parametrize(("changes", "parts"), [
+    ({"DATA__TRAIN_LIST": "none.csv"}, ["none.csv", "No such file", "DATA.PATH_TO_DATA_DIR"]),
+    ({"DATA__CLASS_LIST": "short.txt"}, ["short.txt", "MODEL.NUM_CLASSES is 3", "set MODEL.NUM_CLASSES 2"]),
+    ({"DATA__TRAIN_LIST": "range.csv"}, ["range.csv, line 3", "label 3 is out of range", "0 to 2"]),
+    ({"DATA__TRAIN_LIST": "lost.csv"}, ["lost.csv, line 2", "lost.mp4 does not exist", "mend the list"]),
+    ({"MODEL__COMPRESED_GRID": "[1,1,1]"}, ["MODEL.COMPRESED_GRID", "did you mean MODEL.COMPRESSED_GRID"]),
+    ({"MODEL__COMPRESSED_GRID": "[9,9,9]"}, ["MODEL.COMPRESSED_GRID", "larger than"]),
+    ({"TRAIN__BATCH_SIZE": "64"}, ["TRAIN.BATCH_SIZE", "64 videos a step", "holds 9"]),
+    ({"TRAIN__ENABLE": "False", "TEST__CHECKPOINT_FILE_PATH": "nowhere.pt"}, ["nowhere.pt", "No such file"]),
+])  # fmt: skip
+def test_mistakes_in_a_run_give_one_line(trained, tmp_path, changes, parts):
+    data = tmp_path / "data"
+    shutil.copytree(trained / "data", data)
+    (data / "short.txt").write_text("a\nb\n")
+    (data / "range.csv").write_text("path,label\n0.mp4,1\n1.mp4,3\n")
+    (data / "lost.csv").write_text("path,label\nlost.mp4,1\n")
+    assert_one_clear_line(run_net(settings(data, tmp_path / "run", **changes)), 2, *parts)
+
+
+def test_mistakes_in_a_config_file_name_file_and_line(tmp_path):
+    (tmp_path / "twice.yaml").write_text("MODEL:\n  DIM: 24\n  DIM: 48\n")
+    done = run_tool("tools/run_net.py", "--cfg", tmp_path / "twice.yaml")
+    assert_one_clear_line(done, 2, "twice.yaml, line 3", "DIM stands twice")
+    done = run_tool("tools/check_configs.py", tmp_path / "twice.yaml")
+    assert_one_clear_line(done, 2, "twice.yaml, line 3")
+    done = run_tool("tools/run_net.py", "--cfg", tmp_path / "none.yaml")
+    assert_one_clear_line(done, 2, "none.yaml", "No such file")
+
+
+@pytest.mark.parametrize("tool", ["run_net", "predict", "check_configs"])
+def test_help_shows_an_example(tool):
+    done = run_tool(f"tools/{tool}.py", "--help")
+    assert done.returncode == 0
+    assert f"tools/{tool}.py" in done.stdout.split("example")[1]
+
+
+def kinetics_layout(folder, suffix, codec):
+    """Class folders of videos under train/, val/ and test/, and SlowFast's "path label" lists."""
+    classes = [f"class {label}" for label in range(4)]
+    for split in ("train", "val", "test"):
+        lines = []
+        for label, name in enumerate(classes):
+            path = folder / split / name / f"clip_{split}_{label}{suffix}"
+            path.parent.mkdir(parents=True)
+            write_video(path, frames=12, size=(64, 48), first_number=label, codec=codec)
+            lines.append(f"{path.relative_to(folder)} {label}")
+        (folder / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    (folder / "classes.txt").write_text("\n".join(classes) + "\n")
+
+
+@pytest.mark.parametrize(("cfg", "suffix", "codec", "lists"), [
+    ("configs/k400_lvit.yaml", ".mp4", "libx264", {}),
+    ("configs/k400_lvit.yaml", ".mp4", "libx264",
+     {"DATA__TRAIN_LIST": "train", "DATA__VAL_LIST": "val", "DATA__TEST_LIST": "test", "DATA__CLASS_LIST": "-"}),
+    ("configs/ssv2_lvit.yaml", ".webm", "libvpx-vp9", {}),
+    ("configs/ssv2_vit.yaml", ".webm", "libvpx-vp9", {}),
+])  # fmt: skip
+def test_the_recipes_run_under_torchrun(tmp_path, cfg, suffix, codec, lists):
+    """The published recipes with a small model: two steps of training and the multi-view test in two processes."""
+    kinetics_layout(tmp_path / "data", suffix, codec)
+    small = settings(tmp_path / "data", tmp_path / "run", **lists, MODEL__NUM_CLASSES=4)
+    done = run_net(small, cfg=cfg, processes=2)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["videos"] == 4
+    assert results["views"] == ("5x3" if "k400" in cfg else "2x3")
+    assert "step 4/4" in done.stderr
