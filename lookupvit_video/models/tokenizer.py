@@ -25,8 +25,9 @@ class TubeletTokenizer(nn.Module):
         self.clip_shape = (in_channels, *extent)
         self.grid: Grid = (num_frames // tubelet[0], size // tubelet[1], size // tubelet[2])
         self.projection = nn.Conv3d(in_channels, dim, kernel_size=tubelet, stride=tubelet)
-        self.positions = nn.Parameter(torch.empty(1, math.prod(self.grid), dim))
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        # Learned, but from a start that tells places apart as clearly as pixels are told apart: from small random
+        # numbers, motion is learned later (the order of tokens is nearly invisible beside their content).
+        self.positions = nn.Parameter(sine_cosine_positions(self.grid, dim)[None])
         # As a linear layer on the flattened tubelet (what it is), not as a convolution with its fan-in rules.
         nn.init.xavier_uniform_(self.projection.weight.view(dim, -1))
         nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
@@ -43,6 +44,22 @@ class TubeletTokenizer(nn.Module):
             )
         tokens_BDthw = self.projection(clip_BCTHW)
         return tokens_BDthw.flatten(2).transpose(1, 2) + self.positions
+
+
+def sine_cosine_positions(grid: Grid, dim: int) -> Tensor:
+    """Return (N, D) positions: a third of the width for each of t, h and w, sines and cosines of falling frequency.
+
+    As the fixed positions of MAE (arXiv 2111.06377) and of VideoMAE, in three axes; what D leaves over is 0.
+    """
+    n = dim // 6
+    frequencies = 10000.0 ** -(torch.arange(n) / max(n, 1))
+    axes = []
+    for axis, length in enumerate(grid):
+        angles = torch.arange(length)[:, None] * frequencies
+        shape = [1, 1, 1, 2 * n]
+        shape[axis] = length
+        axes.append(torch.cat([angles.sin(), angles.cos()], dim=1).view(shape).expand(*grid, 2 * n))
+    return nn.functional.pad(torch.cat(axes, dim=-1).flatten(0, 2), (0, dim - 6 * n))
 
 
 def interpolation_matrix(n_in: int, n_out: int, *, antialias: bool) -> Tensor:

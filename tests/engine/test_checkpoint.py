@@ -75,9 +75,7 @@ def test_weights_of_another_shape_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"blocks\.2\..* is missing in the checkpoint"):
         load_weights(deeper, checkpoint)
     more_classes = build_model(load_config(None, [*SMALL, "MODEL.NUM_CLASSES", "6"]))
-    with pytest.raises(
-        ValueError, match=r"linear\.weight has shape \(5, 24\), the model's has \(6, 24\)"
-    ):
+    with pytest.raises(ValueError, match=r"linear\.weight has shape \(5, 24\), the model's has \(6, 24\)"):
         load_weights(more_classes, checkpoint)
 
 

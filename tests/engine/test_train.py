@@ -16,7 +16,9 @@ from lookupvit_video.engine.log import read_json_lines
 from lookupvit_video.engine.parallel import World
 from lookupvit_video.engine.train import StepLog, loss_of_heads
 from lookupvit_video.errors import RunFailure
-from tests.small import ROOT, make_videos, run_net, settings
+from tests.small import ROOT, make_videos, run_net, run_tool, settings
+
+NET = ("tools/run_net.py", "--cfg", "configs/demo_motion.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +84,10 @@ def test_a_run_leaves_everything_it_promises(data, tmp_path):
 
 def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
     options = {"SOLVER__MAX_EPOCH": 6, "MODEL__DROP_PATH": 0.2, "MIXUP__ENABLE": True, "TEST__ENABLE": False}
-    assert run_net(settings(data, tmp_path / "whole", **options)).returncode == 0
-    command = [sys.executable, "tools/run_net.py", "--cfg", "configs/demo_motion.yaml"]
+    whole = run_tool(*NET, *settings(data, tmp_path / "whole", **options))
+    assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
-        [*command, *settings(data, tmp_path / "killed", **options)], cwd=ROOT, stderr=subprocess.DEVNULL,
+        [sys.executable, *NET, *settings(data, tmp_path / "killed", **options)], cwd=ROOT, stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     deadline = time.monotonic() + 120
@@ -96,7 +98,7 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "model.pt").exists()
-    resumed = run_net(settings(data, tmp_path / "killed", **options))
+    resumed = run_tool(*NET, *settings(data, tmp_path / "killed", **options))
     assert "resume" in resumed.stderr
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")

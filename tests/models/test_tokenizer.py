@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lookupvit_video.models.tokenizer import GridResize, TubeletTokenizer, interpolation_matrix
+from lookupvit_video.models.tokenizer import GridResize, TubeletTokenizer, interpolation_matrix, sine_cosine_positions
 
 
 def tokenizer():
@@ -61,3 +61,16 @@ def test_resize_is_linear_and_keeps_constants():
 def test_resize_kind_is_checked():
     with pytest.raises(ValueError, match="choose triangle or trilinear"):
         GridResize((2, 2, 2), (1, 1, 1), "nearest")
+
+
+@pytest.mark.parametrize("dim", [96, 100])
+def test_starting_positions_tell_every_place_apart(dim):
+    positions = sine_cosine_positions((3, 4, 5), dim)
+    assert positions.shape == (60, dim)
+    distance = torch.cdist(positions, positions) + 10 * torch.eye(60)
+    assert distance.min() > 0.5
+    grid = positions.view(3, 4, 5, dim)
+    third = dim // 6 * 2
+    assert torch.equal(grid[:, 0, 0, :third], grid[:, 3, 4, :third])  # the first third is t's alone
+    assert torch.equal(grid[0, :, 0, third : 2 * third], grid[2, :, 4, third : 2 * third])
+    assert torch.equal(grid[0, 0, :, 2 * third : 3 * third], grid[2, 3, :, 2 * third : 3 * third])

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from tests.small import make_videos, run_net, run_tool, settings
+from tests.small import call_tool, make_videos, run_net, run_tool, settings
 from tests.videos import write_audio, write_video
 
 
@@ -21,7 +21,7 @@ def trained(tmp_path_factory):
 
 
 def predict(trained, *arguments):
-    return run_tool("tools/predict.py", "--checkpoint", trained / "run" / "model.pt", *arguments)
+    return call_tool("tools/predict.py", "--checkpoint", trained / "run" / "model.pt", *arguments)
 
 
 def assert_one_clear_line(done, code, *parts):
@@ -69,7 +69,9 @@ def test_predict_goes_on_past_bad_files(trained, tmp_path):
     whole = (tmp_path / "long.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     bad = ["empty.mp4", "text.mp4", "audio.mp4", "cut.mp4", "missing.mp4"]
-    done = predict(trained, *[tmp_path / name for name in bad], trained / "data" / "0.mp4", "--json", tmp_path / "a.json")
+    good, model = trained / "data" / "0.mp4", trained / "run" / "model.pt"
+    files = [*(tmp_path / name for name in bad), good]
+    done = run_tool("tools/predict.py", "--checkpoint", model, *files, "--json", tmp_path / "a.json")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if "error:" in line]
@@ -97,9 +99,9 @@ def test_predict_alone_with_a_bad_file(trained, tmp_path, name, reason):
 def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
     (tmp_path / "x.pt").write_text("nothing")
     video = trained / "data" / "1.mp4"
-    done = run_tool("tools/predict.py", "--checkpoint", tmp_path / "x.pt", video)
+    done = call_tool("tools/predict.py", "--checkpoint", tmp_path / "x.pt", video)
     assert_one_clear_line(done, 2, "x.pt", "cannot be read", "tools/run_net.py")
-    done = run_tool("tools/predict.py", "--checkpoint", tmp_path / "y.pt", video)
+    done = call_tool("tools/predict.py", "--checkpoint", tmp_path / "y.pt", video)
     assert_one_clear_line(done, 2, "y.pt", "No such file")
     assert_one_clear_line(predict(trained, video, "--device", "cuda:99"), 2, "--device cuda:99")
 
@@ -125,17 +127,17 @@ def test_mistakes_in_a_run_give_one_line(trained, tmp_path, changes, parts):
 
 def test_mistakes_in_a_config_file_name_file_and_line(tmp_path):
     (tmp_path / "twice.yaml").write_text("MODEL:\n  DIM: 24\n  DIM: 48\n")
-    done = run_tool("tools/run_net.py", "--cfg", tmp_path / "twice.yaml")
+    done = call_tool("tools/run_net.py", "--cfg", tmp_path / "twice.yaml")
     assert_one_clear_line(done, 2, "twice.yaml, line 3", "DIM stands twice")
-    done = run_tool("tools/check_configs.py", tmp_path / "twice.yaml")
+    done = call_tool("tools/check_configs.py", tmp_path / "twice.yaml")
     assert_one_clear_line(done, 2, "twice.yaml, line 3")
-    done = run_tool("tools/run_net.py", "--cfg", tmp_path / "none.yaml")
+    done = call_tool("tools/run_net.py", "--cfg", tmp_path / "none.yaml")
     assert_one_clear_line(done, 2, "none.yaml", "No such file")
 
 
 @pytest.mark.parametrize("tool", ["run_net", "predict", "check_configs"])
 def test_help_shows_an_example(tool):
-    done = run_tool(f"tools/{tool}.py", "--help")
+    done = call_tool(f"tools/{tool}.py", "--help")
     assert done.returncode == 0
     assert f"tools/{tool}.py" in done.stdout.split("example")[1]
 
