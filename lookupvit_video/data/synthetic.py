@@ -49,8 +49,8 @@ DIGIT_SHARES = (0.7, 0.1, 0.2)  # of the handwritten images, per split
 POSITION_RANGE = (0.15, 0.85)  # of the frame's side, for the digit's centre
 SIZE_RANGE = (0.21, 0.54)  # of the frame's side, for the digit's height
 LAP_RANGE = (0.57, 0.80)  # of a loop travelled in one clip: at least 0.4 of the frame's side, or a size ratio of 1.7
-CIRCLE_RANGE = (0.20, 0.35)  # radius, of POSITION_RANGE's length
-TURN_RANGE = (200.0, 360.0)  # degrees in one clip
+CIRCLE_RANGE = (0.33, 0.45)  # radius, of POSITION_RANGE's length; smaller circles hide their sense of rotation longer
+TURN_RANGE = (150.0, 240.0)  # degrees in one clip
 
 GENERATOR = 1  # part of settings.json: raise it when the same settings would write other videos
 
@@ -203,13 +203,12 @@ def _tint(lightness: float, saturation: float, rng: np.random.Generator) -> np.n
     return np.array(colorsys.hls_to_rgb(rng.uniform(), lightness, saturation), dtype=np.float32)
 
 
-def _background(size: int, dark: bool, rng: np.random.Generator) -> np.ndarray:
-    """Return a smooth random texture of two tints, (size, size, 3) in [0, 1], in the dark or the light half."""
+def _background(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a smooth random texture of two dark tints, (size, size, 3) in [0, 1]."""
     cells = int(rng.integers(4, 9))
     weights = _resample(np.array([size / 2]), np.array([size / (cells - 3)]), size, cells)[0]
     texture = np.clip(weights @ rng.uniform(size=(cells, cells)).astype(np.float32) @ weights.T, 0, 1)[..., None]
-    low, high = (0.08, 0.32) if dark else (0.68, 0.92)
-    tints = [_tint(lightness, rng.uniform(0.2, 0.6), rng) for lightness in (low, high)]
+    tints = [_tint(lightness, rng.uniform(0.2, 0.6), rng) for lightness in (0.08, 0.32)]
     return texture * tints[0] + (1 - texture) * tints[1]
 
 
@@ -231,9 +230,9 @@ def render(digit: np.ndarray, path: Trajectory, others: np.ndarray, size: int, r
     Returns RGB frames (T, size, size, 3) uint8.
     """
     frames = len(path.x)
-    is_dark = bool(rng.integers(2))
-    canvas = _background(size, is_dark, rng)
-    tint = _tint(rng.uniform(0.78, 0.92) if is_dark else rng.uniform(0.08, 0.22), rng.uniform(0.3, 1.0), rng)
+    # Light on dark, always: a demo must be learned in minutes, and either polarity at random costs most of them.
+    canvas = _background(size, rng)
+    tint = _tint(rng.uniform(0.78, 0.92), rng.uniform(0.3, 1.0), rng)
     _add_clutter(canvas, others, tint, rng)
 
     shake = rng.normal(0, 0.004 * size, size=(frames, 2)).clip(-0.9, 0.9)  # of the camera, in pixels

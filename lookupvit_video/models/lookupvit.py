@@ -72,7 +72,7 @@ class LookupViT(nn.Module):
         self.compress = GridResize(self.tokenizer.grid, compressed_grid, resize)
         self.blocks = nn.ModuleList(LookupViTBlock(dim, num_heads, rate) for rate in drop_path_rates(drop_path, depth))
         self.heads = nn.ModuleDict({name: PooledClassifier(dim, num_classes, dropout) for name in HEADS})
-        self.apply(init_linear)
+        self.blocks.apply(init_linear)
 
     def forward_features(self, clip_BCTHW: Tensor, return_attention: bool = False) -> LookupFeatures:
         """Run tokenizer and blocks on a normalised clip (B, C, T, H, W), without the heads."""

@@ -31,7 +31,7 @@ class ViT(nn.Module):
             TransformerBlock(dim, num_heads, rate) for rate in drop_path_rates(drop_path, depth)
         )
         self.head = PooledClassifier(dim, num_classes, dropout)
-        self.apply(init_linear)
+        self.blocks.apply(init_linear)
 
     def forward_features(self, clip_BCTHW: Tensor) -> Tensor:
         """Map a normalised clip (B, C, T, H, W) to tokens (B, N, D), before the head's norm."""
