@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "data", help="folder to write")
-    parser.add_argument("--train", type=int, default=2400, help="training videos")
+    parser.add_argument("--train", type=int, default=4800, help="training videos")
     parser.add_argument("--val", type=int, default=160, help="validation videos")
     parser.add_argument("--test", type=int, default=480, help="test videos")
     parser.add_argument("--size", type=int, default=64, help="pixels per side, even")

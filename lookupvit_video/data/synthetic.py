@@ -49,8 +49,8 @@ DIGIT_SHARES = (0.7, 0.1, 0.2)  # of the handwritten images, per split
 POSITION_RANGE = (0.15, 0.85)  # of the frame's side, for the digit's centre
 SIZE_RANGE = (0.21, 0.54)  # of the frame's side, for the digit's height
 LAP_RANGE = (0.57, 0.80)  # of a loop travelled in one clip: at least 0.4 of the frame's side, or a size ratio of 1.7
-CIRCLE_RANGE = (0.33, 0.45)  # radius, of POSITION_RANGE's length; smaller circles hide their sense of rotation longer
-TURN_RANGE = (150.0, 240.0)  # degrees in one clip
+CIRCLE_RANGE = (0.38, 0.48)  # radius, of POSITION_RANGE's length; smaller circles hide their sense of rotation longer
+TURN_RANGE = (200.0, 300.0)  # degrees in one clip
 
 GENERATOR = 1  # part of settings.json: raise it when the same settings would write other videos
 
@@ -405,7 +405,7 @@ def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
 def make_moving_digits(
     out: str | Path,
     *,
-    train: int = 2400,
+    train: int = 4800,
     val: int = 160,
     test: int = 480,
     size: int = 64,
