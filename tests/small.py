@@ -71,7 +71,7 @@ def call_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(list(arguments), code, stdout.getvalue(), stderr.getvalue())
 
 
-def run_net(overrides: list[str], cfg: str = "configs/demo_motion.yaml", processes: int = 1):
+def run_net(overrides: list[str], cfg: str = "tests/small.yaml", processes: int = 1):
     """Run tools/run_net.py over a config: in this process, or in several with torchrun."""
     arguments = ("tools/run_net.py", "--cfg", cfg, *overrides)
     return call_tool(*arguments) if processes == 1 else run_tool(*arguments, processes=processes)

@@ -18,7 +18,7 @@ from lookupvit_video.engine.train import StepLog, loss_of_heads
 from lookupvit_video.errors import RunFailure
 from tests.small import ROOT, make_videos, run_net, run_tool, settings
 
-NET = ("tools/run_net.py", "--cfg", "configs/demo_motion.yaml")
+NET = ("tools/run_net.py", "--cfg", "tests/small.yaml")
 
 
 @pytest.fixture(scope="module")
