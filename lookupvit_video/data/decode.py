@@ -14,6 +14,7 @@ Backends differ in step 2 only, so a new one overrides `PyAVReader._pick` and jo
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import stat
@@ -127,6 +128,20 @@ class VideoReader:
         self.close()
 
 
+def check_backend(backend: str) -> None:
+    """Find out, before any work, whether a backend can serve here; it is not imported for that.
+
+    Raises:
+        ValueError: an unknown backend, or its package is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"DATA.DECODING_BACKEND is {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    if importlib.util.find_spec(BACKENDS[backend].package) is None:
+        raise ValueError(
+            f"DATA.DECODING_BACKEND {backend}: its package is not installed here (decord has none for Arm); use pyav"
+        )
+
+
 def open_video(path: str | os.PathLike[str], backend: str = "pyav") -> VideoReader:
     """Open a local video file.
 
@@ -136,12 +151,14 @@ def open_video(path: str | os.PathLike[str], backend: str = "pyav") -> VideoRead
         ImportError: the backend's package is not installed.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"DATA.DECODING_BACKEND is {backend!r}; choose one of: {', '.join(BACKENDS)}")
+        check_backend(backend)  # raises
     return BACKENDS[backend](path)
 
 
 class PyAVReader(VideoReader):
     """Decode with PyAV (libav), one thread: loaders run one decoder in each worker."""
+
+    package: ClassVar[str] = "av"
 
     # libav objects, None while closed
     _container: Any = None
@@ -365,6 +382,8 @@ class DecordReader(PyAVReader):
     One thing cannot be told beforehand: where picture data is damaged, decord may return a neighbour, or a picture
     mended in its own way, and say nothing. PyAV notices; use it for files that are not known to be sound.
     """
+
+    package: ClassVar[str] = "decord"
 
     _reported: ClassVar[set[str]] = set()
 

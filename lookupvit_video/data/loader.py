@@ -7,6 +7,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Sampler
 
 from lookupvit_video.data.dataset import Batch, VideoDataset, collate
+from lookupvit_video.data.decode import check_backend
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, train_transform
@@ -69,6 +70,7 @@ def _loader(
     batches: Sampler[list[tuple[int, int]]] | list[list[int]],
     pin_memory: bool,
 ) -> Iterable[Batch]:
+    check_backend(cfg.DATA.DECODING_BACKEND)
     return DataLoader(
         dataset,
         batch_sampler=batches,

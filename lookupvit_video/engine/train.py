@@ -257,6 +257,10 @@ def _forward(run: Run, batch: Batch) -> Tensor:
     cfg, device = run.cfg, run.world.device
     clips = normalize(batch.clips.to(device, non_blocking=True), cfg.DATA.MEAN, cfg.DATA.STD)
     labels = batch.labels.to(device, non_blocking=True)
+    if cfg.MIXUP.ENABLE and cfg.AUG.NUM_SAMPLE > 1:
+        # torchvision mixes neighbours, and the neighbour of a clip is another clip of the same video.
+        order = torch.randperm(len(labels)).to(device)
+        clips, labels = clips[order], labels[order]
     clips, targets = run.augment(clips, soft_targets(labels, cfg.MODEL.NUM_CLASSES))
     dtype = autocast_dtype(cfg.TRAIN.PRECISION, device)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

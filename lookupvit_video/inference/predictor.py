@@ -11,6 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from lookupvit_video.data.dataset import read_clips
+from lookupvit_video.data.decode import check_backend
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, normalize
@@ -61,6 +62,7 @@ class Predictor:
             DecodeError: the file cannot be read; it is a ValueError that names file and reason.
         """
         cfg = self.cfg
+        check_backend(backend or cfg.DATA.DECODING_BACKEND)
         size = cfg.DATA.TEST_CROP_SIZE
         times = build_time_sampler(cfg, training=False, num_clips=num_views or cfg.TEST.NUM_ENSEMBLE_VIEWS)
         transform = eval_transform(size, cfg.DATA.TEST_SHORT_SIDE or size, num_crops or cfg.TEST.NUM_SPATIAL_CROPS)

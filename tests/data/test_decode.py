@@ -376,3 +376,12 @@ def test_no_file_stays_open(videos, name, backend):
             video.frames_at([0.5, 1.5])
             assert _open_files() > before or before == 0
     assert _open_files() == before
+
+
+def test_a_backend_whose_package_is_missing_is_told_before_work(monkeypatch):
+    decode.check_backend("pyav")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"DATA.DECODING_BACKEND decord: its package is not installed here"):
+        decode.check_backend("decord")
+    with pytest.raises(ValueError, match="choose one of: pyav, decord"):
+        decode.check_backend("opencv")

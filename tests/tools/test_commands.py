@@ -24,6 +24,16 @@ def predict(trained, *arguments):
     return call_tool("tools/predict.py", "--checkpoint", trained / "run" / "model.pt", *arguments)
 
 
+def make_bad_files(folder):
+    """Write one file of each kind that is no readable video; missing.mp4 is not written."""
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("not a video")
+    write_audio(folder / "audio.mp4")
+    write_video(folder / "long.mp4", frames=48)
+    whole = (folder / "long.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+
+
 def assert_one_clear_line(done, code, *parts):
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -62,12 +72,7 @@ def test_predict_agrees_with_the_test(trained, tmp_path):
 
 
 def test_predict_goes_on_past_bad_files(trained, tmp_path):
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "text.mp4").write_text("not a video")
-    write_audio(tmp_path / "audio.mp4")
-    write_video(tmp_path / "long.mp4", frames=48)
-    whole = (tmp_path / "long.mp4").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    make_bad_files(tmp_path)
     bad = ["empty.mp4", "text.mp4", "audio.mp4", "cut.mp4", "missing.mp4"]
     good, model = trained / "data" / "0.mp4", trained / "run" / "model.pt"
     files = [*(tmp_path / name for name in bad), good]
@@ -87,12 +92,7 @@ def test_predict_goes_on_past_bad_files(trained, tmp_path):
     ("audio.mp4", "no video stream"), ("cut.mp4", "truncated"),
 ])  # fmt: skip
 def test_predict_alone_with_a_bad_file(trained, tmp_path, name, reason):
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "text.mp4").write_text("not a video")
-    write_audio(tmp_path / "audio.mp4")
-    write_video(tmp_path / "long.mp4", frames=48)
-    whole = (tmp_path / "long.mp4").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    make_bad_files(tmp_path)
     assert_one_clear_line(predict(trained, tmp_path / name), 2, name, reason)
 
 
