@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+import torch
+
+from lookupvit_video.config import load_config
+from lookupvit_video.data.dataset import Batch
+from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.transforms import IGNORED
+from lookupvit_video.engine.evaluate import Results, evaluate, predict_clips
+from lookupvit_video.engine.parallel import World
+from lookupvit_video.models.build import build_model
+from tests.models.test_models import SMALL
+
+CPU = torch.device("cpu")
+
+
+def test_a_video_that_could_not_be_read_is_wrong_even_where_the_likeliest_class_would_be_right():
+    labels = np.array([0, 1, 1, 0])
+    probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.0, 0.0, 0.0]])
+    results = Results(labels, probabilities, [(3, "empty")])
+    assert results.top(1) == pytest.approx(50)
+    assert results.top(2) == pytest.approx(75)
+    assert results.confusion().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert results.per_class() == [pytest.approx(50), pytest.approx(50), None]
+
+
+def test_softmax_is_averaged_over_the_views_of_a_video():
+    cfg = load_config(None, SMALL)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    clips = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8)
+    batch = Batch(clips, torch.tensor([2, 2, IGNORED, IGNORED, 4, 4]), torch.tensor([1, 2, 0]), [(2, "empty")])
+    videos = [Video("a", 4), Video("b", 2), Video("c", 0)]
+    results = evaluate(model, [batch], videos, cfg, World(0, 1, CPU), "test")
+    assert model.training  # its mode is kept
+    by_clip = predict_clips(model.eval(), cfg, clips, CPU).numpy()
+    np.testing.assert_allclose(results.probabilities[1], by_clip[:2].mean(0), rtol=1e-6)
+    np.testing.assert_allclose(results.probabilities[0], by_clip[4:].mean(0), rtol=1e-6)
+    assert results.probabilities[2].tolist() == [0] * 5  # no answer is made up for what was not seen
+    assert results.labels.tolist() == [4, 2, 0]
