@@ -1,14 +1,15 @@
 """Make Moving Digits: handwritten digits in motion, as H.264 videos with a motion label and a digit label."""
 
 import argparse
+import logging
 import os
-import sys
 from pathlib import Path
 
+from lookupvit_video.cli import run_command
 from lookupvit_video.data.synthetic import make_moving_digits
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="prepare.py",
         description=__doc__,
@@ -25,19 +26,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other videos and another split")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="the files do not depend on it")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of other settings in OUT")
-    return parser.parse_args(argv)
+    return parser.parse_args()
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = vars(parse_args(argv))
-    try:
-        is_new = make_moving_digits(**args)
-    except (ValueError, OSError) as error:
-        print(f"prepare.py: error: {error}", file=sys.stderr)
-        return 2
+def main() -> int:
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    args = vars(parse_args())
+    is_new = make_moving_digits(**args)
     print(f"{'wrote' if is_new else 'reused the complete data set in'} {args['out']}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -15,9 +15,6 @@ import colorsys
 import json
 import os
 import shutil
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -28,7 +25,9 @@ from typing import NamedTuple
 import av
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
-from tqdm import tqdm
+
+from lookupvit_video.files import written_whole
+from lookupvit_video.progress import progress
 
 # Class k and class k + 1 (k even) are time reversals of each other.
 MOTIONS = (
@@ -261,38 +260,25 @@ def _shift(canvas: np.ndarray, shake: np.ndarray) -> np.ndarray:
 # Files
 
 
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file of a temporary name beside `path`, then give it its name: whole or not there at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
     """Write RGB frames (T, H, W, 3) uint8 as H.264 (libx264, yuv420p, crf 23) in MP4, a key frame per `gop` frames."""
 
-    def encode(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="mp4") as container:
-            # One thread and no mbtree: the same bytes every time (with mbtree x264 writes small pictures differently
-            # from run to run). No scene cuts: where a loop starts anew is no key frame.
-            options = {"crf": "23", "preset": "veryfast", "threads": "1", "mbtree": "0", "sc_threshold": "0"}
-            stream = container.add_stream("libx264", rate=fps, options=options)
-            stream.height, stream.width = frames.shape[1:3]
-            stream.pix_fmt = "yuv420p"
-            stream.gop_size = gop
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode())
-
-    _atomically(path, encode)
+    # One thread and no mbtree: the same bytes every time (with mbtree x264 writes small pictures differently from run
+    # to run). No scene cuts: where a loop starts anew is no key frame.
+    options = {"crf": "23", "preset": "veryfast", "threads": "1", "mbtree": "0", "sc_threshold": "0"}
+    with written_whole(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = gop
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
+    with written_whole(path) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def _write_manifests(out: Path, settings: Settings) -> None:
@@ -343,28 +329,14 @@ def _write_videos(out: Path, settings: Settings, videos: list[tuple[str, int]], 
     # other's way.
     if processes == 1:
         with threadpool_limits(1):
-            for _ in _progress(map(write, videos), len(videos)):
+            for _ in progress(map(write, videos), total=len(videos), label="making", unit="videos"):
                 pass
         return
     # Spawned, not forked: the caller may hold threads (PyTorch's do not survive a fork).
     with ProcessPoolExecutor(processes, get_context("spawn"), _limit_threads) as workers:
-        for _ in _progress(workers.map(write, videos, chunksize=16), len(videos)):
+        results = workers.map(write, videos, chunksize=16)
+        for _ in progress(results, total=len(videos), label="making", unit="videos"):
             pass
-
-
-def _progress(items: Iterable[None], total: int) -> Iterator[None]:
-    """Pass items on and show videos/s and eta: as a bar on a terminal, else as a line every five seconds."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, total=total, unit=" videos")
-        return
-    start = shown = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        now = time.monotonic()
-        if now - shown >= 5 or done == total:
-            shown, rate = now, done / max(now - start, 1e-9)
-            eta = (total - done) / rate
-            print(f"{done}/{total} videos, {rate:.0f} videos/s, eta {eta:.0f} s", file=sys.stderr, flush=True)
 
 
 def _remove(out: Path) -> None:

@@ -61,11 +61,11 @@ class Results:
         return [100 * float(r) / int(t) if t else None for r, t in zip(right, totals, strict=True)]
 
 
-def predict_clips(model: nn.Module, cfg: CfgNode, clips: torch.Tensor, world_device: torch.device) -> torch.Tensor:
+def predict_clips(model: nn.Module, cfg: CfgNode, clips: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return the softmax (clips, K), float32 on the CPU, of uint8 clips (clips, C, T, H, W); model in eval mode."""
-    dtype = autocast_dtype(cfg.TRAIN.PRECISION, world_device)
-    with torch.inference_mode(), torch.autocast(world_device.type, dtype, enabled=dtype != torch.float32):
-        inputs = normalize(clips.to(world_device, non_blocking=True), cfg.DATA.MEAN, cfg.DATA.STD)
+    dtype = autocast_dtype(cfg.TRAIN.PRECISION, device)
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        inputs = normalize(clips.to(device, non_blocking=True), cfg.DATA.MEAN, cfg.DATA.STD)
         return model(inputs).float().softmax(-1).cpu()
 
 
