@@ -28,7 +28,6 @@ _C.TRAIN.EVAL_PERIOD = 1  # epochs between two validations (the last epoch alway
 _C.TRAIN.CHECKPOINT_PERIOD = 1  # epochs between two checkpoints (the last epoch always has one)
 _C.TRAIN.KEEP_CHECKPOINTS = 2  # how many checkpoints stay on disk; two, so that one may be damaged
 _C.TRAIN.AUTO_RESUME = True  # go on from the newest checkpoint in OUTPUT_DIR
-_C.TRAIN.CHECKPOINT_FILE_PATH = ""  # weights to start from where there is nothing to resume
 _C.TRAIN.PRECISION = "auto"  # auto: bfloat16 on GPUs that have it, else float32; or one of the two by name
 
 _C.TEST = CfgNode()
@@ -37,6 +36,7 @@ _C.TEST.BATCH_SIZE = 4  # videos (each with all its views) per step of a process
 _C.TEST.CHECKPOINT_FILE_PATH = ""  # what to test; empty: OUTPUT_DIR/model.pt, which training writes
 _C.TEST.NUM_ENSEMBLE_VIEWS = 1  # clips per video in time, their softmax averaged
 _C.TEST.NUM_SPATIAL_CROPS = 1  # crops per clip: 1 the centre, 3 spread over the longer side
+_C.TEST.GRIDS = []  # compressed grids to test beside MODEL.COMPRESSED_GRID, in one pass over the videos
 
 _C.DATA = CfgNode()
 _C.DATA.PATH_TO_DATA_DIR = ""  # folder of the lists below
@@ -60,6 +60,7 @@ _C.DATA.TEST_SHORT_SIDE = 0  # short side in pixels before the test crops; 0: TE
 _C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; off by itself where class names say left or right
 _C.DATA.MEAN = [0.485, 0.456, 0.406]  # ImageNet's, as most published weights expect
 _C.DATA.STD = [0.229, 0.224, 0.225]  # likewise
+_C.DATA.CACHE_VIDEOS = False  # keep every decoded video in memory; for small videos, read in one process
 _C.DATA.MAX_BAD_FRACTION = 0.01  # training stops when more of the clips than this cannot be read
 
 _C.DATA_LOADER = CfgNode()
@@ -67,18 +68,41 @@ _C.DATA_LOADER.NUM_WORKERS = 8  # decoding processes per training process; 0: de
 _C.DATA_LOADER.PIN_MEMORY = True  # faster copies to a GPU; nothing changes on a CPU
 
 _C.MODEL = CfgNode()
-_C.MODEL.ARCH = "lookupvit"  # lookupvit, or vit: the dense joint space-time ViT on the same tokens
+_C.MODEL.ARCH = "lookupvit"  # lookupvit; vit: dense, on the same tokens; mvit, x3d: PyTorchVideo's
 _C.MODEL.NUM_CLASSES = 400  # K; must be the length of the class list
-_C.MODEL.VARIANT = "B"  # Ti, S, B or L: width, depth and heads
+_C.MODEL.VARIANT = "B"  # Ti, S, B or L: width, depth and heads; mvit: Ti or B; x3d: XS, S, M or L
 _C.MODEL.DIM = 0  # width D; 0: the variant's
 _C.MODEL.DEPTH = 0  # blocks; 0: the variant's
 _C.MODEL.NUM_HEADS = 0  # attention heads; 0: the variant's
 _C.MODEL.TUBELET = [2, 16, 16]  # frames x height x width of one lookup token
-_C.MODEL.COMPRESSED_GRID = [4, 7, 7]  # t x h x w grid of the compressed tokens
+_C.MODEL.ENCODER = "joint"  # joint: tokens of all times together; factorised: per time index, then over time (ViViT)
+_C.MODEL.TEMPORAL_DEPTH = 4  # factorised: blocks of the temporal transformer
+_C.MODEL.COMPRESSED_GRID = [4, 7, 7]  # t x h x w grid of the compressed tokens; factorised: h x w
+_C.MODEL.COMPRESSED_GRIDS = []  # multi-resolution training: one of these grids is drawn for each step
+_C.MODEL.COMPRESSED_GRID_WEIGHTS = []  # how often each of them; []: alike
 _C.MODEL.RESIZE = "triangle"  # triangle: antialiased, as JAX resizes; trilinear: plain interpolation
-_C.MODEL.INFERENCE_HEAD = "average"  # average of the two heads' logits, or compressed or lookup alone
+_C.MODEL.REVERSE_WEIGHTS = "transpose"  # infusion: A transposed; scaled: times N/M; softmax: over compressed tokens
+_C.MODEL.HEADS = ["compressed", "lookup"]  # token sets with a classifier; the loss is the mean over them
+_C.MODEL.INFERENCE_HEAD = "average"  # average of the heads' logits, or one head alone
+_C.MODEL.POOL = "average"  # norm, then mean; average_norm: mean, then norm; class: a token (vit); attentive: a query
+_C.MODEL.TOKENS = "all"  # vit: all; resize: to COMPRESSED_GRID; random: a random part; merge: ToMe
+_C.MODEL.KEEP_TOKENS = 0  # TOKENS random: how many stay; 0: as many as cost what COMPRESSED_GRID's LookupViT costs
+_C.MODEL.MERGE_TOKENS = 0  # TOKENS merge: how many each block merges away; 0: to the same cost
+_C.MODEL.QK_NORM = False  # layer norm on queries and keys, per head
+_C.MODEL.LAYER_SCALE = 0.0  # initial value of a learned factor on each residual branch; 0: none
+_C.MODEL.ACTIVATION = "gelu"  # of the MLPs; gelu_tanh or quick_gelu where published weights were trained with it
+_C.MODEL.NORM_EPS = 1e-6  # of the layer norms, as ViT and MAE
 _C.MODEL.DROP_PATH = 0.0  # stochastic depth of the last block, rising linearly from 0 at the first
 _C.MODEL.DROPOUT_RATE = 0.0  # dropout before each classifier
+_C.MODEL.INIT_FROM = ""  # weights to start from: this project's, timm's, VideoMAE's, ...; a file or a Hub id
+_C.MODEL.INIT_INFLATE = "central"  # image kernels in video: into the central frame, or the average over the frames
+_C.MODEL.FREEZE_ENCODER = False  # train the heads only: a linear probe, or with POOL attentive an attentive one
+
+_C.DISTILL = CfgNode()
+_C.DISTILL.TEACHER = ""  # a checkpoint of this project whose answers (and tokens) are learned from; empty: off
+_C.DISTILL.WEIGHT = 0.5  # share of the teacher's soft targets in the classification loss
+_C.DISTILL.TEMPERATURE = 1.0  # of both softmaxes
+_C.DISTILL.FEATURE_WEIGHT = 0.0  # weight of the distance from the compressed tokens to the teacher's resized tokens
 
 _C.AUG = CfgNode()
 _C.AUG.NUM_SAMPLE = 1  # repeated augmentation: clips drawn from a video each time it is opened
@@ -114,34 +138,51 @@ CHOICES = {
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "DATA.DECODING_BACKEND": ("pyav", "decord"),
     "DATA.SAMPLING": ("clip", "segments"),
-    "MODEL.ARCH": ("lookupvit", "vit"),
-    "MODEL.VARIANT": ("Ti", "S", "B", "L"),
+    "MODEL.ARCH": ("lookupvit", "vit", "mvit", "x3d"),
+    "MODEL.VARIANT": ("Ti", "S", "B", "L", "XS", "M"),
+    "MODEL.ENCODER": ("joint", "factorised"),
     "MODEL.RESIZE": ("triangle", "trilinear"),
+    "MODEL.REVERSE_WEIGHTS": ("transpose", "scaled", "softmax"),
+    "MODEL.HEADS": (["compressed", "lookup"], ["compressed"], ["lookup"]),
     "MODEL.INFERENCE_HEAD": ("average", "compressed", "lookup"),
+    "MODEL.POOL": ("average", "average_norm", "class", "attentive"),
+    "MODEL.TOKENS": ("all", "resize", "random", "merge"),
+    "MODEL.ACTIVATION": ("gelu", "gelu_tanh", "quick_gelu"),
+    "MODEL.INIT_INFLATE": ("central", "average"),
     "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
 }
 AT_LEAST = {
     1: """LOG_PERIOD TRAIN.BATCH_SIZE TRAIN.ACCUMULATION_STEPS TRAIN.CHECKPOINT_PERIOD TRAIN.KEEP_CHECKPOINTS
           TEST.BATCH_SIZE TEST.NUM_ENSEMBLE_VIEWS DATA.NUM_FRAMES DATA.SAMPLING_RATE DATA.TRAIN_CROP_SIZE
-          DATA.TEST_CROP_SIZE MODEL.NUM_CLASSES MODEL.TUBELET MODEL.COMPRESSED_GRID AUG.NUM_SAMPLE SOLVER.MAX_EPOCH""",
+          DATA.TEST_CROP_SIZE MODEL.NUM_CLASSES MODEL.TUBELET MODEL.COMPRESSED_GRID MODEL.COMPRESSED_GRIDS
+          MODEL.TEMPORAL_DEPTH TEST.GRIDS AUG.NUM_SAMPLE SOLVER.MAX_EPOCH""",
     0: """RNG_SEED TRAIN.EVAL_PERIOD DATA.TEST_SHORT_SIDE DATA_LOADER.NUM_WORKERS MODEL.DIM MODEL.DEPTH MODEL.NUM_HEADS
-          MODEL.DROP_PATH MODEL.DROPOUT_RATE AUG.RAND_AUGMENT_OPS AUG.RAND_AUGMENT_MAGNITUDE AUG.RAND_AUGMENT_STD
+          MODEL.DROP_PATH MODEL.DROPOUT_RATE MODEL.KEEP_TOKENS MODEL.MERGE_TOKENS MODEL.LAYER_SCALE MODEL.NORM_EPS
+          DISTILL.WEIGHT DISTILL.FEATURE_WEIGHT AUG.RAND_AUGMENT_OPS AUG.RAND_AUGMENT_MAGNITUDE AUG.RAND_AUGMENT_STD
           AUG.COLOR_JITTER AUG.RE_PROB MIXUP.ALPHA MIXUP.CUTMIX_ALPHA MIXUP.PROB MIXUP.SWITCH_PROB SOLVER.BASE_LR
           SOLVER.COSINE_END_LR SOLVER.WARMUP_START_LR SOLVER.WARMUP_EPOCHS SOLVER.WEIGHT_DECAY SOLVER.MOMENTUM
           SOLVER.CLIP_GRAD_L2NORM SOLVER.LABEL_SMOOTHING DATA.MAX_BAD_FRACTION""",
 }
 AT_MOST_ONE = """AUG.RE_PROB MIXUP.PROB MIXUP.SWITCH_PROB DATA.MAX_BAD_FRACTION SOLVER.LAYER_DECAY
-                 SOLVER.LABEL_SMOOTHING"""
+                 SOLVER.LABEL_SMOOTHING DISTILL.WEIGHT"""
+ABOVE_ZERO = """DATA.TARGET_FPS DATA.STD SOLVER.LAYER_DECAY DATA.TRAIN_JITTER_ASPECT_RELATIVE DISTILL.TEMPERATURE
+                MODEL.COMPRESSED_GRID_WEIGHTS"""
 BELOW_ONE = "MODEL.DROP_PATH MODEL.DROPOUT_RATE SOLVER.MOMENTUM SOLVER.BETAS"
 LENGTHS = {
     "MODEL.TUBELET": (3,),
-    "MODEL.COMPRESSED_GRID": (3,),
+    "MODEL.COMPRESSED_GRID": (2, 3),
     "DATA.MEAN": (3,),
     "DATA.STD": (3,),
     "SOLVER.BETAS": (2,),
     "DATA.TRAIN_JITTER_SCALES_RELATIVE": (0, 2),
     "DATA.TRAIN_JITTER_ASPECT_RELATIVE": (2,),
     "DATA.TRAIN_JITTER_SCALES": (2,),
+}
+# What the lists that are empty by default are made of.
+ITEMS: dict[str, Any] = {
+    "TEST.GRIDS": [1],
+    "MODEL.COMPRESSED_GRIDS": [1],
+    "MODEL.COMPRESSED_GRID_WEIGHTS": 1.0,
 }
 
 
@@ -209,7 +250,7 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
                 raise ValueError(f"{where}: {value!r} is not a finite number")
             return number
     if isinstance(default, list) and isinstance(value, (list, tuple)):
-        sample = default[0]
+        sample = default[0] if default else ITEMS[where.rsplit(": ", 1)[-1]]
         return [_coerce(item, sample, f"{where}[{i}]") for i, item in enumerate(value)]
     if type(value) is type(default):
         return value
@@ -281,10 +322,13 @@ def get_key(cfg: CfgNode, name: str) -> Any:
     return cfg
 
 
+def _flat(value: Any) -> list[Any]:
+    return [leaf for item in value for leaf in _flat(item)] if isinstance(value, list) else [value]
+
+
 def _check_ranges(cfg: CfgNode) -> None:
     def values(name: str) -> list[float]:
-        value = get_key(cfg, name)
-        return value if isinstance(value, list) else [value]
+        return _flat(get_key(cfg, name))
 
     for name, choices in CHOICES.items():
         if get_key(cfg, name) not in choices:
@@ -302,7 +346,7 @@ def _check_ranges(cfg: CfgNode) -> None:
     for name in BELOW_ONE.split():
         if not all(0 <= value < 1 for value in values(name)):
             raise ValueError(f"{name} is {get_key(cfg, name)}; it must be at least 0 and below 1")
-    for name in ("DATA.TARGET_FPS", "DATA.STD", "SOLVER.LAYER_DECAY", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"):
+    for name in ABOVE_ZERO.split():
         if not all(value > 0 for value in values(name)):
             raise ValueError(f"{name} is {get_key(cfg, name)}; it must be above 0")
 
@@ -333,14 +377,58 @@ def _check_geometry(cfg: CfgNode) -> None:
             f"DATA.TEST_SHORT_SIDE is {cfg.DATA.TEST_SHORT_SIDE}; the crop of DATA.TEST_CROP_SIZE "
             f"{cfg.DATA.TEST_CROP_SIZE} does not fit in it"
         )
-    grid, compressed = token_grid(cfg), cfg.MODEL.COMPRESSED_GRID
-    if cfg.MODEL.ARCH == "lookupvit" and any(c > g for c, g in zip(compressed, grid, strict=True)):
-        raise ValueError(
-            f"MODEL.COMPRESSED_GRID is {compressed}, larger than the grid of lookup tokens {list(grid)} "
-            "that DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE and MODEL.TUBELET make"
-        )
     if cfg.MODEL.DIM and cfg.MODEL.NUM_HEADS and cfg.MODEL.DIM % cfg.MODEL.NUM_HEADS:
         raise ValueError(f"MODEL.DIM is {cfg.MODEL.DIM}; MODEL.NUM_HEADS {cfg.MODEL.NUM_HEADS} does not divide it")
+
+
+def _check_grids(cfg: CfgNode) -> None:
+    weights = cfg.MODEL.COMPRESSED_GRID_WEIGHTS
+    lookup = token_grid(cfg)[1:] if cfg.MODEL.ENCODER == "factorised" else token_grid(cfg)
+    if weights and len(weights) != len(cfg.MODEL.COMPRESSED_GRIDS):
+        raise ValueError(
+            f"MODEL.COMPRESSED_GRID_WEIGHTS has {len(weights)} weights for the {len(cfg.MODEL.COMPRESSED_GRIDS)} grids "
+            "of MODEL.COMPRESSED_GRIDS; write one for each"
+        )
+    if cfg.MODEL.ARCH != "lookupvit":
+        for name in ("MODEL.COMPRESSED_GRIDS", "TEST.GRIDS"):
+            if get_key(cfg, name):
+                raise ValueError(f"{name} is for MODEL.ARCH lookupvit; {cfg.MODEL.ARCH} has one resolution")
+        if cfg.MODEL.TOKENS == "all" or cfg.MODEL.ARCH != "vit":
+            return  # nothing is compressed
+    named = [("MODEL.COMPRESSED_GRID", cfg.MODEL.COMPRESSED_GRID)]
+    named += [(name, grid) for name in ("MODEL.COMPRESSED_GRIDS", "TEST.GRIDS") for grid in get_key(cfg, name)]
+    for name, grid in named:
+        if len(grid) != len(lookup):
+            what = "h x w of each time index" if len(lookup) == 2 else "t x h x w"
+            raise ValueError(f"{name}: {grid} has {len(grid)} numbers; MODEL.ENCODER {cfg.MODEL.ENCODER} takes {what}")
+        if any(c > g for c, g in zip(grid, lookup, strict=True)):
+            raise ValueError(
+                f"{name}: {grid} is larger than the grid of lookup tokens {list(lookup)} "
+                "that DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE and MODEL.TUBELET make"
+            )
+
+
+VARIANTS_OF = {"lookupvit": "Ti S B L", "vit": "Ti S B L", "mvit": "Ti B", "x3d": "XS S M L"}
+
+
+def _check_model(cfg: CfgNode) -> None:
+    model = cfg.MODEL
+    if model.VARIANT not in VARIANTS_OF[model.ARCH].split():
+        raise ValueError(f"MODEL.VARIANT is {model.VARIANT}; MODEL.ARCH {model.ARCH} has {VARIANTS_OF[model.ARCH]}")
+    if model.ARCH == "lookupvit" and model.INFERENCE_HEAD not in ("average", *model.HEADS):
+        raise ValueError(
+            f"MODEL.INFERENCE_HEAD is {model.INFERENCE_HEAD}, which is not among MODEL.HEADS {model.HEADS}"
+        )
+    if model.POOL == "class" and (model.ARCH != "vit" or model.ENCODER == "factorised"):
+        raise ValueError("MODEL.POOL class needs a class token: only MODEL.ARCH vit with MODEL.ENCODER joint has one")
+    if model.TOKENS != "all" and (model.ARCH != "vit" or model.ENCODER == "factorised"):
+        raise ValueError(f"MODEL.TOKENS {model.TOKENS} is for MODEL.ARCH vit with MODEL.ENCODER joint")
+    if model.ARCH == "x3d" and model.DROP_PATH:
+        raise ValueError("MODEL.DROP_PATH is for transformers; MODEL.ARCH x3d has MODEL.DROPOUT_RATE")
+    if model.FREEZE_ENCODER and (model.ARCH not in ("lookupvit", "vit") or model.DROP_PATH):
+        raise ValueError("MODEL.FREEZE_ENCODER is for MODEL.ARCH lookupvit or vit with MODEL.DROP_PATH 0")
+    if cfg.DISTILL.FEATURE_WEIGHT and (model.ARCH != "lookupvit" or not cfg.DISTILL.TEACHER):
+        raise ValueError("DISTILL.FEATURE_WEIGHT is for MODEL.ARCH lookupvit and needs DISTILL.TEACHER")
 
 
 def validate(cfg: CfgNode) -> None:
@@ -351,6 +439,8 @@ def validate(cfg: CfgNode) -> None:
     """
     _check_ranges(cfg)
     _check_geometry(cfg)
+    _check_grids(cfg)
+    _check_model(cfg)
     area, scales = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE, cfg.DATA.TRAIN_JITTER_SCALES
     aspect = cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE
     if area and not 0 < area[0] <= area[1] <= 1:

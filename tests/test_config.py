@@ -31,6 +31,8 @@ def write(folder, text, name="run.yaml"):
 
 def below(low, default):
     """Text of a value of the default's type that is just below ``low``."""
+    if default == []:  # of grids
+        return str([[low - 1, 1, 1]])
     if isinstance(default, list):
         return str([low - 1, *default[1:]])
     return str(low - 0.5 if isinstance(default, float) else low - 1)
@@ -223,8 +225,9 @@ def test_mistake_in_an_override(overrides, message):
 
 @pytest.mark.parametrize("key", config.CHOICES)
 def test_choices(key):
-    wrong = "2" if isinstance(DEFAULTS[key], int) else "nonsense"
-    with pytest.raises(ValueError, match=rf"^{re.escape(key)} is .*{wrong}.*; choose one of "):
+    default = DEFAULTS[key]
+    wrong = "[nonsense]" if isinstance(default, list) else "2" if isinstance(default, int) else "nonsense"
+    with pytest.raises(ValueError, match=rf"^{re.escape(key)} is .*{wrong.strip('[]')}.*; choose one of "):
         load_config(None, [key, wrong])
 
 
@@ -246,9 +249,7 @@ def test_limits_below_one(key):
         load_config(None, [key, replace_first(DEFAULTS[key], 1.0)])
 
 
-@pytest.mark.parametrize(
-    "key", ["DATA.TARGET_FPS", "DATA.STD", "SOLVER.LAYER_DECAY", "DATA.TRAIN_JITTER_ASPECT_RELATIVE"]
-)
+@pytest.mark.parametrize("key", config.ABOVE_ZERO.split())
 def test_above_zero(key):
     with pytest.raises(ValueError, match=rf"^{re.escape(key)} is .*; it must be above 0$"):
         load_config(None, [key, replace_first(DEFAULTS[key], 0.0)])
@@ -280,7 +281,28 @@ def test_nan_set_in_code_is_caught_too():
     [
         ("MODEL.NUM_CLASSES 0", r"MODEL\.NUM_CLASSES is 0; it must be at least 1"),
         ("MODEL.NUM_CLASSES -4", r"MODEL\.NUM_CLASSES is -4"),
-        ("MODEL.COMPRESSED_GRID [9,7,7]", r"MODEL\.COMPRESSED_GRID is \[9, 7, 7\], larger than .* \[8, 14, 14\]"),
+        ("MODEL.COMPRESSED_GRID [9,7,7]", r"MODEL\.COMPRESSED_GRID: \[9, 7, 7\] is larger than .* \[8, 14, 14\]"),
+        ("TEST.GRIDS [[4,7,7],[4,15,7]]", r"TEST\.GRIDS: \[4, 15, 7\] is larger than .* \[8, 14, 14\]"),
+        ("MODEL.COMPRESSED_GRIDS [[7,7]]", r"MODEL\.COMPRESSED_GRIDS: \[7, 7\] has 2 numbers; .* takes t x h x w"),
+        ("MODEL.ENCODER factorised", r"MODEL\.COMPRESSED_GRID: \[4, 7, 7\] has 3 numbers; .* takes h x w"),
+        (
+            "MODEL.COMPRESSED_GRIDS [[1,7,7]] MODEL.COMPRESSED_GRID_WEIGHTS [1,2]",
+            r"MODEL\.COMPRESSED_GRID_WEIGHTS has 2",
+        ),
+        ("MODEL.ARCH vit TEST.GRIDS [[1,7,7]]", r"TEST\.GRIDS is for MODEL\.ARCH lookupvit"),
+        ("MODEL.ARCH vit MODEL.TOKENS resize MODEL.COMPRESSED_GRID [9,7,7]", r"MODEL\.COMPRESSED_GRID: \[9, 7, 7\] is"),
+        ("MODEL.TOKENS random", r"MODEL\.TOKENS random is for MODEL\.ARCH vit"),
+        (
+            "MODEL.ARCH vit MODEL.ENCODER factorised MODEL.TOKENS merge MODEL.COMPRESSED_GRID [7,7]",
+            r"MODEL\.TOKENS merge is for",
+        ),
+        ("MODEL.POOL class", r"MODEL\.POOL class needs a class token"),
+        ("MODEL.HEADS [lookup] MODEL.INFERENCE_HEAD compressed", r"MODEL\.INFERENCE_HEAD is compressed, .* not among"),
+        ("MODEL.ARCH mvit MODEL.VARIANT S", r"MODEL\.VARIANT is S; MODEL\.ARCH mvit has Ti B"),
+        ("MODEL.VARIANT M", r"MODEL\.VARIANT is M; MODEL\.ARCH lookupvit has Ti S B L"),
+        ("MODEL.ARCH x3d MODEL.VARIANT M MODEL.DROP_PATH 0.1", r"MODEL\.DROP_PATH is for transformers"),
+        ("MODEL.FREEZE_ENCODER True MODEL.DROP_PATH 0.1", r"MODEL\.FREEZE_ENCODER is for"),
+        ("DISTILL.FEATURE_WEIGHT 1", r"DISTILL\.FEATURE_WEIGHT is for .* needs DISTILL\.TEACHER"),
         ("MODEL.COMPRESSED_GRID [4,7,15]", r"MODEL\.COMPRESSED_GRID"),
         ("DATA.NUM_FRAMES 15", r"DATA\.NUM_FRAMES is 15; MODEL\.TUBELET takes it in parts of 2"),
         ("DATA.TRAIN_CROP_SIZE 220", r"DATA\.TRAIN_CROP_SIZE is 220; MODEL\.TUBELET takes it in parts of 16"),
@@ -316,6 +338,9 @@ def test_what_does_not_fit_together(overrides, message):
         "TRAIN.ACCUMULATION_STEPS 4 AUG.NUM_SAMPLE 2",
         "DATA.TEST_SHORT_SIDE 224",
         "SOLVER.MAX_EPOCH 1 SOLVER.WARMUP_EPOCHS 0",
+        "MODEL.ARCH lookupvit MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] TEST.GRIDS [[3,3],[5,5]]",
+        "MODEL.COMPRESSED_GRIDS [[4,7,7],[2,5,5]] MODEL.COMPRESSED_GRID_WEIGHTS [1,0.5]",
+        "MODEL.ARCH x3d MODEL.VARIANT XS",
         "AUG.RE_PROB 1 SOLVER.LAYER_DECAY 1 TEST.NUM_SPATIAL_CROPS 3",
     ],
 )

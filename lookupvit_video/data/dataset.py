@@ -73,6 +73,7 @@ class VideoDataset(Dataset[Sample]):
         transform: frames (T, H, W, C) -> list of clips.
         shape: (V, C, T, H, W) of the result, also for a video that cannot be read.
         backend: decoder, see ``open_video``.
+        cache: keep every decoded video in memory, see ``open_video``.
         seed: with (epoch, index) it decides everything random about a sample.
     """
 
@@ -84,10 +85,11 @@ class VideoDataset(Dataset[Sample]):
         transform: ClipTransform,
         shape: tuple[int, int, int, int, int],
         backend: str = "pyav",
+        cache: bool = False,
         seed: int = 0,
     ):
         self.videos, self.times, self.transform = videos, times, transform
-        self.shape, self.backend, self.seed = shape, backend, seed
+        self.shape, self.backend, self.cache, self.seed = shape, backend, cache, seed
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -98,19 +100,21 @@ class VideoDataset(Dataset[Sample]):
         video = self.videos[index]
         try:
             with seeded(self.seed, epoch, index):
-                clips = read_clips(video, self.times, self.transform, self.backend)
+                clips = read_clips(video, self.times, self.transform, self.backend, self.cache)
         except DecodeError as error:
             return Sample(torch.zeros(self.shape, dtype=torch.uint8), IGNORED, index, str(error))
         return Sample(torch.stack(clips), video.label, index)
 
 
-def read_clips(video: Video, times: TimeSampler, transform: ClipTransform, backend: str) -> list[Tensor]:
+def read_clips(
+    video: Video, times: TimeSampler, transform: ClipTransform, backend: str, cache: bool = False
+) -> list[Tensor]:
     """Return the clips of one video: all times of all of them in one pass of the decoder, then the transform.
 
     Raises:
         DecodeError: the video cannot be read.
     """
-    with open_video(video.path, backend) as reader:
+    with open_video(video.path, backend, in_memory=cache) as reader:
         start = video.start or 0.0
         end = min(video.end or float("inf"), reader.info.duration)
         if start >= end:

@@ -22,6 +22,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple
@@ -142,8 +143,12 @@ def check_backend(backend: str) -> None:
         )
 
 
-def open_video(path: str | os.PathLike[str], backend: str = "pyav") -> VideoReader:
+def open_video(path: str | os.PathLike[str], backend: str = "pyav", in_memory: bool = False) -> VideoReader:
     """Open a local video file.
+
+    Args:
+        backend: "pyav" or "decord".
+        in_memory: decode all of it the first time and keep it in this process's memory (3 bytes a pixel and frame).
 
     Raises:
         DecodeError: the file is missing, not a video, truncated, or has no frame that can be decoded.
@@ -152,7 +157,42 @@ def open_video(path: str | os.PathLike[str], backend: str = "pyav") -> VideoRead
     """
     if backend not in BACKENDS:
         check_backend(backend)  # raises
-    return BACKENDS[backend](path)
+    return _in_memory(os.fspath(path), backend) if in_memory else BACKENDS[backend](path)
+
+
+def _checked_times(path: str, seconds: Sequence[float]) -> np.ndarray:
+    at = np.asarray(seconds, dtype=np.float64).reshape(-1)
+    if not np.isfinite(at).all():
+        raise ValueError(f"{path}: a time is not finite: {at[~np.isfinite(at)][0]}")
+    return at
+
+
+def _shown_at(times: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Indices of the frames shown at some times."""
+    return np.maximum(np.searchsorted(times, at + _TIME_TOLERANCE, side="right") - 1, 0)
+
+
+class MemoryReader(VideoReader):
+    """A decoded video; closing it does nothing, since the next one to ask shares it."""
+
+    def __init__(self, path: str, backend: str) -> None:
+        self.path = path
+        with BACKENDS[backend](path) as reader:
+            self.times = np.empty(0)
+            while self.times is not reader.times:  # a decode that contradicts the packets corrects them
+                self.times = reader.times
+                self._frames = reader.frames_at(self.times.tolist())
+            self.info = reader.info
+
+    def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
+        """See `VideoReader.frames_at`."""
+        return self._frames[torch.from_numpy(_shown_at(self.times, _checked_times(self.path, seconds)))]
+
+    def close(self) -> None:
+        """See `VideoReader.close`."""
+
+
+_in_memory = cache(MemoryReader)
 
 
 class PyAVReader(VideoReader):
@@ -193,9 +233,7 @@ class PyAVReader(VideoReader):
         """See `VideoReader.frames_at`."""
         if self._container is None:
             raise ValueError(f"{self.path}: the reader is closed")
-        at = np.asarray(seconds, dtype=np.float64).reshape(-1)
-        if not np.isfinite(at).all():
-            raise ValueError(f"{self.path}: a time is not finite: {at[~np.isfinite(at)][0]}")
+        at = _checked_times(self.path, seconds)
         with _plain_errors(self.path):
             try:
                 return self._gather(at)
@@ -213,8 +251,7 @@ class PyAVReader(VideoReader):
 
     def _gather(self, at: np.ndarray) -> torch.Tensor:
         """Map times to timeline indices, decode each index once, and lay the frames out in the order asked."""
-        shown = np.searchsorted(self.times, at + _TIME_TOLERANCE, side="right") - 1
-        wanted, place = np.unique(np.maximum(shown, 0), return_inverse=True)
+        wanted, place = np.unique(_shown_at(self.times, at), return_inverse=True)
         frames = self._pick(wanted)
         if not np.array_equal(place, np.arange(len(wanted))):
             frames = frames[place]

@@ -103,6 +103,7 @@ def build_train_loader(
         transform=train_transform(cfg, flip=flip),
         shape=(repeats, 3, cfg.DATA.NUM_FRAMES, size, size),
         backend=cfg.DATA.DECODING_BACKEND,
+        cache=cfg.DATA.CACHE_VIDEOS,
         seed=cfg.RNG_SEED,
     )
     batches = TrainBatchSampler(
@@ -136,6 +137,7 @@ def build_eval_loader(
         transform=eval_transform(size, cfg.DATA.TEST_SHORT_SIDE or size, num_crops),
         shape=(num_views * num_crops, 3, cfg.DATA.NUM_FRAMES, size, size),
         backend=cfg.DATA.DECODING_BACKEND,
+        cache=cfg.DATA.CACHE_VIDEOS,
     )
     rows = list(range(rank, len(videos), world_size))
     batches = [rows[i : i + cfg.TEST.BATCH_SIZE] for i in range(0, len(rows), cfg.TEST.BATCH_SIZE)]

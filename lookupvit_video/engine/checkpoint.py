@@ -5,6 +5,7 @@ so any of them serves for prediction; a training checkpoint also has ``optimizer
 """
 
 import logging
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from lookupvit_video.config import config_from_text
+from lookupvit_video.config import config_from_text, token_grid
 from lookupvit_video.files import written_whole
+from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
@@ -98,13 +100,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: bool = False) -> None:
     """Put a checkpoint's weights into a model of the same shape.
+
+    Args:
+        resize_positions: let the clip's frames or crop differ: positions are resized to the model's token grid.
 
     Raises:
         ValueError: names the first parameter that does not fit.
     """
-    own, given = model.state_dict(), checkpoint.model
+    own, given = model.state_dict(), dict(checkpoint.model)
+    if isinstance(model.tokenizer, TubeletTokenizer):  # PyTorchVideo's models have positions of their own kind
+        grid, own_grid = token_grid(checkpoint.config), model.tokenizer.grid
+        if resize_positions:
+            _resize_positions(own, given, grid, own_grid)
+        elif grid != own_grid:  # which the number of positions need not tell
+            raise ValueError(
+                f"{checkpoint.path}: its grid of lookup tokens is {grid}, the model's {own_grid}; "
+                "MODEL and DATA geometry must be those of the checkpoint"
+            )
     for name in [*own, *given]:
         if name not in own or name not in given:
             where = "checkpoint" if name not in given else "model"
@@ -117,6 +131,17 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
                 f"{tuple(own[name].shape)}; MODEL and DATA geometry must be those of the checkpoint"
             )
     model.load_state_dict(given)
+
+
+def _resize_positions(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], grid: Grid, own_grid: Grid) -> None:
+    """Resize, in ``given``, the positions from the checkpoint's grid to the model's."""
+    for name, old, new in (
+        ("tokenizer.positions", grid, own_grid),
+        ("temporal.positions", (grid[0], 1, 1), (own_grid[0], 1, 1)),
+    ):
+        if name in own and name in given and old != new and given[name].shape[1] == math.prod(old):
+            given[name] = GridResize(old, new)(given[name])
+            logger.info("%s: resized from a grid of %s to %s", name, old, new)
 
 
 def checkpoint_path(output_dir: str | Path, step: int) -> Path:

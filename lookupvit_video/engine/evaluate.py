@@ -4,6 +4,7 @@ Shape letters: B videos, V views, K classes.
 """
 
 import csv
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,12 @@ from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.engine.parallel import World, autocast_dtype, gather_objects
-from lookupvit_video.engine.plots import plot_confusion
+from lookupvit_video.engine.plots import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
+
+logger = logging.getLogger(__name__)
+CompressedGrid = tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -61,45 +65,81 @@ class Results:
         return [100 * float(r) / int(t) if t else None for r, t in zip(right, totals, strict=True)]
 
 
-def predict_clips(model: nn.Module, cfg: CfgNode, clips: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the softmax (clips, K), float32 on the CPU, of uint8 clips (clips, C, T, H, W); model in eval mode."""
+def predict_clips(
+    model: nn.Module, cfg: CfgNode, clips: torch.Tensor, device: torch.device, grid: CompressedGrid = None
+) -> torch.Tensor:
+    """Return the softmax (clips, K), float32 on the CPU, of uint8 clips (clips, C, T, H, W); model in eval mode.
+
+    Args:
+        grid: of the compressed tokens, for a LookupViT; None: the model's default.
+    """
     dtype = autocast_dtype(cfg.TRAIN.PRECISION, device)
     with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         inputs = normalize(clips.to(device, non_blocking=True), cfg.DATA.MEAN, cfg.DATA.STD)
-        return model(inputs).float().softmax(-1).cpu()
+        logits = model(inputs) if grid is None else model(inputs, grid)
+        return logits.float().softmax(-1).cpu()
 
 
 def evaluate(
-    model: nn.Module, loader: Iterable[Batch], videos: Sequence[Video], cfg: CfgNode, world: World, label: str
-) -> Results:
+    model: nn.Module,
+    loader: Iterable[Batch],
+    videos: Sequence[Video],
+    cfg: CfgNode,
+    world: World,
+    label: str,
+    grids: Sequence[CompressedGrid] = (None,),
+) -> list[Results]:
     """Run a model over this process's share of the videos and put all processes' shares together.
+
+    Every video is read once, whatever the number of grids.
 
     Args:
         model: not wrapped for parallel training; its mode is kept.
         loader: from ``build_eval_loader`` with this process's rank.
         videos: the whole list, the same in all processes.
         label: what the progress line says.
+        grids: compressed grids to answer with; None is the model's default.
+
+    Returns:
+        one ``Results`` for each of ``grids``.
     """
     was_training = model.training
     model.eval()
-    own: list[tuple[int, np.ndarray]] = []
+    own: list[list[tuple[int, np.ndarray]]] = [[] for _ in grids]
     bad: list[tuple[int, str]] = []
     share = len(range(world.rank, len(videos), world.size))
     batches = progress(loader, total=share, label=label, unit="videos", step=cfg.TEST.BATCH_SIZE) \
         if world.is_main else loader  # fmt: skip
     for batch in batches:
-        probabilities = predict_clips(model, cfg, batch.clips, world.device)
-        by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
-        own += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)
+        for rows, grid in zip(own, grids, strict=True):
+            probabilities = predict_clips(model, cfg, batch.clips, world.device, grid)
+            by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
+            rows += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)
         bad += batch.errors
     model.train(was_training)
-    table = np.zeros((len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
-    for rows in gather_objects(own, world):
-        for row, probability in rows:
-            table[row] = probability
+    labels = np.array([video.label for video in videos])
+    tables = np.zeros((len(grids), len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
+    for shares in gather_objects(own, world):
+        for table, rows in zip(tables, shares, strict=True):
+            for row, probability in rows:
+                table[row] = probability
     all_bad = sorted(item for items in gather_objects(bad, world) for item in items)
-    table[[row for row, _ in all_bad]] = 0
-    return Results(np.array([video.label for video in videos]), table, all_bad)
+    tables[:, [row for row, _ in all_bad]] = 0
+    return [Results(labels, table, all_bad) for table in tables]
+
+
+def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Write what one checkpoint reaches with each compressed grid: accuracy_vs_gmacs.csv and .png; log the table."""
+    with written_whole(folder / "accuracy_vs_gmacs.csv") as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plot_accuracy_vs_gmacs(rows, folder / "accuracy_vs_gmacs.png")
+    for row in rows:
+        logger.info(
+            "grid %-9s %5d compressed tokens  %8.4g GMACs a view  top-1 %.2f %%  top-5 %.2f %%",
+            row["grid"], row["tokens"], row["gmacs_per_view"], row["top1"], row["top5"],
+        )  # fmt: skip
 
 
 def write_results(

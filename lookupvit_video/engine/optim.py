@@ -1,5 +1,6 @@
 """Parameter groups, optimiser and learning-rate schedule."""
 
+import re
 from typing import Any
 
 import torch
@@ -12,34 +13,52 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
+# What is neither a norm nor a bias and does not decay either: positions and learned tokens.
+NO_DECAY = ("positions", "class_token", "attentive.query", "positional_encoding")
 
-def layer_of(name: str, depth: int) -> int:
-    """Return the layer a parameter belongs to: 0 the tokenizer, 1 to ``depth`` the blocks, ``depth`` + 1 the heads."""
-    if name.startswith("tokenizer."):
+
+def layer_of(name: str, depth: int, temporal_depth: int = 0) -> int:
+    """Return the layer a parameter belongs to, from the input upwards.
+
+    0 is the tokenizer (with the class token), 1 to ``depth`` are the blocks, then come those of a temporal encoder,
+    and one more for the heads.
+    """
+    block = re.search(r"(temporal\.)?\bblocks\.(\d+)\.", name)
+    if block:
+        return int(block[2]) + 1 + (depth if block[1] else 0)
+    if name.startswith("temporal."):
+        return depth + 1  # its positions, with its first block
+    if re.search(r"tokenizer\.|class_token|patch_embed|cls_positional_encoding", name):
         return 0
-    if name.startswith("blocks."):
-        return int(name.split(".")[1]) + 1
-    return depth + 1
+    return depth + temporal_depth + 1
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to norms, biases, layer scales, positions and learned tokens."""
+    return parameter.ndim > 1 and not any(part in name for part in NO_DECAY)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Group a model's parameters by weight decay and learning-rate factor ``lr_scale``.
 
-    No decay on norms, biases and positions. ``lr_scale`` is ``layer_decay`` ** (layers above), as BEiT and MAE do.
+    ``lr_scale`` is ``layer_decay`` ** (layers above), as BEiT and MAE do.
     """
     depth = len(model.blocks)  # type: ignore[arg-type]
+    temporal = getattr(model, "temporal", None)
+    temporal_depth = len(temporal.blocks) if temporal is not None else 0
+    top = depth + temporal_depth + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = layer_of(name, depth)
-        decays = parameter.ndim > 1 and not name.endswith("positions")
+        layer = layer_of(name, depth, temporal_depth)
+        decaying = decays(name, parameter)
         group = groups.setdefault(
-            (layer if layer_decay != 1.0 else 0, decays),
+            (layer if layer_decay != 1.0 else 0, decaying),
             {
                 "params": [],
-                "weight_decay": weight_decay if decays else 0.0,
-                "lr_scale": layer_decay ** (depth + 1 - layer),
+                "weight_decay": weight_decay if decaying else 0.0,
+                "lr_scale": layer_decay ** (top - layer),
             },
         )
         group["params"].append(parameter)

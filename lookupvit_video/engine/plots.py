@@ -46,6 +46,22 @@ def plot_curves(train: Sequence[dict[str, Any]], val: Sequence[dict[str, Any]], 
     save_figure(figure, path)
 
 
+def plot_accuracy_vs_gmacs(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw top-1 accuracy over GMACs a view, a point for each compressed grid of one checkpoint."""
+    figure = new_figure(6, 4)
+    axis = figure.subplots()
+    costs, accuracies = [row["gmacs_per_view"] for row in rows], [row["top1"] for row in rows]
+    axis.plot(costs, accuracies, marker="o", color="tab:blue")
+    for row in rows:
+        axis.annotate(
+            row["grid"], (row["gmacs_per_view"], row["top1"]), textcoords="offset points", xytext=(4, -12), fontsize=9
+        )
+    axis.set(title="one checkpoint, several compressed grids", xlabel="GMACs a view", ylabel="top-1, %")
+    axis.margins(x=0.12, y=0.15)
+    axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
 def plot_confusion(counts_KK: np.ndarray, classes: Sequence[str], path: Path) -> None:
     """Draw the confusion matrix: rows are the true classes, each row in percent of its videos."""
     share = 100 * counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)

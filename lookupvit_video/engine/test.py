@@ -1,6 +1,7 @@
 """The multi-view test of a checkpoint, by config."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import load_split
 from lookupvit_video.engine.checkpoint import load_checkpoint, load_weights
-from lookupvit_video.engine.evaluate import evaluate, write_results
+from lookupvit_video.engine.evaluate import CompressedGrid, evaluate, write_grids, write_results
 from lookupvit_video.engine.log import record_bad_videos
 from lookupvit_video.engine.parallel import World, autocast_dtype
-from lookupvit_video.models.build import build_model
+from lookupvit_video.models.build import build_model, model_shape
 from lookupvit_video.models.complexity import count_parameters, measured_macs
+from lookupvit_video.models.lookupvit import grid_name
 
 logger = logging.getLogger(__name__)
+
+
+def gmacs(macs: int) -> float:
+    """Return billions of multiply-accumulates with four digits."""
+    return float(f"{macs / 1e9:.4g}")
 
 
 def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | None:
@@ -30,9 +37,13 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
     if checkpoint.classes != classes:
         raise ValueError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
     model = build_model(cfg)
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint, resize_positions=True)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)
-    macs = measured_macs(model, clip)
+    grids: list[CompressedGrid] = [None]
+    if cfg.MODEL.ARCH == "lookupvit":
+        default = tuple(cfg.MODEL.COMPRESSED_GRID)
+        grids = list(dict.fromkeys((default, *map(tuple, cfg.TEST.GRIDS))))
+    macs = [measured_macs(model, clip, *([grid] if grid else [])) for grid in grids]
     model.to(world.device)
     views, crops = cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
     logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
@@ -45,7 +56,7 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
     )
-    results = evaluate(model, loader, videos, cfg, world, "test")
+    results, *others = evaluate(model, loader, videos, cfg, world, "test", grids)
     if not world.is_main:
         return None
     folder = Path(cfg.OUTPUT_DIR)
@@ -56,9 +67,17 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
         "step": checkpoint.step,
         "views": f"{views}x{crops}",
         "precision": str(autocast_dtype(cfg.TRAIN.PRECISION, world.device)).removeprefix("torch."),
-        "gmacs_per_view": float(f"{macs / 1e9:.4g}"),
+        "gmacs_per_view": gmacs(macs[0]),
         "parameters": count_parameters(model),
     }
+    if others:
+        times = model_shape(cfg).times  # factorised: a grid is that of each time index
+        facts["grids"] = [
+            {"grid": grid_name(grid or ()), "tokens": times * math.prod(grid or ()), "gmacs_per_view": gmacs(cost),
+             "top1": round(found.top(1), 2), "top5": round(found.top(5), 2)}
+            for grid, cost, found in sorted(zip(grids, macs, [results, *others], strict=True), key=lambda row: row[1])
+        ]  # fmt: skip
+        write_grids(facts["grids"], folder)
     summary = write_results(results, videos, classes, folder, facts)
     logger.info(
         "test: top-1 %.2f %%, top-5 %.2f %% of %d videos (%d could not be read and count as wrong); wrote %s, "

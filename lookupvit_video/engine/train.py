@@ -4,11 +4,13 @@ Everything random follows from (RNG_SEED, step, rank), so a resumed run repeats 
 """
 
 import logging
+import random
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from lookupvit_video.config import get_key
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.loader import build_eval_loader, build_train_loader
 from lookupvit_video.data.manifest import Video, direction_matters, load_split
@@ -25,11 +28,11 @@ from lookupvit_video.engine.checkpoint import (
     Checkpoint,
     checkpoint_path,
     latest_checkpoint,
-    load_checkpoint,
     load_weights,
     remove_old_checkpoints,
     save_checkpoint,
 )
+from lookupvit_video.engine.distill import Teacher, distill, load_teacher
 from lookupvit_video.engine.evaluate import evaluate
 from lookupvit_video.engine.log import JsonLines, clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.engine.optim import build_optimizer, build_schedule, set_learning_rate
@@ -38,6 +41,7 @@ from lookupvit_video.engine.plots import plot_curves
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
+from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.seeding import mix_seed
 
 logger = logging.getLogger(__name__)
@@ -114,6 +118,7 @@ class Run:
     best_top1: float
     steps_per_epoch: int
     log: JsonLines
+    teacher: Teacher | None = None
     bad_rows: set[int] = field(default_factory=set)
 
     @property
@@ -131,18 +136,24 @@ def _starting_point(cfg: CfgNode, classes: list[str], model: nn.Module) -> Check
     """Load the weights that the run starts from, in order of priority.
 
     1. The newest readable training checkpoint in OUTPUT_DIR (TRAIN.AUTO_RESUME): the run goes on; returned.
-    2. TRAIN.CHECKPOINT_FILE_PATH: weights only, the run begins at step 0.
+    2. MODEL.INIT_FROM: as many weights as fit, this project's or other people's; the run begins at step 0.
     3. Random weights from RNG_SEED.
     """
     resumed = latest_checkpoint(cfg.OUTPUT_DIR) if cfg.TRAIN.AUTO_RESUME else None
     if resumed:
         if resumed.classes != classes:
             raise ValueError(f"{resumed.path}: its classes are not those of the data; choose another OUTPUT_DIR")
+        for name in ("TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE"):
+            before, now = get_key(resumed.config, name), get_key(cfg, name)
+            if before != now:
+                raise ValueError(
+                    f"{resumed.path}: {name} was {before} and is now {now}; its steps would be others. "
+                    "Keep it, or choose another OUTPUT_DIR"
+                )
         load_weights(model, resumed)
         logger.info("resume: %s, step %d", resumed.path, resumed.step)
-    elif cfg.TRAIN.CHECKPOINT_FILE_PATH:
-        load_weights(model, load_checkpoint(cfg.TRAIN.CHECKPOINT_FILE_PATH))
-        logger.info("start from the weights of %s", cfg.TRAIN.CHECKPOINT_FILE_PATH)
+    elif cfg.MODEL.INIT_FROM:
+        logger.info("%s", init_from(model, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE))
     return resumed
 
 
@@ -156,11 +167,6 @@ def _prepare(cfg: CfgNode, classes: list[str], world: World) -> Run:
     model.to(world.device)
     optimizer = build_optimizer(cfg, model)
     if resumed:
-        if resumed.config.TRAIN.BATCH_SIZE != cfg.TRAIN.BATCH_SIZE:
-            raise ValueError(
-                f"{resumed.path}: TRAIN.BATCH_SIZE was {resumed.config.TRAIN.BATCH_SIZE} and is now "
-                f"{cfg.TRAIN.BATCH_SIZE}; its steps would be others. Keep it, or choose another OUTPUT_DIR"
-            )
         optimizer.load_state_dict(resumed.optimizer or {})
     return Run(
         cfg=cfg,
@@ -177,6 +183,7 @@ def _prepare(cfg: CfgNode, classes: list[str], world: World) -> Run:
         best_top1=resumed.best_top1 if resumed else -1.0,
         steps_per_epoch=steps_per_epoch,
         log=JsonLines(Path(cfg.OUTPUT_DIR) / "log.jsonl", enabled=world.is_main),
+        teacher=load_teacher(cfg, classes, world.device) if cfg.DISTILL.TEACHER else None,
     )
 
 
@@ -263,9 +270,24 @@ def _forward(run: Run, batch: Batch) -> Tensor:
         clips, labels = clips[order], labels[order]
     clips, targets = run.augment(clips, soft_targets(labels, cfg.MODEL.NUM_CLASSES))
     dtype = autocast_dtype(cfg.TRAIN.PRECISION, device)
+    options: dict[str, Any] = {}
+    if cfg.MODEL.COMPRESSED_GRIDS:
+        options["grid"] = draw_grid(cfg, run.step)
+    if cfg.DISTILL.FEATURE_WEIGHT:
+        options["with_features"] = True
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        logits = run.parallel_model(clips)
-    return loss_of_heads(logits, targets, labels != IGNORED, cfg.SOLVER.LABEL_SMOOTHING)
+        output = run.parallel_model(clips, **options)
+        answer = run.teacher.answer(clips) if run.teacher else None
+    logits, features = output if cfg.DISTILL.FEATURE_WEIGHT else (output, None)
+    valid = labels != IGNORED
+    loss = loss_of_heads(logits, targets, valid, cfg.SOLVER.LABEL_SMOOTHING)
+    return distill(cfg, loss, logits, features, answer, valid) if answer else loss
+
+
+def draw_grid(cfg: CfgNode, step: int) -> tuple[int, ...]:
+    """Return the compressed grid of a step: the same in every process and every accumulation part, and on resume."""
+    grids, weights = cfg.MODEL.COMPRESSED_GRIDS, cfg.MODEL.COMPRESSED_GRID_WEIGHTS or None
+    return tuple(random.Random(mix_seed(cfg.RNG_SEED, 2, step)).choices(grids, weights)[0])
 
 
 def _note_bad_videos(run: Run, batch: Batch) -> None:
@@ -336,7 +358,7 @@ def _validate(run: Run, epoch: int) -> None:
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
     )
-    results = evaluate(run.model, loader, run.val_videos, cfg, world, "validation")
+    (results,) = evaluate(run.model, loader, run.val_videos, cfg, world, "validation")
     top1, top5 = results.top(1), results.top(5)
     run.log.write("val", step=run.step, epoch=epoch, top1=round(top1, 3), top5=round(top5, 3), bad=len(results.bad))
     logger.info(

@@ -86,7 +86,8 @@ class Predictor:
         with torch.inference_mode():
             clips = normalize(clip_CTHW[None].to(self.device), self.cfg.DATA.MEAN, self.cfg.DATA.STD)
             weights = self.model.forward_features(clips, return_attention=True).attention[-1]
-        return head_mean(weights)[0].mean(0).view(self.model.tokenizer.grid).cpu()
+        looked_BN = head_mean(weights).mean(1)  # a factorised encoder has a row for each time index
+        return (looked_BN / len(looked_BN)).view(self.model.tokenizer.grid).cpu()
 
 
 def load_model(checkpoint: str | Path, device: str = "auto") -> Predictor:

@@ -4,9 +4,14 @@ Shape letters: B batch, H heads (here only; elsewhere H is pixels), N lookup tok
 d = D / H width of a head.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+NORM_EPS = 1e-6  # as ViT, MAE and VideoMAE
+REVERSE_WEIGHTS = ("transpose", "scaled", "softmax")
 
 
 def _check_heads(dim: int, num_heads: int) -> None:
@@ -14,62 +19,132 @@ def _check_heads(dim: int, num_heads: int) -> None:
         raise ValueError(f"width {dim} cannot be split over {num_heads} heads")
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention as in ViT (arXiv 2010.11929)."""
+def _head_norm(dim: int, num_heads: int, qk_norm: bool) -> nn.Module:
+    return nn.LayerNorm(dim // num_heads, eps=NORM_EPS) if qk_norm else nn.Identity()
 
-    def __init__(self, dim: int, num_heads: int):
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention as in ViT (arXiv 2010.11929).
+
+    Args:
+        dim, num_heads: width D and number of heads.
+        qk_norm: normalise queries and keys per head (ViT-22B, arXiv 2302.05442).
+    """
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool = False):
         super().__init__()
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
+        self.norm_query = _head_norm(dim, num_heads, qk_norm)
+        self.norm_key = _head_norm(dim, num_heads, qk_norm)
         self.projection = nn.Linear(dim, dim)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
+        return self.with_keys(x_BND)[0]
+
+    def with_keys(self, x_BND: Tensor, key_bias_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the output (B, N, D) and the keys (B, H, N, d).
+
+        Args:
+            key_bias_BN: added to the logits of each key (token merging weighs a key by the tokens in it).
+        """
         q_BHNd, k_BHNd, v_BHNd = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        out_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd)
-        return self.projection(out_BHNd.transpose(1, 2).flatten(2))
+        q_BHNd, k_BHNd = self.norm_query(q_BHNd), self.norm_key(k_BHNd)
+        bias = None if key_bias_BN is None else key_bias_BN[:, None, None, :].to(q_BHNd.dtype)
+        out_BHNd = F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd, attn_mask=bias)
+        return self.projection(out_BHNd.transpose(1, 2).flatten(2)), k_BHNd
+
+
+class Lookup(NamedTuple):
+    """What one gather leaves behind for the way back."""
+
+    weights: Tensor
+    """(B, H, M, N): each row sums to 1 over the lookup tokens."""
+    scores: Tensor
+    """(B, H, M, N): the logits that the weights are the softmax of."""
 
 
 class BidirectionalCrossAttention(nn.Module):
-    """MHBC: one attention matrix, used from lookup to compressed tokens and, transposed, back again.
+    """MHBC: one attention matrix, used from lookup to compressed tokens and, turned round, back again.
 
     LookupViT (arXiv 2407.12753), section 3. ``gather`` has query, key, value and output projections; ``infuse`` has a
-    value and an output projection of its own and no query or key: its weights are those of ``gather``. So the
+    value and an output projection of its own and no query or key: its weights come from those of ``gather``. So the
     projections weigh 6 D^2 and Q K^T is computed once.
+
+    Args:
+        dim, num_heads: width D and number of heads.
+        reverse: what the infusion weighs with. "transpose": the gather weights A, transposed (the paper's text);
+            "scaled": the same times N / M, so that a lookup token receives weights of mean sum 1 at any M; "softmax":
+            the same logits, softmaxed over the compressed tokens (BiXT, arXiv 2402.12138).
+        qk_norm: normalise queries and keys per head.
+        infuse: whether there is a way back at all.
     """
+
+    def __init__(
+        self, dim: int, num_heads: int, reverse: str = "transpose", qk_norm: bool = False, infuse: bool = True
+    ):
+        super().__init__()
+        _check_heads(dim, num_heads)
+        if reverse not in REVERSE_WEIGHTS:
+            raise ValueError(f"reverse weights {reverse!r}: choose {', '.join(REVERSE_WEIGHTS)}")
+        self.num_heads, self.reverse = num_heads, reverse
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(dim, 2 * dim)
+        self.norm_query = _head_norm(dim, num_heads, qk_norm)
+        self.norm_key = _head_norm(dim, num_heads, qk_norm)
+        self.gather_projection = nn.Linear(dim, dim)
+        if infuse:
+            self.infuse_value = nn.Linear(dim, dim)
+            self.infuse_projection = nn.Linear(dim, dim)
+
+    def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        x = x.unflatten(-1, (self.num_heads, -1))
+        return (norm(x) if norm else x).transpose(1, 2)  # not after: torch 2.15 compiles norms of strided views wrongly
+
+    def gather(self, compressed_BMD: Tensor, lookup_BND: Tensor) -> tuple[Tensor, Lookup]:
+        """Let compressed tokens look things up: (B, M, D), (B, N, D) -> update (B, M, D), what ``infuse`` needs."""
+        q_BHMd = self._heads(self.query(compressed_BMD), self.norm_query)
+        k_BND, v_BND = self.key_value(lookup_BND).chunk(2, dim=-1)
+        k_BHNd, v_BHNd = self._heads(k_BND, self.norm_key), self._heads(v_BND)
+        # Scaling the M queries, not the M x N scores, is the same and cheaper.
+        scores_BHMN = (q_BHMd * q_BHMd.shape[-1] ** -0.5) @ k_BHNd.transpose(-2, -1)
+        weights_BHMN = scores_BHMN.softmax(dim=-1).to(v_BHNd.dtype)  # autocast leaves softmax in float32
+        out_BMD = (weights_BHMN @ v_BHNd).transpose(1, 2).flatten(2)
+        return self.gather_projection(out_BMD), Lookup(weights_BHMN, scores_BHMN)
+
+    def infuse(self, compressed_BMD: Tensor, lookup: Lookup) -> Tensor:
+        """Write back: refined compressed tokens (B, M, D) and what ``gather`` left -> update (B, N, D)."""
+        v_BHMd = self._heads(self.infuse_value(compressed_BMD))
+        weights_BHMN = lookup.weights
+        if self.reverse == "softmax":
+            weights_BHMN = lookup.scores.softmax(dim=-2).to(v_BHMd.dtype)
+        elif self.reverse == "scaled":
+            m, n = weights_BHMN.shape[-2:]
+            v_BHMd = v_BHMd * (n / m)
+        out_BND = (weights_BHMN.transpose(-2, -1) @ v_BHMd).transpose(1, 2).flatten(2)
+        return self.infuse_projection(out_BND)
+
+
+class AttentivePooling(nn.Module):
+    """One learned query that looks at all tokens, as attentive probes do (arXiv 2202.03026; V-JEPA, 2404.08471)."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         _check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.query = nn.Linear(dim, dim)
+        self.query = nn.Parameter(torch.zeros(1, 1, dim))
         self.key_value = nn.Linear(dim, 2 * dim)
-        self.gather_projection = nn.Linear(dim, dim)
-        self.infuse_value = nn.Linear(dim, dim)
-        self.infuse_projection = nn.Linear(dim, dim)
+        self.projection = nn.Linear(dim, dim)
+        nn.init.trunc_normal_(self.query, std=0.02)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-    def gather(self, compressed_BMD: Tensor, lookup_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Let compressed tokens look things up: (B, M, D), (B, N, D) -> update (B, M, D), weights (B, H, M, N).
-
-        Each row of the weights sums to 1 over the N lookup tokens.
-        """
-        q_BHMd = self._heads(self.query(compressed_BMD))
-        k_BHNd, v_BHNd = (self._heads(x) for x in self.key_value(lookup_BND).chunk(2, dim=-1))
-        # Scaling the M queries, not the M x N scores, is the same and cheaper.
-        scores_BHMN = (q_BHMd * q_BHMd.shape[-1] ** -0.5) @ k_BHNd.transpose(-2, -1)
-        weights_BHMN = scores_BHMN.softmax(dim=-1).to(v_BHNd.dtype)  # autocast leaves softmax in float32
-        out_BMD = (weights_BHMN @ v_BHNd).transpose(1, 2).flatten(2)
-        return self.gather_projection(out_BMD), weights_BHMN
-
-    def infuse(self, compressed_BMD: Tensor, weights_BHMN: Tensor) -> Tensor:
-        """Write back: refined compressed tokens (B, M, D) and the weights of ``gather`` -> update (B, N, D)."""
-        v_BHMd = self._heads(self.infuse_value(compressed_BMD))
-        out_BND = (weights_BHMN.transpose(-2, -1) @ v_BHMd).transpose(1, 2).flatten(2)
-        return self.infuse_projection(out_BND)
+    def forward(self, tokens_BND: Tensor) -> Tensor:
+        """Pool tokens (B, N, D) to (B, D)."""
+        query_BHd = self.query.expand(tokens_BND.shape[0], -1, -1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k_BHNd, v_BHNd = self.key_value(tokens_BND).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out_BH1d = F.scaled_dot_product_attention(query_BHd.to(k_BHNd.dtype), k_BHNd, v_BHNd)
+        return self.projection(out_BH1d.flatten(1))
 
 
 def head_mean(weights_BHMN: Tensor) -> Tensor:

@@ -1,86 +1,212 @@
-"""The dense transformer block and the LookupViT block.
+"""The dense transformer block, the LookupViT block and the classifier on top.
 
-Shape letters: B batch, N lookup tokens, M compressed tokens, D width.
+Shape letters: B batch, N lookup tokens, M compressed tokens, D width, K classes, t time indices.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from lookupvit_video.models.attention import BidirectionalCrossAttention, SelfAttention
+from lookupvit_video.models.attention import (
+    NORM_EPS,
+    AttentivePooling,
+    BidirectionalCrossAttention,
+    Lookup,
+    SelfAttention,
+)
+from lookupvit_video.models.tokenizer import sine_cosine_positions
 
-NORM_EPS = 1e-6  # as ViT, MAE and VideoMAE
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x), the approximation that OpenAI's CLIP was trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply elementwise."""
+        return x * torch.sigmoid(1.702 * x)
 
 
-def mlp(dim: int, hidden_dim: int) -> nn.Sequential:
-    """Two linear layers with a GELU between them."""
-    return nn.Sequential(nn.Linear(dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
+    "quick_gelu": QuickGELU,
+}
+POOLS = ("average", "average_norm", "class")
+
+
+@dataclass(frozen=True)
+class BlockOptions:
+    """What a block may have beyond the plain one; the same for all blocks of a model."""
+
+    activation: str = "gelu"
+    """gelu, gelu_tanh (ViViT's published weights) or quick_gelu (OpenAI's CLIP)."""
+    norm_eps: float = NORM_EPS
+    layer_scale: float = 0.0
+    """Initial value of a learned factor per channel on each residual branch (CaiT, arXiv 2103.17239); 0: none."""
+    qk_norm: bool = False
+    reverse: str = "transpose"
+    """See ``BidirectionalCrossAttention``; dense blocks have no use for it."""
+
+    def norm(self, dim: int) -> nn.LayerNorm:
+        """Return a layer norm."""
+        return nn.LayerNorm(dim, eps=self.norm_eps)
+
+    def mlp(self, dim: int, hidden_dim: int) -> nn.Sequential:
+        """Return two linear layers with the activation between them."""
+        return nn.Sequential(nn.Linear(dim, hidden_dim), ACTIVATIONS[self.activation](), nn.Linear(hidden_dim, dim))
+
+    def scale(self, dim: int) -> nn.Module:
+        """Return the layer scale of one residual branch."""
+        return LayerScale(dim, self.layer_scale) if self.layer_scale else nn.Identity()
+
+
+PLAIN = BlockOptions()
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel (CaiT, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, initial: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale (..., D)."""
+        return x * self.gamma
 
 
 class TransformerBlock(nn.Module):
     """Pre-norm ViT block: self-attention, then an MLP of ratio 4, each with a residual (arXiv 2010.11929)."""
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0):
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0, options: BlockOptions = PLAIN):
         super().__init__()
-        self.norm_attention = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attention = SelfAttention(dim, num_heads)
-        self.norm_mlp = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = mlp(dim, 4 * dim)
+        self.norm_attention = options.norm(dim)
+        self.attention = SelfAttention(dim, num_heads, options.qk_norm)
+        self.scale_attention = options.scale(dim)
+        self.norm_mlp = options.norm(dim)
+        self.mlp = options.mlp(dim, 4 * dim)
+        self.scale_mlp = options.scale(dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
-        x_BND = x_BND + self.drop_path(self.attention(self.norm_attention(x_BND)))
-        return x_BND + self.drop_path(self.mlp(self.norm_mlp(x_BND)))
+        x_BND = x_BND + self.drop_path(self.scale_attention(self.attention(self.norm_attention(x_BND))))
+        return self.add_mlp(x_BND)
+
+    def add_mlp(self, x_BND: Tensor) -> Tensor:
+        """Return the block's second half: (B, N, D) plus its MLP branch."""
+        return x_BND + self.drop_path(self.scale_mlp(self.mlp(self.norm_mlp(x_BND))))
 
 
 class LookupViTBlock(nn.Module):
     """LookupViT block (arXiv 2407.12753, section 3): gather, refine, infuse, narrow MLP; a residual around each.
 
     Costs (3NM + 2M^2) D + (4N + 15M) D^2 multiply-accumulates and weighs 19 D^2 parameters plus biases and norms.
+
+    Args:
+        infuse: whether the block writes back at all. The last block of a model that reads compressed tokens only has
+            no use for it, which saves 2 N D^2 + N M D of the multiply-accumulates and M D^2 for the values.
     """
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0):
+    def __init__(
+        self, dim: int, num_heads: int, drop_path: float = 0.0, options: BlockOptions = PLAIN, infuse: bool = True
+    ):
         super().__init__()
-        self.norm_gather_compressed = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.norm_gather_lookup = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.cross_attention = BidirectionalCrossAttention(dim, num_heads)
-        self.refine = TransformerBlock(dim, num_heads, drop_path)
-        self.norm_infuse = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.norm_lookup_mlp = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.lookup_mlp = mlp(dim, dim // 2)
+        self.norm_gather_compressed = options.norm(dim)
+        self.norm_gather_lookup = options.norm(dim)
+        self.cross_attention = BidirectionalCrossAttention(dim, num_heads, options.reverse, options.qk_norm, infuse)
+        self.scale_gather = options.scale(dim)
+        self.refine = TransformerBlock(dim, num_heads, drop_path, options)
+        self.infuses = infuse
+        if infuse:
+            self.norm_infuse = options.norm(dim)
+            self.scale_infuse = options.scale(dim)
+            self.norm_lookup_mlp = options.norm(dim)
+            self.lookup_mlp = options.mlp(dim, dim // 2)
+            self.scale_lookup_mlp = options.scale(dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
-    def forward(self, compressed_BMD: Tensor, lookup_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, compressed_BMD: Tensor, lookup_BND: Tensor, infuse: bool = True) -> tuple[Tensor, Tensor, Lookup]:
         """Update both token sets.
 
+        Args:
+            infuse: False leaves the lookup tokens as they are (nobody reads them after this block).
+
         Returns:
-            compressed tokens (B, M, D), lookup tokens (B, N, D), and the attention weights (B, heads, M, N) that the
-            two directions share.
+            compressed tokens (B, M, D), lookup tokens (B, N, D), and the attention that the two directions share.
         """
-        update_BMD, weights = self.cross_attention.gather(
+        update_BMD, lookup = self.cross_attention.gather(
             self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND)
         )
-        compressed_BMD = self.refine(compressed_BMD + self.drop_path(update_BMD))
-        update_BND = self.cross_attention.infuse(self.norm_infuse(compressed_BMD), weights)
-        lookup_BND = lookup_BND + self.drop_path(update_BND)
-        lookup_BND = lookup_BND + self.drop_path(self.lookup_mlp(self.norm_lookup_mlp(lookup_BND)))
-        return compressed_BMD, lookup_BND, weights
+        compressed_BMD = self.refine(compressed_BMD + self.drop_path(self.scale_gather(update_BMD)))
+        if infuse and self.infuses:
+            update_BND = self.cross_attention.infuse(self.norm_infuse(compressed_BMD), lookup)
+            lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
+            update_BND = self.lookup_mlp(self.norm_lookup_mlp(lookup_BND))
+            lookup_BND = lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
+        return compressed_BMD, lookup_BND, lookup
 
 
-class PooledClassifier(nn.Module):
-    """A final norm, global average pooling over the tokens, dropout and a linear classifier."""
+class TemporalEncoder(nn.Module):
+    """The second stage of a factorised encoder: a transformer over one vector per time index (ViViT, model 2)."""
 
-    def __init__(self, dim: int, num_classes: int, dropout: float = 0.0):
+    def __init__(self, *, length: int, dim: int, depth: int, num_heads: int, options: BlockOptions = PLAIN):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.positions = nn.Parameter(sine_cosine_positions((length, 1, 1), dim)[None])
+        self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads, options=options) for _ in range(depth))
+        self.blocks.apply(init_linear)
+
+    def forward(self, frames_BtD: Tensor) -> Tensor:
+        """Map (B, t, D) to (B, t, D)."""
+        frames_BtD = frames_BtD + self.positions
+        for block in self.blocks:
+            frames_BtD = block(frames_BtD)
+        return frames_BtD
+
+
+class Classifier(nn.Module):
+    """A final norm, pooling over the tokens, dropout and a linear layer.
+
+    Args:
+        pool: "average": norm, then mean over the tokens; "average_norm": mean, then norm (VideoMAE); "class": norm of
+            the first token; "attentive": norm, then ``AttentivePooling``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        dropout: float = 0.0,
+        pool: str = "average",
+        num_heads: int = 1,
+        options: BlockOptions = PLAIN,
+    ):
+        super().__init__()
+        self.pool = pool
+        self.norm = options.norm(dim)
+        if pool == "attentive":
+            self.attentive = AttentivePooling(dim, num_heads)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(dim, num_classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02)  # small, so that training starts from even probabilities
         nn.init.zeros_(self.linear.bias)
 
+    def pooled(self, tokens_BND: Tensor) -> Tensor:
+        """Map tokens (B, N, D) to one vector each (B, D)."""
+        if self.pool == "class":
+            return self.norm(tokens_BND[:, 0])
+        if self.pool == "average_norm":
+            return self.norm(tokens_BND.mean(dim=1))
+        if self.pool == "attentive":
+            return self.attentive(self.norm(tokens_BND))
+        return self.norm(tokens_BND).mean(dim=1)
+
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Map tokens (B, N, D) to logits (B, K)."""
-        return self.linear(self.dropout(self.norm(tokens_BND).mean(dim=1)))
+        return self.linear(self.dropout(self.pooled(tokens_BND)))
 
 
 def drop_path_rates(highest: float, depth: int) -> list[float]:

@@ -1,38 +1,125 @@
 """The one place where a config becomes a model's plain arguments."""
 
+import logging
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from lookupvit_video.config import token_grid
+from lookupvit_video.models.blocks import BlockOptions
+from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within, vit_macs
 from lookupvit_video.models.lookupvit import VARIANTS, LookupViT
 from lookupvit_video.models.vit import ViT
 
+logger = logging.getLogger(__name__)
+
 
 def model_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments that every architecture takes, from the config."""
+    """Return the arguments that LookupViT and ViT have in common, from the config."""
     dim, depth, num_heads = VARIANTS[cfg.MODEL.VARIANT]
     return {
         "num_classes": cfg.MODEL.NUM_CLASSES,
         "num_frames": cfg.DATA.NUM_FRAMES,
         "size": cfg.DATA.TRAIN_CROP_SIZE,
         "tubelet": tuple(cfg.MODEL.TUBELET),
+        "compressed_grid": tuple(cfg.MODEL.COMPRESSED_GRID),
+        "resize": cfg.MODEL.RESIZE,
+        "encoder": cfg.MODEL.ENCODER,
+        "temporal_depth": cfg.MODEL.TEMPORAL_DEPTH,
         "dim": cfg.MODEL.DIM or dim,
         "depth": cfg.MODEL.DEPTH or depth,
         "num_heads": cfg.MODEL.NUM_HEADS or num_heads,
+        "pool": cfg.MODEL.POOL,
         "drop_path": cfg.MODEL.DROP_PATH,
         "dropout": cfg.MODEL.DROPOUT_RATE,
+        "options": BlockOptions(
+            activation=cfg.MODEL.ACTIVATION,
+            norm_eps=cfg.MODEL.NORM_EPS,
+            layer_scale=cfg.MODEL.LAYER_SCALE,
+            qk_norm=cfg.MODEL.QK_NORM,
+            reverse=cfg.MODEL.REVERSE_WEIGHTS,
+        ),
     }
+
+
+def compressed_grids(cfg: CfgNode) -> list[tuple[int, ...]]:
+    """Return every compressed grid that training or test asks for, the default one first."""
+    grids = [cfg.MODEL.COMPRESSED_GRID, *cfg.MODEL.COMPRESSED_GRIDS, *cfg.TEST.GRIDS]
+    return list(dict.fromkeys(tuple(grid) for grid in grids))
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
     """Build the model that ``MODEL`` and ``DATA`` describe, freshly initialised from torch's current seed."""
+    model = _build(cfg)
+    if cfg.MODEL.FREEZE_ENCODER:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(("head.", "heads.")))
+    return model
+
+
+def _build(cfg: CfgNode) -> nn.Module:
+    if cfg.MODEL.ARCH == "lookupvit":
+        return LookupViT(
+            **model_arguments(cfg),
+            grids=compressed_grids(cfg)[1:],
+            heads=tuple(cfg.MODEL.HEADS),
+            inference_head=cfg.MODEL.INFERENCE_HEAD,
+        )
+    if cfg.MODEL.ARCH in ("mvit", "x3d"):
+        from lookupvit_video.models.peers import X3D, MViT  # here, since PyTorchVideo takes a second to import
+
+        arguments = {
+            "num_classes": cfg.MODEL.NUM_CLASSES,
+            "num_frames": cfg.DATA.NUM_FRAMES,
+            "size": cfg.DATA.TRAIN_CROP_SIZE,
+            "variant": cfg.MODEL.VARIANT,
+            "dropout": cfg.MODEL.DROPOUT_RATE,
+        }
+        return X3D(**arguments) if cfg.MODEL.ARCH == "x3d" else MViT(**arguments, drop_path=cfg.MODEL.DROP_PATH)
+    return ViT(**model_arguments(cfg), **_fewer_tokens(cfg))
+
+
+def model_shape(cfg: CfgNode) -> Shape:
+    """Return what ``complexity`` asks of LookupViT and ViT alike."""
     arguments = model_arguments(cfg)
+    names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
+    return Shape(grid=token_grid(cfg), **{name: arguments[name] for name in names})
+
+
+def macs_by_part(cfg: CfgNode) -> dict[str, int]:
+    """Return the closed-form multiply-accumulates of one view by part; empty for models that can only be measured."""
+    if cfg.MODEL.ARCH == "lookupvit":
+        return lookupvit_parts(cfg, cfg.MODEL.COMPRESSED_GRID)
     if cfg.MODEL.ARCH == "vit":
-        return ViT(**arguments)
-    return LookupViT(
-        **arguments,
-        compressed_grid=tuple(cfg.MODEL.COMPRESSED_GRID),
-        resize=cfg.MODEL.RESIZE,
-        inference_head=cfg.MODEL.INFERENCE_HEAD,
-    )
+        return vit_macs(model_shape(cfg), compressed_grid=cfg.MODEL.COMPRESSED_GRID, **_fewer_tokens(cfg))
+    return {}
+
+
+def lookupvit_parts(cfg: CfgNode, compressed_grid: Sequence[int]) -> dict[str, int]:
+    """Return the same for the LookupViT of a config, whatever its MODEL.ARCH, on a compressed grid."""
+    head = cfg.MODEL.INFERENCE_HEAD
+    return lookupvit_macs(model_shape(cfg), compressed_grid, cfg.MODEL.HEADS if head == "average" else [head])
+
+
+def _fewer_tokens(cfg: CfgNode) -> dict[str, Any]:
+    """Return the arguments that have a ViT work on fewer tokens."""
+    return {
+        "tokens": cfg.MODEL.TOKENS,
+        "keep_tokens": cfg.MODEL.KEEP_TOKENS or _affordable(cfg, "random"),
+        "merge_tokens": cfg.MODEL.MERGE_TOKENS or _affordable(cfg, "merge"),
+    }
+
+
+def _affordable(cfg: CfgNode, tokens: str) -> int:
+    """Return how many tokens a ViT keeps (or merges per block) to cost what this config's LookupViT costs."""
+    if cfg.MODEL.TOKENS != tokens:
+        return 0
+    shape = model_shape(cfg)
+    count = tokens_within(sum(lookupvit_parts(cfg, cfg.MODEL.COMPRESSED_GRID).values()), shape, tokens)
+    if not count:
+        logger.warning("MODEL.TOKENS %s: even the cheapest, taken here, costs more than the LookupViT", tokens)
+        return 1 if tokens == "random" else math.prod(shape.grid) // 2
+    return count

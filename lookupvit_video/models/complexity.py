@@ -1,15 +1,22 @@
-"""Multiply-accumulates (MACs, the field's "FLOPs") and parameters: in closed form, and measured.
+"""Multiply-accumulates (MACs, the field's "FLOPs") of one clip in eval mode: in closed form by part, and measured.
 
-Letters: N lookup tokens, M compressed tokens, D width, K classes. Attention is counted for every model.
+Reading order: the paper's two formulas; what one layer costs; ``lookupvit_macs`` and ``vit_macs``, which count what the
+models in ``lookupvit.py`` and ``vit.py`` run; ``measured_macs``. What counts is what torch's counter counts: matrix
+products, convolutions and attention. Norms, activations, softmax, additions and pooling by the mean count nothing.
+Letters: N lookup tokens, M compressed tokens, D width, K classes, r tokens merged away by a block.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lookupvit_video.models.lookupvit import HEADS
+from lookupvit_video.models.reduce import merged_per_block
 from lookupvit_video.models.tokenizer import Grid
 
 
@@ -37,18 +44,140 @@ def resize_macs(grid_in: Sequence[int], grid_out: Sequence[int], dim: int) -> in
     return total
 
 
-def vit_macs(*, grid: Grid, tubelet: Grid, dim: int, depth: int, num_classes: int) -> int:
-    """MACs of the dense joint ViT for one clip."""
-    return tokenizer_macs(grid, tubelet, dim) + depth * vit_block_macs(math.prod(grid), dim) + dim * num_classes
+def attention_macs(n: int, dim: int) -> int:
+    """MACs of self-attention on n tokens: Q, K, V and output projections, Q K^T, A V."""
+    return 4 * n * dim * dim + 2 * n * n * dim
 
 
-def lookupvit_macs(
-    *, grid: Grid, compressed_grid: Grid, tubelet: Grid, dim: int, depth: int, num_classes: int, num_heads_read: int = 2
-) -> int:
-    """MACs of a LookupViT for one clip; ``num_heads_read`` is 2 for the average of both classifiers, else 1."""
-    blocks = depth * lookupvit_block_macs(math.prod(grid), math.prod(compressed_grid), dim)
-    resize = resize_macs(grid, compressed_grid, dim)
-    return tokenizer_macs(grid, tubelet, dim) + resize + blocks + num_heads_read * dim * num_classes
+def mlp_macs(n: int, dim: int, hidden_dim: int) -> int:
+    """MACs of two linear layers on n tokens."""
+    return 2 * n * dim * hidden_dim
+
+
+def matching_macs(n: int, head_dim: int) -> int:
+    """MACs of ToMe's matching: each even token against each odd one, by keys averaged over the heads."""
+    return (n + 1) // 2 * (n // 2) * head_dim
+
+
+def head_macs(n: int, dim: int, num_classes: int, pool: str) -> int:
+    """MACs of a classifier on n tokens: its linear layer, and attentive pooling (K, V, q K^T, A V, projection)."""
+    pooling = 2 * n * dim * dim + 2 * n * dim + dim * dim if pool == "attentive" else 0
+    return pooling + dim * num_classes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What LookupViT and ViT have in common, as far as it costs; names and meanings are those of their arguments."""
+
+    grid: Grid
+    """t x h x w of the lookup tokens."""
+    tubelet: Grid
+    dim: int
+    depth: int
+    num_heads: int
+    num_classes: int
+    encoder: str = "joint"
+    temporal_depth: int = 4
+    pool: str = "average"
+
+    @property
+    def times(self) -> int:
+        """How often the blocks run for a clip: factorised, once for each time index."""
+        return self.grid[0] if self.encoder == "factorised" else 1
+
+    @property
+    def block_grid(self) -> Grid:
+        """The grid of the lookup tokens that a block sees together."""
+        return (1, *self.grid[1:]) if self.encoder == "factorised" else self.grid
+
+    def temporal_macs(self) -> int:
+        """MACs of the temporal encoder on one vector per time index; 0 where there is none."""
+        return self.temporal_depth * vit_block_macs(self.grid[0], self.dim) if self.encoder == "factorised" else 0
+
+    def head_macs(self, n: int) -> int:
+        """MACs of a classifier: on n tokens, factorised on one vector per time index."""
+        return head_macs(self.grid[0] if self.encoder == "factorised" else n, self.dim, self.num_classes, self.pool)
+
+
+def lookupvit_macs(shape: Shape, compressed_grid: Sequence[int], read: Sequence[str] = HEADS) -> dict[str, int]:
+    """MACs of a LookupViT for one clip, by part.
+
+    Args:
+        compressed_grid: t x h x w, factorised h x w; all zeros for the floor that no compression goes below.
+        read: the token sets whose heads answer. Without "lookup" the last block does not write back.
+    """
+    grid = (1, *compressed_grid) if len(compressed_grid) == 2 else tuple(compressed_grid)
+    n, m, dim = math.prod(shape.block_grid), math.prod(grid), shape.dim
+    blocks = shape.times * shape.depth
+    infusing = blocks if "lookup" in read else blocks - shape.times
+    pooled = {"compressed": m, "lookup": n}
+    return {
+        "tokenizer": tokenizer_macs(shape.grid, shape.tubelet, dim),
+        "resize": shape.times * resize_macs(shape.block_grid, grid, dim),
+        "gather": blocks * (2 * (n + m) * dim * dim + 2 * n * m * dim),  # K, V | Q, projection | Q K^T, A V
+        "refine_attention": blocks * attention_macs(m, dim),
+        "refine_mlp": blocks * mlp_macs(m, dim, 4 * dim),
+        "infuse": infusing * ((n + m) * dim * dim + n * m * dim),  # projection | V' | A^T V'
+        "narrow_mlp": infusing * mlp_macs(n, dim, dim // 2),
+        "temporal_encoder": len(read) * shape.temporal_macs(),
+        "heads": sum(shape.head_macs(pooled[name]) for name in read),
+    }
+
+
+def vit_macs(
+    shape: Shape,
+    tokens: str = "all",
+    compressed_grid: Sequence[int] = (),
+    keep_tokens: int = 0,
+    merge_tokens: int = 0,
+) -> dict[str, int]:
+    """MACs of a dense ViT for one clip, by part; arguments as ``ViT``."""
+    n, dim = math.prod(shape.block_grid), shape.dim
+    if tokens == "resize":
+        n = math.prod(compressed_grid)
+    elif tokens == "random":
+        n = keep_tokens
+    class_token = int(shape.pool == "class")
+    n += class_token
+    merged = merged_per_block(n, merge_tokens if tokens == "merge" else 0, shape.depth, class_token)
+    attention = matching = mlp = 0
+    for r in merged:
+        attention += attention_macs(n, dim)
+        matching += matching_macs(n, dim // shape.num_heads) if r else 0
+        n -= r
+        mlp += mlp_macs(n, dim, 4 * dim)
+    return {
+        "tokenizer": tokenizer_macs(shape.grid, shape.tubelet, dim),
+        "resize": resize_macs(shape.grid, compressed_grid, dim) if tokens == "resize" else 0,
+        "attention": shape.times * attention,
+        "matching": matching,
+        "mlp": shape.times * mlp,
+        "temporal_encoder": shape.temporal_macs(),
+        "heads": shape.head_macs(n),
+    }
+
+
+def tokens_within(budget: int, shape: Shape, tokens: str) -> int:
+    """Return how a joint ViT on fewer tokens stays within a budget of MACs.
+
+    Args:
+        tokens: "random" asks for the most tokens that may be kept, "merge" for the fewest that each block must merge
+            away.
+
+    Returns:
+        that number, at least 1; 0 where even the cheapest (1 token, or half of them) costs more.
+    """
+
+    def cost(count: int) -> int:
+        return sum(vit_macs(shape, tokens, keep_tokens=count, merge_tokens=count).values())
+
+    # The cost rises with the tokens kept and falls with those merged, so that bisection finds the number.
+    num_tokens = math.prod(shape.grid)
+    if tokens == "random":
+        return bisect_right(range(1, num_tokens + 1), budget, key=cost)
+    counts = range(1, num_tokens // 2 + 1)
+    too_dear = bisect_left(counts, -budget, key=lambda count: -cost(count))
+    return counts[too_dear] if too_dear < len(counts) else 0
 
 
 def _cpu_attention_flops(
@@ -57,8 +186,8 @@ def _cpu_attention_flops(
     return sdpa_flop_count(query, key, value)
 
 
-def measured_macs(model: nn.Module, *inputs: Tensor) -> int:
-    """Count the MACs of one forward pass in eval mode by running it: matrix products, convolutions, attention.
+def measured_macs(model: nn.Module, *inputs: object) -> int:
+    """Count the MACs of one forward pass in eval mode by running it; on the meta device this takes no memory.
 
     Torch's counter gives two operations to a multiply-accumulate. Its table lacks the CPU's fused attention in some
     releases (which would count it as nothing), so that kernel is registered here.

@@ -1,14 +1,24 @@
 """LookupViT for video: heavy work on few compressed tokens, which look things up in many lookup tokens.
 
 Paper: LookupViT: Compressing visual information to a limited number of tokens (ECCV 2024, arXiv 2407.12753).
+Reading order: ``LookupViT.forward``, ``forward_features``, ``_logits``.
 Shape letters: B batch, C channels, T frames, H W pixels, N lookup tokens, M compressed tokens, D width, K classes.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from lookupvit_video.models.blocks import LookupViTBlock, PooledClassifier, drop_path_rates, init_linear
+from lookupvit_video.models.blocks import (
+    PLAIN,
+    BlockOptions,
+    Classifier,
+    LookupViTBlock,
+    TemporalEncoder,
+    drop_path_rates,
+    init_linear,
+)
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
 # name -> (width D, blocks, heads): the sizes of ViT, which LookupViT keeps
@@ -22,30 +32,40 @@ HEADS = ("compressed", "lookup")
 
 
 class LookupFeatures(NamedTuple):
-    """What the blocks of a LookupViT make of a clip."""
+    """What the blocks of a LookupViT make of a clip; tokens in t, h, w order of their grid."""
 
     compressed: Tensor
     """(B, M, D), before the head's norm."""
     lookup: Tensor
     """(B, N, D), before the head's norm."""
+    compressed_grid: Grid
+    lookup_grid: Grid
     attention: list[Tensor]
-    """Per block (B, heads, M, N), where asked for; else empty."""
+    """Per block (B, heads, M, N), factorised (B t, heads, M / t, N / t), where asked for; else empty."""
 
 
 class LookupViT(nn.Module):
-    """Video classifier of LookupViT blocks with one head on each token set.
+    """Video (or, with one frame, image) classifier of LookupViT blocks with one head on each token set.
 
     Args:
         num_classes: K.
-        num_frames: T; a multiple of ``tubelet[0]``.
+        num_frames: T; a multiple of ``tubelet[0]``. One frame and a tubelet (1, p, p): the paper's image model.
         size: H and W in pixels; a multiple of ``tubelet[1]`` and ``tubelet[2]``.
         tubelet: frames x height x width of one lookup token.
-        compressed_grid: t x h x w of the compressed tokens, at most the grid of the lookup tokens.
+        compressed_grid: t x h x w of the compressed tokens, at most the grid of the lookup tokens; h x w of every time
+            index where the encoder is factorised. The default of ``forward``.
+        grids: further grids that ``forward`` can be asked for: one set of weights serves them all.
+        encoder: "joint": tokens of all times together; "factorised": the blocks see one time index at a time, and a
+            temporal transformer sees one vector per time index (ViViT, arXiv 2103.15691, model 2).
+        temporal_depth: blocks of that temporal transformer.
         dim, depth, num_heads: width D, number of blocks, attention heads.
         resize: "triangle" (antialiased) or "trilinear", see ``GridResize``.
-        inference_head: "average" (of both heads' logits), "compressed" or "lookup".
+        heads: which token sets have a classifier; the loss averages over them.
+        inference_head: "average" (of the heads' logits), or one of ``heads``.
+        pool: "average", "average_norm" or "attentive", see ``Classifier``.
         drop_path: stochastic depth of the last block; it rises linearly from 0.
         dropout: before each classifier.
+        options: see ``BlockOptions``.
     """
 
     def __init__(
@@ -55,49 +75,134 @@ class LookupViT(nn.Module):
         num_frames: int = 16,
         size: int = 224,
         tubelet: Grid = (2, 16, 16),
-        compressed_grid: Grid = (4, 7, 7),
+        compressed_grid: tuple[int, ...] = (4, 7, 7),
+        grids: Sequence[tuple[int, ...]] = (),
+        encoder: str = "joint",
+        temporal_depth: int = 4,
         dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
         resize: str = "triangle",
+        heads: Sequence[str] = HEADS,
         inference_head: str = "average",
+        pool: str = "average",
         drop_path: float = 0.0,
         dropout: float = 0.0,
+        options: BlockOptions = PLAIN,
     ):
         super().__init__()
-        if inference_head not in ("average", *HEADS):
-            raise ValueError(f"inference head {inference_head!r}: choose average, compressed or lookup")
-        self.inference_head = inference_head
+        if not heads or not set(heads) <= set(HEADS):
+            raise ValueError(f"heads {list(heads)}: choose from {', '.join(HEADS)}")
+        if inference_head not in ("average", *heads):
+            raise ValueError(f"inference head {inference_head!r}: choose {', '.join(('average', *heads))}")
+        if pool not in ("average", "average_norm", "attentive"):
+            raise ValueError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
+        self.read = tuple(heads) if inference_head == "average" else (inference_head,)
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim)
-        self.compress = GridResize(self.tokenizer.grid, compressed_grid, resize)
-        self.blocks = nn.ModuleList(LookupViTBlock(dim, num_heads, rate) for rate in drop_path_rates(drop_path, depth))
-        self.heads = nn.ModuleDict({name: PooledClassifier(dim, num_classes, dropout) for name in HEADS})
+        t, h, w = self.tokenizer.grid
+        self.block_grid: Grid = (1, h, w) if encoder == "factorised" else (t, h, w)
+        self.default_grid = tuple(compressed_grid)
+        self.compress = nn.ModuleDict(
+            {grid_name(grid): self._resize(grid, resize) for grid in dict.fromkeys((self.default_grid, *grids))}
+        )
+        lookup_is_read = "lookup" in heads
+        self.blocks = nn.ModuleList(
+            LookupViTBlock(dim, num_heads, rate, options, infuse=lookup_is_read or i < depth - 1)
+            for i, rate in enumerate(drop_path_rates(drop_path, depth))
+        )
+        self.heads = nn.ModuleDict(
+            {name: Classifier(dim, num_classes, dropout, pool, num_heads, options) for name in heads}
+        )
         self.blocks.apply(init_linear)
+        self.temporal: TemporalEncoder | None = None
+        if encoder == "factorised":
+            self.frame_norms = nn.ModuleDict({name: options.norm(dim) for name in heads})
+            self.temporal = TemporalEncoder(
+                length=t, dim=dim, depth=temporal_depth, num_heads=num_heads, options=options
+            )
 
-    def forward_features(self, clip_BCTHW: Tensor, return_attention: bool = False) -> LookupFeatures:
-        """Run tokenizer and blocks on a normalised clip (B, C, T, H, W), without the heads."""
-        lookup_BND = self.tokenizer(clip_BCTHW)
+    def _resize(self, grid: tuple[int, ...], kind: str) -> GridResize:
+        t, h, w = (1, *grid) if len(grid) == 2 else grid
+        if any(out > whole for out, whole in zip((t, h, w), self.block_grid, strict=True)):
+            raise ValueError(f"compressed grid {grid} is larger than the grid of lookup tokens {self.block_grid}")
+        return GridResize(self.block_grid, (t, h, w), kind)
+
+    def forward_features(
+        self,
+        clip_BCTHW: Tensor,
+        grid: tuple[int, ...] | None = None,
+        return_attention: bool = False,
+        heads: Sequence[str] = HEADS,
+    ) -> LookupFeatures:
+        """Run tokenizer and blocks on a normalised clip (B, C, T, H, W), without the heads.
+
+        Args:
+            grid: of the compressed tokens, one that the model was made with; None: ``compressed_grid``.
+            return_attention: keep every block's attention weights.
+            heads: the token sets that will be read; without "lookup" the last block does not write back.
+
+        Raises:
+            ValueError: the model was not made with this grid.
+        """
+        grid = self.default_grid if grid is None else tuple(grid)
+        if grid_name(grid) not in self.compress:
+            known = ", ".join(self.compress)
+            raise ValueError(f"compressed grid {grid_name(grid)}: this model was made with {known}")
+        compress = self.compress[grid_name(grid)]
+        assert isinstance(compress, GridResize)
+        tokens_BND = self.tokenizer(clip_BCTHW)
+        batch, _, dim = tokens_BND.shape
+        # Factorised: time joins the batch, so that a block sees one time index.
+        lookup = tokens_BND.reshape(-1, compress.num_in, dim)
         # The resize is linear: one resize of tokens plus positions equals the paper's sum of two.
-        compressed_BMD = self.compress(lookup_BND)
+        compressed = compress(lookup).to(lookup.dtype)  # autocast would keep this whole stream in bfloat16
         attention = []
-        for block in self.blocks:
-            compressed_BMD, lookup_BND, weights_BHMN = block(compressed_BMD, lookup_BND)
+        for i, block in enumerate(self.blocks):
+            infuse = "lookup" in heads or i < len(self.blocks) - 1
+            compressed, lookup, found = block(compressed, lookup, infuse=infuse)
             if return_attention:
-                attention.append(weights_BHMN)
-        return LookupFeatures(compressed_BMD, lookup_BND, attention)
+                attention.append(found.weights)
+        t, h, w = self.tokenizer.grid
+        steps = t if self.temporal is not None else compress.grid_out[0]
+        return LookupFeatures(
+            compressed=compressed.reshape(batch, -1, dim),
+            lookup=lookup.reshape(batch, -1, dim),
+            compressed_grid=(steps, *compress.grid_out[1:]),
+            lookup_grid=(t, h, w),
+            attention=attention,
+        )
 
-    def forward(self, clip_BCTHW: Tensor) -> tuple[Tensor, ...] | Tensor:
-        """Classify a normalised clip (B, C, T, H, W).
+    def _logits(self, name: str, features: LookupFeatures) -> Tensor:
+        tokens = features.compressed if name == "compressed" else features.lookup
+        if self.temporal is not None:
+            frames_Btnd = self.frame_norms[name](tokens).unflatten(1, (features.lookup_grid[0], -1))
+            tokens = self.temporal(frames_Btnd.mean(dim=2))
+        return self.heads[name](tokens)
+
+    def forward(
+        self, clip_BCTHW: Tensor, grid: tuple[int, ...] | None = None, with_features: bool = False
+    ) -> tuple[Tensor, ...] | Tensor | tuple[tuple[Tensor, ...], LookupFeatures]:
+        """Classify a normalised clip (B, C, T, H, W) with the compressed tokens on a grid.
+
+        Args:
+            grid: see ``forward_features``.
+            with_features: in training mode, return (logits, features): what distillation compares.
 
         Returns:
             in training mode the logits (B, K) of each head, for the loss that averages over heads;
             in eval mode one (B, K), of ``inference_head``.
         """
-        features = self.forward_features(clip_BCTHW)
         if self.training:
-            return self.heads["compressed"](features.compressed), self.heads["lookup"](features.lookup)
-        if self.inference_head == "compressed":
-            return self.heads["compressed"](features.compressed)
-        if self.inference_head == "lookup":
-            return self.heads["lookup"](features.lookup)
-        return (self.heads["compressed"](features.compressed) + self.heads["lookup"](features.lookup)) / 2
+            features = self.forward_features(clip_BCTHW, grid)
+            logits = tuple(self._logits(name, features) for name in self.heads)
+            return (logits, features) if with_features else logits
+        features = self.forward_features(clip_BCTHW, grid, heads=self.read)
+        total = self._logits(self.read[0], features)
+        for name in self.read[1:]:
+            total = total + self._logits(name, features)
+        return total / len(self.read)
+
+
+def grid_name(grid: Sequence[int]) -> str:
+    """Return a grid as people write it: (4, 7, 7) -> "4x7x7"."""
+    return "x".join(map(str, grid))

@@ -24,6 +24,7 @@ class TubeletTokenizer(nn.Module):
             raise ValueError(f"a clip of {extent} (frames, height, width) cannot be cut into tubelets of {tubelet}")
         self.clip_shape = (in_channels, *extent)
         self.grid: Grid = (num_frames // tubelet[0], size // tubelet[1], size // tubelet[2])
+        self.num_tokens = math.prod(self.grid)
         self.projection = nn.Conv3d(in_channels, dim, kernel_size=tubelet, stride=tubelet)
         # Learned, but from a start that tells places apart as clearly as pixels are told apart: from small random
         # numbers, motion is learned later (the order of tokens is nearly invisible beside their content).
@@ -90,6 +91,7 @@ class GridResize(nn.Module):
         if kind not in ("triangle", "trilinear"):
             raise ValueError(f"resize kind {kind!r}: choose triangle or trilinear")
         self.grid_in, self.grid_out = grid_in, grid_out
+        self.num_in = math.prod(grid_in)
         for axis, (n_in, n_out) in enumerate(zip(grid_in, grid_out, strict=True)):
             matrix = interpolation_matrix(n_in, n_out, antialias=kind == "triangle").float()
             self.register_buffer(f"matrix_{axis}", matrix, persistent=False)

@@ -1,16 +1,51 @@
-"""The dense baseline: a joint space-time ViT on the tokens of the same tokenizer (ViViT, arXiv 2103.15691, model 1).
+"""Dense baselines on the tokens of the same tokenizer: joint and factorised space-time ViT, and ViTs on fewer tokens.
 
+Sources: ViViT (arXiv 2103.15691), models 1 and 2; for the reductions see ``reduce.py``.
 Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K classes.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 
-from lookupvit_video.models.blocks import PooledClassifier, TransformerBlock, drop_path_rates, init_linear
-from lookupvit_video.models.tokenizer import Grid, TubeletTokenizer
+from lookupvit_video.models.blocks import (
+    PLAIN,
+    POOLS,
+    BlockOptions,
+    Classifier,
+    TemporalEncoder,
+    TransformerBlock,
+    drop_path_rates,
+    init_linear,
+)
+from lookupvit_video.models.reduce import MergingBlock, RandomTokens, merged_per_block
+from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
+
+TOKENS = ("all", "resize", "random", "merge")
+
+
+class DenseFeatures(NamedTuple):
+    """What a dense model makes of a clip."""
+
+    tokens: Tensor
+    """(B, N, D), before the head, without the class token; in t, h, w order where there is a grid."""
+    grid: Grid | None
+    """None where tokens were dropped or merged."""
 
 
 class ViT(nn.Module):
-    """Every token attends to every token; average pooling and one head, no class token. Arguments as ``LookupViT``."""
+    """Every token attends to every token.
+
+    Args:
+        num_classes, num_frames, size, tubelet, dim, depth, num_heads, drop_path, dropout, encoder, temporal_depth,
+            options: as ``LookupViT``.
+        pool: see ``Classifier``; "class" adds a class token.
+        tokens: "all"; "resize": only the tokens that a LookupViT would call compressed; "random": ``keep_tokens`` of
+            them at random; "merge": each block merges ``merge_tokens`` away (ToMe).
+        compressed_grid: for "resize".
+        resize: as ``LookupViT``.
+    """
 
     def __init__(
         self,
@@ -19,28 +54,84 @@ class ViT(nn.Module):
         num_frames: int = 16,
         size: int = 224,
         tubelet: Grid = (2, 16, 16),
+        encoder: str = "joint",
+        temporal_depth: int = 4,
         dim: int = 768,
         depth: int = 12,
         num_heads: int = 12,
+        pool: str = "average",
+        tokens: str = "all",
+        compressed_grid: Grid = (4, 7, 7),
+        keep_tokens: int = 0,
+        merge_tokens: int = 0,
+        resize: str = "triangle",
         drop_path: float = 0.0,
         dropout: float = 0.0,
+        options: BlockOptions = PLAIN,
     ):
         super().__init__()
+        if pool not in (*POOLS, "attentive"):
+            raise ValueError(f"pool {pool!r}: choose {', '.join((*POOLS, 'attentive'))}")
+        if tokens not in TOKENS:
+            raise ValueError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
+        if encoder == "factorised" and (pool == "class" or tokens != "all"):
+            raise ValueError("a factorised encoder takes all tokens and has no class token")
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(dim, num_heads, rate) for rate in drop_path_rates(drop_path, depth)
+        self.token_grid: Grid | None = self.tokenizer.grid
+        self.reduce: nn.Module = nn.Identity()
+        num_tokens = self.tokenizer.num_tokens
+        if tokens == "resize":
+            self.reduce, self.token_grid = GridResize(self.tokenizer.grid, compressed_grid, resize), compressed_grid
+        elif tokens == "random":
+            self.reduce, self.token_grid = RandomTokens(num_tokens, keep_tokens), None
+        elif tokens == "merge":
+            self.token_grid = None
+        self.class_token = nn.Parameter(torch.zeros(1, 1, dim)) if pool == "class" else None
+        if self.class_token is not None:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+        protected = int(pool == "class")
+        self.merged = (
+            merged_per_block(num_tokens + protected, merge_tokens, depth, protected) if tokens == "merge" else None
         )
-        self.head = PooledClassifier(dim, num_classes, dropout)
+        block = MergingBlock if tokens == "merge" else TransformerBlock
+        self.blocks = nn.ModuleList(block(dim, num_heads, rate, options) for rate in drop_path_rates(drop_path, depth))
+        self.head = Classifier(dim, num_classes, dropout, pool, num_heads, options)
         self.blocks.apply(init_linear)
+        self.temporal: TemporalEncoder | None = None
+        if encoder == "factorised":
+            self.frame_norm = options.norm(dim)
+            self.temporal = TemporalEncoder(
+                length=self.tokenizer.grid[0], dim=dim, depth=temporal_depth, num_heads=num_heads, options=options
+            )
 
-    def forward_features(self, clip_BCTHW: Tensor) -> Tensor:
-        """Map a normalised clip (B, C, T, H, W) to tokens (B, N, D), before the head's norm."""
-        tokens_BND = self.tokenizer(clip_BCTHW)
+    def _encode(self, clip_BCTHW: Tensor) -> Tensor:
+        """Return all tokens (B, N, D), the class token first where there is one."""
+        x_BND = self.tokenizer(clip_BCTHW)
+        x_BND = self.reduce(x_BND).to(x_BND.dtype)  # autocast would keep a resized stream in bfloat16
+        batch, _, dim = x_BND.shape
+        if self.class_token is not None:
+            x_BND = torch.cat([self.class_token.expand(batch, -1, -1).to(x_BND.dtype), x_BND], dim=1)
+        if self.merged is not None:
+            sizes_BN = torch.ones_like(x_BND[..., 0])
+            for block, r in zip(self.blocks, self.merged, strict=True):
+                x_BND, sizes_BN = block.forward_merging(x_BND, sizes_BN, r, int(self.class_token is not None))  # type: ignore[operator]
+            return x_BND
+        if self.temporal is not None:
+            x_BND = x_BND.unflatten(1, (self.tokenizer.grid[0], -1)).flatten(0, 1)  # a block sees one time index
         for block in self.blocks:
-            tokens_BND = block(tokens_BND)
-        return tokens_BND
+            x_BND = block(x_BND)
+        return x_BND.reshape(batch, -1, dim)
+
+    def forward_features(self, clip_BCTHW: Tensor) -> DenseFeatures:
+        """Map a normalised clip (B, C, T, H, W) to tokens, before the head's norm."""
+        x_BND = self._encode(clip_BCTHW)
+        return DenseFeatures(x_BND if self.class_token is None else x_BND[:, 1:], self.token_grid)
 
     def forward(self, clip_BCTHW: Tensor) -> tuple[Tensor, ...] | Tensor:
         """Classify a normalised clip: logits (B, K), in training mode as a tuple of one (see ``LookupViT``)."""
-        logits_BK = self.head(self.forward_features(clip_BCTHW))
+        x_BND = self._encode(clip_BCTHW)
+        if self.temporal is not None:
+            frames_BtnD = self.frame_norm(x_BND).unflatten(1, (self.tokenizer.grid[0], -1))
+            x_BND = self.temporal(frames_BtnD.mean(dim=2))
+        logits_BK = self.head(x_BND)
         return (logits_BK,) if self.training else logits_BK

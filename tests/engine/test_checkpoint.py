@@ -13,6 +13,7 @@ from lookupvit_video.engine.checkpoint import (
     save_checkpoint,
 )
 from lookupvit_video.models.build import build_model
+from lookupvit_video.models.tokenizer import GridResize
 from tests.models.test_models import SMALL
 
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -102,3 +103,46 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         saved(tmp_path / "model.pt", step=2)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path / "model.pt").step == 1
+
+
+GEOMETRIES = {  # of the model; the checkpoint's grid of tokens is 2 x 4 x 4
+    "longer and larger": ("DATA.NUM_FRAMES 8 DATA.TRAIN_CROP_SIZE 48 DATA.TEST_CROP_SIZE 48", (4, 6, 6)),
+    "shorter": ("DATA.NUM_FRAMES 2", (1, 4, 4)),
+    "as many tokens": ("DATA.NUM_FRAMES 16 DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16", (8, 2, 2)),
+}
+KINDS = {
+    "lookupvit": "",
+    "vit": "MODEL.ARCH vit MODEL.POOL class",
+    "factorised": "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2] MODEL.TEMPORAL_DEPTH 1",
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_positions_are_resized_where_asked_for_and_nothing_else_is(tmp_path, kind, geometry):
+    kind_of = [*SMALL, *KINDS[kind].split()]
+    overrides, grid = GEOMETRIES[geometry]
+    cfg = load_config(None, kind_of)
+    torch.manual_seed(1)
+    model = build_model(cfg)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    save_checkpoint(tmp_path / "model.pt", cfg=cfg, classes=CLASSES, model=model)
+    checkpoint = load_checkpoint(tmp_path / "model.pt")
+    other = build_model(load_config(None, [*kind_of, *overrides.split()]))
+    with pytest.raises(ValueError, match=r"grid of lookup tokens is \(2, 4, 4\), the model's .* must be those of the"):
+        load_weights(other, checkpoint)
+    load_weights(other, checkpoint, resize_positions=True)
+    own, given = other.state_dict(), model.state_dict()
+    expected = {
+        "tokenizer.positions": GridResize((2, 4, 4), grid)(given["tokenizer.positions"]),
+        **({"temporal.positions": GridResize((2, 1, 1), (grid[0], 1, 1))(given["temporal.positions"])}
+           if kind == "factorised" else {}),
+    }  # fmt: skip
+    assert own.keys() == given.keys()
+    for name in own:
+        assert torch.equal(own[name], expected.get(name, given[name])), name
+    assert torch.equal(checkpoint.model["tokenizer.positions"], given["tokenizer.positions"])  # it is left as it was
+    back = build_model(cfg)
+    load_weights(back, checkpoint, resize_positions=True)
+    assert all(torch.equal(value, given[name]) for name, value in back.state_dict().items())

@@ -31,10 +31,34 @@ def test_softmax_is_averaged_over_the_views_of_a_video():
     clips = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8)
     batch = Batch(clips, torch.tensor([2, 2, IGNORED, IGNORED, 4, 4]), torch.tensor([1, 2, 0]), [(2, "empty")])
     videos = [Video("a", 4), Video("b", 2), Video("c", 0)]
-    results = evaluate(model, [batch], videos, cfg, World(0, 1, CPU), "test")
+    (results,) = evaluate(model, [batch], videos, cfg, World(0, 1, CPU), "test")
     assert model.training  # its mode is kept
     by_clip = predict_clips(model.eval(), cfg, clips, CPU).numpy()
     np.testing.assert_allclose(results.probabilities[1], by_clip[:2].mean(0), rtol=1e-6)
     np.testing.assert_allclose(results.probabilities[0], by_clip[4:].mean(0), rtol=1e-6)
     assert results.probabilities[2].tolist() == [0] * 5  # no answer is made up for what was not seen
     assert results.labels.tolist() == [4, 2, 0]
+
+
+@pytest.mark.parametrize("encoder", ["joint", "factorised"])
+def test_answers_of_several_grids_are_those_of_each_alone(encoder):
+    grids = [(1, 2, 2), (2, 4, 4), (1, 1, 1)] if encoder == "joint" else [(2, 2), (4, 4), (1, 1)]
+    first = ["MODEL.ENCODER", encoder, "MODEL.COMPRESSED_GRID", str(list(grids[0]))]
+    torch.manual_seed(0)
+    cfg = load_config(None, [*SMALL, *first, "TEST.GRIDS", str([list(grid) for grid in grids[1:]])])
+    model = build_model(cfg)
+    clips = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8)
+    batch = Batch(clips, torch.tensor([2, 2, IGNORED, IGNORED, 4, 4]), torch.tensor([1, 2, 0]), [(2, "empty")])
+    videos, world = [Video("a", 4), Video("b", 2), Video("c", 0)], World(0, 1, CPU)
+    together = evaluate(model, [batch], videos, cfg, world, "test", [None, *grids])
+    assert len(together) == 4
+    np.testing.assert_array_equal(together[0].probabilities, together[1].probabilities)  # the default
+    for grid, results in zip(grids, together[1:], strict=True):
+        own_cfg = load_config(None, [*SMALL, *first[:2], "MODEL.COMPRESSED_GRID", str(list(grid))])
+        alone = build_model(own_cfg)
+        alone.load_state_dict(model.state_dict())
+        (expected,) = evaluate(alone, [batch], videos, own_cfg, world, "test")
+        np.testing.assert_array_equal(results.probabilities, expected.probabilities)
+        assert results.probabilities[2].tolist() == [0] * 5
+        assert results.bad == expected.bad == [(2, "empty")]
+    assert len({results.probabilities.tobytes() for results in together}) == 3

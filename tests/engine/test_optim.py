@@ -1,39 +1,49 @@
 import pytest
 import torch
+from torch import nn
 
 from lookupvit_video.config import load_config
-from lookupvit_video.engine.optim import build_optimizer, build_schedule, parameter_groups, set_learning_rate
+from lookupvit_video.engine.optim import build_optimizer, build_schedule, layer_of, parameter_groups, set_learning_rate
 from lookupvit_video.models.build import build_model
-from tests.models.test_models import SMALL
+from tests.models.test_models import SMALL, every_model, small_model
 
 
-def small_model(arch="lookupvit"):
-    return build_model(load_config(None, [*SMALL, "MODEL.ARCH", arch]))
-
-
-@pytest.mark.parametrize("arch", ["lookupvit", "vit"])
-def test_groups_hold_each_parameter_once_and_spare_norms_biases_and_positions(arch):
-    model = small_model(arch)
+@every_model
+def test_each_trainable_parameter_is_in_one_group_and_only_weights_of_linear_layers_and_convolutions_decay(name):
+    model = small_model(name)
     groups = parameter_groups(model, weight_decay=0.05, layer_decay=0.5)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    assert sorted(grouped) == sorted(names)
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    # Told by the kind of layer, not by name: norms, biases, positions, tokens, queries and scales are what is left.
+    weights = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv3d)}
+    names = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
     for group in groups:
         for parameter in group["params"]:
-            name = names[id(parameter)]
-            spared = name.endswith("bias") or "norm" in name or name == "tokenizer.positions"
-            assert group["weight_decay"] == (0.0 if spared else 0.05), name
+            assert group["weight_decay"] == (0.05 if id(parameter) in weights else 0.0), names[id(parameter)]
 
 
-def test_layer_decay_falls_from_the_heads_to_the_tokenizer():
-    model = small_model()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    scale = {names[id(p)]: g["lr_scale"] for g in parameter_groups(model, 0.05, 0.5) for p in g["params"]}
-    assert scale["heads.compressed.linear.weight"] == 1.0
-    assert scale["blocks.1.lookup_mlp.0.weight"] == 0.5
-    assert scale["blocks.0.refine.mlp.0.bias"] == 0.25
-    assert scale["tokenizer.positions"] == 0.125
-    assert len(parameter_groups(model, 0.05, 1.0)) == 2
+@every_model
+def test_layer_decay_falls_from_the_heads_to_the_tokenizer(name):
+    model = small_model(name)
+    temporal = getattr(model, "temporal", None)
+    depth, temporal_depth = len(model.blocks), len(temporal.blocks) if temporal else 0
+    top = depth + temporal_depth + 1
+    layers = {id(parameter): top for parameter in model.parameters()}
+    parts = [(model.tokenizer, 0), *((block, i + 1) for i, block in enumerate(model.blocks))]
+    if temporal:
+        parts += [(temporal, depth + 1), *((block, depth + 1 + i) for i, block in enumerate(temporal.blocks))]
+    for part, layer in parts:
+        layers.update({id(parameter): layer for parameter in part.parameters()})
+    if getattr(model, "class_token", None) is not None:
+        layers[id(model.class_token)] = 0
+    for parameter_name, parameter in model.named_parameters():
+        assert layer_of(parameter_name, depth, temporal_depth) == layers[id(parameter)], parameter_name
+    for group in parameter_groups(model, 0.05, 0.5):
+        for parameter in group["params"]:
+            assert group["lr_scale"] == 0.5 ** (top - layers[id(parameter)])
+    without = parameter_groups(model, 0.05, 1.0)
+    assert len(without) == 2
+    assert {group["lr_scale"] for group in without} == {1.0}
 
 
 def test_schedule_warms_up_then_falls_as_a_cosine():

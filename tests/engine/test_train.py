@@ -3,29 +3,29 @@
 import csv
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
 
+from lookupvit_video.config import load_config
 from lookupvit_video.engine.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.engine.log import read_json_lines
 from lookupvit_video.engine.parallel import World
-from lookupvit_video.engine.train import StepLog, loss_of_heads
+from lookupvit_video.engine.train import StepLog, draw_grid, loss_of_heads
 from lookupvit_video.errors import RunFailure
+from lookupvit_video.models.lookupvit import LookupViT
 from tests.small import ROOT, make_videos, run_net, run_tool, settings
 
 NET = ("tools/run_net.py", "--cfg", "tests/small.yaml")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    make_videos(folder)
-    return folder
+GRIDS = "[[1,2,2],[1,1,1],[2,3,3]]"
+ONE_EPOCH = {"SOLVER__MAX_EPOCH": 1, "SOLVER__WARMUP_EPOCHS": 0, "TEST__ENABLE": False}
+NO_STEP = {"SOLVER__BASE_LR": 0, "SOLVER__WARMUP_START_LR": 0, "SOLVER__COSINE_END_LR": 0}  # weights stay as they began
 
 
 def weights(folder):
@@ -55,6 +55,47 @@ def test_a_loss_that_is_not_finite_stops_with_the_step():
         log.summary(11, World(0, 1, torch.device("cpu")))
 
 
+def drawn(overrides="", steps=range(400)):
+    cfg = load_config("tests/small.yaml", [*settings("", "", MODEL__COMPRESSED_GRIDS=GRIDS), *overrides.split()])
+    return [draw_grid(cfg, step) for step in steps]
+
+
+def test_grids_follow_from_seed_and_step_alone():
+    first = drawn()
+    random.seed(5)
+    torch.manual_seed(5)
+    assert drawn(steps=reversed(range(400))) == first[::-1]
+    assert drawn("RNG_SEED 1") != first
+    counts = Counter(first)
+    assert counts.keys() == {(1, 2, 2), (1, 1, 1), (2, 3, 3)}
+    assert max(counts.values()) < 1.4 * min(counts.values())
+
+
+def test_grids_are_drawn_by_their_weights():
+    counts = Counter(drawn("MODEL.COMPRESSED_GRID_WEIGHTS [6,3,1]"))
+    for grid, share in {(1, 2, 2): 0.6, (1, 1, 1): 0.3, (2, 3, 3): 0.1}.items():
+        assert counts[grid] / 400 == pytest.approx(share, abs=0.05)
+
+
+def test_all_parts_of_a_step_have_its_grid_and_validation_the_default(data, tmp_path, monkeypatch):
+    seen = {True: [], False: []}
+    plain = LookupViT.forward_features
+
+    def watched(model, clips, grid=None, **options):
+        seen[model.training].append(grid)
+        return plain(model, clips, grid, **options)
+
+    monkeypatch.setattr(LookupViT, "forward_features", watched)
+    overrides = settings(data, tmp_path, MODEL__COMPRESSED_GRIDS=GRIDS, TRAIN__ACCUMULATION_STEPS=2,
+                         SOLVER__MAX_EPOCH=3, TEST__ENABLE=False)  # fmt: skip
+    done = run_net(overrides)
+    assert done.returncode == 0, done.stderr
+    cfg = load_config("tests/small.yaml", overrides)
+    assert seen[True] == [draw_grid(cfg, step) for step in range(6) for _ in range(2)]
+    assert len(set(seen[True])) > 1
+    assert set(seen[False]) == {None}
+
+
 def test_a_run_leaves_everything_it_promises(data, tmp_path):
     done = run_net(settings(data, tmp_path, TEST__NUM_ENSEMBLE_VIEWS=2, TEST__NUM_SPATIAL_CROPS=3, AUG__NUM_SAMPLE=2,
                             MIXUP__ENABLE=True, AUG__RE_PROB=0.5, AUG__RAND_AUGMENT_OPS=2, AUG__COLOR_JITTER=0.4,
@@ -78,12 +119,14 @@ def test_a_run_leaves_everything_it_promises(data, tmp_path):
     checkpoint = load_checkpoint(tmp_path / "model.pt")
     assert checkpoint.classes == ["class 0", "class 1", "class 2"]
     assert (tmp_path / "config.yaml").read_text() == checkpoint.config.dump()
-    again = run_net(settings(data, tmp_path))
+    again = run_net(settings(data, tmp_path, AUG__NUM_SAMPLE=2))
     assert "resume" in again.stderr  # finished: nothing is trained again
 
 
-def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
-    options = {"SOLVER__MAX_EPOCH": 6, "MODEL__DROP_PATH": 0.2, "MIXUP__ENABLE": True, "TEST__ENABLE": False}
+def test_killed_and_resumed_equals_uninterrupted(data, vit, tmp_path):
+    options = {"SOLVER__MAX_EPOCH": 6, "MODEL__DROP_PATH": 0.2, "MIXUP__ENABLE": True, "AUG__NUM_SAMPLE": 2,
+               "MODEL__COMPRESSED_GRIDS": GRIDS, "DISTILL__TEACHER": vit / "model.pt", "DISTILL__FEATURE_WEIGHT": 1,
+               "TEST__ENABLE": False}  # fmt: skip
     whole = run_tool(*NET, *settings(data, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
@@ -104,8 +147,9 @@ def test_killed_and_resumed_equals_uninterrupted(data, tmp_path):
     assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
 
 
-def test_two_processes_train_and_test_as_one_does(data, tmp_path):
-    options = {"TEST__NUM_ENSEMBLE_VIEWS": 2}
+def test_two_processes_train_and_test_as_one_does(data, vit, tmp_path):
+    options = {"TEST__NUM_ENSEMBLE_VIEWS": 2, "MODEL__COMPRESSED_GRIDS": GRIDS, "TEST__GRIDS": "[[2,4,4]]",
+               "DISTILL__TEACHER": vit / "model.pt", "DISTILL__FEATURE_WEIGHT": 1}  # fmt: skip
     alone = run_net(settings(data, tmp_path / "one", **options))
     both = run_net(settings(data, tmp_path / "two", **options), processes=2)
     assert both.returncode == 0, both.stderr
@@ -118,7 +162,7 @@ def test_two_processes_train_and_test_as_one_does(data, tmp_path):
     assert tested.returncode == 0, tested.stderr
     first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (alone, tested))
     assert second["videos"] == 9
-    assert {k: first[k] for k in ("top1", "top5")} == {k: second[k] for k in ("top1", "top5")}
+    assert {k: first[k] for k in ("top1", "top5", "grids")} == {k: second[k] for k in ("top1", "top5", "grids")}
     rows = [(tmp_path / name / "test_predictions.csv").read_text() for name in ("one", "retest")]
     assert [row.split(",")[:3] for row in rows[0].split()] == [row.split(",")[:3] for row in rows[1].split()]
 
@@ -141,11 +185,55 @@ def test_bad_videos_are_skipped_listed_and_bounded(data, tmp_path):
     assert "Traceback" not in strict.stderr
 
 
-def test_resume_refuses_another_batch_size_and_other_classes(data, tmp_path):
-    assert run_net(settings(data, tmp_path, TEST__ENABLE=False)).returncode == 0
-    other_batch = run_net(settings(data, tmp_path, TRAIN__BATCH_SIZE=3))
-    assert other_batch.returncode == 2
-    assert "TRAIN.BATCH_SIZE was 4 and is now 3" in other_batch.stderr
+def test_resume_refuses_other_steps_clips_and_models(data, tmp_path):
+    assert run_net(settings(data, tmp_path, **ONE_EPOCH)).returncode == 0
+    for changes, difference in (
+        ({"TRAIN__BATCH_SIZE": 3}, "TRAIN.BATCH_SIZE was 4 and is now 3"),
+        ({"AUG__NUM_SAMPLE": 2}, "AUG.NUM_SAMPLE was 1 and is now 2"),
+        ({"DATA__NUM_FRAMES": 8}, "DATA.NUM_FRAMES was 4 and is now 8"),
+        ({"DATA__TRAIN_CROP_SIZE": 48, "DATA__TEST_CROP_SIZE": 48}, "DATA.TRAIN_CROP_SIZE was 32 and is now 48"),
+    ):
+        other = run_net(settings(data, tmp_path, **changes))
+        assert other.returncode == 2
+        assert difference in other.stderr
+        assert "choose another OUTPUT_DIR" in other.stderr
     other_model = run_net(settings(data, tmp_path, MODEL__DEPTH=1))
     assert other_model.returncode == 2
     assert "is missing in the model" in other_model.stderr
+
+
+def test_a_dense_vit_begins_a_lookupvit(data, vit, tmp_path):
+    overrides = settings(data, tmp_path, **ONE_EPOCH, **NO_STEP, MODEL__INIT_FROM=vit / "model.pt")
+    done = run_net(overrides)
+    assert done.returncode == 0, done.stderr
+    assert "initialised from this project's ViT" in done.stderr
+    loaded = next(line for line in done.stderr.splitlines() if line.startswith("  loaded"))
+    assert "tokenizer.positions" in loaded
+    assert "blocks.*.refine.attention.qkv.weight x2" in loaded
+    source, own = weights(vit), weights(tmp_path)
+    for name in ("tokenizer.positions", "tokenizer.projection.weight"):
+        assert torch.equal(source[name], own[name])
+    blocks = [name for name in source if name.startswith("blocks.")]
+    assert len(blocks) == 24
+    for name in blocks:
+        _, number, inside = name.split(".", 2)
+        assert torch.equal(source[name], own[f"blocks.{number}.refine.{inside}"]), name
+    again = run_net([*overrides, "MODEL.INIT_FROM", "nowhere.pt"])  # the run goes on: this is not looked at
+    assert again.returncode == 0, again.stderr
+    assert "resume" in again.stderr
+    assert "initialised" not in again.stderr
+
+
+@pytest.mark.parametrize(("arch", "pool"), [("vit", "average"), ("lookupvit", "attentive")])
+def test_a_frozen_encoder_leaves_the_heads_to_learn(data, vit, tmp_path, arch, pool):
+    options = {**ONE_EPOCH, "MODEL__FREEZE_ENCODER": True, "MODEL__INIT_FROM": vit / "model.pt", "MODEL__ARCH": arch,
+               "MODEL__POOL": pool}  # fmt: skip
+    for folder, changes in (("before", NO_STEP), ("after", {})):
+        done = run_net(settings(data, tmp_path / folder, **options, **changes))
+        assert done.returncode == 0, done.stderr
+    before, after = (weights(tmp_path / folder) for folder in ("before", "after"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith(("head.", "heads."))}
+    if arch == "vit":
+        assert all(torch.equal(after[name], value) for name, value in weights(vit).items() if name not in changed)

@@ -58,6 +58,20 @@ def test_resize_is_linear_and_keeps_constants():
     torch.testing.assert_close(resize(torch.ones(1, 144, 4)), torch.ones(1, 18, 4))
 
 
+def test_resize_triangle_equals_torchs_antialiasing_within_each_time_index():
+    tokens = torch.randn(2, 3 * 14 * 12, 5, dtype=torch.float64)
+    images = tokens.unflatten(1, (3, 14, 12)).flatten(0, 1).permute(0, 3, 1, 2)
+    by_torch = F.interpolate(images, size=(5, 7), mode="bilinear", antialias=True, align_corners=False)
+    by_torch = by_torch.permute(0, 2, 3, 1).reshape(2, 3 * 5 * 7, 5)
+    torch.testing.assert_close(GridResize((3, 14, 12), (3, 5, 7))(tokens), by_torch, rtol=1e-5, atol=1e-6)
+
+
+def test_resize_to_the_same_grid_changes_nothing_and_weighs_nothing():
+    tokens = torch.randn(2, 24, 5)
+    assert torch.equal(GridResize((2, 3, 4), (2, 3, 4))(tokens), tokens)
+    assert not GridResize((2, 3, 4), (1, 2, 2)).state_dict()  # so that weights do not depend on the grid
+
+
 def test_resize_kind_is_checked():
     with pytest.raises(ValueError, match="choose triangle or trilinear"):
         GridResize((2, 2, 2), (1, 1, 1), "nearest")

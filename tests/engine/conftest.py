@@ -1,0 +1,21 @@
+"""What the tests of whole runs share: real mp4 files, and a dense ViT that was trained on them."""
+
+import pytest
+
+from tests.small import make_videos, run_net, settings
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_videos(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vit(data, tmp_path_factory):
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("vit")
+    done = run_net(settings(data, folder, MODEL__ARCH="vit", SOLVER__MAX_EPOCH=1, SOLVER__WARMUP_EPOCHS=0))
+    assert done.returncode == 0, done.stderr
+    return folder
