@@ -1,12 +1,15 @@
 """A sample follows from (seed, epoch, row) alone, and a video that cannot be read is told, not raised."""
 
 import random
+from collections import Counter
 
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
+from lookupvit_video.data import decode
 from lookupvit_video.data.dataset import Sample, VideoDataset, collate, seeded
+from lookupvit_video.data.loader import build_eval_loader, build_train_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED, eval_transform, frames_to_clip, train_transform
@@ -195,3 +198,60 @@ def test_collate_keeps_the_views_of_a_video_together():
     assert batch.labels.dtype == torch.int64
     assert batch.indices.tolist() == [20, 7, 8]
     assert batch.errors == [(7, "b.mp4: gone")]
+
+
+# Videos in memory -------------------------------------------------------------------------------------------------
+
+
+def batches_of(videos, cached, *, training):
+    """All batches of two epochs of training, or of one test with 2 x 3 views."""
+    cfg = load_config(None, f"""DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16 DATA.NUM_FRAMES 4 DATA.SAMPLING_RATE 3
+        MODEL.COMPRESSED_GRID [1,1,1] AUG.RAND_AUGMENT_OPS 2 AUG.COLOR_JITTER 0.3 AUG.NUM_SAMPLE 2 TRAIN.BATCH_SIZE 4
+        TEST.BATCH_SIZE 2 DATA_LOADER.NUM_WORKERS 0 DATA.CACHE_VIDEOS {cached}""".split())  # fmt: skip
+    if training:
+        return list(build_train_loader(cfg, videos, flip=True, total_steps=4))
+    return list(build_eval_loader(cfg, videos, num_views=2, num_crops=3))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_from_memory_are_those_from_files(tmp_path, monkeypatch, training):
+    paths = [write_video(tmp_path / f"{i}.mp4", frames=24, first_number=40 * i, b_frames=i) for i in range(2)]
+    (tmp_path / "empty.mp4").touch()
+    videos = [
+        Video(paths[0], 0),
+        Video(paths[1], 1),
+        Video(str(tmp_path / "empty.mp4"), 2),
+        Video(paths[1], 3, 0.2, 0.7),
+    ]
+    opened = Counter()
+    plain_init = decode.PyAVReader.__init__
+    monkeypatch.setattr(
+        decode.PyAVReader, "__init__", lambda reader, path: opened.update([path]) or plain_init(reader, path)
+    )
+    plain = batches_of(videos, False, training=training)
+    assert opened[paths[1]] == (4 if training else 2)
+    opened.clear()
+    cached = batches_of(videos, True, training=training)
+    assert (opened[paths[0]], opened[paths[1]]) == (1, 1)
+    assert len(plain) == len(cached) == (4 if training else 2)
+    for own, expected in zip(cached, plain, strict=True):
+        assert torch.equal(own.clips, expected.clips)
+        assert torch.equal(own.labels, expected.labels)
+        assert torch.equal(own.indices, expected.indices)
+        assert own.errors == expected.errors
+    assert [row for batch in cached for row, _ in batch.errors] == [2] * (2 if training else 1)
+
+
+def test_a_transform_in_place_does_not_reach_the_memory(path):
+    def spoil(frames_THWC):
+        return keep_pixels(frames_THWC.fill_(7))
+
+    def read(transform):
+        times = TimeSampler(T, 1 / FPS)
+        shape = (1, 3, T, HEIGHT, WIDTH)
+        return VideoDataset([Video(path, 0)], times=times, transform=transform, shape=shape, cache=True)[0].clips
+
+    before = read(keep_pixels)
+    assert read(spoil).eq(7).all()
+    assert torch.equal(read(keep_pixels), before)
+    assert before.unique().numel() > 9

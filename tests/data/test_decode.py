@@ -385,3 +385,85 @@ def test_a_backend_whose_package_is_missing_is_told_before_work(monkeypatch):
         decode.check_backend("decord")
     with pytest.raises(ValueError, match="choose one of: pyav, decord"):
         decode.check_backend("opencv")
+
+
+# In memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["gop12_b.mp4", "vp9.webm", "rate_varies.mp4", "edit_list.mp4", "raw.h264",
+                                  "mpeg4_b.avi", "turned_90.mp4"])  # fmt: skip
+def test_a_video_in_memory_answers_as_the_file(videos, name, backend):
+    path, rng = videos(name), np.random.default_rng(1)
+    with open_video(path, backend) as video, open_video(path, backend, in_memory=True) as kept:
+        assert kept.info == video.info
+        np.testing.assert_array_equal(kept.times, video.times)
+        end = video.times[-1]
+        for at in ([-1.0, 0.0, end, end + 9], list(video.times[::-1]), [], rng.uniform(-0.2, end + 0.2, size=60)):
+            frames = kept.frames_at(at)
+            assert frames.dtype == torch.uint8
+            assert torch.equal(frames, video.frames_at(at))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_video_in_memory_answers_as_the_file(tmp_path, seed):
+    """Decoding all of it finds fewer frames than the packets announce, at times of their own."""
+    path = tmp_path / "damaged.mp4"
+    data = bytearray(Path(write_video(path, frames=40, size=(96, 64), gop=10)).read_bytes())
+    with av.open(str(path)) as container:
+        hit = [p for p in container.demux(video=0) if p.size][10 + seed]
+    data[hit.pos + 6 : hit.pos + hit.size] = b"\xa5" * (hit.size - 6)
+    path.write_bytes(data)
+    kept = open_video(path, in_memory=True)
+    at = np.linspace(-0.1, 1.8, 60)
+    with open_video(path) as video:
+        announced = len(video.times)
+        expected = torch.cat([video.frames_at([second]) for second in [*at, *at]])[len(at) :]
+        assert len(kept.times) == len(video.times) < announced
+        assert kept.info == video.info
+    assert torch.equal(kept.frames_at(at), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_video_in_memory_is_opened_once_and_can_be_closed(tmp_path, monkeypatch, backend):
+    path, opened = tmp_path / "a.mp4", []
+    write_video(path, frames=12)
+    plain = decode.BACKENDS[backend]
+    monkeypatch.setitem(decode.BACKENDS, backend, lambda name: opened.append(name) or plain(name))
+    before = _open_files()
+    with open_video(path, backend, in_memory=True) as video:
+        first = video.frames_at([0.3])
+    assert _open_files() == before
+    path.unlink()
+    for name in (path, str(path)):
+        with open_video(name, backend, in_memory=True) as video:
+            assert torch.equal(video.frames_at([0.3]), first)
+    assert opened == [str(path)]
+
+
+def test_frames_from_memory_are_copies(tmp_path):
+    video = open_video(write_video(tmp_path / "a.mp4", frames=6), in_memory=True)
+    for at in ([0.1], list(video.times), [0.0, 0.0]):
+        whole = video.frames_at(at).clone()
+        video.frames_at(at).zero_()
+        assert torch.equal(video.frames_at(at), whole)
+        assert whole.any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_time_must_be_finite_for_a_video_in_memory_too(videos, bad):
+    path = videos("gop12.mp4")
+    with pytest.raises(ValueError, match=r"gop12\.mp4: a time is not finite: -?(nan|inf)"):
+        open_video(path, in_memory=True).frames_at([0.0, bad])
+
+
+def test_a_bad_file_is_not_kept_in_memory(tmp_path):
+    path = tmp_path / "a.mp4"
+    for content, reason in ((b"", "is empty"), (b"no video, but text", "is text")):
+        path.write_bytes(content)
+        with pytest.raises(DecodeError, match=reason):
+            open_video(path, in_memory=True)
+    write_video(path, frames=3)
+    assert len(open_video(path, in_memory=True).times) == 3
+    with pytest.raises(ValueError, match=r"DATA\.DECODING_BACKEND.*'opencv'"):
+        open_video(path, "opencv", in_memory=True)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
+from lookupvit_video.data.transforms import normalize
 from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.inference.draw import attention_at, draw_prediction, overlay
 from lookupvit_video.inference.predictor import Prediction, load_model
@@ -67,3 +68,46 @@ def test_a_missing_device_is_a_clear_error(tmp_path):
         load_model(tmp_path / "model.pt", "cuda:99")
     with pytest.raises(ValueError, match=r"--device abacus"):
         load_model(tmp_path / "model.pt", "abacus")
+
+
+FACTORISED = "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2] MODEL.TEMPORAL_DEPTH 1"
+MODELS = {
+    "lookupvit": "TEST.GRIDS [[2,4,4]]",
+    "factorised": FACTORISED,
+    "vit": "MODEL.ARCH vit MODEL.POOL class",
+    "mvit": "MODEL.ARCH mvit MODEL.VARIANT Ti",
+    "x3d": "MODEL.ARCH x3d MODEL.VARIANT XS",
+}
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("video") / "x.mp4", frames=24)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_predicts(tmp_path, video, name):
+    model = predictor(tmp_path, *MODELS[name].split(), "DATA.CACHE_VIDEOS", "True")
+    answer = model.predict(video, topk=5)
+    assert sorted(answer.labels) == CLASSES
+    assert not model.model.training
+    with torch.no_grad():
+        shares = model.model(normalize(answer.clip[None], model.cfg.DATA.MEAN, model.cfg.DATA.STD)).softmax(-1)[0]
+    torch.testing.assert_close(torch.tensor(answer.probabilities), shares.sort(descending=True).values)
+    assert answer.labels[0] == CLASSES[shares.argmax()]
+    maps = model.attention_maps(answer.clip)
+    assert (maps is None) == (name not in ("lookupvit", "factorised"))
+
+
+def test_attention_maps_of_a_factorised_encoder_have_every_time(tmp_path):
+    model = predictor(tmp_path, *FACTORISED.split())
+    clip = torch.randint(0, 256, (3, 4, 32, 32), dtype=torch.uint8)
+    maps = model.attention_maps(clip)
+    assert maps.shape == model.model.tokenizer.grid == (2, 4, 4)
+    assert maps.min() >= 0
+    assert maps.sum() == pytest.approx(1, abs=1e-5)
+    assert maps.sum((1, 2)).tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
+    clip[:, 2:] = 0  # the second time index sees black, the first what it saw
+    dark = model.attention_maps(clip)
+    torch.testing.assert_close(dark[0], maps[0])
+    assert not torch.allclose(dark[1], maps[1])

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from tests.small import call_tool, make_videos, run_net, run_tool, settings
 from tests.videos import write_audio, write_video
@@ -115,6 +116,9 @@ def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
     ({"MODEL__COMPRESSED_GRID": "[9,9,9]"}, ["MODEL.COMPRESSED_GRID", "larger than"]),
     ({"TRAIN__BATCH_SIZE": "64"}, ["TRAIN.BATCH_SIZE", "64 videos a step", "holds 9"]),
     ({"TRAIN__ENABLE": "False", "TEST__CHECKPOINT_FILE_PATH": "nowhere.pt"}, ["nowhere.pt", "No such file"]),
+    ({"MODEL__INIT_FROM": "nowhere.pt"}, ["nowhere.pt: no such file", "MODEL.INIT_FROM"]),
+    ({"DISTILL__TEACHER": "nowhere.pt"}, ["nowhere.pt", "No such file"]),
+    ({"TEST__GRIDS": "[[2,2]]"}, ["TEST.GRIDS: [2, 2]", "t x h x w"]),
 ])  # fmt: skip
 def test_mistakes_in_a_run_give_one_line(trained, tmp_path, changes, parts):
     data = tmp_path / "data"
@@ -123,6 +127,28 @@ def test_mistakes_in_a_run_give_one_line(trained, tmp_path, changes, parts):
     (data / "range.csv").write_text("path,label\n0.mp4,1\n1.mp4,3\n")
     (data / "lost.csv").write_text("path,label\nlost.mp4,1\n")
     assert_one_clear_line(run_net(settings(data, tmp_path / "run", **changes)), 2, *parts)
+
+
+def test_weights_that_fit_nothing_give_one_line(trained, tmp_path):
+    def begin(weights, **changes):
+        torch.save(weights, tmp_path / "x.pt")
+        overrides = settings(trained / "data", tmp_path / "run", MODEL__INIT_FROM=tmp_path / "x.pt", **changes)
+        return run_net(overrides)
+
+    assert_one_clear_line(begin({"a.weight": torch.zeros(3)}), 2, "x.pt: no ViT of a known naming", "a.weight")
+    assert_one_clear_line(begin([1, 2]), 2, "x.pt: there are no tensors by name in it")
+    own = torch.load(trained / "run" / "model.pt", weights_only=True)
+    assert_one_clear_line(begin(own, MODEL__DIM=48), 2, "x.pt: its width is 24, the model's 48", "MODEL.DIM 24")
+    assert_one_clear_line(begin(own, MODEL__ARCH="vit"), 2, "x.pt: a LookupViT does not fit into a dense ViT")
+    assert not (tmp_path / "run" / "model.pt").exists()
+
+
+def test_a_teacher_that_does_not_fit_gives_one_line(trained, tmp_path):
+    teacher = {"DISTILL__TEACHER": trained / "run" / "model.pt"}
+    done = run_net(settings(trained / "data", tmp_path, **teacher, DATA__NUM_FRAMES=8))
+    assert_one_clear_line(done, 2, "model.pt: its DATA.NUM_FRAMES is 4, the student's 8")
+    done = run_net(settings(trained / "data", tmp_path, **teacher, MODEL__DIM=48, DISTILL__FEATURE_WEIGHT=1))
+    assert_one_clear_line(done, 2, "DISTILL.FEATURE_WEIGHT", "width is 24, the student's 48")
 
 
 def test_mistakes_in_a_config_file_name_file_and_line(tmp_path):
@@ -135,7 +161,7 @@ def test_mistakes_in_a_config_file_name_file_and_line(tmp_path):
     assert_one_clear_line(done, 2, "none.yaml", "No such file")
 
 
-@pytest.mark.parametrize("tool", ["run_net", "predict", "check_configs"])
+@pytest.mark.parametrize("tool", ["run_net", "predict", "check_configs", "study"])
 def test_help_shows_an_example(tool):
     done = call_tool(f"tools/{tool}.py", "--help")
     assert done.returncode == 0
