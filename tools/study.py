@@ -56,6 +56,9 @@ def read_study(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: {key} holds lines 'name: ...'; quote a name that is a number, on, off, yes or no"
             )
+    folders = [row.replace(" ", "_") for row in study["rows"]]
+    if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
+        raise ValueError(f"{path}: two rows would share the folder {twice[0]}; name them apart")
     return study
 
 

@@ -576,6 +576,7 @@ class _PacketNote(NamedTuple):
 
     @staticmethod
     def of(packet: Any, stream: Any) -> _PacketNote:
+        """Take down a demuxed packet of PyAV."""
         key = packet.is_keyframe
         return _PacketNote(
             packet.pts,

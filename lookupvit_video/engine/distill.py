@@ -39,10 +39,10 @@ class Teacher:
         """Return the teacher's logits, and its tokens where they are a target."""
         if not self.with_tokens:
             return Answer(self.model(clips_BCTHW), None, None)
-        features = self.model.forward_features(clips_BCTHW)  # type: ignore[operator]
+        logits_BK, features = self.model(clips_BCTHW, with_features=True)
         if isinstance(features, LookupFeatures):
-            return Answer(self.model(clips_BCTHW), features.lookup, features.lookup_grid)
-        return Answer(self.model(clips_BCTHW), features.tokens, features.grid)
+            return Answer(logits_BK, features.lookup, features.lookup_grid)
+        return Answer(logits_BK, features.tokens, features.grid)
 
 
 def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teacher:

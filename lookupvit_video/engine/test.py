@@ -9,12 +9,12 @@ import torch
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.data.loader import build_eval_loader
-from lookupvit_video.data.manifest import load_split
-from lookupvit_video.engine.checkpoint import load_checkpoint, load_weights
-from lookupvit_video.engine.evaluate import CompressedGrid, evaluate, write_grids, write_results
+from lookupvit_video.data.manifest import Video, load_split
+from lookupvit_video.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from lookupvit_video.engine.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
 from lookupvit_video.engine.log import record_bad_videos
 from lookupvit_video.engine.parallel import World, autocast_dtype
-from lookupvit_video.models.build import build_model, model_shape
+from lookupvit_video.models.build import build_model, model_shape, shapeless_settings
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.models.lookupvit import grid_name
 
@@ -34,15 +34,11 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
     """
     videos = load_split(cfg, "test", classes)
     checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
-    if checkpoint.classes != classes:
-        raise ValueError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
+    _check_fit(cfg, classes, checkpoint)
     model = build_model(cfg)
     load_weights(model, checkpoint, resize_positions=True)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)
-    grids: list[CompressedGrid] = [None]
-    if cfg.MODEL.ARCH == "lookupvit":
-        default = tuple(cfg.MODEL.COMPRESSED_GRID)
-        grids = list(dict.fromkeys((default, *map(tuple, cfg.TEST.GRIDS))))
+    grids = _grids(cfg)
     macs = [measured_macs(model, clip, *([grid] if grid else [])) for grid in grids]
     model.to(world.device)
     views, crops = cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
@@ -56,11 +52,9 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
     )
-    results, *others = evaluate(model, loader, videos, cfg, world, "test", grids)
+    results = evaluate(model, loader, videos, cfg, world, "test", grids)
     if not world.is_main:
         return None
-    folder = Path(cfg.OUTPUT_DIR)
-    record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in results.bad])
     facts = {
         "checkpoint": str(checkpoint.path),
         "arch": cfg.MODEL.ARCH,
@@ -70,13 +64,49 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
         "gmacs_per_view": gmacs(macs[0]),
         "parameters": count_parameters(model),
     }
-    if others:
-        times = model_shape(cfg).times  # factorised: a grid is that of each time index
-        facts["grids"] = [
-            {"grid": grid_name(grid or ()), "tokens": times * math.prod(grid or ()), "gmacs_per_view": gmacs(cost),
-             "top1": round(found.top(1), 2), "top5": round(found.top(5), 2)}
-            for grid, cost, found in sorted(zip(grids, macs, [results, *others], strict=True), key=lambda row: row[1])
-        ]  # fmt: skip
+    if len(grids) > 1:
+        facts["grids"] = _grid_table(cfg, grids, macs, results)
+    return _write(results[0], videos, classes, Path(cfg.OUTPUT_DIR), facts)
+
+
+def _check_fit(cfg: CfgNode, classes: list[str], checkpoint: Checkpoint) -> None:
+    """Raise ValueError where the weights would load, but not compute what they were trained to."""
+    if checkpoint.classes != classes:
+        raise ValueError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
+    theirs = shapeless_settings(checkpoint.config)
+    for name, value in shapeless_settings(cfg).items():
+        if name in theirs and theirs[name] != value:
+            raise ValueError(
+                f"{checkpoint.path}: it was trained with MODEL.{name} {theirs[name]}, the config says {value}; "
+                "MODEL keys must be those of the checkpoint"
+            )
+
+
+def _grids(cfg: CfgNode) -> list[CompressedGrid]:
+    """Return the compressed grids to test, the config's own first; [None] for a model without."""
+    if cfg.MODEL.ARCH != "lookupvit":
+        return [None]
+    return list(dict.fromkeys((tuple(cfg.MODEL.COMPRESSED_GRID), *map(tuple, cfg.TEST.GRIDS))))
+
+
+def _grid_table(
+    cfg: CfgNode, grids: list[CompressedGrid], macs: list[int], results: list[Results]
+) -> list[dict[str, Any]]:
+    """Return a line for each grid, the cheapest first."""
+    times = model_shape(cfg).times  # factorised: a grid is that of each time index
+    return [
+        {"grid": grid_name(grid or ()), "tokens": times * math.prod(grid or ()), "gmacs_per_view": gmacs(cost),
+         "top1": round(found.top(1), 2), "top5": round(found.top(5), 2)}
+        for grid, cost, found in sorted(zip(grids, macs, results, strict=True), key=lambda row: row[1])
+    ]  # fmt: skip
+
+
+def _write(
+    results: Results, videos: list[Video], classes: list[str], folder: Path, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Write all files of the test and return the summary."""
+    record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in results.bad])
+    if "grids" in facts:
         write_grids(facts["grids"], folder)
     summary = write_results(results, videos, classes, folder, facts)
     logger.info(

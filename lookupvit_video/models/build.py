@@ -45,6 +45,14 @@ def model_arguments(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
+def shapeless_settings(cfg: CfgNode) -> dict[str, Any]:
+    """Return the MODEL settings that change what weights compute but not their shapes, so that loading cannot tell."""
+    if cfg.MODEL.ARCH not in ("lookupvit", "vit"):
+        return {}
+    names = ("POOL", "RESIZE", "REVERSE_WEIGHTS", "ACTIVATION", "NORM_EPS")
+    return {"NUM_HEADS": model_arguments(cfg)["num_heads"], **{name: cfg.MODEL[name] for name in names}}
+
+
 def compressed_grids(cfg: CfgNode) -> list[tuple[int, ...]]:
     """Return every compressed grid that training or test asks for, the default one first."""
     grids = [cfg.MODEL.COMPRESSED_GRID, *cfg.MODEL.COMPRESSED_GRIDS, *cfg.TEST.GRIDS]

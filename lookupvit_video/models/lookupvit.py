@@ -29,6 +29,8 @@ VARIANTS: dict[str, tuple[int, int, int]] = {
     "L": (1024, 24, 16),
 }
 HEADS = ("compressed", "lookup")
+Output = Tensor | tuple[Tensor, ...]
+"""Logits (B, K) in eval mode; in training mode those of each head."""
 
 
 class LookupFeatures(NamedTuple):
@@ -181,26 +183,26 @@ class LookupViT(nn.Module):
 
     def forward(
         self, clip_BCTHW: Tensor, grid: tuple[int, ...] | None = None, with_features: bool = False
-    ) -> tuple[Tensor, ...] | Tensor | tuple[tuple[Tensor, ...], LookupFeatures]:
+    ) -> Output | tuple[Output, LookupFeatures]:
         """Classify a normalised clip (B, C, T, H, W) with the compressed tokens on a grid.
 
         Args:
             grid: see ``forward_features``.
-            with_features: in training mode, return (logits, features): what distillation compares.
+            with_features: return (logits, features), which distillation compares.
 
         Returns:
             in training mode the logits (B, K) of each head, for the loss that averages over heads;
             in eval mode one (B, K), of ``inference_head``.
         """
+        names = tuple(self.heads) if self.training or with_features else self.read
+        features = self.forward_features(clip_BCTHW, grid, heads=names)
+        output: Output
         if self.training:
-            features = self.forward_features(clip_BCTHW, grid)
-            logits = tuple(self._logits(name, features) for name in self.heads)
-            return (logits, features) if with_features else logits
-        features = self.forward_features(clip_BCTHW, grid, heads=self.read)
-        total = self._logits(self.read[0], features)
-        for name in self.read[1:]:
-            total = total + self._logits(name, features)
-        return total / len(self.read)
+            output = tuple(self._logits(name, features) for name in self.heads)
+        else:
+            first, *others = (self._logits(name, features) for name in self.read)
+            output = sum(others, first) / len(self.read)
+        return (output, features) if with_features else output
 
 
 def grid_name(grid: Sequence[int]) -> str:

@@ -75,11 +75,6 @@ class MViT(nn.Module):
         self.blocks = network.blocks
         self.head = nn.Sequential(OrderedDict(norm=network.norm_embed, classifier=network.head))
 
-    @property
-    def no_decay(self) -> frozenset[str]:
-        """Names of the parameters that take no weight decay despite their shape: class token and positions."""
-        return frozenset(name for name, _ in self.named_parameters() if name.startswith("tokenizer.positions."))
-
     def _run_blocks(self, clip_BCTHW: Tensor) -> tuple[Tensor, Grid]:
         """Return class token and tokens (B, 1 + N, D), and the grid of the N."""
         if tuple(clip_BCTHW.shape[1:]) != self.clip_shape:
@@ -128,7 +123,6 @@ class X3D(nn.Module):
         self.blocks = nn.ModuleList(block for stage in stages for block in stage.res_blocks)
         head.pool.pool.kernel_size = tuple(map(int, head.pool.pool.kernel_size))  # torch.compile stops at NumPy's
         self.head = head
-        self.no_decay: frozenset[str] = frozenset()
 
     def _run_blocks(self, clip_BCTHW: Tensor) -> Tensor:
         """Return the last feature map (B, D, t, h, w)."""

@@ -19,6 +19,7 @@ from lookupvit_video.models.blocks import (
     drop_path_rates,
     init_linear,
 )
+from lookupvit_video.models.lookupvit import Output
 from lookupvit_video.models.reduce import MergingBlock, RandomTokens, merged_per_block
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
@@ -124,14 +125,17 @@ class ViT(nn.Module):
 
     def forward_features(self, clip_BCTHW: Tensor) -> DenseFeatures:
         """Map a normalised clip (B, C, T, H, W) to tokens, before the head's norm."""
-        x_BND = self._encode(clip_BCTHW)
-        return DenseFeatures(x_BND if self.class_token is None else x_BND[:, 1:], self.token_grid)
+        return self._features(self._encode(clip_BCTHW))
 
-    def forward(self, clip_BCTHW: Tensor) -> tuple[Tensor, ...] | Tensor:
-        """Classify a normalised clip: logits (B, K), in training mode as a tuple of one (see ``LookupViT``)."""
-        x_BND = self._encode(clip_BCTHW)
+    def _features(self, tokens_BND: Tensor) -> DenseFeatures:
+        return DenseFeatures(tokens_BND if self.class_token is None else tokens_BND[:, 1:], self.token_grid)
+
+    def forward(self, clip_BCTHW: Tensor, with_features: bool = False) -> Output | tuple[Output, DenseFeatures]:
+        """Classify a normalised clip: logits (B, K), in training mode as a tuple of one; both as ``LookupViT``."""
+        tokens_BND = x_BND = self._encode(clip_BCTHW)
         if self.temporal is not None:
             frames_BtnD = self.frame_norm(x_BND).unflatten(1, (self.tokenizer.grid[0], -1))
             x_BND = self.temporal(frames_BtnD.mean(dim=2))
         logits_BK = self.head(x_BND)
-        return (logits_BK,) if self.training else logits_BK
+        output = (logits_BK,) if self.training else logits_BK
+        return (output, self._features(tokens_BND)) if with_features else output

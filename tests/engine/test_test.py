@@ -106,6 +106,18 @@ def test_a_checkpoint_is_tested_on_longer_and_larger_clips(data, tmp_path, model
     assert "resized" not in small.stderr
 
 
+@pytest.mark.parametrize(("model", "key", "values"), [
+    ({}, "REVERSE_WEIGHTS", ("scaled", "transpose")), ({"MODEL__ARCH": "vit"}, "NUM_HEADS", (2, 3)),
+])  # fmt: skip
+def test_settings_that_no_shape_tells_must_be_the_checkpoints(data, tmp_path, model, key, values):
+    own, other = values
+    write_checkpoint(tmp_path, **model, **{f"MODEL__{key}": own})
+    done = run_test(data, tmp_path / "model.pt", tmp_path / "out", **model, **{f"MODEL__{key}": other})
+    assert done.returncode == 2
+    assert f"model.pt: it was trained with MODEL.{key} {own}, the config says {other}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_model_whose_positions_cannot_be_resized_says_so(data, tmp_path):
     model = {"MODEL__ARCH": "mvit", "MODEL__VARIANT": "Ti"}
     write_checkpoint(tmp_path, **model)

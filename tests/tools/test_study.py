@@ -111,6 +111,7 @@ def test_seeds_are_put_together_as_mean_and_deviation(tmp_path):
     (GOOD, {"seeds": ...}, ["study.yaml", "configs, seeds and rows"]),
     ({False: {}}, {}, ["study.yaml", "rows", "on, off, yes or no"]),
     (["lookup"], {}, ["study.yaml", "rows", "lines 'name: ...'"]),
+    ({"a b": {}, "a_b": {}}, {}, ["study.yaml", "share the folder a_b"]),
 ])  # fmt: skip
 def test_mistakes_are_told_before_any_work(tmp_path, rows, changes, parts):
     write_study(tmp_path / "study.yaml", tmp_path, rows, **changes)
