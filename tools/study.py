@@ -3,6 +3,8 @@
 
 import argparse
 import logging
+import os
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -24,7 +26,7 @@ from lookupvit_video.engine.train import train
 from lookupvit_video.files import written_whole
 
 EXAMPLE = """example:
-  python tools/study.py --study configs/studies/options.yaml --jobs 2
+  python tools/study.py --study configs/studies/options_motion.yaml --jobs 2
 
 A study is a YAML file: configs (name: file), seeds, rows (name: {KEY: value}), and settings that hold for all rows.
 A run that is done is not done again: stop it and start it as you like. Runs land in OUT/CONFIG/ROW/SEED, the table in
@@ -78,6 +80,17 @@ def plan(study: dict[str, Any], out: Path) -> list[tuple[Path, str, list[str]]]:
                 load_config(file, overrides)  # what is wrong is told before any work
                 runs.append((folder, file, overrides))
     return runs
+
+
+def die_with(parent: int) -> None:
+    """End this process soon after its parent, also where that was killed: nobody would know of its runs."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run(folder: Path, file: str, overrides: list[str]) -> float:
@@ -146,7 +159,7 @@ def main() -> int:
         runs = []
     print(f"{len(runs)} runs to do, {arguments.jobs} side by side; table: {out / 'table.md'}", flush=True)
     failed = []
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), die_with, (os.getpid(),)) as pool:
         waiting = {pool.submit(run, *job): job[0] for job in runs}
         for number, future in enumerate(as_completed(waiting), 1):
             folder = waiting[future]

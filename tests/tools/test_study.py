@@ -1,6 +1,10 @@
 """Studies of a few small runs: the table, and that a study can be stopped, started again and survive a failure."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -79,6 +83,27 @@ def test_a_second_start_does_what_is_left_and_nothing_else(studied):
     assert again.returncode == 0, again.stderr
     assert (folder / "out" / "table.md").read_text() == table
     assert [(path, path.stat().st_mtime_ns) for path in sorted((folder / "out" / "small").rglob("*"))] == before
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads Linux' list of child processes")
+def test_no_run_goes_on_alone_after_a_kill(tmp_path):
+    make_videos(tmp_path / "data")
+    write_study(tmp_path / "study.yaml", tmp_path / "data", {"long": {"SOLVER.MAX_EPOCH": 10000}})
+    command = [sys.executable, STUDY, "--study", tmp_path / "study.yaml", "--out", tmp_path / "out"]
+    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(lambda: (tmp_path / "out" / "small" / "long" / "3" / "log.jsonl").exists(), 60)
+    children = Path(f"/proc/{study.pid}/task/{study.pid}/children").read_text().split()
+    assert children
+    study.kill()
+    study.wait()
+    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 20)
+
+
+def until(holds, seconds):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_table_without_any_run(tmp_path):
