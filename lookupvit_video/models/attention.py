@@ -82,9 +82,7 @@ class BidirectionalCrossAttention(nn.Module):
         infuse: whether there is a way back at all.
     """
 
-    def __init__(
-        self, dim: int, num_heads: int, reverse: str = "transpose", qk_norm: bool = False, infuse: bool = True
-    ):
+    def __init__(self, dim: int, num_heads: int, reverse: str = "softmax", qk_norm: bool = False, infuse: bool = True):
         super().__init__()
         _check_heads(dim, num_heads)
         if reverse not in REVERSE_WEIGHTS:

@@ -47,7 +47,7 @@ class BlockOptions:
     layer_scale: float = 0.0
     """Initial value of a learned factor per channel on each residual branch (CaiT, arXiv 2103.17239); 0: none."""
     qk_norm: bool = False
-    reverse: str = "transpose"
+    reverse: str = "softmax"
     """See ``BidirectionalCrossAttention``; dense blocks have no use for it."""
 
     def norm(self, dim: int) -> nn.LayerNorm:

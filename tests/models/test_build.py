@@ -27,7 +27,7 @@ def test_grids_of_training_and_test_are_named_once_the_default_first():
     "override",
     [
         "VARIANT S MODEL.DIM 0", "DIM 48", "DEPTH 1", "NUM_HEADS 2", "NUM_CLASSES 4", "TUBELET [4,8,8]",
-        "COMPRESSED_GRID [1,2,1]", "RESIZE trilinear", "REVERSE_WEIGHTS scaled", "REVERSE_WEIGHTS softmax",
+        "COMPRESSED_GRID [1,2,1]", "RESIZE trilinear", "REVERSE_WEIGHTS scaled", "REVERSE_WEIGHTS transpose",
         "HEADS ['lookup']", "INFERENCE_HEAD lookup", "POOL average_norm", "QK_NORM True", "LAYER_SCALE 0.1",
         "ACTIVATION gelu_tanh", "ACTIVATION quick_gelu", "NORM_EPS 1e-3",
     ],

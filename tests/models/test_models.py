@@ -18,7 +18,7 @@ IMAGE = "DATA.NUM_FRAMES 1 MODEL.TUBELET [1,8,8]"
 LOOKUPVITS = {
     "lookupvit": "",
     "scaled": "MODEL.REVERSE_WEIGHTS scaled",
-    "softmax": "MODEL.REVERSE_WEIGHTS softmax",
+    "transpose": "MODEL.REVERSE_WEIGHTS transpose",
     "qk_norm": "MODEL.QK_NORM True MODEL.LAYER_SCALE 0.1",
     "trilinear": "MODEL.RESIZE trilinear MODEL.ACTIVATION gelu_tanh MODEL.NORM_EPS 1e-5",
     "average_norm": "MODEL.POOL average_norm MODEL.ACTIVATION quick_gelu",
