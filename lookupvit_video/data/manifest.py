@@ -6,8 +6,9 @@ Kinetics' and SlowFast's files; a folder of class folders.
 
 import csv
 import logging
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,6 @@ from fvcore.common.config import CfgNode
 logger = logging.getLogger(__name__)
 
 VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
-# Folder names often have _ for spaces, which \b takes for a letter.
-DIRECTION_WORDS = re.compile(r"(?<![a-z])(left|right|clockwise|anticlockwise|counterclockwise)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +60,6 @@ def read_class_list(path: str | Path) -> list[str]:
             raise ValueError(f"{path}, line {number}: class {name!r} stands on line {seen[name]} already")
         seen[name] = number
     return names
-
-
-def direction_matters(classes: Iterable[str]) -> bool:
-    """Tell whether any class name says left, right or clockwise, so that mirrored clips would be wrong ones."""
-    return any(DIRECTION_WORDS.search(name) for name in classes)
 
 
 def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") -> list[Video]:
@@ -231,14 +225,37 @@ def load_classes(cfg: CfgNode) -> list[str]:
     return classes
 
 
+def _without_skipped(cfg: CfgNode, path: Path, videos: Sequence[Video]) -> list[Video]:
+    """Leave out the videos whose path stands in DATA.SKIP_LIST, a CSV with a column ``path``, as in the list itself."""
+    skip = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA.SKIP_LIST
+    folder = path if path.is_dir() else Path(cfg.DATA.PATH_PREFIX or path.parent)
+    try:
+        with skip.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # any file name there is
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise ValueError(f"{skip}: the list cannot be read ({error.strerror}); mend or empty DATA.SKIP_LIST") from None
+    if any(not row.get("path") for row in rows):
+        raise ValueError(f"{skip}: DATA.SKIP_LIST is a CSV with a header and a column path in every row")
+    skipped = {os.path.abspath(folder / row["path"]) for row in rows}
+    kept = [video for video in videos if os.path.abspath(video.path) not in skipped]
+    if not kept:
+        raise ValueError(f"{skip}: names every video of {path}; mend or empty DATA.SKIP_LIST")
+    logger.info("%s: %d of %d videos left out, as DATA.SKIP_LIST says", path, len(videos) - len(kept), len(videos))
+    return kept
+
+
 def load_split(cfg: CfgNode, split: str, classes: Sequence[str]) -> list[Video]:
     """Read the list of "train", "val" or "test" that the config names and check that its files exist.
+
+    DATA.SKIP_LIST takes videos out of training only: in validation and test those that cannot be read count as wrong.
 
     Raises:
         ValueError: names the file, line or key, and the mend.
     """
     path = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA[f"{split.upper()}_LIST"]
     videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX)
+    if split == "train" and cfg.DATA.SKIP_LIST:
+        videos = _without_skipped(cfg, path, videos)
     missing = check_files(videos, cfg.DATA.MAX_BAD_FRACTION)
     if missing:
         logger.warning(

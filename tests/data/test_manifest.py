@@ -1,5 +1,6 @@
 """Lists of videos in every form that people have them in, and what is said of those that are wrong."""
 
+import os
 import re
 from pathlib import Path
 
@@ -9,7 +10,6 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import (
     Video,
     check_files,
-    direction_matters,
     load_classes,
     load_split,
     read_class_list,
@@ -218,31 +218,6 @@ def test_number_of_classes_that_does_not_fit(tmp_path, name):
         load_classes(config_for(tmp_path, "DATA.TRAIN_LIST", "train"))
 
 
-@pytest.mark.parametrize(
-    ("name", "matters"),
-    [
-        ("Pushing something from left to right", True),
-        ("Turning the camera right while filming something", True),
-        ("Swiping Left", True),
-        ("Turning Hand Counterclockwise", True),
-        ("Turning Hand Clockwise", True),
-        ("Pulling_something_from_right_to_left", True),
-        ("bright lights", False),
-        ("copyright", False),
-        ("eating leftovers", False),
-        ("playing_upright_bass", False),
-        ("Moving something up", False),
-    ],
-)
-def test_direction_matters(name, matters):
-    assert direction_matters(["abseiling", name]) is matters
-
-
-def test_direction_matters_not_in_kinetics():
-    assert not direction_matters(["abseiling", "brush painting", "side kick", "playing ukulele", "moving furniture"])
-    assert not direction_matters([])
-
-
 # Files that are not there -----------------------------------------------------------------------------------------
 
 
@@ -288,3 +263,77 @@ def test_load_split_reads_the_list_of_its_name(tmp_path, caplog):
         assert f"{split}.csv: 1 of 2 videos do not exist, the first" in caplog.text
     with pytest.raises(ValueError, match=r"test\.csv, line 3: video .*gone\.mp4 does not exist"):
         load_split(config_for(tmp_path, "DATA.PATH_PREFIX", str(tmp_path / "videos")), "test", CLASSES)
+
+
+# Videos left out --------------------------------------------------------------------------------------------------
+
+
+def kept(folder, split="train", *overrides):
+    cfg = config_for(folder, "DATA.SKIP_LIST", "bad.csv", "DATA.MAX_BAD_FRACTION", "0", *overrides)
+    return [Path(video.path).name for video in load_split(cfg, split, CLASSES)]
+
+
+def some_lists(folder):
+    """The same three rows in each list, of files that are there, and a fourth whose file is not."""
+    for split in ("train", "val", "test"):
+        write(folder, "path,label\na.mp4,0\nv/b.mp4,1\nc.mp4,2\n", f"{split}.csv")
+    for name in ("a.mp4", "v/b.mp4", "c.mp4"):
+        write(folder, "", name)
+
+
+@pytest.mark.parametrize("form", ["absolute", "as in the list", "through another folder"])
+def test_skip_list_leaves_rows_out_of_training_alone(tmp_path, caplog, form):
+    some_lists(tmp_path)
+    path = {"absolute": tmp_path / "v" / "b.mp4", "as in the list": "v/b.mp4", "through another folder": "v/../v/b.mp4"}
+    write(tmp_path, f"split,path,reason\ntrain,{path[form]},is empty\nval,nowhere.mp4,gone\n", "bad.csv")
+    caplog.set_level("INFO")
+    assert kept(tmp_path) == ["a.mp4", "c.mp4"]
+    assert "train.csv: 1 of 3 videos left out, as DATA.SKIP_LIST says" in caplog.text
+    caplog.clear()
+    assert kept(tmp_path, "val") == kept(tmp_path, "test") == ["a.mp4", "b.mp4", "c.mp4"]
+    assert "left out" not in caplog.text
+
+
+def test_skipped_videos_are_not_looked_for(tmp_path):
+    some_lists(tmp_path)
+    (tmp_path / "c.mp4").unlink()
+    write(tmp_path, "path\n", "bad.csv")
+    with pytest.raises(ValueError, match=r"c\.mp4 does not exist"):
+        kept(tmp_path)
+    write(tmp_path, "path\nc.mp4\n", "bad.csv")
+    assert kept(tmp_path) == ["a.mp4", "b.mp4"]
+
+
+def test_skip_list_is_taken_from_the_prefix_as_the_lists_are(tmp_path):
+    some_lists(tmp_path / "data")
+    write(tmp_path / "lists", "path,label\na.mp4,0\nc.mp4,2\n")
+    write(tmp_path / "lists", "path\na.mp4\n", "bad.csv")
+    assert kept(tmp_path / "lists", "train", "DATA.PATH_PREFIX", str(tmp_path / "data")) == ["c.mp4"]
+
+
+def test_names_of_any_bytes_and_commas_are_skipped(tmp_path):
+    names = [b"a\xff.mp4", b"b, c.mp4", b"d\ne.mp4", b"f.mp4"]
+    (tmp_path / "videos" / CLASSES[0]).mkdir(parents=True)
+    for name in names:
+        Path(os.fsdecode(bytes(tmp_path / "videos" / CLASSES[0]) + b"/" + name)).touch()
+    (tmp_path / "bad.csv").write_bytes(b"path\n" + b"".join(b'"%s/%s"\n' % (CLASSES[0].encode(), n) for n in names[:3]))
+    folder = str(tmp_path / "videos")
+    assert kept(tmp_path, "train", "DATA.TRAIN_LIST", "videos", "DATA.PATH_PREFIX", folder) == ["f.mp4"]
+    assert kept(tmp_path, "train", "DATA.TRAIN_LIST", "videos") == ["f.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"bad\.csv: the list cannot be read \(No such file or directory\); mend or empty DATA\.SKIP_LIST"),
+        ("a.mp4\nc.mp4\n", r"bad\.csv: DATA\.SKIP_LIST is a CSV with a header and a column path in every row"),
+        ("split,path\ntrain\n", r"bad\.csv: DATA\.SKIP_LIST is a CSV with a header"),
+        ("path\na.mp4\nv/b.mp4\nc.mp4\n", r"bad\.csv: names every video of .*train\.csv; mend or empty"),
+    ],
+)
+def test_mistake_in_a_skip_list(tmp_path, text, message):
+    some_lists(tmp_path)
+    if text is not None:
+        write(tmp_path, text, "bad.csv")
+    with pytest.raises(ValueError, match=message):
+        kept(tmp_path)
