@@ -45,7 +45,10 @@ _C.DATA.TRAIN_LIST = "train.csv"  # a list, or a folder of class folders, below 
 _C.DATA.VAL_LIST = "val.csv"  # read after each EVAL_PERIOD epochs, one centre view
 _C.DATA.TEST_LIST = "test.csv"  # read by the multi-view test
 _C.DATA.CLASS_LIST = "classes.txt"  # one class name a line; line number = label
-_C.DATA.DECODING_BACKEND = "pyav"  # pyav or decord; both return exact frames, PyAV is the faster
+_C.DATA.SKIP_LIST = ""  # bad_videos.csv of tools/check_dataset.py or of a run: left out of TRAIN_LIST; empty: none
+_C.DATA.DECODING_BACKEND = "pyav"  # pyav, decord or torchcodec; all return exact frames, PyAV is the fastest
+_C.DATA.DECODE_TIMEOUT = 60.0  # seconds that opening a video, or decoding its clips, may take; 0: no limit
+_C.DATA.INDEX_CACHE = ""  # folder for time stamps and key frames of each video; pays for videos of minutes; empty: none
 _C.DATA.NUM_FRAMES = 16  # frames of a clip, T
 _C.DATA.SAMPLING_RATE = 4  # frames of a TARGET_FPS video from one frame of the clip to the next
 _C.DATA.TARGET_FPS = 30.0  # the rate that SAMPLING_RATE counts in, whatever the rate of the file
@@ -57,7 +60,7 @@ _C.DATA.TRAIN_JITTER_SCALES = [256, 320]  # short side in pixels before a fixed-
 _C.DATA.TRAIN_CROP_SIZE = 224  # height and width of a clip in training
 _C.DATA.TEST_CROP_SIZE = 224  # the same in validation and test
 _C.DATA.TEST_SHORT_SIDE = 0  # short side in pixels before the test crops; 0: TEST_CROP_SIZE
-_C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; off by itself where class names say left or right
+_C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; class names decide: "left" becomes "right", or none
 _C.DATA.MEAN = [0.485, 0.456, 0.406]  # ImageNet's, as most published weights expect
 _C.DATA.STD = [0.229, 0.224, 0.225]  # likewise
 _C.DATA.CACHE_VIDEOS = False  # keep every decoded video in memory; for small videos, read in one process
@@ -65,6 +68,8 @@ _C.DATA.MAX_BAD_FRACTION = 0.01  # training stops when more of the clips than th
 
 _C.DATA_LOADER = CfgNode()
 _C.DATA_LOADER.NUM_WORKERS = 8  # decoding processes per training process; 0: decode in the training process
+_C.DATA_LOADER.PREFETCH_FACTOR = 2  # batches that each worker makes ahead
+_C.DATA_LOADER.TIMEOUT = 600.0  # seconds without a batch from any worker after which the run stops; 0: never
 _C.DATA_LOADER.PIN_MEMORY = True  # faster copies to a GPU; nothing changes on a CPU
 
 _C.MODEL = CfgNode()
@@ -81,7 +86,7 @@ _C.MODEL.COMPRESSED_GRID = [4, 7, 7]  # t x h x w grid of the compressed tokens;
 _C.MODEL.COMPRESSED_GRIDS = []  # multi-resolution training: one of these grids is drawn for each step
 _C.MODEL.COMPRESSED_GRID_WEIGHTS = []  # how often each of them; []: alike
 _C.MODEL.RESIZE = "triangle"  # triangle: antialiased, as JAX resizes; trilinear: plain interpolation
-_C.MODEL.REVERSE_WEIGHTS = "transpose"  # infusion: A transposed; scaled: times N/M; softmax: over compressed tokens
+_C.MODEL.REVERSE_WEIGHTS = "softmax"  # infusion: A transposed; scaled: times N/M; softmax: over compressed tokens
 _C.MODEL.HEADS = ["compressed", "lookup"]  # token sets with a classifier; the loss is the mean over them
 _C.MODEL.INFERENCE_HEAD = "average"  # average of the heads' logits, or one head alone
 _C.MODEL.POOL = "average"  # norm, then mean; average_norm: mean, then norm; class: a token (vit); attentive: a query
@@ -110,6 +115,8 @@ _C.AUG.RAND_AUGMENT_OPS = 0  # RandAugment: operations per clip, the same for al
 _C.AUG.RAND_AUGMENT_MAGNITUDE = 7.0  # on a scale of 0 to 10
 _C.AUG.RAND_AUGMENT_STD = 0.5  # spread of the magnitude from clip to clip
 _C.AUG.COLOR_JITTER = 0.0  # strength of brightness, contrast and saturation jitter; 0: off
+_C.AUG.HUE_JITTER = 0.0  # largest turn of the hue, of a full one: at most 0.5; 0: off
+_C.AUG.COLOR_JITTER_PROB = 1.0  # chance per clip of the two lines above; ViViT: 0.4, 0.2 and 0.8
 _C.AUG.RE_PROB = 0.0  # random erasing: chance per clip
 
 _C.MIXUP = CfgNode()
@@ -136,7 +143,7 @@ _C.SOLVER.LABEL_SMOOTHING = 0.0  # share of the target spread evenly over all cl
 CHOICES = {
     "TRAIN.PRECISION": ("auto", "float32", "bfloat16"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
-    "DATA.DECODING_BACKEND": ("pyav", "decord"),
+    "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
     "DATA.SAMPLING": ("clip", "segments"),
     "MODEL.ARCH": ("lookupvit", "vit", "mvit", "x3d"),
     "MODEL.VARIANT": ("Ti", "S", "B", "L", "XS", "M"),
@@ -155,16 +162,17 @@ AT_LEAST = {
     1: """LOG_PERIOD TRAIN.BATCH_SIZE TRAIN.ACCUMULATION_STEPS TRAIN.CHECKPOINT_PERIOD TRAIN.KEEP_CHECKPOINTS
           TEST.BATCH_SIZE TEST.NUM_ENSEMBLE_VIEWS DATA.NUM_FRAMES DATA.SAMPLING_RATE DATA.TRAIN_CROP_SIZE
           DATA.TEST_CROP_SIZE MODEL.NUM_CLASSES MODEL.TUBELET MODEL.COMPRESSED_GRID MODEL.COMPRESSED_GRIDS
-          MODEL.TEMPORAL_DEPTH TEST.GRIDS AUG.NUM_SAMPLE SOLVER.MAX_EPOCH""",
+          MODEL.TEMPORAL_DEPTH TEST.GRIDS AUG.NUM_SAMPLE SOLVER.MAX_EPOCH DATA_LOADER.PREFETCH_FACTOR""",
     0: """RNG_SEED TRAIN.EVAL_PERIOD DATA.TEST_SHORT_SIDE DATA_LOADER.NUM_WORKERS MODEL.DIM MODEL.DEPTH MODEL.NUM_HEADS
           MODEL.DROP_PATH MODEL.DROPOUT_RATE MODEL.KEEP_TOKENS MODEL.MERGE_TOKENS MODEL.LAYER_SCALE MODEL.NORM_EPS
           DISTILL.WEIGHT DISTILL.FEATURE_WEIGHT AUG.RAND_AUGMENT_OPS AUG.RAND_AUGMENT_MAGNITUDE AUG.RAND_AUGMENT_STD
           AUG.COLOR_JITTER AUG.RE_PROB MIXUP.ALPHA MIXUP.CUTMIX_ALPHA MIXUP.PROB MIXUP.SWITCH_PROB SOLVER.BASE_LR
           SOLVER.COSINE_END_LR SOLVER.WARMUP_START_LR SOLVER.WARMUP_EPOCHS SOLVER.WEIGHT_DECAY SOLVER.MOMENTUM
-          SOLVER.CLIP_GRAD_L2NORM SOLVER.LABEL_SMOOTHING DATA.MAX_BAD_FRACTION""",
+          SOLVER.CLIP_GRAD_L2NORM SOLVER.LABEL_SMOOTHING DATA.MAX_BAD_FRACTION
+          DATA_LOADER.TIMEOUT DATA.DECODE_TIMEOUT AUG.HUE_JITTER""",
 }
 AT_MOST_ONE = """AUG.RE_PROB MIXUP.PROB MIXUP.SWITCH_PROB DATA.MAX_BAD_FRACTION SOLVER.LAYER_DECAY
-                 SOLVER.LABEL_SMOOTHING DISTILL.WEIGHT"""
+                 SOLVER.LABEL_SMOOTHING DISTILL.WEIGHT AUG.COLOR_JITTER_PROB"""
 ABOVE_ZERO = """DATA.TARGET_FPS DATA.STD SOLVER.LAYER_DECAY DATA.TRAIN_JITTER_ASPECT_RELATIVE DISTILL.TEMPERATURE
                 MODEL.COMPRESSED_GRID_WEIGHTS"""
 BELOW_ONE = "MODEL.DROP_PATH MODEL.DROPOUT_RATE SOLVER.MOMENTUM SOLVER.BETAS"
@@ -452,6 +460,8 @@ def validate(cfg: CfgNode) -> None:
             f"DATA.TRAIN_JITTER_SCALES is {scales}; write [low, high] with DATA.TRAIN_CROP_SIZE "
             f"{cfg.DATA.TRAIN_CROP_SIZE} <= low <= high"
         )
+    if cfg.AUG.HUE_JITTER > 0.5:
+        raise ValueError(f"AUG.HUE_JITTER is {cfg.AUG.HUE_JITTER}; it must be at most 0.5, the opposite colour")
     parts = cfg.TRAIN.ACCUMULATION_STEPS * cfg.AUG.NUM_SAMPLE
     if cfg.TRAIN.BATCH_SIZE % parts:
         raise ValueError(

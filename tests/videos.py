@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 
 _AUDIO = {".webm": "libopus", ".avi": "mp2"}  # elsewhere aac
 _TICKS = 90_000  # per second, for pictures at times of their own
@@ -57,6 +58,10 @@ def write_video(
     rotation: int = 0,
     with_audio: bool = False,
     pix_fmt: str = "yuv420p",
+    pixel_shape: Fraction | None = None,
+    matrix: int | None = None,
+    colour_range: int | None = None,
+    decoys: int = 0,
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> str:
@@ -65,7 +70,7 @@ def write_video(
     Args:
         path: file to write.
         frames: number of pictures.
-        size: (W, H) in pixels, even.
+        size: (W, H) in pixels; libx264 and libx265 take odd ones only where pix_fmt does not halve the colours.
         fps: pictures a second.
         codec: an encoder of libav: libx264, libx265, libvpx-vp9, libvpx, mpeg4, libsvtav1.
         gop: pictures from one key frame to the next, at most.
@@ -76,6 +81,10 @@ def write_video(
         rotation: degrees clockwise by which a player turns the pictures (0, 90, 180, 270); mp4 and mov only.
         with_audio: a sine tone as long as the video beside it.
         pix_fmt: how the encoder stores pixels.
+        pixel_shape: width of a pixel over its height, as the header tells.
+        matrix: how colours are coded, as ITU-T H.273 counts: 1 is BT.709, 6 is BT.601 (which players take None for).
+        colour_range: 1 for 16 to 235, 2 for 0 to 255, stated in the header; None: the first, not stated.
+        decoys: video streams before and after the right one, which alone is flagged as the default; 24 times 9999.
         codec_options: further settings of the encoder.
         container_options: further settings of the container.
 
@@ -85,8 +94,19 @@ def write_video(
     path = Path(path)
     base = Fraction(1, _TICKS) if times is not None else 1 / Fraction(fps)
     with av.open(str(path), "w", options=container_options or {}) as container:
+        before = [_add_decoy(container) for _ in range(decoys)]
         video = container.add_stream(codec, rate=fps)
+        after = [_add_decoy(container) for _ in range(decoys)]
         video.width, video.height, video.pix_fmt = *size, pix_fmt
+        for name, value in (
+            ("sample_aspect_ratio", pixel_shape),
+            ("colorspace", matrix),
+            ("color_range", colour_range),
+        ):
+            if value is not None:
+                setattr(video.codec_context, name, value)
+        if decoys:
+            video.disposition = Disposition.default
         video.codec_context.time_base = base
         video.codec_context.gop_size = gop
         video.codec_context.max_b_frames = b_frames
@@ -94,10 +114,16 @@ def write_video(
         audio = container.add_stream(_AUDIO.get(path.suffix, "aac"), rate=48_000) if with_audio else None
         for i in range(frames):
             frame = av.VideoFrame.from_ndarray(draw_frame(first_number + i, size=size), format="rgb24")
-            frame = frame.reformat(format=pix_fmt)
+            frame = frame.reformat(format=pix_fmt, dst_colorspace=matrix, dst_color_range=colour_range)
             frame.pts, frame.time_base = round(times[i] * _TICKS) if times is not None else start + i, base
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
+        for stream in before + after:
+            for i in range(24):
+                frame = av.VideoFrame.from_ndarray(draw_frame(9999), format="rgb24").reformat(format="yuv420p")
+                frame.pts, frame.time_base = i, Fraction(1, 24)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
         if audio is not None:
             _add_tone(container, audio, times[-1] if times is not None else frames / float(fps))
     if rotation:
@@ -118,12 +144,22 @@ def _encoder_options(codec: str, gop: int, b_frames: int) -> dict[str, str]:
         return {"threads": "1", "preset": "veryfast", "sc_threshold": "0", "b_strategy": "0"}
     if codec == "libx265":
         settings = f"log-level=none:pools=none:frame-threads=1:keyint={gop}:bframes={b_frames}:b-adapt=0:scenecut=0"
-        return {"preset": "ultrafast", "x265-params": settings}
+        # x265 writes past its buffers when it weighs blocks of so small pictures, and glibc may abort the process.
+        return {"preset": "ultrafast", "x265-params": f"{settings}:cutree=0:aq-mode=0"}
     if codec.startswith("libvpx"):
         return {"deadline": "realtime", "cpu-used": "8"}
+    if codec == "libsvtav1":
+        return {"preset": "12", "svtav1-params": "lp=1"}
     if codec == "mpeg4":
         return {"qscale": "3", "sc_threshold": "1000000000"}
     return {}
+
+
+def _add_decoy(container: av.container.OutputContainer) -> av.VideoStream:
+    stream = container.add_stream("libx264", rate=24)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    stream.disposition = Disposition(0)
+    return stream
 
 
 def _add_tone(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:

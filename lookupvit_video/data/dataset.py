@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from lookupvit_video.data.decode import DecodeError, open_video
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import TimeSampler
-from lookupvit_video.data.transforms import IGNORED, ClipTransform
+from lookupvit_video.data.transforms import IGNORED, ClipTransform, mirror_half
 from lookupvit_video.seeding import mix_seed
 
 
@@ -25,7 +25,8 @@ class Sample:
 
     clips: Tensor
     """(V, C, T, H, W) uint8; zeros where the video could not be read."""
-    label: int
+    labels: list[int]
+    """Of each clip: a mirrored one may show another class."""
     index: int
     """Row in the list."""
     error: str = ""
@@ -74,7 +75,10 @@ class VideoDataset(Dataset[Sample]):
         shape: (V, C, T, H, W) of the result, also for a video that cannot be read.
         backend: decoder, see ``open_video``.
         cache: keep every decoded video in memory, see ``open_video``.
+        timeout: seconds that decoding one video may take, see ``open_video``.
+        index_cache: folder of time stamps and key frames, see ``open_video``.
         seed: with (epoch, index) it decides everything random about a sample.
+        mirror: mirror half of the clips, and give those of label i the label ``mirror[i]``; None: mirror none.
     """
 
     def __init__(
@@ -86,10 +90,14 @@ class VideoDataset(Dataset[Sample]):
         shape: tuple[int, int, int, int, int],
         backend: str = "pyav",
         cache: bool = False,
+        timeout: float = 60.0,
+        index_cache: str = "",
         seed: int = 0,
+        mirror: Sequence[int] | None = None,
     ):
         self.videos, self.times, self.transform = videos, times, transform
         self.shape, self.backend, self.cache, self.seed = shape, backend, cache, seed
+        self.timeout, self.index_cache, self.mirror = timeout, index_cache, mirror
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -100,21 +108,39 @@ class VideoDataset(Dataset[Sample]):
         video = self.videos[index]
         try:
             with seeded(self.seed, epoch, index):
-                clips = read_clips(video, self.times, self.transform, self.backend, self.cache)
+                clips = read_clips(
+                    video,
+                    self.times,
+                    self.transform,
+                    self.backend,
+                    self.cache,
+                    timeout=self.timeout,
+                    index_cache=self.index_cache,
+                )
+                labels = [video.label] * len(clips)
+                if self.mirror is not None:
+                    clips, labels = mirror_half(clips, video.label, self.mirror)
         except DecodeError as error:
-            return Sample(torch.zeros(self.shape, dtype=torch.uint8), IGNORED, index, str(error))
-        return Sample(torch.stack(clips), video.label, index)
+            return Sample(torch.zeros(self.shape, dtype=torch.uint8), [IGNORED] * self.shape[0], index, str(error))
+        return Sample(torch.stack(clips), labels, index)
 
 
 def read_clips(
-    video: Video, times: TimeSampler, transform: ClipTransform, backend: str, cache: bool = False
+    video: Video,
+    times: TimeSampler,
+    transform: ClipTransform,
+    backend: str,
+    cache: bool = False,
+    *,
+    timeout: float = 60.0,
+    index_cache: str = "",
 ) -> list[Tensor]:
     """Return the clips of one video: all times of all of them in one pass of the decoder, then the transform.
 
     Raises:
         DecodeError: the video cannot be read.
     """
-    with open_video(video.path, backend, in_memory=cache) as reader:
+    with open_video(video.path, backend, cache, timeout=timeout, index_cache=index_cache) as reader:
         start = video.start or 0.0
         end = min(video.end or float("inf"), reader.info.duration)
         if start >= end:
@@ -127,10 +153,10 @@ def read_clips(
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Put samples side by side; their views one after the other."""
-    views = samples[0].clips.shape[0]
     return Batch(
-        clips=torch.cat([sample.clips for sample in samples]),
-        labels=torch.tensor([sample.label for sample in samples]).repeat_interleave(views),
+        # in a worker, torch's own function puts them where the training process reads them, with no copy in between
+        clips=default_collate([sample.clips for sample in samples]).flatten(0, 1),
+        labels=torch.tensor([label for sample in samples for label in sample.labels]),
         indices=torch.tensor([sample.index for sample in samples]),
         errors=[(sample.index, sample.error) for sample in samples if sample.error],
     )

@@ -1,16 +1,20 @@
 """Samplers and loaders. The order of samples follows from (seed, step) alone: not from ranks, workers or restarts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Sampler
 
-from lookupvit_video.data.dataset import Batch, VideoDataset, collate
+from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate
 from lookupvit_video.data.decode import check_backend
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, train_transform
+from lookupvit_video.errors import RunFailure
 from lookupvit_video.seeding import mix_seed
 
 
@@ -64,34 +68,94 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, row) for row in order[first : first + share]]
 
 
-def _loader(
-    cfg: CfgNode,
-    dataset: VideoDataset,
-    batches: Sampler[list[tuple[int, int]]] | list[list[int]],
-    pin_memory: bool,
-) -> Iterable[Batch]:
-    check_backend(cfg.DATA.DECODING_BACKEND)
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=cfg.DATA_LOADER.NUM_WORKERS,
-        collate_fn=collate,
-        pin_memory=pin_memory and cfg.DATA_LOADER.PIN_MEMORY,
-    )
+@contextmanager
+def worker_failures_told() -> Iterator[None]:
+    """Turn what torch raises when a decoding worker dies or hangs into one line that says what to do.
+
+    Raises:
+        RunFailure: in its place. Torch may raise at any line of this process, not only where a batch is asked for.
+    """
+    try:
+        yield
+        return
+    except RunFailure:
+        raise
+    except RuntimeError as error:
+        told = _told_plainly(f"{error.__cause__ or error}".strip())
+        if not told:
+            raise
+    # Out here, so that no traceback keeps torch's iterator: as long as it lives, torch goes on raising for its dead.
+    raise RunFailure(told)
+
+
+def _told_plainly(text: str) -> str:
+    """What became of a worker and what to do, from torch's message; empty where it is about something else."""
+    if text.startswith("DataLoader timed out"):
+        return f"{text}; does the disk hang? Otherwise raise DATA_LOADER.TIMEOUT"
+    if "Bus error" in text or "shared memory" in text:
+        return (
+            "a decoding worker found no shared memory for its batch; make /dev/shm larger (docker run --shm-size) or "
+            "lower DATA_LOADER.PREFETCH_FACTOR or DATA_LOADER.NUM_WORKERS"
+        )
+    if text.startswith(("DataLoader worker", "Pin memory thread")):
+        return (
+            f"{text.splitlines()[0].rstrip('. ')}; if killed, the memory may be full: lower DATA_LOADER.NUM_WORKERS or "
+            "DATA_LOADER.PREFETCH_FACTOR; if by a fault, tools/check_dataset.py finds the video"
+        )
+    return ""
+
+
+class Loader(DataLoader[Sample]):
+    """A DataLoader of ``Batch``es whose workers' deaths are ``RunFailure``s.
+
+    Its workers run torch and the decoders on one thread each, and live as long as one pass over the loader, which for
+    training is the whole run.
+    """
+
+    def __init__(
+        self, cfg: CfgNode, dataset: VideoDataset, batches: Sampler[list[tuple[int, int]]] | list[list[int]], pin: bool
+    ):
+        check_backend(cfg.DATA.DECODING_BACKEND)
+        workers = cfg.DATA_LOADER.NUM_WORKERS
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=pin and cfg.DATA_LOADER.PIN_MEMORY,
+            prefetch_factor=cfg.DATA_LOADER.PREFETCH_FACTOR if workers else None,
+            timeout=cfg.DATA_LOADER.TIMEOUT if workers else 0,
+            # its own: torch draws a seed from it at each start, which a resumed run has one more of than another
+            generator=torch.Generator(),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator
+        return self._told(super().__iter__())  # the workers start now, not when the first batch is asked for
+
+    @staticmethod
+    def _told(batches: Iterator[Batch]) -> Iterator[Batch]:
+        try:
+            with worker_failures_told():
+                yield from batches
+        finally:
+            del batches  # see ``worker_failures_told``
 
 
 def build_train_loader(
     cfg: CfgNode,
     videos: Sequence[Video],
     *,
-    flip: bool,
     total_steps: int,
     start_step: int = 0,
+    mirror: Sequence[int] | None = None,
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterable[Batch]:
+) -> Loader:
     """Return one loader for the whole rest of the training: ACCUMULATION_STEPS batches a step.
+
+    Args:
+        mirror: the label of each label's mirror image, see ``mirrored_labels``; None: no clip is mirrored.
 
     Raises:
         ValueError: TRAIN.BATCH_SIZE does not fit the number of videos or processes.
@@ -100,11 +164,14 @@ def build_train_loader(
     dataset = VideoDataset(
         videos,
         times=build_time_sampler(cfg, training=True, num_clips=repeats),
-        transform=train_transform(cfg, flip=flip),
+        transform=train_transform(cfg),
         shape=(repeats, 3, cfg.DATA.NUM_FRAMES, size, size),
         backend=cfg.DATA.DECODING_BACKEND,
         cache=cfg.DATA.CACHE_VIDEOS,
+        timeout=cfg.DATA.DECODE_TIMEOUT,
+        index_cache=cfg.DATA.INDEX_CACHE,
         seed=cfg.RNG_SEED,
+        mirror=mirror,
     )
     batches = TrainBatchSampler(
         len(videos),
@@ -116,7 +183,7 @@ def build_train_loader(
         rank=rank,
         world_size=world_size,
     )
-    return _loader(cfg, dataset, batches, pin_memory)
+    return Loader(cfg, dataset, batches, pin_memory)
 
 
 def build_eval_loader(
@@ -128,7 +195,7 @@ def build_eval_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterable[Batch]:
+) -> Loader:
     """Return a loader over this rank's videos, ``num_views`` x ``num_crops`` clips each; every video exactly once."""
     size = cfg.DATA.TEST_CROP_SIZE
     dataset = VideoDataset(
@@ -138,7 +205,46 @@ def build_eval_loader(
         shape=(num_views * num_crops, 3, cfg.DATA.NUM_FRAMES, size, size),
         backend=cfg.DATA.DECODING_BACKEND,
         cache=cfg.DATA.CACHE_VIDEOS,
+        timeout=cfg.DATA.DECODE_TIMEOUT,
+        index_cache=cfg.DATA.INDEX_CACHE,
     )
     rows = list(range(rank, len(videos), world_size))
     batches = [rows[i : i + cfg.TEST.BATCH_SIZE] for i in range(0, len(rows), cfg.TEST.BATCH_SIZE)]
-    return _loader(cfg, dataset, batches, pin_memory)
+    return Loader(cfg, dataset, batches, pin_memory)
+
+
+@dataclass
+class DataWatch:
+    """Tells, now and then, that training waits for data, and what can be done about it.
+
+    Args:
+        workers: DATA_LOADER.NUM_WORKERS.
+        share: of the time spent waiting, past which it is told.
+        pause: log lines from one warning to the next.
+    """
+
+    workers: int
+    share: float = 0.3
+    pause: int = 20
+    _lines: int = 0
+    _quiet_until: int = 1  # the first line's time holds the start of the workers
+
+    def advice(self, data_seconds: float, step_seconds: float) -> str:
+        """Return a warning for a log line's data time and step time, or nothing."""
+        self._lines += 1
+        if self._lines <= self._quiet_until or data_seconds <= self.share * step_seconds:
+            return ""
+        self._quiet_until = self._lines + self.pause
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if processes * (self.workers + 1) < cores:
+            mend = f"raise DATA_LOADER.NUM_WORKERS, now {self.workers}: this machine has {cores} cores"
+        else:
+            mend = (
+                f"the {cores} cores here are busy: re-encode the videos (prepare.py --short-side, see datasets/), "
+                "draw more clips from each (AUG.NUM_SAMPLE) or use a machine with more cores"
+            )
+        return (
+            f"training waits for data {100 * data_seconds / step_seconds:.0f} % of the time; {mend}. "
+            "tools/benchmark.py loader --cfg CONFIG shows where the time goes"
+        )

@@ -6,6 +6,7 @@ or the whole batch (normalisation, mixing, erasing) happens on the device.
 """
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -20,6 +21,12 @@ FILL = [124.0, 116.0, 104.0]  # ImageNet's mean colour, for corners that rotatio
 IGNORED = -100  # label of a clip that could not be read: it adds nothing to the loss
 
 ClipTransform = Callable[[Tensor], list[Tensor]]
+
+# Names of class folders often have _ for spaces, which \b takes for a letter; "bright" and "leftover" say no side.
+_SIDE = re.compile(
+    r"(?<![a-z])(left|right|(?:(?:counter|anti)[-_ ]?)?clockwise)(?=(?:wards?|most|side|hand(?:ed)?)?(?![a-z]))"
+)
+_OTHER_SIDE = {"left": "right", "right": "left", "clockwise": "counter-clockwise", "counter-clockwise": "clockwise"}
 
 
 def frames_to_clip(frames_TCHW: Tensor) -> Tensor:
@@ -65,8 +72,11 @@ class ClipRandAugment(nn.Module):
         return augment(frames_TCHW)
 
 
-def train_transform(cfg: CfgNode, *, flip: bool) -> ClipTransform:
-    """Return the random transform of the config: frames (T, H, W, C) uint8 -> one clip (C, T, size, size) uint8."""
+def train_transform(cfg: CfgNode) -> ClipTransform:
+    """Return the random transform of the config: frames (T, H, W, C) uint8 -> one clip (C, T, size, size) uint8.
+
+    Mirroring comes after it (``mirror_half``), since it may change the label.
+    """
     size = cfg.DATA.TRAIN_CROP_SIZE
     area = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE
     steps: list[nn.Module] = []
@@ -74,15 +84,14 @@ def train_transform(cfg: CfgNode, *, flip: bool) -> ClipTransform:
         steps.append(v2.RandomResizedCrop(size, tuple(area), tuple(cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE)))
     else:
         steps.append(ShortSideJitterCrop(size, *cfg.DATA.TRAIN_JITTER_SCALES))
-    if flip:
-        steps.append(v2.RandomHorizontalFlip())
     if cfg.AUG.RAND_AUGMENT_OPS:
         steps.append(
             ClipRandAugment(cfg.AUG.RAND_AUGMENT_OPS, cfg.AUG.RAND_AUGMENT_MAGNITUDE, cfg.AUG.RAND_AUGMENT_STD)
         )
-    if cfg.AUG.COLOR_JITTER:
-        strength = cfg.AUG.COLOR_JITTER
-        steps.append(v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength))
+    strength, hue = cfg.AUG.COLOR_JITTER, cfg.AUG.HUE_JITTER
+    if strength or hue:
+        jitter = v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=hue)
+        steps.append(v2.RandomApply([jitter], cfg.AUG.COLOR_JITTER_PROB))
     return partial(_train_clips, nn.Sequential(*steps))
 
 
@@ -118,12 +127,56 @@ def eval_transform(size: int, short_side: int, num_crops: int) -> ClipTransform:
     return partial(_eval_clips, size, short_side, num_crops)
 
 
+def mirrored_labels(classes: Sequence[str]) -> tuple[list[int] | None, str]:
+    """Find the class that the mirror image of each class shows, by its name.
+
+    Left and right, clockwise and counter-clockwise (anticlockwise) are exchanged; other names stay what they are.
+
+    Returns:
+        the label of the mirror image for each label, or None where some class has no mirror image in the list, so that
+        mirrored clips would be wrong ones; and the decision in words.
+    """
+    labels = {_named_sides(name, mirrored=False): label for label, name in enumerate(classes)}
+    mirror = list(range(len(classes)))
+    for label, name in enumerate(classes):
+        if _SIDE.search(name.lower()):
+            mirror[label] = labels.get(_named_sides(name, mirrored=True), -1)
+            if mirror[label] < 0:
+                return None, f"off, since no class is the mirror image of {name!r}"
+    if any(mirror[other] != label for label, other in enumerate(mirror)):
+        return None, "off, since two class names say the same side in different words"
+    swapped = [label for label, other in enumerate(mirror) if label != other]
+    if swapped:
+        one, other = classes[swapped[0]], classes[mirror[swapped[0]]]
+        return mirror, f"on; {len(swapped)} classes change sides: {one!r} mirrored is {other!r}"
+    return mirror, "on; no class name says left, right or clockwise"
+
+
+def _named_sides(name: str, *, mirrored: bool) -> str:
+    """A class name in small letters, with one way to write each side, or with the other side in its place."""
+
+    def word(match: re.Match[str]) -> str:
+        side = match[1] if match[1] in _OTHER_SIDE else "counter-clockwise"
+        return _OTHER_SIDE[side] if mirrored else side
+
+    return _SIDE.sub(word, name.lower())
+
+
+def mirror_half(clips: Sequence[Tensor], label: int, mirror: Sequence[int]) -> tuple[list[Tensor], list[int]]:
+    """Mirror each clip (..., W) with a chance of one half; return the clips and the label of each."""
+    flips = [random.random() < 0.5 for _ in clips]
+    return (
+        [clip.flip(-1) if flip else clip for clip, flip in zip(clips, flips, strict=True)],
+        [mirror[label] if flip else label for flip in flips],
+    )
+
+
 def normalize(clips_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Turn uint8 clips (B, C, T, H, W) into float32 ones of the given channel mean and deviation (of 0 to 1)."""
     shape = (1, -1, 1, 1, 1)
     scale = 1 / (255 * torch.tensor(std, device=clips_BCTHW.device))
     shift = -torch.tensor(mean, device=clips_BCTHW.device) / torch.tensor(std, device=clips_BCTHW.device)
-    return torch.addcmul(shift.view(shape), clips_BCTHW.float(), scale.view(shape))
+    return torch.mul(clips_BCTHW, scale.view(shape)).add_(shift.view(shape))  # bytes become floats in the same pass
 
 
 def soft_targets(labels_B: Tensor, num_classes: int) -> Tensor:
@@ -137,7 +190,7 @@ class BatchAugment:
     """Random erasing per clip, then mixup or cutmix over the batch, on the device; random numbers from torch's CPU."""
 
     def __init__(self, cfg: CfgNode):
-        self.erase = v2.RandomErasing(p=cfg.AUG.RE_PROB, value="random") if cfg.AUG.RE_PROB else None
+        self.erase = v2.RandomErasing(p=cfg.AUG.RE_PROB, value="random", inplace=True) if cfg.AUG.RE_PROB else None
         self.mixers: list[tuple[float, nn.Module]] = []  # (chance, mixer); what is left of 1 is no mixing
         if cfg.MIXUP.ENABLE:
             both = cfg.MIXUP.ALPHA > 0 and cfg.MIXUP.CUTMIX_ALPHA > 0
@@ -148,10 +201,10 @@ class BatchAugment:
                 self.mixers.append((cfg.MIXUP.PROB * cut, v2.CutMix(alpha=cfg.MIXUP.CUTMIX_ALPHA)))
 
     def __call__(self, clips_BCTHW: Tensor, targets_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment normalised clips (B, C, T, H, W) and targets (B, K); shapes stay."""
+        """Augment normalised clips (B, C, T, H, W), erasing in place, and targets (B, K); shapes stay."""
         if self.erase is not None:
-            # v2 takes videos as (T, C, H, W) and erases the same place of every frame.
-            clips_BCTHW = torch.stack([self.erase(clip.transpose(0, 1)).transpose(0, 1) for clip in clips_BCTHW])
+            for clip in clips_BCTHW:
+                self.erase(clip.transpose(0, 1))  # v2 takes videos as (T, C, H, W): one place for all frames
         if self.mixers:
             draw = torch.rand(()).item()
             for chance, mixer in self.mixers:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.data.loader import build_eval_loader
+from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from lookupvit_video.engine.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
@@ -52,7 +52,8 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
     )
-    results = evaluate(model, loader, videos, cfg, world, "test", grids)
+    with worker_failures_told():
+        results = evaluate(model, loader, videos, cfg, world, "test", grids)
     if not world.is_main:
         return None
     facts = {

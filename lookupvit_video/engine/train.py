@@ -21,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lookupvit_video.config import get_key
 from lookupvit_video.data.dataset import Batch
-from lookupvit_video.data.loader import build_eval_loader, build_train_loader
-from lookupvit_video.data.manifest import Video, direction_matters, load_split
-from lookupvit_video.data.transforms import IGNORED, BatchAugment, normalize, soft_targets
+from lookupvit_video.data.loader import DataWatch, build_eval_loader, build_train_loader, worker_failures_told
+from lookupvit_video.data.manifest import Video, load_split
+from lookupvit_video.data.transforms import IGNORED, BatchAugment, mirrored_labels, normalize, soft_targets
 from lookupvit_video.engine.checkpoint import (
     Checkpoint,
     checkpoint_path,
@@ -81,6 +81,9 @@ class StepLog:
         if world.size > 1:
             torch.distributed.all_reduce(values)
             values /= world.size
+            slowest = torch.tensor(self.data_seconds, device=values.device)  # the others wait for it
+            torch.distributed.all_reduce(slowest, torch.distributed.ReduceOp.MAX)
+            self.data_seconds = slowest.item()
         losses, norms = values.cpu()  # waits for the device
         for offset, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             if not (loss.isfinite() and norm.isfinite()):
@@ -118,6 +121,7 @@ class Run:
     best_top1: float
     steps_per_epoch: int
     log: JsonLines
+    watch: DataWatch
     teacher: Teacher | None = None
     bad_rows: set[int] = field(default_factory=set)
 
@@ -183,6 +187,7 @@ def _prepare(cfg: CfgNode, classes: list[str], world: World) -> Run:
         best_top1=resumed.best_top1 if resumed else -1.0,
         steps_per_epoch=steps_per_epoch,
         log=JsonLines(Path(cfg.OUTPUT_DIR) / "log.jsonl", enabled=world.is_main),
+        watch=DataWatch(cfg.DATA_LOADER.NUM_WORKERS),
         teacher=load_teacher(cfg, classes, world.device) if cfg.DISTILL.TEACHER else None,
     )
 
@@ -196,11 +201,10 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
     """
     run = _prepare(cfg, classes, world)
     pin = world.device.type == "cuda"
-    flip = cfg.DATA.RANDOM_FLIP and not direction_matters(classes)
-    if cfg.DATA.RANDOM_FLIP and not flip:
-        logger.info("flip: off, since class names say left, right or clockwise")
+    mirror, reason = mirrored_labels(classes) if cfg.DATA.RANDOM_FLIP else (None, "off, as DATA.RANDOM_FLIP says")
+    logger.info("flip: %s", reason)
     loader = build_train_loader(
-        cfg, run.train_videos, flip=flip, total_steps=run.total_steps, start_step=run.step,
+        cfg, run.train_videos, total_steps=run.total_steps, start_step=run.step, mirror=mirror,
         rank=world.rank, world_size=world.size, pin_memory=pin,
     )  # fmt: skip
     logger.info(
@@ -208,7 +212,8 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
         len(run.train_videos), len(classes), cfg.MODEL.ARCH, count_parameters(run.model) / 1e6, run.total_steps,
         cfg.TRAIN.BATCH_SIZE, world.size, world.device.type, autocast_dtype(cfg.TRAIN.PRECISION, world.device),
     )  # fmt: skip
-    _run_steps(run, iter(loader))
+    with worker_failures_told():
+        _run_steps(run, iter(loader))
     if world.is_main:
         save_checkpoint(
             run.folder / "model.pt", cfg=cfg, classes=classes, model=run.model, step=run.step, best_top1=run.best_top1
@@ -326,6 +331,9 @@ def _report(run: Run, log: StepLog) -> None:
         run.step, run.total_steps, epoch, facts["loss"], facts["lr"], facts["grad_norm"], facts["clips_per_second"],
         facts["data_time"], facts["step_time"], facts["memory_gib"], clock(left),
     )  # fmt: skip
+    advice = run.watch.advice(facts["data_time"], facts["step_time"])
+    if advice and run.world.is_main:
+        logger.warning("%s", advice)
 
 
 def _end_of_epoch(run: Run, epoch: int) -> None:

@@ -45,9 +45,10 @@ def training_dataset(*paths, seed=0):
     return VideoDataset(
         [Video(path, label) for label, path in enumerate(paths)],
         times=TimeSampler(T, 1 / FPS, num_clips=2, training=True),
-        transform=train_transform(cfg, flip=True),
+        transform=train_transform(cfg),
         shape=(2, 3, T, 16, 16),
         seed=seed,
+        mirror=range(len(paths)),
     )
 
 
@@ -64,7 +65,7 @@ def test_epoch_and_row_decide_the_sample(path):
     torch.manual_seed(2)
     again = training_dataset(path, path, path)[3, 1]
     assert torch.equal(first.clips, again.clips)
-    assert (first.label, first.index, first.error) == (again.label, again.index, again.error) == (1, 1, "")
+    assert (first.labels, first.index, first.error) == (again.labels, again.index, again.error) == ([1, 1], 1, "")
 
 
 def test_other_epoch_row_or_seed_other_sample(path):
@@ -142,7 +143,7 @@ def test_views_in_time_come_first_their_crops_next(path):
     dataset = VideoDataset([Video(path, 3)], times=times, transform=eval_transform(24, 48, 3), shape=(6, 3, T, 24, 24))
     sample = dataset[0]
     assert sample.clips.shape == dataset.shape
-    assert sample.label == 3
+    assert sample.labels == [3] * 6
     whole = plain_dataset(Video(path, 3), num_clips=2)[0].clips
     assert numbers(plain_dataset(Video(path, 3), num_clips=2)[0]) == [[11, 12, 13, 14], [33, 34, 35, 36]]
     expected = [whole[view, :, :, 12:36, left : left + 24] for view in range(2) for left in (0, 20, 40)]
@@ -171,10 +172,26 @@ def test_unreadable_video_is_told(tmp_path, path, kind):
     assert sample.clips.shape == (2, 3, T, HEIGHT, WIDTH)
     assert sample.clips.dtype == torch.uint8
     assert not sample.clips.any()
-    assert sample.label == IGNORED
+    assert sample.labels == [IGNORED] * 2
     assert sample.index == 0
     assert sample.error.startswith(video.path)
     assert reason in sample.error
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_video_that_takes_too_long_is_told(tmp_path, cache):
+    path = write_video(tmp_path / "a.mp4", frames=FRAMES, size=(WIDTH, HEIGHT), fps=FPS)
+    dataset = plain_dataset(Video(path, 5))
+    dataset.timeout, dataset.cache = 1e-9, cache
+    assert dataset[0].error == f"{path}: took longer than 1e-09 s to decode (DATA.DECODE_TIMEOUT)"
+
+
+def test_an_index_is_kept_for_each_video(path, tmp_path):
+    dataset = plain_dataset(Video(path, 0), Video(path, 1, start=0.5, end=1.0))
+    before = [numbers(dataset[row]) for row in (0, 1)]
+    dataset.index_cache = str(tmp_path)
+    assert [numbers(dataset[row]) for row in (0, 1, 0, 1)] == before * 2
+    assert len(list(tmp_path.rglob("*.npz"))) == 1
 
 
 def test_a_mistake_in_the_code_is_raised(path):
@@ -191,10 +208,11 @@ def test_collate_keeps_the_views_of_a_video_together():
     def clips(first):
         return torch.arange(first, first + 3, dtype=torch.uint8).view(3, 1, 1, 1, 1).expand(3, 3, 2, 4, 4)
 
-    batch = collate([Sample(clips(0), 9, 20), Sample(clips(10), IGNORED, 7, "b.mp4: gone"), Sample(clips(20), 4, 8)])
+    unread = Sample(clips(10), [IGNORED] * 3, 7, "b.mp4: gone")
+    batch = collate([Sample(clips(0), [9] * 3, 20), unread, Sample(clips(20), [4, 5, 4], 8)])
     assert batch.clips.shape == (9, 3, 2, 4, 4)
     assert batch.clips[:, 0, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12, 20, 21, 22]
-    assert batch.labels.tolist() == [9] * 3 + [IGNORED] * 3 + [4] * 3
+    assert batch.labels.tolist() == [9] * 3 + [IGNORED] * 3 + [4, 5, 4]
     assert batch.labels.dtype == torch.int64
     assert batch.indices.tolist() == [20, 7, 8]
     assert batch.errors == [(7, "b.mp4: gone")]
@@ -209,7 +227,7 @@ def batches_of(videos, cached, *, training):
         MODEL.COMPRESSED_GRID [1,1,1] AUG.RAND_AUGMENT_OPS 2 AUG.COLOR_JITTER 0.3 AUG.NUM_SAMPLE 2 TRAIN.BATCH_SIZE 4
         TEST.BATCH_SIZE 2 DATA_LOADER.NUM_WORKERS 0 DATA.CACHE_VIDEOS {cached}""".split())  # fmt: skip
     if training:
-        return list(build_train_loader(cfg, videos, flip=True, total_steps=4))
+        return list(build_train_loader(cfg, videos, total_steps=4))
     return list(build_eval_loader(cfg, videos, num_views=2, num_crops=3))
 
 
@@ -226,7 +244,9 @@ def test_batches_from_memory_are_those_from_files(tmp_path, monkeypatch, trainin
     opened = Counter()
     plain_init = decode.PyAVReader.__init__
     monkeypatch.setattr(
-        decode.PyAVReader, "__init__", lambda reader, path: opened.update([path]) or plain_init(reader, path)
+        decode.PyAVReader,
+        "__init__",
+        lambda reader, path, **kw: opened.update([path]) or plain_init(reader, path, **kw),
     )
     plain = batches_of(videos, False, training=training)
     assert opened[paths[1]] == (4 if training else 2)

@@ -1,10 +1,10 @@
 """Every frame that a reader returns is the one that a full decode shows at that time, or the reader says why not."""
 
-import importlib.util
 import logging
 import os
 import pickle
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,42 +12,50 @@ import numpy as np
 import pytest
 import torch
 
-from lookupvit_video.data import decode
+from lookupvit_video.data import decode, pyav_reader, timeline
 from lookupvit_video.data.decode import DecodeError, open_video
+from lookupvit_video.data.pyav_reader import PyAVReader
 from tests.videos import draw_frame, read_number, write_audio, write_video
 
-needs_decord = pytest.mark.skipif(importlib.util.find_spec("decord") is None, reason="decord is not installed")
-BACKENDS = ["pyav", pytest.param("decord", marks=needs_decord)]
+MISSING = {name: reader.missing() for name, reader in decode.BACKENDS.items()}
+NEEDS = {name: pytest.mark.skipif(why is not None, reason=f"{name}: {why}") for name, why in MISSING.items()}
+BACKENDS = [pytest.param(name, marks=mark) for name, mark in NEEDS.items()]
+OTHERS = BACKENDS[1:]
+BOTH = {"decord", "torchcodec"}
 OPEN_GOP = {"x264-params": "open-gop=1"}
 INTRA_REFRESH = {"x264-params": "intra-refresh=1"}
 
-# name of the file: how it is written, whether decord itself must serve it
+# name of the file: how it is written, which of the other backends must serve it themselves
 FILES = {
-    "gop12.mp4": ({}, True),
-    "gop12_b.mp4": ({"b_frames": 2, "with_audio": True}, True),
-    "gop250.mp4": ({"gop": 250}, True),
-    "gop250_b.mp4": ({"gop": 250, "b_frames": 2}, True),
-    "b.mkv": ({"b_frames": 2}, True),
-    "vp9.webm": ({"codec": "libvpx-vp9", "with_audio": True}, True),
-    "fragmented.mp4": ({"b_frames": 2, "container_options": {"movflags": "frag_keyframe+empty_moov"}}, True),
-    "late_start.mp4": ({"b_frames": 2, "start": 30}, True),
-    "edit_list.mp4": ({"b_frames": 2, "start": -7}, False),
-    "gop2_b.mp4": ({"gop": 2, "b_frames": 1}, True),
-    "all_keys.mp4": ({"gop": 1, "b_frames": 2}, True),
-    "open_gop.mp4": ({"b_frames": 3, "codec_options": OPEN_GOP}, False),
-    "intra_refresh.mp4": ({"codec_options": INTRA_REFRESH}, False),
-    "mpegts.ts": ({"b_frames": 2, "with_audio": True}, False),
-    "late_start.ts": ({"b_frames": 2, "start": 500}, False),
-    "mpeg4.avi": ({"codec": "mpeg4", "with_audio": True}, False),
-    "mpeg4_b.avi": ({"codec": "mpeg4", "b_frames": 2}, False),
-    "mpeg4_b.mp4": ({"codec": "mpeg4", "b_frames": 2}, False),
-    "h264_b.avi": ({"b_frames": 2}, False),  # its time stamps are in the order of decoding
-    "raw.h264": ({"b_frames": 2}, False),  # it has no time stamps
-    "hevc_b.mp4": ({"codec": "libx265", "b_frames": 3, "gop": 24}, False),
-    "hevc_10bit.mp4": ({"codec": "libx265", "pix_fmt": "yuv420p10le"}, False),
-    "rate_varies.mp4": ({"b_frames": 2, "times": [0.002 * i * i for i in range(48)]}, True),
-    "turned_90.mp4": ({"rotation": 90, "b_frames": 2}, False),
-    "turned_180.mov": ({"rotation": 180}, False),
+    "gop12.mp4": ({}, BOTH),
+    "gop12_b.mp4": ({"b_frames": 2, "with_audio": True}, BOTH),
+    "gop250.mp4": ({"gop": 250}, BOTH),
+    "gop250_b.mp4": ({"gop": 250, "b_frames": 2}, BOTH),
+    "b.mkv": ({"b_frames": 2}, BOTH),
+    "vp9.webm": ({"codec": "libvpx-vp9", "with_audio": True}, BOTH),
+    "fragmented.mp4": ({"b_frames": 2, "container_options": {"movflags": "frag_keyframe+empty_moov"}}, BOTH),
+    "late_start.mp4": ({"b_frames": 2, "start": 30}, BOTH),
+    "edit_list.mp4": ({"b_frames": 2, "start": -7}, set()),
+    "gop2_b.mp4": ({"gop": 2, "b_frames": 1}, BOTH),
+    "all_keys.mp4": ({"gop": 1, "b_frames": 2}, BOTH),
+    "open_gop.mp4": ({"b_frames": 3, "codec_options": OPEN_GOP}, set()),
+    "intra_refresh.mp4": ({"codec_options": INTRA_REFRESH}, set()),
+    "mpegts.ts": ({"b_frames": 2, "with_audio": True}, set()),
+    "late_start.ts": ({"b_frames": 2, "start": 500}, set()),
+    "mpeg4.avi": ({"codec": "mpeg4", "with_audio": True}, set()),
+    "mpeg4_b.avi": ({"codec": "mpeg4", "b_frames": 2}, set()),
+    "mpeg4.mp4": ({"codec": "mpeg4"}, {"torchcodec"}),
+    "mpeg4_b.mp4": ({"codec": "mpeg4", "b_frames": 2}, set()),
+    "h264_b.avi": ({"b_frames": 2}, set()),  # its time stamps are in the order of decoding
+    "raw.h264": ({"b_frames": 2}, set()),  # it has no time stamps
+    "hevc.mp4": ({"codec": "libx265"}, {"torchcodec"}),
+    "av1.mkv": ({"codec": "libsvtav1"}, {"torchcodec"}),
+    "odd_height.webm": ({"codec": "libvpx-vp9", "size": (66, 49)}, set()),
+    "hevc_b.mp4": ({"codec": "libx265", "b_frames": 3, "gop": 24}, set()),
+    "hevc_10bit.mp4": ({"codec": "libx265", "pix_fmt": "yuv420p10le"}, set()),
+    "rate_varies.mp4": ({"b_frames": 2, "times": [0.002 * i * i for i in range(48)]}, BOTH),
+    "turned_90.mp4": ({"rotation": 90, "b_frames": 2}, set()),
+    "turned_180.mov": ({"rotation": 180}, set()),
 }
 
 
@@ -73,7 +81,8 @@ def decode_all(path):
         stream = container.streams.best("video")
         stream.thread_type = "NONE"
         shown = list(container.decode(stream))
-        pictures = [np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90)) for f in shown]
+        pictures = [f.to_ndarray(format="rgb24", interpolation="BICUBIC") for f in shown]
+        pictures = [np.rot90(p, round(f.rotation / 90)) for p, f in zip(pictures, shown, strict=True)]
         stamps = [f.pts for f in shown]
         if None in stamps or min(np.diff(stamps)) <= 0:
             return np.arange(len(shown)) / float(stream.average_rate), np.stack(pictures)
@@ -112,8 +121,8 @@ def test_frames_are_those_of_a_full_decode(videos, name, backend):
             assert frames.shape == (len(at), *pictures.shape[1:])
             if len(at):
                 assert_shown(frames, frames_shown(times, pictures, at), backend)
-        if backend == "decord":
-            assert (video._decord is not None) == FILES[name][1], "decord serves what it is exact on, and nothing else"
+        if backend != "pyav":
+            assert (video._other is not None) == (backend in FILES[name][1]), "it serves what it is exact on, no more"
 
 
 def test_the_tests_own_pictures_can_be_told_apart(videos):
@@ -144,6 +153,59 @@ def test_rotated_pictures_come_upright(tmp_path, backend):
         assert read_number(np.rot90(frame)) == 2, "90 degrees clockwise is undone by a quarter turn the other way"
 
 
+@pytest.mark.parametrize(
+    ("shape", "rotation", "width", "height"),
+    [
+        (Fraction(4, 3), 0, 85, 48),
+        (Fraction(8, 9), 0, 57, 48),
+        (Fraction(4, 3), 90, 48, 85),
+        (Fraction(64, 63), 0, 64, 48),  # nearly square: what scaling to even sizes leaves behind
+        (Fraction(1000, 1), 0, 64, 48),  # no camera's: the header is damaged
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_oblong_pixels_come_square(tmp_path, backend, shape, rotation, width, height):
+    path = write_video(tmp_path / "a.mp4", frames=6, b_frames=2, pixel_shape=shape, rotation=rotation)
+    with open_video(path, backend) as video:
+        assert (video.info.width, video.info.height) == (width, height)
+        frame = video.frames_at([2 / 24])[0].numpy()
+    assert frame.shape == (height, width, 3)
+    assert read_number(np.rot90(frame, rotation // 90)) == 2
+
+
+LUMA = {"BT.601": (6, 0.299, 0.114), "BT.709": (1, 0.2126, 0.0722)}  # its number, Kr, Kb (ITU-R BT.601 and BT.709)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le", "yuvj420p"])
+@pytest.mark.parametrize("matrix", LUMA)
+@pytest.mark.parametrize("full", [False, True])
+def test_colours_follow_the_matrix_the_range_and_the_depth(tmp_path, backend, pix_fmt, matrix, full):
+    if pix_fmt == "yuvj420p" and not full:
+        pytest.skip("it is full by its name")
+    number, kr, kb = LUMA[matrix]
+    colours = np.array([[200, 40, 60], [30, 180, 90], [20, 60, 220], [128, 128, 128], [250, 250, 5]])
+    red, green, blue = colours.T / 255
+    luma = kr * red + (1 - kr - kb) * green + kb * blue
+    blueness, redness = (blue - luma) / (2 - 2 * kb), (red - luma) / (2 - 2 * kr)
+    depth = 10 if "10" in pix_fmt else 8
+    low, span, spread = (0, 255, 255) if full else (16, 219, 224)
+    levels = np.stack([low + span * luma, 128 + spread * blueness, 128 + spread * redness], -1) * 2 ** (depth - 8)
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"qp": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
+        stream.codec_context.colorspace, stream.codec_context.color_range = number, 2 if full else 1
+        for row in levels.round().astype("<u2" if depth == 10 else "u1"):
+            frame = av.VideoFrame(64, 48, pix_fmt)
+            for plane, level in zip(frame.planes, row, strict=True):
+                plane.update(np.full(plane.buffer_size // level.itemsize, level, dtype=level.dtype).tobytes())
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with open_video(tmp_path / "a.mp4", backend) as video:
+        found = video.frames_at(video.times).numpy().astype(float)
+    assert np.abs(found - colours[:, None, None]).max() <= 4
+
+
 def test_info_describes_the_file(videos):
     with open_video(videos("gop12_b.mp4")) as video:
         info = video.info
@@ -159,16 +221,19 @@ def test_colours_are_those_written(tmp_path):
     assert np.abs(frame[:24] - draw_frame(0)[:24]).mean() < 4, "RGB in this order, full range"
 
 
-def test_seeks_decode_little(videos, monkeypatch):
-    decoded = []
-    plain = decode._decode
+def test_seeks_decode_little_and_only_frames_asked_for_are_converted(videos, monkeypatch):
+    decoded, converted = [], []
+    plain, plain_rgb = pyav_reader._decode, PyAVReader._upright_rgb
+    monkeypatch.setattr(
+        PyAVReader, "_upright_rgb", lambda reader, frame: converted.append(frame.pts) or plain_rgb(reader, frame)
+    )
 
     def counting(*args, **kwargs):
         for frame in plain(*args, **kwargs):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decode, "_decode", counting)
+    monkeypatch.setattr(pyav_reader, "_decode", counting)
     with open_video(videos("gop12_b.mp4")) as video:
         decoded.clear()
         video.frames_at([37 / 24, 0.0])  # a key frame stands at 36
@@ -176,6 +241,9 @@ def test_seeks_decode_little(videos, monkeypatch):
         decoded.clear()
         video.frames_at([i / 24 for i in range(37, 48)])
         assert len(decoded) <= 12
+        converted.clear()
+        video.frames_at([40 / 24, 46 / 24, 40 / 24])
+        assert len(converted) == 2
 
 
 def test_frames_that_the_packets_hide_are_found_by_a_full_decode(videos, monkeypatch):
@@ -218,8 +286,8 @@ def test_damaged_data_gives_what_a_full_decode_gives(tmp_path, seed):
 
 
 def test_a_few_time_stamps_out_of_order_are_left_out():
-    assert decode._longest_rise([0, 1, 9, 2, 3, 3, 4]) == [0, 1, 2, 3, 4]
-    assert decode._longest_rise([]) == []
+    assert timeline.longest_rise([0, 1, 9, 2, 3, 3, 4]) == [0, 1, 2, 3, 4]
+    assert timeline.longest_rise([]) == []
 
 
 def _text(path):
@@ -330,20 +398,28 @@ def test_an_unknown_backend_names_the_key_and_the_choices(videos):
         open_video(videos("gop12.mp4"), "opencv")
 
 
-def test_a_missing_decord_says_what_to_use(videos, monkeypatch):
-    monkeypatch.setitem(sys.modules, "decord", None)
+@pytest.mark.parametrize("backend", BOTH)
+def test_a_missing_backend_says_what_to_use(videos, monkeypatch, backend):
+    monkeypatch.setitem(sys.modules, backend, None)
     with pytest.raises(ImportError, match="use pyav"):
-        open_video(videos("gop12.mp4"), "decord")
+        open_video(videos("gop12.mp4"), backend)
 
 
-@needs_decord
-def test_decord_hands_over_aloud_but_once(videos, caplog, monkeypatch):
-    monkeypatch.setattr(decode.DecordReader, "_reported", set())
+def test_torchcodec_without_ffmpeg_says_what_to_install(monkeypatch):
+    pytest.importorskip("torchcodec")
+    monkeypatch.setattr("torchcodec.ffmpeg_major_version", None)
+    with pytest.raises(ValueError, match=r"DATA\.DECODING_BACKEND torchcodec: it finds no .*install them.*; use pyav"):
+        decode.check_backend("torchcodec")
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+def test_other_backends_hand_over_aloud_but_once(videos, caplog, monkeypatch, backend):
+    monkeypatch.setattr(decode.BACKENDS[backend], "_reported", set())
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            open_video(videos("mpeg4.avi"), "decord").close()
-    assert [r.getMessage() for r in caplog.records if "not decord" in r.getMessage()] == [
-        f"{videos('mpeg4.avi')}: decoded with pyav, not decord: it is not exact on mpeg4 in avi (said once)"
+            open_video(videos("mpeg4.avi"), backend).close()
+    assert [r.getMessage() for r in caplog.records if f"not {backend}" in r.getMessage()] == [
+        f"{videos('mpeg4.avi')}: decoded with pyav, not {backend}: it is not exact on mpeg4 in avi (said once)"
     ]
 
 
@@ -378,13 +454,110 @@ def test_no_file_stays_open(videos, name, backend):
     assert _open_files() == before
 
 
-def test_a_backend_whose_package_is_missing_is_told_before_work(monkeypatch):
+@pytest.mark.parametrize("backend", ["decord", "torchcodec"])
+def test_a_backend_whose_package_is_missing_is_told_before_work(monkeypatch, backend):
     decode.check_backend("pyav")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"DATA.DECODING_BACKEND decord: its package is not installed here"):
-        decode.check_backend("decord")
+    monkeypatch.setitem(sys.modules, backend, None)
+    with pytest.raises(
+        ValueError, match=rf"DATA.DECODING_BACKEND {backend}: its package cannot be used here .*use pyav"
+    ):
+        decode.check_backend(backend)
     with pytest.raises(ValueError, match="choose one of: pyav, decord"):
         decode.check_backend("opencv")
+
+
+# Time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["gop12_b.mp4", "raw.h264"])
+def test_a_video_that_takes_too_long_to_open_is_told(videos, name, backend):
+    before = _open_files()
+    with pytest.raises(DecodeError, match=rf"{name}: took longer than 1e-09 s to decode \(DATA\.DECODE_TIMEOUT\)"):
+        open_video(videos(name), backend, timeout=1e-9)
+    with pytest.raises(DecodeError, match="took longer"):
+        open_video(videos(name), backend, in_memory=True, timeout=1e-9)
+    assert _open_files() == before
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_decoding_that_takes_too_long_is_stopped_and_can_be_tried_again(videos, backend):
+    path = videos("gop250_b.mp4")
+    times, pictures = decode_all(path)
+    with open_video(path, backend, timeout=0) as video:
+        for seconds in (1.0, 1.5):
+            video._deadline.seconds = 1e-9
+            with pytest.raises(DecodeError, match="took longer"):
+                video.frames_at([seconds])
+            video._deadline.seconds = 60.0
+            assert_shown(video.frames_at([seconds]), frames_shown(times, pictures, [seconds]), backend)
+        assert not video._timeline.sequential, "want of time is no damage"
+
+
+# The index kept on disk -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["gop12_b.mp4", "vp9.webm", "rate_varies.mp4", "edit_list.mp4", "raw.h264",
+                                  "mpeg4_b.avi", "open_gop.mp4", "turned_90.mp4"])  # fmt: skip
+def test_packets_are_read_once_for_the_index(videos, tmp_path, monkeypatch, name, backend):
+    path, explored = videos(name), []
+    plain = PyAVReader._explore
+    monkeypatch.setattr(PyAVReader, "_explore", lambda reader: explored.append(reader.path) or plain(reader))
+    with open_video(path, backend) as video:
+        at = np.random.default_rng(2).uniform(0, video.times[-1], size=12)
+        expected, times, info = video.frames_at(at), video.times, video.info
+    explored.clear()
+    for _ in range(3):
+        with open_video(path, backend, index_cache=tmp_path) as video:
+            assert torch.equal(video.frames_at(at), expected)
+            np.testing.assert_array_equal(video.times, times)
+            assert video.info == info
+    assert explored == [path]
+    assert len([p for p in tmp_path.rglob("*") if p.is_file()]) == 1
+
+
+def test_a_changed_file_gets_an_index_of_its_own(tmp_path):
+    path = tmp_path / "a.mp4"
+    for frames in (24, 36):
+        write_video(path, frames=frames)
+        with open_video(path, index_cache=tmp_path / "index") as video:
+            assert len(video.times) == frames
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "pickle"])
+def test_an_index_that_cannot_be_read_is_made_again(tmp_path, damage):
+    path = write_video(tmp_path / "a.mp4", frames=24)
+    with open_video(path, index_cache=tmp_path) as video:
+        expected = video.frames_at([0.5])
+    index = next(tmp_path.rglob("*.npz"))
+    whole = index.read_bytes()
+    if damage == "pickle":
+        arrays = dict.fromkeys(("pts", "times", "keys", "flags"), np.array([_Bomb()], dtype=object))
+        np.savez(index, **arrays)
+    else:
+        index.write_bytes({"cut": whole[: len(whole) // 2], "text": b"not an index", "empty": b""}[damage])
+    with open_video(path, index_cache=tmp_path) as video:
+        assert torch.equal(video.frames_at([0.5]), expected)
+    assert timeline.load_timeline(index) is not None
+
+
+class _Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("code in an index file was run",))
+
+
+def test_an_index_that_is_wrong_is_found_out(tmp_path):
+    """As if a file had been replaced by another of the same size at the same time."""
+    path, other = (write_video(tmp_path / f"{start}.mp4", frames=36, start=start) for start in (0, 30))
+    times, pictures = decode_all(path)
+    for name in (path, other):
+        open_video(name, index_cache=tmp_path).close()
+    timeline.index_path(tmp_path, other).replace(timeline.index_path(tmp_path, path))
+    with open_video(path, index_cache=tmp_path) as video:
+        np.testing.assert_allclose(video.times, times, atol=1e-9)
+        assert_shown(video.frames_at([1.0]), frames_shown(times, pictures, [1.0]), "pyav")
 
 
 # In memory --------------------------------------------------------------------------------------------------------
@@ -429,7 +602,7 @@ def test_a_video_in_memory_is_opened_once_and_can_be_closed(tmp_path, monkeypatc
     path, opened = tmp_path / "a.mp4", []
     write_video(path, frames=12)
     plain = decode.BACKENDS[backend]
-    monkeypatch.setitem(decode.BACKENDS, backend, lambda name: opened.append(name) or plain(name))
+    monkeypatch.setitem(decode.BACKENDS, backend, lambda name, **options: opened.append(name) or plain(name, **options))
     before = _open_files()
     with open_video(path, backend, in_memory=True) as video:
         first = video.frames_at([0.3])

@@ -1,16 +1,31 @@
 """The order of samples follows from (seed, step) alone: not from ranks, accumulation, workers or restarts."""
 
+import os
 import pickle
+import random
+import signal
+import time
+from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
-from lookupvit_video.data.loader import TrainBatchSampler, build_eval_loader, build_train_loader
+from lookupvit_video.data.loader import (
+    DataWatch,
+    TrainBatchSampler,
+    build_eval_loader,
+    build_train_loader,
+    worker_failures_told,
+)
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import IGNORED
-from tests.videos import write_video
+from lookupvit_video.errors import RunFailure
+from tests.videos import read_number, write_video
 
+# torch warns where there are fewer cores than the workers of these tests
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 VIDEOS, BATCH, STEPS = 30, 8, 10  # 3 steps an epoch, 6 videos left out
 SMALL = """DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16 DATA.NUM_FRAMES 2 DATA.SAMPLING_RATE 1 TRAIN.BATCH_SIZE 4
            MODEL.COMPRESSED_GRID [1,1,1] AUG.RAND_AUGMENT_OPS 2 DATA_LOADER.PIN_MEMORY False"""
@@ -118,7 +133,7 @@ def test_batch_that_does_not_fit(changes, message):
 
 def train_batches(videos, overrides="", workers=0, **changes):
     cfg = small_config(overrides, workers)
-    return list(build_train_loader(cfg, videos, flip=True, **({"total_steps": 3} | changes)))
+    return list(build_train_loader(cfg, videos, **({"total_steps": 3, "mirror": range(7)} | changes)))
 
 
 def assert_same(batches, expected):
@@ -139,6 +154,15 @@ def test_clips_are_the_same_for_any_number_of_workers(videos):
     assert_same(train_batches(videos, workers=2), alone)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_draws_nothing_from_the_global_state(videos, workers):
+    """Or the first step after a restart would have other dropout than the same step of an uninterrupted run."""
+    states = random.getstate(), torch.get_rng_state()
+    train_batches(videos, workers=workers)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
 def test_clips_are_the_same_after_a_restart(videos):
     assert_same(train_batches(videos, start_step=1), train_batches(videos)[1:])
 
@@ -156,6 +180,22 @@ def test_labels_belong_to_their_clips(videos):
     for batch in train_batches(videos):
         assert batch.labels.tolist() == batch.indices.tolist()  # label i is that of video i here
         assert batch.errors == []
+
+
+def test_labels_of_mirrored_clips_are_those_of_the_other_side(videos):
+    """Without a crop and colours a clip is the plain one or its mirror image, and its label says which."""
+    whole = "AUG.RAND_AUGMENT_OPS 0 AUG.NUM_SAMPLE 2 DATA.TRAIN_JITTER_SCALES_RELATIVE [1,1]"
+    other_side = [10, 11, 12, 13, 14, 15, 16]
+    mirrored = train_batches(videos, whole, mirror=other_side)
+    plain = train_batches(videos, whole, mirror=None)
+    seen = 0
+    for got, want in zip(mirrored, plain, strict=True):
+        flips = (got.labels >= 10).tolist()
+        assert (got.labels % 10).tolist() == want.labels.tolist() == want.indices.repeat_interleave(2).tolist()
+        for clip, unmirrored, flip in zip(got.clips, want.clips, flips, strict=True):
+            assert torch.equal(clip, unmirrored.flip(-1) if flip else unmirrored)
+        seen += sum(flips)
+    assert 0 < seen < 12
 
 
 def test_repeated_augmentation_opens_fewer_videos(videos):
@@ -183,13 +223,193 @@ def test_batch_larger_than_the_list_is_told_before_reading():
         train_batches([Video("gone.mp4", 0)] * 2)
 
 
+# What each sample was made of ---------------------------------------------------------------------------------------
+
+RECORDED_STEPS = 5  # three of 4 videos in the first epoch, two in the second
+
+
+def make_record(frames_THWC):
+    """In place of the picture: which frames arrived (their numbers are their times) and what would be drawn next."""
+    numbers = torch.tensor([read_number(frame.numpy()) for frame in frames_THWC])
+    draws = torch.tensor([random.getrandbits(32), int(torch.randint(2**32, ()))])
+    return [torch.cat([numbers, draws])]
+
+
+def records(videos, workers, rank=0, world_size=1, start_step=0):
+    """(row, frame numbers and draws of each clip) of the samples that one process gets, step by step."""
+    cfg = small_config("AUG.NUM_SAMPLE 2 TRAIN.BATCH_SIZE 8", workers)
+    loader = build_train_loader(
+        cfg, videos, total_steps=RECORDED_STEPS, start_step=start_step, rank=rank, world_size=world_size
+    )
+    loader.dataset.transform = make_record
+    return [
+        list(zip(batch.indices.tolist(), batch.clips.unflatten(0, (-1, 2)).tolist(), strict=True)) for batch in loader
+    ]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Thirteen videos of half a second: three steps of 4 an epoch, one video left out."""
+    folder = tmp_path_factory.mktemp("many")
+    paths = [write_video(folder / f"{i}.mp4", frames=12, size=(32, 24), first_number=50 * i) for i in range(13)]
+    return [Video(path, label) for label, path in enumerate(paths)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(many):
+    return records(many, workers=0)
+
+
+def test_records_tell_samples_apart(many, uninterrupted):
+    samples = [sample for step in uninterrupted for sample in step]
+    assert [len(step) for step in uninterrupted] == [4] * RECORDED_STEPS
+    assert len({row for row, _ in samples[:12]}) == 12
+    assert len({tuple(clip[-2:]) for _, clips in samples for clip in clips}) == len(samples) * 2
+    for row, clips in samples:
+        for first, second, *_ in clips:
+            assert 50 * row <= first <= second < 50 * row + 12
+    assert len({clip[0] - 50 * row for row, clips in samples for clip in clips}) > 4  # clips start anywhere
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_videos_times_and_augmentation_are_those_of_the_uninterrupted_single_process(
+    many, uninterrupted, workers, world_size
+):
+    """Stopped after step 1, in the middle of the first epoch, and gone on; over any ranks and workers."""
+    random.seed(world_size)
+    torch.manual_seed(workers)
+    by_rank = [records(many, workers, rank, world_size, start_step=1) for rank in range(world_size)]
+    together = [[sample for rank in step for sample in rank] for step in zip(*by_rank, strict=True)]
+    assert together == uninterrupted[1:]
+
+
+@pytest.mark.parametrize("start_step", [2, 3, 4])
+def test_any_other_step_to_go_on_from(many, uninterrupted, start_step):
+    assert records(many, workers=0, start_step=start_step) == uninterrupted[start_step:]
+
+
+# Workers ----------------------------------------------------------------------------------------------------------
+
+
+def loader_with(videos, transform, overrides="", workers=1, total_steps=3):
+    loader = build_train_loader(small_config(overrides, workers), videos, total_steps=total_steps)
+    loader.dataset.transform = transform
+    return loader
+
+
+# What workers do in place of transforms: at the top level, since workers that are spawned have to pickle them.
+
+
+def die(number, frames_THWC):
+    """End the own process: as the system does when memory is short, or a decoder's fault."""
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+SEEN = []
+
+
+def die_after_a_batch(frames_THWC):
+    SEEN.append(1)
+    if len(SEEN) > 4:
+        die(signal.SIGKILL, frames_THWC)
+    return [torch.zeros(3, 2, 16, 16, dtype=torch.uint8)]
+
+
+def hang(frames_THWC):
+    time.sleep(3)
+
+
+def fail(frames_THWC):
+    raise RuntimeError("a mistake")
+
+
+def count_threads(frames_THWC):
+    return [torch.tensor([torch.get_num_threads()])]
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (signal.SIGKILL, r"DataLoader worker \(pid \d+\) is killed by signal: Killed; .*DATA_LOADER.NUM_WORKERS"),
+        (signal.SIGBUS, r"no shared memory for its batch; make /dev/shm larger"),
+    ],
+)
+def test_death_of_a_worker_is_one_line(videos, number, message):
+    def read():
+        with worker_failures_told():  # as the training loop does: the loader's own is not told a second time
+            list(loader_with(videos, partial(die, number)))
+
+    with pytest.raises(RunFailure, match=message) as caught:
+        read()
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).count("lower DATA_LOADER") == 1
+
+
+def test_death_of_a_worker_is_told_wherever_the_process_is(videos):
+    def step():
+        with worker_failures_told(), closing(iter(loader_with(videos, die_after_a_batch))) as batches:
+            next(batches)
+            time.sleep(30)  # forward and backward
+
+    with pytest.raises(RunFailure, match="is killed by signal"):
+        step()
+
+
+def test_worker_that_hangs_is_told(videos):
+    loader = loader_with(videos, hang, "DATA_LOADER.TIMEOUT 0.5")
+    with pytest.raises(RunFailure, match=r"timed out after 0.5 seconds; .*DATA_LOADER.TIMEOUT"):
+        list(loader)
+
+
+def test_mistake_in_the_code_keeps_its_traceback(videos):
+    loader = loader_with(videos, fail)
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*a mistake") as caught:
+        list(loader)
+    assert not isinstance(caught.value, RunFailure)
+
+
+def test_workers_run_on_one_thread_each(videos):
+    for batch in loader_with(videos, count_threads, workers=2):
+        assert batch.clips.tolist() == [[1]] * 4
+
+
+def test_prefetch_is_the_configs(videos):
+    assert loader_with(videos, make_record, "DATA_LOADER.PREFETCH_FACTOR 5").prefetch_factor == 5
+    assert loader_with(videos, make_record, workers=0).timeout == 0  # torch knows neither without workers
+
+
+# Waiting for data -------------------------------------------------------------------------------------------------
+
+
+def test_waiting_is_told_now_and_then():
+    watch = DataWatch(workers=1, pause=3)
+    told = [bool(watch.advice(data, 1.0)) for data in (0.9, 0.2, 0.31, 0.9, 0.9, 0.9, 0.9, 0.3, 0.5, 0.9)]
+    #      the start  fine   first  silence of three lines  again   fine   silence
+    assert told == [False, False, True, False, False, False, True, False, False, False]
+
+
+def test_advice_fits_the_machine():
+    watch = DataWatch(workers=0, pause=0)
+    watch.advice(1, 1)
+    cores = len(os.sched_getaffinity(0))
+    told = watch.advice(0.45, 1.0)
+    assert "training waits for data 45 % of the time" in told
+    assert "tools/benchmark.py loader" in told
+    if cores > 1:
+        assert f"raise DATA_LOADER.NUM_WORKERS, now 0: this machine has {cores} cores" in told
+    watch.workers = cores
+    assert "re-encode" in watch.advice(0.45, 1.0)
+
+
 # Validation and test ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("batch_size", [1, 3, 50])
-def test_every_video_once_over_all_ranks(videos, world_size, batch_size):
-    cfg = small_config(f"TEST.BATCH_SIZE {batch_size}")
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (3, 0), (50, 0), (3, 3)])
+def test_every_video_once_over_all_ranks(videos, world_size, batch_size, workers):
+    cfg = small_config(f"TEST.BATCH_SIZE {batch_size}", workers)
     seen = []
     for rank in range(world_size):
         loader = build_eval_loader(cfg, videos, num_views=1, num_crops=1, rank=rank, world_size=world_size)
@@ -220,7 +440,7 @@ def test_views_and_short_side(videos):
 def test_data_sets_travel_to_spawned_workers(videos):
     cfg = small_config()
     for loader in (
-        build_train_loader(cfg, videos, flip=True, total_steps=1),
+        build_train_loader(cfg, videos, mirror=range(7), total_steps=1),
         build_eval_loader(cfg, videos, num_views=1, num_crops=1),
     ):
         copy = pickle.loads(pickle.dumps(loader.dataset))

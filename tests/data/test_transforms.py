@@ -13,6 +13,8 @@ from lookupvit_video.data.transforms import (
     ShortSideJitterCrop,
     eval_transform,
     frames_to_clip,
+    mirror_half,
+    mirrored_labels,
     normalize,
     soft_targets,
     train_transform,
@@ -20,14 +22,14 @@ from lookupvit_video.data.transforms import (
 
 SMALL = "DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16 DATA.NUM_FRAMES 4 MODEL.COMPRESSED_GRID [1,1,1]"
 JITTER = "DATA.TRAIN_JITTER_SCALES_RELATIVE [] DATA.TRAIN_JITTER_SCALES [18,30]"
-KINDS = {  # name -> (overrides, flip)
-    "area crop": ("", False),
-    "jitter crop": (JITTER, False),
-    "flip": (JITTER, True),
-    "rand augment": ("AUG.RAND_AUGMENT_OPS 2", True),
-    "strong rand augment": ("AUG.RAND_AUGMENT_OPS 3 AUG.RAND_AUGMENT_MAGNITUDE 10 AUG.RAND_AUGMENT_STD 3", False),
-    "colour": ("AUG.COLOR_JITTER 0.4", False),
-    "everything": (f"AUG.COLOR_JITTER 0.4 AUG.RAND_AUGMENT_OPS 2 {JITTER}", True),
+KINDS = {
+    "area crop": "",
+    "jitter crop": JITTER,
+    "rand augment": "AUG.RAND_AUGMENT_OPS 2",
+    "strong rand augment": "AUG.RAND_AUGMENT_OPS 3 AUG.RAND_AUGMENT_MAGNITUDE 10 AUG.RAND_AUGMENT_STD 3",
+    "colour": "AUG.COLOR_JITTER 0.4",
+    "colour as ViViT": "AUG.COLOR_JITTER 0.4 AUG.HUE_JITTER 0.2 AUG.COLOR_JITTER_PROB 0.8",
+    "everything": f"AUG.COLOR_JITTER 0.4 AUG.HUE_JITTER 0.1 AUG.RAND_AUGMENT_OPS 2 {JITTER}",
 }
 
 
@@ -57,8 +59,7 @@ def ramp(height, width, frames=2):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_identical_frames_stay_identical(kind):
-    overrides, flip = KINDS[kind]
-    transform = train_transform(small_config(overrides), flip=flip)
+    transform = train_transform(small_config(KINDS[kind]))
     frames_THWC = noise(1, 24, 32, 3).expand(4, -1, -1, -1)
     results = set()
     for seed in range(40):
@@ -71,8 +72,7 @@ def test_identical_frames_stay_identical(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_frame_gets_what_it_would_get_alone(kind):
-    overrides, flip = KINDS[kind]
-    transform = train_transform(small_config(overrides), flip=flip)
+    transform = train_transform(small_config(KINDS[kind]))
     frames_THWC = noise(4, 24, 32, 3)
     for seed in range(8):
         seed_all(seed)
@@ -86,27 +86,39 @@ def test_each_frame_gets_what_it_would_get_alone(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(24, 32), (33, 17), (5, 3), (1, 1)])
 def test_training_clips_are_contiguous_uint8(kind, size):
-    overrides, flip = KINDS[kind]
     frames_THWC = noise(3, *size, 3)
     before = frames_THWC.clone()
-    (clip,) = train_transform(small_config(overrides), flip=flip)(frames_THWC)
+    (clip,) = train_transform(small_config(KINDS[kind]))(frames_THWC)
     assert clip.shape == (3, 3, 16, 16)
     assert clip.dtype == torch.uint8
     assert clip.is_contiguous()
     assert torch.equal(frames_THWC, before)
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_flip_mirrors_half_of_the_clips_or_none(flip):
-    transform = train_transform(small_config(), flip=flip)
-    frames_THWC = ramp(32, 32)
-    mirrored = 0
-    for seed in range(100):
+def test_colour_changes_as_often_as_asked():
+    frames_THWC = torch.full((2, 16, 16, 3), 100, dtype=torch.uint8)
+    frames_THWC[..., 0] = 140
+    changed = {"0": 0, "0.5": 0, "1": 0}
+    for chance in changed:
+        transform = train_transform(small_config(f"AUG.COLOR_JITTER 0.4 AUG.COLOR_JITTER_PROB {chance}"))
+        for seed in range(60):
+            seed_all(seed)
+            changed[chance] += not torch.equal(transform(frames_THWC)[0][:, :, 0, 0].T, frames_THWC[:, 0, 0])
+    assert changed["0"] == 0
+    assert 15 < changed["0.5"] < 45
+    assert changed["1"] > 55
+
+
+def test_hue_turns_colours_and_nothing_else():
+    frames_THWC = torch.tensor([200, 100, 100], dtype=torch.uint8).expand(2, 16, 16, 3)
+    seen = set()
+    for seed in range(20):
         seed_all(seed)
-        (clip,) = transform(frames_THWC)
-        assert clip[0, 0, 0, 0] < clip[0, 0, -1, 0]  # never upside down
-        mirrored += bool(clip[1, 0, 0, 0] > clip[1, 0, 0, -1])
-    assert 30 <= mirrored <= 70 if flip else mirrored == 0
+        (clip,) = train_transform(small_config("AUG.HUE_JITTER 0.5"))(frames_THWC)
+        assert (clip.amax(0).int() - 200).abs().max() <= 1  # value and saturation stay
+        assert (clip.amin(0).int() - 100).abs().max() <= 1
+        seen.add(int(clip[:, 0, 0, 0].argmax()))
+    assert seen == {0, 1, 2}
 
 
 def test_jitter_crop_is_a_square_of_the_asked_size():
@@ -131,21 +143,82 @@ def test_jitter_crop_reaches_all_sizes_and_places():
 
 def test_area_crop_of_all_of_a_square_is_the_square():
     whole = "DATA.TRAIN_JITTER_SCALES_RELATIVE [1,1] DATA.TRAIN_JITTER_ASPECT_RELATIVE [1,1]"
-    transform = train_transform(small_config(whole), flip=False)
+    transform = train_transform(small_config(whole))
     (clip,) = transform(ramp(16, 16))
     assert torch.equal(clip, frames_to_clip(ramp(16, 16).permute(0, 3, 1, 2)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transforms_travel_to_spawned_workers(kind):
-    overrides, flip = KINDS[kind]
     frames_THWC = noise(2, 24, 32, 3)
-    for transform in (train_transform(small_config(overrides), flip=flip), eval_transform(16, 18, 3)):
+    for transform in (train_transform(small_config(KINDS[kind])), eval_transform(16, 18, 3)):
         copy = pickle.loads(pickle.dumps(transform))
         seed_all(0)
         expected = transform(frames_THWC)
         seed_all(0)
         assert all(map(torch.equal, copy(frames_THWC), expected))
+
+
+# Mirrored clips ---------------------------------------------------------------------------------------------------
+
+SSV2 = ["Pushing something from left to right", "Pushing something from right to left", "Holding something",
+        "Turning the camera right while filming it", "Turning the camera left while filming it"]  # fmt: skip
+MOTIONS = ["left to right", "clockwise", "grow", "right to left", "counter-clockwise"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "mirror"),
+    [
+        (SSV2, [1, 0, 2, 4, 3]),
+        (MOTIONS, [3, 4, 2, 0, 1]),
+        (["turn_Left", "turn_Right"], [1, 0]),
+        (["spin anticlockwise", "spin clockwise"], [1, 0]),
+        (["Counter clockwise", "Clockwise"], [1, 0]),
+        (["moving leftwards", "moving rightwards"], [1, 0]),
+        (["left-hand turn", "right-hand turn", "leftmost", "rightmost"], [1, 0, 3, 2]),
+        (["brightening", "eating leftovers", "copyright", "abseiling"], [0, 1, 2, 3]),
+        (["A", "a"], [0, 1]),
+    ],
+)
+def test_a_mirrored_clip_shows_the_class_of_the_other_side(classes, mirror):
+    found, reason = mirrored_labels(classes)
+    assert found == mirror
+    assert reason.startswith("on; ")
+    if mirror != sorted(mirror):
+        first = next(label for label, other in enumerate(mirror) if label != other)
+        assert f"{classes[first]!r} mirrored is {classes[mirror[first]]!r}" in reason
+
+
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        (["jump", "turn left"], "no class is the mirror image of 'turn left'"),
+        ([*SSV2, "wiping leftwards"], "no class is the mirror image of 'wiping leftwards'"),
+        (["turn left and right"], "no class is the mirror image of 'turn left and right'"),
+        (["spin clockwise", "spin anticlockwise", "spin counterclockwise"], "two class names say the same side"),
+    ],
+)
+def test_no_clip_is_mirrored_where_a_class_has_no_other_side(classes, reason):
+    mirror, told = mirrored_labels(classes)
+    assert mirror is None
+    assert told.startswith("off, since ")
+    assert reason in told
+
+
+def test_half_of_the_clips_are_mirrored_each_by_itself_and_labels_follow():
+    clip, mirror = ramp(4, 8).permute(3, 0, 1, 2), [0, 2, 1]
+    patterns = set()
+    for seed in range(100):
+        seed_all(seed)
+        clips, labels = mirror_half([clip, clip], 1, mirror)
+        for got, label in zip(clips, labels, strict=True):
+            assert torch.equal(got, clip if label == 1 else clip.flip(-1))
+            assert label in (1, 2)
+        patterns.add(tuple(labels))
+    assert patterns == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    seed_all(0)
+    assert sum(label == 2 for label in mirror_half([clip] * 400, 1, mirror)[1]) in range(160, 240)
+    assert mirror_half([clip] * 400, 0, mirror)[1] == [0] * 400
 
 
 # Validation and test ----------------------------------------------------------------------------------------------
@@ -205,6 +278,9 @@ def test_normalize_is_the_textbook_formula():
     clips, mean, std = noise(2, 3, 4, 5, 6), [0.485, 0.4, 0.1], [0.229, 0.5, 1.0]
     got = normalize(clips, mean, std)
     assert got.dtype == torch.float32
+    floats = clips.float()
+    assert torch.equal(normalize(floats, mean, std), got)
+    assert torch.equal(floats, clips.float())  # its input stays
     for channel in range(3):
         expected = (clips[:, channel].double() / 255 - mean[channel]) / std[channel]
         torch.testing.assert_close(got[:, channel].double(), expected, rtol=0, atol=1e-5)

@@ -1,0 +1,377 @@
+"""Decode with PyAV: the frame returned for a time is the one that a full decode shows then, or an error is raised.
+
+Seeking alone does not give that: time stamps may be missing, out of order or shared, key frames may lean on earlier
+pictures, damaged frames are dropped. So the way here is:
+
+1. read the packets without decoding them: time stamps make the *expected* timeline, key flags the entry points;
+2. seek to an entry point, decode forward, and compare every frame that arrives with the expected one;
+3. at the first difference, or sign of damage, decode the whole file once: the frames that come out *are* the timeline
+   from then on, and every request is served by decoding from the start.
+
+Readers of other libraries differ in step 2 only: they override `PyAVReader._pick`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, ClassVar
+
+import av
+import numpy as np
+import torch
+from av.stream import Disposition
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from lookupvit_video.data.reader import Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.data.timeline import (
+    Key,
+    PacketNote,
+    Timeline,
+    codec_name,
+    format_names,
+    index_path,
+    load_timeline,
+    longest_rise,
+    packet_end,
+    save_timeline,
+    timeline_of_packets,
+)
+
+logger = logging.getLogger(__name__)
+
+_SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
+# Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
+_NEARLY_SQUARE = 0.02
+_ODDEST_PIXEL = 8  # times as wide as high, or as high as wide: beyond, the header is damaged
+
+
+class _Mismatch(Exception):
+    """What the decoder delivers is not what the packets announced."""
+
+
+class PyAVReader(VideoReader):
+    """Decode with PyAV (libav), one thread: loaders run one decoder in each worker."""
+
+    package: ClassVar[str] = "av"
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Why this reader cannot be used here, in a few words; None: it can."""
+        return None
+
+    # libav objects, None while closed
+    _container: Any = None
+    _stream: Any = None
+    _reformatter: Any = None
+    # The cursor: `_frames` delivers what comes after `_current`, the frame at timeline index `_index`; frames before
+    # time stamp `_floor` are left out. `_frames` is None where decoding has to start anew.
+    _frames: Any = None
+    _current: Any = None
+    _index: int = -1
+    _floor: int | None = None
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, timeout: float = 0.0, index_cache: str | os.PathLike[str] = ""
+    ) -> None:
+        self.path = _checked_path(path)
+        self._deadline = Deadline(self.path, timeout)
+        try:
+            with _plain_errors(self._deadline):
+                self._open()
+                self._use(self._remembered(index_cache) if index_cache else self._explore())
+                try:
+                    first = self._frame(0)
+                except _Mismatch as mismatch:
+                    self._fall_back(mismatch)
+                    first = self._frame(0)
+                self._squares = _width_of_pixel(self._stream)
+                self._lying_size = (max(1, round(first.width * self._squares)), first.height)
+                self._quarter_turns = round(first.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+                self._describe()
+        except BaseException:
+            self.close()
+            raise
+
+    def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
+        """See `VideoReader.frames_at`."""
+        if self._container is None:
+            raise ValueError(f"{self.path}: the reader is closed")
+        at = checked_times(self.path, seconds)
+        self._deadline.restart()
+        try:
+            with _plain_errors(self._deadline):
+                try:
+                    return self._gather(at)
+                except _Mismatch as mismatch:
+                    self._fall_back(mismatch)
+                    self._describe()
+                    return self._gather(at)
+        except DecodeError:
+            self._frames = None  # the decoder stands somewhere midway
+            raise
+
+    def close(self) -> None:
+        """See `VideoReader.close`."""
+        container, self._container = self._container, None
+        self._frames = self._current = self._stream = self._reformatter = None
+        if container is not None:
+            container.close()
+
+    def _gather(self, at: np.ndarray) -> torch.Tensor:
+        """Map times to timeline indices, decode each index once, and lay the frames out in the order asked."""
+        wanted, place = np.unique(shown_at(self.times, at), return_inverse=True)
+        frames = self._pick(wanted)
+        if not np.array_equal(place, np.arange(len(wanted))):
+            frames = frames[place]
+        return torch.from_numpy(frames)
+
+    def _pick(self, wanted: np.ndarray) -> np.ndarray:
+        """Frames at ascending timeline indices (T,): uint8 (T, H, W, 3); _Mismatch where the timeline is wrong."""
+        frames = np.empty((len(wanted), self.info.height, self.info.width, 3), dtype=np.uint8)
+        for slot, index in zip(frames, wanted.tolist(), strict=True):
+            slot[...] = self._upright_rgb(self._frame(index))
+        return frames
+
+    def _upright_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        width, height = self._lying_size  # a stream may change its size midway; the clip may not
+        # one thread: swscale would take every core of the machine, in every loader worker
+        picture = self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+        )
+        plane = picture.planes[0]
+        rows = np.frombuffer(plane, dtype=np.uint8, count=height * plane.line_size).reshape(height, plane.line_size)
+        return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), self._quarter_turns)
+
+    def _frame(self, index: int) -> av.VideoFrame:
+        """The frame at a timeline index, by decoding on or by seeking, whichever decodes less."""
+        keys = self._timeline.keys
+        key = keys[bisect_right(keys, index, key=lambda entry: entry.frame) - 1]
+        if self._frames is None or index < self._index or key.frame - self._index > _SEEK_WORTH:
+            self._start(key)
+        while self._index < index:
+            self._advance()
+        return self._current
+
+    def _start(self, key: Key) -> None:
+        """Set the cursor just before an entry point."""
+        self._frames = None
+        if key.seek:
+            packets = self._packets_from(key)
+        else:
+            self._open()
+            packets = self._packets()
+        self._frames = _decode(packets, self._stream, forgive=not key.seek)
+        self._floor = key.pts
+        self._index = key.frame - 1
+
+    def _packets_from(self, key: Key) -> Iterator[Any]:
+        """The packets from the very one meant on; a seek may land earlier, or later."""
+        for at in key.seek:
+            self._container.seek(at, stream=self._stream)
+            packets = self._packets()
+            entry = next((p for p in packets if p.is_keyframe and (p.pts is None or p.pts >= key.pts)), None)
+            if entry is not None and entry.pts == key.pts:
+                return chain([entry], packets)
+        raise _Mismatch("a seek does not find the key frame")
+
+    def _advance(self) -> None:
+        """Move the cursor one frame on, and check that it is the frame the timeline names."""
+        for frame in self._frames:
+            if self._floor is not None and frame.pts is not None and frame.pts < self._floor:
+                continue  # shown before the key frame: it may lean on pictures from before the seek
+            due = self._timeline.pts[self._index + 1]
+            if self._timeline.sequential:
+                if frame.pts != due:
+                    continue  # its time stamp is out of order: it has no place among the others
+            elif frame.pts != due or frame.is_corrupt:
+                break  # corrupt: mended from what came before, which after a seek is not what a full decode saw
+            self._index += 1
+            self._current = frame
+            return
+        self._frames = None
+        raise _Mismatch(f"frame {self._index + 1} does not arrive as announced")
+
+    def _open(self) -> None:
+        """Open the file anew, with the decoder in its first state."""
+        self.close()
+        self._container = _open_container(self._deadline)
+        self._stream = self._container.streams.best("video")
+        if self._stream is None or self._stream.disposition & Disposition.attached_pic:  # an album's cover
+            raise DecodeError(self.path, "holds no video stream")
+        if self._stream.codec_context is None:
+            raise DecodeError(self.path, "its video is in a codec that this build of PyAV cannot decode")
+        self._stream.thread_type = "NONE"
+        self._stream.codec_context.thread_count = 1
+        self._reformatter = VideoReformatter()
+
+    def _packets(self) -> Iterator[Any]:
+        return _demux(self._container, self._stream, self._deadline)
+
+    def _use(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self.times = timeline.times
+        self._frames = None
+
+    def _fall_back(self, mismatch: _Mismatch) -> None:
+        """From the packets' timeline to that of a full decode."""
+        if self._timeline.sequential:
+            raise DecodeError(self.path, f"does not decode the same twice ({mismatch}); is it being written?")
+        logger.info("%s: %s; decoding all of it", self.path, mismatch)
+        self._use(self._play())
+
+    def _describe(self) -> None:
+        width, height = self._lying_size[::-1] if self._quarter_turns % 2 else self._lying_size
+        count = len(self.times)
+        fps = (count - 1) / float(self.times[-1]) if count > 1 else float(self._stream.average_rate or 1)
+        self.info = VideoInfo(codec_name(self._stream), width, height, fps, count / fps, count)
+
+    def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
+        """What an earlier opening found out about this very file, or what this one does."""
+        path = index_path(folder, self.path)
+        timeline = load_timeline(path)
+        if timeline is None:
+            timeline = self._explore()
+            save_timeline(path, timeline)
+        return timeline
+
+    def _explore(self) -> Timeline:
+        """The timeline that the packets announce, or that of a full decode where they do not order the frames.
+
+        Raises:
+            DecodeError: the file ends before the video does.
+        """
+        packets = [PacketNote.of(packet, self._stream) for packet in self._packets()]
+        _check_whole(self._deadline, self._container, self._stream, packets)
+        return timeline_of_packets(packets, self._container, self._stream) or self._play()
+
+    def _play(self) -> Timeline:
+        """The timeline of a full decode; it holds one frame at a time."""
+        self._open()
+        pts: list[int | None] = [frame.pts for frame in _decode(self._packets(), self._stream, forgive=True)]
+        if not pts:
+            raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
+        rising = longest_rise([stamp for stamp in pts if stamp is not None])
+        if len(rising) > 0.8 * len(pts):  # a few stamps out of order are damage; many are not presentation times at all
+            pts = list(rising)
+            times = (np.array(rising, dtype=np.int64) - rising[0]) * float(self._stream.time_base)
+        else:
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            if not rate:
+                raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
+            times = np.arange(len(pts)) / float(rate)
+        return Timeline(pts, times, [Key(0, None, ())], sequential=True, closed=False)
+
+
+def _checked_path(path: str | os.PathLike[str]) -> str:
+    """The path of a local file that may be a video, or DecodeError in plain words."""
+    name = os.fspath(path)
+    if "://" in name:
+        raise DecodeError(name, "is a URL; only local files are read: download it first")
+    try:
+        status = os.stat(name)
+        if stat.S_ISDIR(status.st_mode):
+            raise DecodeError(name, "is a directory, not a video file")
+        if not stat.S_ISREG(status.st_mode):
+            raise DecodeError(name, "is not a regular file")
+        if status.st_size == 0:
+            raise DecodeError(name, "is empty (0 bytes): fetch it again")
+        with open(name, "rb") as file:
+            head = file.read(256)
+    except FileNotFoundError as error:
+        raise DecodeError(name, "no such file") from error
+    except OSError as error:
+        raise DecodeError(name, error.strerror or str(error)) from error
+    if head.startswith(b"version https://git-lfs"):
+        raise DecodeError(name, "is a git-lfs pointer, not the video: run `git lfs pull`")
+    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+        start = head[:40].decode("utf-8", "replace").splitlines()[0]
+        raise DecodeError(name, f"is text, not a video (it starts with {start!r})")
+    return name
+
+
+@contextmanager
+def _plain_errors(deadline: Deadline) -> Iterator[None]:
+    """Turn what libav raises into DecodeError."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise DecodeError(deadline.path, f"cannot be decoded: {error.strerror}") from error
+
+
+def _open_container(deadline: Deadline, **options: str) -> Any:
+    """Open a file for reading, with no other file or address behind it."""
+    path = deadline.path
+    try:
+        # "file:" keeps a colon in a name from being read as a protocol; a playlist must not open a network address
+        whole = {"protocol_whitelist": "file", **options}
+        # libav gives up one wait for the disk; how long all of them take, with the decoding between, `_demux` looks to
+        return av.open(f"file:{path}", options=whole, metadata_errors="replace", timeout=deadline.seconds or None)
+    except av.FFmpegError as error:
+        deadline.check()
+        with open(path, "rb") as file:
+            is_mp4 = file.read(8)[4:] == b"ftyp"
+        why = "its index (moov) is missing: truncated, fetch it again" if is_mp4 else f"not a video ({error.strerror})"
+        raise DecodeError(path, f"cannot be opened: {why}") from error
+
+
+def _demux(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
+    """Packets of one stream (None: of all), up to the end or to where the container cannot be read on.
+
+    All decoding draws on this, so it is here that a video is stopped which takes too long.
+    """
+    try:
+        for packet in container.demux() if stream is None else container.demux(stream):
+            deadline.check()
+            if packet.size:  # an empty packet would tell the decoder that the stream is over
+                yield packet
+    except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where damage made a stream appear midway
+        deadline.check()
+        logger.debug("%s: reading stops: %s", container.name, error)
+
+
+def _decode(packets: Iterator[Any], stream: Any, *, forgive: bool) -> Iterator[av.VideoFrame]:
+    """Frames of packets in the order shown; one that cannot be decoded is passed over, as players do, or _Mismatch."""
+    for packet in chain(packets, [None]):  # None: the frames still held back
+        try:
+            frames = stream.decode(packet)
+        except av.FFmpegError as error:
+            if not forgive:
+                raise _Mismatch("damaged data") from error
+            continue
+        yield from frames
+
+
+def _check_whole(deadline: Deadline, container: Any, stream: Any, packets: list[PacketNote]) -> None:
+    """Raise DecodeError where the file holds less than its header states."""
+    path, stated = deadline.path, stream.frames
+    if stated and "mp4" in format_names(container):
+        whole = sum(not p.corrupt for p in packets)
+        if whole < stated:  # an edit list leaves packets out of a sound file: count without it
+            with _open_container(deadline, ignore_editlist="1") as plain:
+                whole = sum(not p.is_corrupt for p in _demux(plain, plain.streams[stream.index], deadline))
+        if whole < stated:
+            raise DecodeError(path, f"truncated: holds {whole} of {stated} frames; fetch it again")
+        return
+    duration = (container.duration or 0) / 1e6  # libav shortens that of an avi which it finds cut off
+    if stated and stream.average_rate:
+        duration = max(duration, stated / float(stream.average_rate))
+    slack = max(1.0, 0.05 * duration)
+    if max((p.end for p in packets), default=0.0) >= duration - slack:
+        return
+    with _open_container(deadline) as other:  # the video may end long before the sound
+        last = max((packet_end(p) for p in _demux(other, None, deadline)), default=0.0)
+    if last < duration - slack:
+        raise DecodeError(path, f"truncated: ends at {last:.1f} of {duration:.1f} s; fetch it again")
+
+
+def _width_of_pixel(stream: Any) -> float:
+    """How wide a pixel is shown against its height, where that is worth a resize; else 1."""
+    ratio = float(stream.sample_aspect_ratio or 1)
+    is_sound = 1 / _ODDEST_PIXEL <= ratio <= _ODDEST_PIXEL
+    return ratio if is_sound and abs(ratio - 1) > _NEARLY_SQUARE else 1.0

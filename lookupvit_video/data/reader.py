@@ -1,0 +1,102 @@
+"""What every reader of video files answers to, whichever library decodes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import torch
+
+_TIME_TOLERANCE = 1e-6  # seconds: a time computed as index / fps may fall a rounding error short of the frame's own
+
+
+class DecodeError(ValueError):
+    """A video that cannot be read as it should; `path` and `reason` are kept apart for reports."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)  # both in args: it must survive pickling, on its way out of a loader worker
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the file holds: pixels as displayed (upright and square), average rate in frames/s, duration in seconds."""
+
+    codec: str
+    width: int
+    height: int
+    fps: float
+    duration: float
+    num_frames: int
+
+
+class VideoReader:
+    """An open video, and a context manager that closes it; made by `open_video`.
+
+    `times` holds the presentation times of its frames: float64 (N,), seconds, ascending, `times[0] == 0.0`. These are
+    the packets' times until a decode contradicts them (a damaged file); `times` and `info` then become what is decoded.
+    """
+
+    info: VideoInfo
+    times: np.ndarray
+
+    def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
+        """Frames shown at times in seconds, in any order, with repeats: uint8 (T, H, W, C), RGB, upright.
+
+        The frame shown at t is the last one with time <= t; before the first frame the first, after the end the last.
+
+        Raises:
+            ValueError: a time is not finite, or the reader is closed.
+            DecodeError: the file does not deliver its frames, or not in the time allowed.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the file; closing twice is harmless."""
+        raise NotImplementedError
+
+    def __enter__(self) -> VideoReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Deadline:
+    """The time that one call of a reader may take; `seconds` 0: as long as it likes."""
+
+    def __init__(self, path: str, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now."""
+        self._end = time.monotonic() + self.seconds if self.seconds else math.inf
+
+    def check(self) -> None:
+        """Raise DecodeError once the time is over."""
+        if time.monotonic() > self._end:
+            raise DecodeError(self.path, f"took longer than {self.seconds:g} s to decode (DATA.DECODE_TIMEOUT)")
+
+
+def checked_times(path: str, seconds: Sequence[float]) -> np.ndarray:
+    """Times as float64 (T,), or ValueError where one is not finite."""
+    at = np.asarray(seconds, dtype=np.float64).reshape(-1)
+    if not np.isfinite(at).all():
+        raise ValueError(f"{path}: a time is not finite: {at[~np.isfinite(at)][0]}")
+    return at
+
+
+def shown_at(times: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Indices of the frames shown at some times."""
+    return np.maximum(np.searchsorted(times, at + _TIME_TOLERANCE, side="right") - 1, 0)

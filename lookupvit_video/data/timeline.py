@@ -1,0 +1,215 @@
+"""Which frame of a video is shown when, and where decoding can begin: read off its packets, or kept in a small file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+
+from lookupvit_video.files import written_whole
+
+logger = logging.getLogger(__name__)
+
+# Codecs whose key frames need nothing decoded before them (pictures *shown* before a key frame may, and are left out).
+# Any other codec is decoded from its first packet.
+_SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg"})
+# Containers that store presentation times. Elsewhere (avi) libav guesses them; a decode from the start checks them.
+_TIMED_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm", "mpegts", "flv"})
+
+_NONE = -(1 << 63)  # stands for None in an index file, as it does in libav
+
+
+class Key(NamedTuple):
+    """An entry point: the first frame shown from there, its packet's time stamp, where to seek (empty: open anew)."""
+
+    frame: int
+    pts: int | None
+    seek: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The frames of a video in the order shown: time stamps (in the stream's unit), seconds, entry points."""
+
+    pts: list[int | None]
+    times: np.ndarray
+    keys: list[Key]
+    sequential: bool  # made of decoded frames, not of packets
+    closed: bool  # every key packet is an entry point and no picture after it is shown before it; none is discarded
+
+
+class PacketNote(NamedTuple):
+    """What the timeline needs of a packet; `entry`: decoding can start here, `end`: when it stops being shown (s)."""
+
+    pts: Any
+    dts: Any
+    key: bool
+    entry: bool
+    discard: bool
+    corrupt: bool
+    end: float
+
+    @staticmethod
+    def of(packet: Any, stream: Any) -> PacketNote:
+        """Take down a demuxed packet of PyAV."""
+        key = packet.is_keyframe
+        return PacketNote(
+            packet.pts,
+            packet.dts,
+            key,
+            key and _is_entry(packet, stream),
+            packet.is_discard,
+            packet.is_corrupt,
+            packet_end(packet),
+        )
+
+
+def packet_end(packet: Any) -> float:
+    """The second at which a packet of PyAV stops being shown."""
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    return float((stamp or 0) + (packet.duration or 0)) * float(packet.time_base)
+
+
+def codec_name(stream: Any) -> str:
+    """The codec's name, whichever library decodes it."""
+    return stream.codec_context.codec.canonical_name
+
+
+def format_names(container: Any) -> set[str]:
+    """The container's names: libav calls mp4 "mov,mp4,m4a,3gp,3g2,mj2"."""
+    return set(container.format.name.split(","))
+
+
+# From packets -----------------------------------------------------------------------------------------------------
+
+
+def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) -> Timeline | None:
+    """The timeline the packets announce; None where their time stamps cannot order the frames."""
+    pts = [p.pts for p in packets]
+    if not packets or None in pts or not packets[0].entry:
+        return None
+    shown = np.array(sorted(p.pts for p in packets if not p.discard), dtype=np.int64)
+    if len(shown) == 0 or len(set(pts)) < len(pts):
+        return None
+    is_timed = not format_names(container).isdisjoint(_TIMED_CONTAINERS)
+    in_order = (np.diff(pts) > 0).all() and (not is_timed or all(p.pts == p.dts for p in packets))
+    if stream.codec_context.has_b_frames and in_order:
+        return None  # the frames are reordered, the time stamps are not: they belong to packets, not to pictures
+    keys = _entry_points(packets, shown, container)
+    if keys[0].frame != 0:
+        return None  # pictures shown before the first key frame: the decoder may or may not deliver them
+    # A key whose pictures are all cut off by an edit list shows nothing.
+    may_seek = is_timed and codec_name(stream) in _SEEKABLE_CODECS
+    keys = sorted(key for key in keys if key.frame < len(shown)) if may_seek else keys[:1]
+    earliest_after = np.minimum.accumulate(pts[::-1])[::-1]
+    closed = all(
+        not p.discard and (not p.key or (p.entry and p.pts == low))
+        for p, low in zip(packets, earliest_after, strict=True)
+    )
+    times = (shown - shown[0]) * float(stream.time_base)
+    return Timeline(shown.tolist(), times, keys, sequential=False, closed=closed)
+
+
+def _entry_points(packets: list[PacketNote], shown: np.ndarray, container: Any) -> list[Key]:
+    # libav seeks by presentation time in mp4 and mkv (and may land late where key frames are dense), by decoding
+    # time elsewhere.
+    by_pts = not format_names(container).isdisjoint({"mp4", "matroska"})
+    first = packets[0].pts if packets[0].dts is None else packets[0].dts
+    keys = []
+    for p in packets:
+        if p.entry:
+            seek = (p.pts if by_pts else None, p.dts, first)
+            keys.append(Key(int(np.searchsorted(shown, p.pts)), p.pts, tuple(at for at in seek if at is not None)))
+    return keys
+
+
+def _is_entry(packet: Any, stream: Any) -> bool:
+    """Whether a packet flagged as key is free of earlier pictures.
+
+    In H.264 the flag also stands on recovery points, which need not be; only an IDR picture is. The first picture's NAL
+    unit tells (ITU-T H.264, table 7-1: 1 to 5 are pictures, 5 is IDR).
+    """
+    if codec_name(stream) != "h264":
+        return True
+    data, setup = bytes(packet), stream.codec_context.extradata or b""
+    if setup[:1] == b"\x01":  # mp4, mkv: each unit is preceded by its length, in so many bytes
+        size, at = (setup[4] & 3) + 1, 0
+        while at + size < len(data):
+            kind = data[at + size] & 31
+            if 1 <= kind <= 5:
+                return kind == 5
+            at += size + int.from_bytes(data[at : at + size], "big")
+        return False
+    at = data.find(b"\0\0\1")
+    while 0 <= at < len(data) - 3:
+        kind = data[at + 3] & 31
+        if 1 <= kind <= 5:
+            return kind == 5
+        at = data.find(b"\0\0\1", at + 3)
+    return False
+
+
+def longest_rise(stamps: list[int]) -> list[int]:
+    """The longest strictly ascending subsequence."""
+    tails: list[int] = []  # for each length, the lowest stamp that a rise of it can end in
+    lengths = []
+    for stamp in stamps:
+        length = bisect_left(tails, stamp)
+        tails[length : length + 1] = [stamp]
+        lengths.append(length)
+    rise: list[int] = []
+    for stamp, length in zip(reversed(stamps), reversed(lengths), strict=True):
+        if length == len(tails) - 1 - len(rise) and (not rise or stamp < rise[-1]):
+            rise.append(stamp)
+    return rise[::-1]
+
+
+# Kept on disk -----------------------------------------------------------------------------------------------------
+
+
+def index_path(folder: str | os.PathLike[str], video: str) -> Path:
+    """Where a folder keeps the timeline of a video: another name once the file or libav is another."""
+    state = os.stat(video)
+    facts = (1, os.path.abspath(video), state.st_size, state.st_mtime_ns, av.library_versions)  # 1: of the format below
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    return Path(folder, name[:2], f"{name[2:]}.npz")  # folders of hundreds of thousands of files are slow
+
+
+def save_timeline(path: Path, timeline: Timeline) -> None:
+    """Write a timeline, whole or not at all (an .npz of four plain arrays)."""
+    keys = np.full((len(timeline.keys), 5), _NONE, dtype=np.int64)
+    for row, key in zip(keys, timeline.keys, strict=True):
+        row[0], row[1] = key.frame, _NONE if key.pts is None else key.pts
+        row[2 : 2 + len(key.seek)] = key.seek
+    pts = np.array([_NONE if stamp is None else stamp for stamp in timeline.pts], dtype=np.int64)
+    flags = np.array([timeline.sequential, timeline.closed])
+    with written_whole(path) as temporary:
+        np.savez(temporary, pts=pts, times=timeline.times, keys=keys, flags=flags)
+
+
+def load_timeline(path: Path) -> Timeline | None:
+    """Read a timeline back; None where there is none, or none that can be read."""
+
+    def known(stamp: int) -> int | None:
+        return None if stamp == _NONE else stamp
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            pts, times, keys, flags = (arrays[name] for name in ("pts", "times", "keys", "flags"))
+        return Timeline(
+            pts=[known(stamp) for stamp in pts.tolist()],
+            times=times,
+            keys=[Key(row[0], known(row[1]), tuple(at for at in row[2:] if at != _NONE)) for row in keys.tolist()],
+            sequential=bool(flags[0]),
+            closed=bool(flags[1]),
+        )
+    except Exception as error:  # a damaged file makes zipfile, zlib and numpy raise all sorts; it is made anew
+        logger.debug("%s: %s", path, error)
+        return None
