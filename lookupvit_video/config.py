@@ -46,9 +46,9 @@ _C.DATA.VAL_LIST = "val.csv"  # read after each EVAL_PERIOD epochs, one centre v
 _C.DATA.TEST_LIST = "test.csv"  # read by the multi-view test
 _C.DATA.CLASS_LIST = "classes.txt"  # one class name a line; line number = label
 _C.DATA.SKIP_LIST = ""  # bad_videos.csv of tools/check_dataset.py or of a run: left out of TRAIN_LIST; empty: none
-_C.DATA.DECODING_BACKEND = "pyav"  # pyav, decord or torchcodec; all return exact frames, PyAV is the fastest
+_C.DATA.DECODING_BACKEND = "pyav"  # pyav, decord or torchcodec; all return exact frames
 _C.DATA.DECODE_TIMEOUT = 60.0  # seconds that opening a video, or decoding its clips, may take; 0: no limit
-_C.DATA.INDEX_CACHE = ""  # folder for time stamps and key frames of each video; pays for videos of minutes; empty: none
+_C.DATA.INDEX_CACHE = ""  # folder for time stamps and key frames of each video, for long ones; empty: none
 _C.DATA.NUM_FRAMES = 16  # frames of a clip, T
 _C.DATA.SAMPLING_RATE = 4  # frames of a TARGET_FPS video from one frame of the clip to the next
 _C.DATA.TARGET_FPS = 30.0  # the rate that SAMPLING_RATE counts in, whatever the rate of the file

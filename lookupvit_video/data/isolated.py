@@ -93,6 +93,7 @@ class _Worker:
         self.deadline = float("inf")  # imports take as long as they take
 
     def send(self, index: int, task: Any, deadline: float) -> None:
+        """Give the process a task, to be done by a time of the monotonic clock."""
         self.task, self.deadline = index, deadline
         with contextlib.suppress(BrokenPipeError):  # it died in between: the next receive tells
             self.connection.send(task)
@@ -110,6 +111,7 @@ class _Worker:
         return lost
 
     def kill(self) -> None:
+        """End the process, whatever it is at."""
         self.connection.close()
         self.process.kill()
         self.process.join(timeout=5)  # not for ever: one that waits for a dead disk cannot be killed

@@ -224,12 +224,14 @@ class _Writer:
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
 
     def add(self, frame: av.VideoFrame, stamp: int, duration: int) -> None:
+        """Encode a frame shown from ``stamp`` for ``duration``, both in the source's unit of time."""
         frame = self._reformat(frame)
         frame.pts, frame.time_base, frame.duration = stamp, self._time_base, duration
         frame.pict_type = 0  # of the source's encoder; this one chooses for itself
         self._mux(self._stream.encode(frame))
 
     def finish(self, frames: int) -> None:
+        """Write what the encoder still holds; ``frames``: how many must have come out."""
         self._mux(self._stream.encode(None))
         assert self._packets == frames, f"{self._packets} packets of {frames} frames"
 
