@@ -33,7 +33,7 @@ from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Sample, VideoDataset, collate, seeded
 from lookupvit_video.data.decode import BACKENDS, DecodeError, check_backend, open_video
-from lookupvit_video.data.loader import TrainBatchSampler
+from lookupvit_video.data.loader import TrainBatchSampler, keep_freed_memory
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
 from lookupvit_video.data.transforms import normalize, train_transform
@@ -313,7 +313,7 @@ def stage_seconds(
         reader = open_video(video.path, backend, timeout=cfg.DATA.DECODE_TIMEOUT, index_cache=cfg.DATA.INDEX_CACHE)
     with reader:
         start = video.start or 0.0
-        end = min(video.end or float("inf"), reader.info.duration)
+        end = min(video.end or float("inf"), reader.duration)
         if start >= end:
             raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
         chosen = start + times(end - start)
@@ -601,6 +601,7 @@ def main() -> int:
     arguments = parse_arguments()
     setup_logging()
     torch.set_num_threads(1)  # as in a worker
+    keep_freed_memory()  # likewise; it helps all ways alike
     facts: dict[str, Any] = {"command": " ".join(sys.argv[1:]), **machine()}
     if arguments.cfg:
         cfg = load_config(arguments.cfg, arguments.overrides)

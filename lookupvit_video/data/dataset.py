@@ -142,7 +142,7 @@ def read_clips(
     """
     with open_video(video.path, backend, cache, timeout=timeout, index_cache=index_cache) as reader:
         start = video.start or 0.0
-        end = min(video.end or float("inf"), reader.info.duration)
+        end = min(video.end or float("inf"), reader.duration)
         if start >= end:
             raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
         chosen = start + times(end - start)

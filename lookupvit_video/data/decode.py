@@ -71,7 +71,12 @@ class MemoryReader(VideoReader):
             while self.times is not reader.times:  # a decode that contradicts the packets corrects them
                 self.times = reader.times
                 self._frames = reader.frames_at(self.times.tolist())
-            self.info = reader.info
+            self.duration, self._info = reader.duration, reader.info
+
+    @property
+    def info(self) -> VideoInfo:
+        """See `VideoReader.info`."""
+        return self._info
 
     def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
         """See `VideoReader.frames_at`."""

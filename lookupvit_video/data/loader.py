@@ -1,8 +1,9 @@
 """Samplers and loaders. The order of samples follows from (seed, step) alone: not from ranks, workers or restarts."""
 
+import ctypes
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,8 @@ from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, train_transform
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.seeding import mix_seed
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -68,6 +71,18 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, row) for row in order[first : first + share]]
 
 
+def keep_freed_memory(_worker: int = 0) -> None:
+    """Make this process use memory again that it has freed, where the C library would give it back at once.
+
+    Clips are of the size that glibc maps anew each time (or trims off its heap), and the kernel's page faults then take
+    longer than what fills the pages. Up to 256 MiB stay; pieces of more than 32 MiB are glibc's to give back.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # no glibc: another system, or another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
 @contextmanager
 def worker_failures_told() -> Iterator[None]:
     """Turn what torch raises when a decoding worker dies or hangs into one line that says what to do.
@@ -117,11 +132,14 @@ class Loader(DataLoader[Sample]):
     ):
         check_backend(cfg.DATA.DECODING_BACKEND)
         workers = cfg.DATA_LOADER.NUM_WORKERS
+        if not workers:
+            keep_freed_memory()
         super().__init__(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,
+            worker_init_fn=keep_freed_memory,
             pin_memory=pin and cfg.DATA_LOADER.PIN_MEMORY,
             prefetch_factor=cfg.DATA_LOADER.PREFETCH_FACTOR if workers else None,
             timeout=cfg.DATA_LOADER.TIMEOUT if workers else 0,

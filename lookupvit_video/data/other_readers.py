@@ -47,6 +47,9 @@ class _OtherReader(PyAVReader):
             if distrust is None:
                 self._other = self._open_other()
                 distrust = self._compare()
+        except DecodeError:
+            self.close()
+            raise
         except Exception as error:  # each raises errors of its own and RuntimeError; the messages name C++ lines
             logger.debug("%s: %s: %s", self.path, self.package, error)
             distrust = "it cannot open the file"
@@ -74,13 +77,14 @@ class _OtherReader(PyAVReader):
         """Why the other library is not to be trusted with this file, seen from its header and packets."""
         if not format_names(self._container) & self.containers or codec_name(self._stream) not in self.codecs:
             return f"it is not exact on {codec_name(self._stream)} in {self._container.format.name}"
+        info = self.info  # decodes a picture: only now the rest is known
         if self._timeline.sequential or not self._timeline.closed:
             return "it is not exact where key frames or time stamps are irregular"
         if self._quarter_turns:
             return "it cannot turn pictures of every size upright"
         if self._squares != 1:
             return "it does not make oblong pixels square"
-        if self._stream.codec_context.pix_fmt not in _PLAIN_PIXELS or self._stream.codec_context.height % 2:
+        if self._stream.codec_context.pix_fmt not in _PLAIN_PIXELS or info.height % 2:
             return "it converts pictures of odd height, or of more than 8 bits, to other colours"
         return None
 

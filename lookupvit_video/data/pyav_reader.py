@@ -8,6 +8,9 @@ pictures, damaged frames are dropped. So the way here is:
 3. at the first difference, or sign of damage, decode the whole file once: the frames that come out *are* the timeline
    from then on, and every request is served by decoding from the start.
 
+What makes it fast is what it leaves out: pictures that are neither asked for nor leaned on by others are not decoded,
+pictures that are not asked for are not converted to RGB, and the header is believed until a picture contradicts it.
+
 Readers of other libraries differ in step 2 only: they override `PyAVReader._pick`.
 """
 
@@ -17,10 +20,11 @@ import logging
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import av
 import numpy as np
@@ -36,8 +40,11 @@ from lookupvit_video.data.timeline import (
     codec_name,
     format_names,
     index_path,
+    is_unreferenced,
     load_timeline,
     longest_rise,
+    nal_layout,
+    note_packets,
     packet_end,
     save_timeline,
     timeline_of_packets,
@@ -48,7 +55,11 @@ logger = logging.getLogger(__name__)
 _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
 # Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
 _NEARLY_SQUARE = 0.02
+_SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _ODDEST_PIXEL = 8  # times as wide as high, or as high as wide: beyond, the header is damaged
+
+
+_T = TypeVar("_T")
 
 
 class _Mismatch(Exception):
@@ -70,11 +81,15 @@ class PyAVReader(VideoReader):
     _stream: Any = None
     _reformatter: Any = None
     # The cursor: `_frames` delivers what comes after `_current`, the frame at timeline index `_index`; frames before
-    # time stamp `_floor` are left out. `_frames` is None where decoding has to start anew.
+    # time stamp `_floor` are left out. `_frames` is None where decoding has to start anew. Of the time stamps passed
+    # by since, pictures at `_spared` were not decoded, since only those at `_shown` are asked for (None: all).
     _frames: Any = None
     _current: Any = None
     _index: int = -1
     _floor: int | None = None
+    _shown: set[int | None] | None = None
+    _spared: set[int | None]
+    _lying_size: tuple[int, int] | None = None  # (width, height) before turning; None: no picture was decoded yet
 
     def __init__(
         self, path: str | os.PathLike[str], *, timeout: float = 0.0, index_cache: str | os.PathLike[str] = ""
@@ -85,33 +100,36 @@ class PyAVReader(VideoReader):
             with _plain_errors(self._deadline):
                 self._open()
                 self._use(self._remembered(index_cache) if index_cache else self._explore())
-                try:
-                    first = self._frame(0)
-                except _Mismatch as mismatch:
-                    self._fall_back(mismatch)
-                    first = self._frame(0)
-                self._squares = _width_of_pixel(self._stream)
-                self._lying_size = (max(1, round(first.width * self._squares)), first.height)
-                self._quarter_turns = round(first.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
-                self._describe()
         except BaseException:
             self.close()
             raise
 
+    @property
+    def info(self) -> VideoInfo:
+        """See `VideoReader.info`."""
+        if self._lying_size is None:
+            self._settled(partial(self._measure, [0]))
+        width, height = self._upright_size()
+        codec, count = codec_name(self._stream), len(self.times)
+        return VideoInfo(codec, width, height, count / self.duration, self.duration, count)
+
     def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
         """See `VideoReader.frames_at`."""
+        at = checked_times(self.path, seconds)
+        return self._settled(partial(self._gather, at))
+
+    def _settled(self, work: Callable[[], _T]) -> _T:
+        """Do what needs decoding; where the decoder contradicts the packets, once more with its own timeline."""
         if self._container is None:
             raise ValueError(f"{self.path}: the reader is closed")
-        at = checked_times(self.path, seconds)
         self._deadline.restart()
         try:
             with _plain_errors(self._deadline):
                 try:
-                    return self._gather(at)
+                    return work()
                 except _Mismatch as mismatch:
                     self._fall_back(mismatch)
-                    self._describe()
-                    return self._gather(at)
+                    return work()
         except DecodeError:
             self._frames = None  # the decoder stands somewhere midway
             raise
@@ -133,12 +151,34 @@ class PyAVReader(VideoReader):
 
     def _pick(self, wanted: np.ndarray) -> np.ndarray:
         """Frames at ascending timeline indices (T,): uint8 (T, H, W, 3); _Mismatch where the timeline is wrong."""
-        frames = np.empty((len(wanted), self.info.height, self.info.width, 3), dtype=np.uint8)
-        for slot, index in zip(frames, wanted.tolist(), strict=True):
+        indices = wanted.tolist()
+        if self._lying_size is None:
+            self._measure(indices or [0])
+        self._ask_for(indices)
+        width, height = self._upright_size()
+        frames = np.empty((len(indices), height, width, 3), dtype=np.uint8)
+        for slot, index in zip(frames, indices, strict=True):
             slot[...] = self._upright_rgb(self._frame(index))
         return frames
 
+    def _measure(self, indices: list[int]) -> None:
+        """Note how pictures lie, from the first asked for, or from the video's first where the header differs."""
+        self._ask_for(indices)
+        frame = self._frame(indices[0])
+        if indices[0] and (frame.width, frame.height) != self._stated_size:
+            self._ask_for([0])
+            frame = self._frame(0)
+        self._squares = _width_of_pixel(self._stream)
+        self._quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+        self._lying_size = (max(1, round(frame.width * self._squares)), frame.height)
+
+    def _upright_size(self) -> tuple[int, int]:
+        assert self._lying_size is not None
+        width, height = self._lying_size
+        return (height, width) if self._quarter_turns % 2 else (width, height)
+
     def _upright_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        assert self._lying_size is not None
         width, height = self._lying_size  # a stream may change its size midway; the clip may not
         # one thread: swscale would take every core of the machine, in every loader worker
         picture = self._reformatter.reformat(
@@ -147,6 +187,15 @@ class PyAVReader(VideoReader):
         plane = picture.planes[0]
         rows = np.frombuffer(plane, dtype=np.uint8, count=height * plane.line_size).reshape(height, plane.line_size)
         return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), self._quarter_turns)
+
+    def _ask_for(self, indices: list[int]) -> None:
+        """Say which timeline indices `_frame` will be asked for, so that other pictures may be spared."""
+        if self._timeline.sequential:
+            self._shown = None  # which packet shows which frame is not known
+            return
+        self._shown = {self._timeline.pts[index] for index in indices}
+        if self._frames is not None and not self._shown.isdisjoint(self._spared):
+            self._frames = None
 
     def _frame(self, index: int) -> av.VideoFrame:
         """The frame at a timeline index, by decoding on or by seeking, whichever decodes less."""
@@ -166,7 +215,8 @@ class PyAVReader(VideoReader):
         else:
             self._open()
             packets = self._packets()
-        self._frames = _decode(packets, self._stream, forgive=not key.seek)
+        self._spared = set()
+        self._frames = _decode(self._needed(packets), self._stream, forgive=not key.seek)
         self._floor = key.pts
         self._index = key.frame - 1
 
@@ -180,19 +230,29 @@ class PyAVReader(VideoReader):
                 return chain([entry], packets)
         raise _Mismatch("a seek does not find the key frame")
 
+    def _needed(self, packets: Iterator[Any]) -> Iterator[Any]:
+        """Leave out packets of pictures that nobody asks for and no other picture leans on."""
+        for packet in packets:
+            if self._shown is None or packet.pts in self._shown or not is_unreferenced(packet, self._nal):
+                yield packet
+            else:
+                self._spared.add(packet.pts)
+
     def _advance(self) -> None:
-        """Move the cursor one frame on, and check that it is the frame the timeline names."""
+        """Move the cursor to the next frame decoded, and check that it is the one the timeline names."""
+        pts = self._timeline.pts
         for frame in self._frames:
             if self._floor is not None and frame.pts is not None and frame.pts < self._floor:
                 continue  # shown before the key frame: it may lean on pictures from before the seek
-            due = self._timeline.pts[self._index + 1]
+            due = self._index + 1
+            while due < len(pts) - 1 and pts[due] in self._spared:
+                due += 1
             if self._timeline.sequential:
-                if frame.pts != due:
+                if frame.pts != pts[due]:
                     continue  # its time stamp is out of order: it has no place among the others
-            elif frame.pts != due or frame.is_corrupt:
+            elif frame.pts != pts[due] or frame.is_corrupt:
                 break  # corrupt: mended from what came before, which after a seek is not what a full decode saw
-            self._index += 1
-            self._current = frame
+            self._index, self._current = due, frame
             return
         self._frames = None
         raise _Mismatch(f"frame {self._index + 1} does not arrive as announced")
@@ -208,6 +268,8 @@ class PyAVReader(VideoReader):
             raise DecodeError(self.path, "its video is in a codec that this build of PyAV cannot decode")
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
+        self._stated_size = (self._stream.codec_context.width, self._stream.codec_context.height)
+        self._nal = nal_layout(self._stream)
         self._reformatter = VideoReformatter()
 
     def _packets(self) -> Iterator[Any]:
@@ -216,6 +278,8 @@ class PyAVReader(VideoReader):
     def _use(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self.times = timeline.times
+        last, count = float(self.times[-1]), len(self.times)
+        self.duration = last * count / (count - 1) if count > 1 else 1 / float(self._stream.average_rate or 1)
         self._frames = None
 
     def _fall_back(self, mismatch: _Mismatch) -> None:
@@ -224,12 +288,6 @@ class PyAVReader(VideoReader):
             raise DecodeError(self.path, f"does not decode the same twice ({mismatch}); is it being written?")
         logger.info("%s: %s; decoding all of it", self.path, mismatch)
         self._use(self._play())
-
-    def _describe(self) -> None:
-        width, height = self._lying_size[::-1] if self._quarter_turns % 2 else self._lying_size
-        count = len(self.times)
-        fps = (count - 1) / float(self.times[-1]) if count > 1 else float(self._stream.average_rate or 1)
-        self.info = VideoInfo(codec_name(self._stream), width, height, fps, count / fps, count)
 
     def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
         """What an earlier opening found out about this very file, or what this one does."""
@@ -246,7 +304,7 @@ class PyAVReader(VideoReader):
         Raises:
             DecodeError: the file ends before the video does.
         """
-        packets = [PacketNote.of(packet, self._stream) for packet in self._packets()]
+        packets = note_packets(self._packets(), self._stream)
         _check_whole(self._deadline, self._container, self._stream, packets)
         return timeline_of_packets(packets, self._container, self._stream) or self._play()
 
@@ -304,20 +362,43 @@ def _plain_errors(deadline: Deadline) -> Iterator[None]:
         raise DecodeError(deadline.path, f"cannot be decoded: {error.strerror}") from error
 
 
-def _open_container(deadline: Deadline, **options: str) -> Any:
+def _open_container(deadline: Deadline) -> Any:
+    """Open a file, without the look at its first picture where the header is enough.
+
+    That look is libav's, to learn the pixels' format, and in a .webm it takes longer than all else in opening.
+    """
+    if deadline.path.lower().endswith((".webm", ".mkv")):
+        container = _opened(deadline, codec_whitelist="none")
+        if _needs_no_look(container):
+            return container
+        container.close()
+    return _opened(deadline)
+
+
+def _opened(deadline: Deadline, **options: str) -> Any:
     """Open a file for reading, with no other file or address behind it."""
     path = deadline.path
     try:
         # "file:" keeps a colon in a name from being read as a protocol; a playlist must not open a network address
         whole = {"protocol_whitelist": "file", **options}
         # libav gives up one wait for the disk; how long all of them take, with the decoding between, `_demux` looks to
-        return av.open(f"file:{path}", options=whole, metadata_errors="replace", timeout=deadline.seconds or None)
+        return av.open(
+            f"file:{path}", container_options=whole, metadata_errors="replace", timeout=deadline.seconds or None
+        )
     except av.FFmpegError as error:
         deadline.check()
         with open(path, "rb") as file:
             is_mp4 = file.read(8)[4:] == b"ftyp"
         why = "its index (moov) is missing: truncated, fetch it again" if is_mp4 else f"not a video ({error.strerror})"
         raise DecodeError(path, f"cannot be opened: {why}") from error
+
+
+def _needs_no_look(container: Any) -> bool:
+    """Whether the header alone tells what there is to decode: one video, its pictures shown as they come."""
+    videos = container.streams.video
+    if len(videos) != 1 or videos[0].codec_context is None:
+        return False
+    return codec_name(videos[0]) in _SHOWN_AS_THEY_COME and videos[0].codec_context.width > 0
 
 
 def _demux(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
@@ -353,7 +434,7 @@ def _check_whole(deadline: Deadline, container: Any, stream: Any, packets: list[
     if stated and "mp4" in format_names(container):
         whole = sum(not p.corrupt for p in packets)
         if whole < stated:  # an edit list leaves packets out of a sound file: count without it
-            with _open_container(deadline, ignore_editlist="1") as plain:
+            with _opened(deadline, ignore_editlist="1") as plain:
                 whole = sum(not p.is_corrupt for p in _demux(plain, plain.streams[stream.index], deadline))
         if whole < stated:
             raise DecodeError(path, f"truncated: holds {whole} of {stated} frames; fetch it again")
@@ -364,8 +445,8 @@ def _check_whole(deadline: Deadline, container: Any, stream: Any, packets: list[
     slack = max(1.0, 0.05 * duration)
     if max((p.end for p in packets), default=0.0) >= duration - slack:
         return
-    with _open_container(deadline) as other:  # the video may end long before the sound
-        last = max((packet_end(p) for p in _demux(other, None, deadline)), default=0.0)
+    with _opened(deadline) as other:  # the video may end long before the sound
+        last = max((packet_end(p, float(p.time_base)) for p in _demux(other, None, deadline)), default=0.0)
     if last < duration - slack:
         raise DecodeError(path, f"truncated: ends at {last:.1f} of {duration:.1f} s; fetch it again")
 

@@ -42,11 +42,21 @@ class VideoReader:
     """An open video, and a context manager that closes it; made by `open_video`.
 
     `times` holds the presentation times of its frames: float64 (N,), seconds, ascending, `times[0] == 0.0`. These are
-    the packets' times until a decode contradicts them (a damaged file); `times` and `info` then become what is decoded.
+    the packets' times until a decode contradicts them (a damaged file); `times` and what follows from them then become
+    what is decoded. `duration` is the time at which the last frame ends, in seconds.
     """
 
-    info: VideoInfo
     times: np.ndarray
+    duration: float
+
+    @property
+    def info(self) -> VideoInfo:
+        """What the file holds; the first time it is asked for, a frame may have to be decoded.
+
+        Raises:
+            DecodeError: that frame cannot be decoded.
+        """
+        raise NotImplementedError
 
     def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
         """Frames shown at times in seconds, in any order, with repeats: uint8 (T, H, W, C), RGB, upright.

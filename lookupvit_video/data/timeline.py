@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,25 +57,28 @@ class PacketNote(NamedTuple):
     corrupt: bool
     end: float
 
-    @staticmethod
-    def of(packet: Any, stream: Any) -> PacketNote:
-        """Take down a demuxed packet of PyAV."""
-        key = packet.is_keyframe
-        return PacketNote(
+
+def note_packets(packets: Iterable[Any], stream: Any) -> list[PacketNote]:
+    """Take down the demuxed packets of a stream of PyAV."""
+    nal, unit = nal_layout(stream), float(stream.time_base)
+    return [
+        PacketNote(
             packet.pts,
             packet.dts,
-            key,
-            key and _is_entry(packet, stream),
+            packet.is_keyframe,
+            packet.is_keyframe and _is_entry(packet, nal),
             packet.is_discard,
             packet.is_corrupt,
-            packet_end(packet),
+            packet_end(packet, unit),
         )
+        for packet in packets
+    ]
 
 
-def packet_end(packet: Any) -> float:
-    """The second at which a packet of PyAV stops being shown."""
+def packet_end(packet: Any, unit: float) -> float:
+    """The second at which a packet of PyAV stops being shown; ``unit``: of its time stamps, in seconds."""
     stamp = packet.pts if packet.pts is not None else packet.dts
-    return float((stamp or 0) + (packet.duration or 0)) * float(packet.time_base)
+    return ((stamp or 0) + (packet.duration or 0)) * unit
 
 
 def codec_name(stream: Any) -> str:
@@ -130,30 +134,45 @@ def _entry_points(packets: list[PacketNote], shown: np.ndarray, container: Any) 
     return keys
 
 
-def _is_entry(packet: Any, stream: Any) -> bool:
+def _is_entry(packet: Any, nal: int | None) -> bool:
     """Whether a packet flagged as key is free of earlier pictures.
 
-    In H.264 the flag also stands on recovery points, which need not be; only an IDR picture is. The first picture's NAL
-    unit tells (ITU-T H.264, table 7-1: 1 to 5 are pictures, 5 is IDR).
+    In H.264 the flag also stands on recovery points, which need not be; only an IDR picture (a NAL unit of type 5) is.
     """
-    if codec_name(stream) != "h264":
-        return True
-    data, setup = bytes(packet), stream.codec_context.extradata or b""
-    if setup[:1] == b"\x01":  # mp4, mkv: each unit is preceded by its length, in so many bytes
-        size, at = (setup[4] & 3) + 1, 0
-        while at + size < len(data):
-            kind = data[at + size] & 31
-            if 1 <= kind <= 5:
-                return kind == 5
-            at += size + int.from_bytes(data[at : at + size], "big")
+    return nal is None or next(_picture_headers(bytes(packet), nal), 0) & 31 == 5
+
+
+def is_unreferenced(packet: Any, nal: int | None) -> bool:
+    """Whether no other picture is predicted from that of a packet, so that it can be left out; False: not known.
+
+    In H.264 nal_ref_idc is then 0 in all of its NAL units (ITU-T H.264, 7.4.1).
+    """
+    if nal is None:
         return False
-    at = data.find(b"\0\0\1")
-    while 0 <= at < len(data) - 3:
-        kind = data[at + 3] & 31
-        if 1 <= kind <= 5:
-            return kind == 5
-        at = data.find(b"\0\0\1", at + 3)
-    return False
+    headers = list(_picture_headers(bytes(packet), nal))
+    return bool(headers) and not any(header & 0x60 for header in headers)
+
+
+def nal_layout(stream: Any) -> int | None:
+    """How many bytes before each NAL unit hold its length (0: a start code stands there); None: not H.264."""
+    if codec_name(stream) != "h264":
+        return None
+    setup = stream.codec_context.extradata or b""
+    return (setup[4] & 3) + 1 if setup[:1] == b"\x01" and len(setup) > 4 else 0  # 1: as in mp4 and mkv
+
+
+def _picture_headers(data: bytes, nal: int) -> Iterator[int]:
+    """The first byte of each NAL unit with picture data (ITU-T H.264, table 7-1: types 1 to 5)."""
+    at = nal or _after_start_code(data, 0)
+    while 0 < at < len(data):
+        if 1 <= data[at] & 31 <= 5:
+            yield data[at]
+        at = at + int.from_bytes(data[at - nal : at], "big") + nal if nal else _after_start_code(data, at)
+
+
+def _after_start_code(data: bytes, start: int) -> int:
+    at = data.find(b"\0\0\1", start)
+    return at + 3 if at >= 0 else -1
 
 
 def longest_rise(stamps: list[int]) -> list[int]:

@@ -176,7 +176,7 @@ def normalize(clips_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
     shape = (1, -1, 1, 1, 1)
     scale = 1 / (255 * torch.tensor(std, device=clips_BCTHW.device))
     shift = -torch.tensor(mean, device=clips_BCTHW.device) / torch.tensor(std, device=clips_BCTHW.device)
-    return torch.mul(clips_BCTHW, scale.view(shape)).add_(shift.view(shape))  # bytes become floats in the same pass
+    return clips_BCTHW.to(torch.float32, copy=True).mul_(scale.view(shape)).add_(shift.view(shape))
 
 
 def soft_targets(labels_B: Tensor, num_classes: int) -> Tensor:
