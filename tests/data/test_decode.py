@@ -246,6 +246,50 @@ def test_seeks_decode_little_and_only_frames_asked_for_are_converted(videos, mon
         assert len(converted) == 2
 
 
+def test_pictures_that_no_other_leans_on_are_decoded_only_when_asked_for(videos, monkeypatch):
+    path = videos("gop250_b.mp4")
+    times, pictures = decode_all(path)
+    fed, plain = [], PyAVReader._needed
+    monkeypatch.setattr(PyAVReader, "_needed", lambda *given: (fed.append(p.pts) or p for p in plain(*given)))
+    with open_video(path) as video:
+        assert_shown(video.frames_at([times[40]]), pictures[[40]], "pyav")
+        assert len(fed) <= 30, "with two of three pictures unreferenced"
+        for order in ([41], [42, 44], [43, 45], range(48), range(47, 0, -5), [41, 42, 43], [40, 45]):
+            at = list(order)
+            assert_shown(video.frames_at(times[at]), pictures[at], "pyav")
+        fed.clear()
+        video.frames_at(times)
+        assert len(fed) == 48
+        assert not video._timeline.sequential
+
+
+@pytest.mark.parametrize("first", [5, 30])
+def test_a_stream_that_changes_its_size_gives_clips_of_one_size(tmp_path, first):
+    path = tmp_path / "a.ts"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height = 64, 48
+        for part, size in enumerate([(64, 48), (96, 80)]):
+            encoder = av.CodecContext.create("libx264", "w")
+            encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
+            encoder.time_base, encoder.max_b_frames, encoder.framerate = Fraction(1, 24), 0, 24
+            for i in range(24):
+                frame = av.VideoFrame.from_ndarray(draw_frame(24 * part + i, size=size), format="rgb24")
+                frame.pts = 24 * part + i
+                for packet in encoder.encode(frame.reformat(format="yuv420p")):
+                    packet.stream = stream
+                    container.mux(packet)
+            for packet in encoder.encode(None):
+                packet.stream = stream
+                container.mux(packet)
+    with open_video(path) as video:
+        for number in (first, 0, 47):
+            frame = video.frames_at([video.times[number]])[0].numpy()
+            assert frame.shape == (48, 64, 3)
+            assert number > 23 or read_number(frame) == number
+        assert (video.info.width, video.info.height) == (64, 48)
+
+
 def test_frames_that_the_packets_hide_are_found_by_a_full_decode(videos, monkeypatch):
     """A seek to the wrong place must end in a full decode, never in another frame."""
     path = videos("gop12_b.mp4")

@@ -2,8 +2,11 @@
 
 import os
 import pickle
+import platform
 import random
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from functools import partial
@@ -373,6 +376,24 @@ def test_mistake_in_the_code_keeps_its_traceback(videos):
 def test_workers_run_on_one_thread_each(videos):
     for batch in loader_with(videos, count_threads, workers=2):
         assert batch.clips.tolist() == [[1]] * 4
+
+
+@pytest.mark.skipif(not platform.libc_ver()[0], reason="not glibc")
+def test_freed_memory_is_used_again():
+    count = (
+        "import resource, sys, torch; from lookupvit_video.data.loader import keep_freed_memory\n"
+        "if len(sys.argv) > 1: keep_freed_memory()\n"
+        "def use(): a, b, c = (torch.ones(5, 1 << 19) for _ in range(3))\n"
+        "use(); use(); use(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): use()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    faults = [
+        int(subprocess.run([sys.executable, "-c", count, *given], capture_output=True, check=True).stdout)
+        for given in ([], ["keep"])
+    ]
+    assert faults[0] > 1000
+    assert faults[1] < 100
 
 
 def test_prefetch_is_the_configs(videos):
