@@ -1,11 +1,14 @@
 """Processes and devices: what torchrun started, where this process computes, and the model spread over them."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import distributed, nn
+from fvcore.common.config import CfgNode
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -52,12 +55,43 @@ def close_world() -> None:
         distributed.destroy_process_group()
 
 
-def parallelize(model: nn.Module, world: World) -> nn.Module:
-    """Spread the training of a model over the processes; alone, return it as it is."""
+def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
+    """Spread the training of a model over the processes, before its optimiser is made; the model knows none of it."""
     if world.size == 1:
         return model
     device_ids = [world.device.index] if world.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+@contextmanager
+def synchronizing(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Let the backward pass inside average gradients over the processes, or not yet (gradient accumulation)."""
+    if wanted or not isinstance(model, DistributedDataParallel):
+        yield
+    else:
+        with model.no_sync():
+            yield
+
+
+def clip_gradients(model: nn.Module, limit: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most ``limit`` (0: as it is); return the norm before."""
+    return nn.utils.clip_grad_norm_(model.parameters(), limit or float("inf"))
+
+
+def full_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the unsharded state of a model and its optimiser, on the CPU, whatever ``parallelize`` did.
+
+    All processes must call it; names are those of the plain model.
+    """
+    plain = model.module if isinstance(model, DistributedDataParallel) else model
+    return plain.state_dict(), optimizer.state_dict() if optimizer else None
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Put the optimiser's part of a ``full_state`` back, under any kind of parallelism and number of processes."""
+    optimizer.load_state_dict(state)
 
 
 def gather_objects(value: T, world: World) -> list[T]:

@@ -7,7 +7,6 @@ import logging
 import random
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from fvcore.common.config import CfgNode
 from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from lookupvit_video.config import get_key
 from lookupvit_video.data.dataset import Batch
@@ -36,7 +34,15 @@ from lookupvit_video.engine.distill import Teacher, distill, load_teacher
 from lookupvit_video.engine.evaluate import evaluate
 from lookupvit_video.engine.log import JsonLines, clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.engine.optim import build_optimizer, build_schedule, set_learning_rate
-from lookupvit_video.engine.parallel import World, autocast_dtype, gather_objects, parallelize
+from lookupvit_video.engine.parallel import (
+    World,
+    autocast_dtype,
+    clip_gradients,
+    gather_objects,
+    load_optimizer,
+    parallelize,
+    synchronizing,
+)
 from lookupvit_video.engine.plots import plot_curves
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
@@ -168,10 +174,10 @@ def _prepare(cfg: CfgNode, classes: list[str], world: World) -> Run:
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
     model = build_model(cfg)
     resumed = _starting_point(cfg, classes, model)
-    model.to(world.device)
+    parallel_model = parallelize(model.to(world.device), cfg, world)
     optimizer = build_optimizer(cfg, model)
     if resumed:
-        optimizer.load_state_dict(resumed.optimizer or {})
+        load_optimizer(parallel_model, optimizer, resumed.optimizer or {})
     return Run(
         cfg=cfg,
         world=world,
@@ -179,7 +185,7 @@ def _prepare(cfg: CfgNode, classes: list[str], world: World) -> Run:
         train_videos=train_videos,
         val_videos=val_videos,
         model=model,
-        parallel_model=parallelize(model, world),
+        parallel_model=parallel_model,
         optimizer=optimizer,
         schedule=build_schedule(cfg),
         augment=BatchAugment(cfg),
@@ -251,14 +257,12 @@ def _one_step(run: Run, batches: Iterator[Batch], log: StepLog) -> None:
         batch = next(batches)
         log.data_seconds += time.perf_counter() - before
         _note_bad_videos(run, batch)
-        wait = isinstance(run.parallel_model, DistributedDataParallel) and part < parts - 1
-        with run.parallel_model.no_sync() if wait else nullcontext():  # type: ignore[operator]
+        with synchronizing(run.parallel_model, wanted=part == parts - 1):
             part_loss = _forward(run, batch) / parts
             part_loss.backward()
         loss += part_loss.detach()
         log.clips += len(batch.labels)
-    limit = cfg.SOLVER.CLIP_GRAD_L2NORM or float("inf")
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), limit)
+    norm = clip_gradients(run.parallel_model, cfg.SOLVER.CLIP_GRAD_L2NORM)
     run.optimizer.step()
     run.optimizer.zero_grad()
     log.losses.append(loss)
