@@ -174,7 +174,7 @@ def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
     for name in class_folders(folder):
         if name not in numbers:
             raise ValueError(f"{folder / name}: {name!r} is not in the class list; rename the folder or add the class")
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES)
+        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.name[0] != ".")
         videos += [Video(str(file), numbers[name], source=str(file)) for file in files]
     if not videos:
         raise ValueError(f"{folder}: no videos in class folders below it; expected {folder}/CLASS/VIDEO.mp4")

@@ -91,7 +91,7 @@ def test_paths_are_taken_from_the_prefix_or_the_lists_folder(tmp_path):
 
 def test_folder_of_class_folders(tmp_path):
     names = ["abseiling/b.mp4", "abseiling/a.WEBM", "abseiling/deep/c.avi", "air drumming/a.mkv"]
-    for name in [*names, "abseiling/notes.txt", ".cache/x.mp4", "stray.mp4"]:
+    for name in [*names, "abseiling/notes.txt", "abseiling/._b.mp4", ".cache/x.mp4", "stray.mp4"]:
         write(tmp_path, "", name)
     videos = read_manifest(tmp_path, CLASSES)
     assert {(str(Path(v.path).relative_to(tmp_path)), v.label) for v in videos} == {
