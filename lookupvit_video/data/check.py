@@ -34,6 +34,7 @@ from lookupvit_video.data.manifest import (
     read_class_list,
     read_manifest,
 )
+from lookupvit_video.data.pyav_reader import NOT_LOOKED_AT
 
 logger = logging.getLogger(__name__)
 
@@ -251,7 +252,7 @@ def _complaints() -> Iterator[list[str]]:
         found += [
             f"{name}: {' '.join(text.split())}"
             for level_of, name, text in lines
-            if level_of <= av.logging.ERROR or _MPEGTS_SIGNS.search(text)
+            if (level_of <= av.logging.ERROR and NOT_LOOKED_AT not in text) or _MPEGTS_SIGNS.search(text)
         ]
     finally:
         av.logging.set_skip_repeated(skips)

@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
 # Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
 _NEARLY_SQUARE = 0.02
+NOT_LOOKED_AT = "not on whitelist 'none'"  # what libav logs where `_open_container` keeps it from looking at a picture
 _SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _ODDEST_PIXEL = 8  # times as wide as high, or as high as wide: beyond, the header is damaged
 
