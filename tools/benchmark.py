@@ -4,11 +4,17 @@
 `loader`: video files to normalised clips. Without --cfg, on videos that are made for it: how many clips one core makes
 in a second, with every backend and with other people's ways, and which stage takes how long. With --cfg, on your own
 training videos: which stage takes how long, and how many workers a training needs.
+
+`model`: LookupViT beside a dense ViT and what users would pick instead: time, memory, and how much of the saved
+operations is saved time.
+
+`block`: a roofline account of one block: operations, bytes, time and the least time of each part.
 """
 
 import argparse
 import os
 import platform
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -417,7 +423,8 @@ def machine() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     packages: dict[str, str | None] = {}
-    for name in ("torch", "torchvision", "av", "decord", "torchcodec", "pytorchvideo"):
+    names = ("torch", "torchvision", "av", "decord", "torchcodec", "pytorchvideo", "transformers", "timm", "triton")
+    for name in names:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
@@ -564,7 +571,7 @@ def show_own_videos(facts: dict[str, Any], wall: float, cpu: float) -> None:
 # Command line -----------------------------------------------------------------------------------------------------
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(others: dict[str, dict[str, Any]]) -> argparse.Namespace:
     def at_least_one(text: str) -> int:
         number = int(text)
         if number < 1:
@@ -594,11 +601,22 @@ def parse_arguments() -> argparse.Namespace:
     )
     loader.add_argument("--json", type=Path, metavar="FILE", help="write the same as JSON")
     loader.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the config's")
+    for name, title in (("model", "LookupViT beside other models"), ("block", "where the time of a block goes")):
+        other = what.add_parser(
+            name, help=title, epilog=others[name]["EXAMPLES"], formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        others[name]["add_arguments"](other, at_least_one)
     return parser.parse_args()
 
 
 def main() -> int:
-    arguments = parse_arguments()
+    others = {
+        name: runpy.run_path(str(Path(__file__).with_name(f"benchmark_{name}.py"))) for name in ("model", "block")
+    }
+    arguments = parse_arguments(others)
+    if arguments.what in others:
+        code: int = others[arguments.what]["benchmark"](arguments, machine())
+        return code
     setup_logging()
     torch.set_num_threads(1)  # as in a worker
     keep_freed_memory()  # likewise; it helps all ways alike

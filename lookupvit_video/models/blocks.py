@@ -15,9 +15,9 @@ from lookupvit_video.models.attention import (
     NORM_EPS,
     AttentivePooling,
     BidirectionalCrossAttention,
-    Lookup,
     SelfAttention,
 )
+from lookupvit_video.models.linear import Linear
 from lookupvit_video.models.tokenizer import sine_cosine_positions
 
 
@@ -56,7 +56,7 @@ class BlockOptions:
 
     def mlp(self, dim: int, hidden_dim: int) -> nn.Sequential:
         """Return two linear layers with the activation between them."""
-        return nn.Sequential(nn.Linear(dim, hidden_dim), ACTIVATIONS[self.activation](), nn.Linear(hidden_dim, dim))
+        return nn.Sequential(Linear(dim, hidden_dim), ACTIVATIONS[self.activation](), Linear(hidden_dim, dim))
 
     def scale(self, dim: int) -> nn.Module:
         """Return the layer scale of one residual branch."""
@@ -129,14 +129,17 @@ class LookupViTBlock(nn.Module):
             self.scale_lookup_mlp = options.scale(dim)
         self.drop_path = StochasticDepth(drop_path, mode="row")
 
-    def forward(self, compressed_BMD: Tensor, lookup_BND: Tensor, infuse: bool = True) -> tuple[Tensor, Tensor, Lookup]:
+    def forward(
+        self, compressed_BMD: Tensor, lookup_BND: Tensor, infuse: bool = True, return_attention: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Update both token sets.
 
         Args:
             infuse: False leaves the lookup tokens as they are (nobody reads them after this block).
+            return_attention: return the gather's weights.
 
         Returns:
-            compressed tokens (B, M, D), lookup tokens (B, N, D), and the attention that the two directions share.
+            compressed tokens (B, M, D), lookup tokens (B, N, D), and the weights (B, heads, M, N) or None.
         """
         update_BMD, lookup = self.cross_attention.gather(
             self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND)
@@ -147,7 +150,7 @@ class LookupViTBlock(nn.Module):
             lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
             update_BND = self.lookup_mlp(self.norm_lookup_mlp(lookup_BND))
             lookup_BND = lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
-        return compressed_BMD, lookup_BND, lookup
+        return compressed_BMD, lookup_BND, lookup.weights if return_attention else None
 
 
 class TemporalEncoder(nn.Module):

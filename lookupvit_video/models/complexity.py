@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from lookupvit_video.models.attention import using_kernel
 from lookupvit_video.models.lookupvit import HEADS
 from lookupvit_video.models.reduce import merged_per_block
 from lookupvit_video.models.tokenizer import Grid
@@ -196,7 +197,8 @@ def measured_macs(model: nn.Module, *inputs: object) -> int:
     custom = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
     counter = FlopCounterMode(display=False, custom_mapping=custom)
     try:
-        with counter, torch.no_grad():
+        # The eager kernel computes Q K^T once, as the formula has it; others compute it again to save memory.
+        with using_kernel(model, "eager"), counter, torch.no_grad():
             model.eval()(*inputs)
     finally:
         model.train(was_training)

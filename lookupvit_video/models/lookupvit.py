@@ -161,9 +161,9 @@ class LookupViT(nn.Module):
         attention = []
         for i, block in enumerate(self.blocks):
             infuse = "lookup" in heads or i < len(self.blocks) - 1
-            compressed, lookup, found = block(compressed, lookup, infuse=infuse)
+            compressed, lookup, weights = block(compressed, lookup, infuse, return_attention)
             if return_attention:
-                attention.append(found.weights)
+                attention.append(weights)
         t, h, w = self.tokenizer.grid
         steps = t if self.temporal is not None else compress.grid_out[0]
         return LookupFeatures(

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lookupvit_video.models.linear import linear
+
 Grid = tuple[int, int, int]
 
 
@@ -43,8 +45,14 @@ class TubeletTokenizer(nn.Module):
             raise ValueError(
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
-        tokens_BDthw = self.projection(clip_BCTHW)
-        return tokens_BDthw.flatten(2).transpose(1, 2) + self.positions
+        return linear(self._fold(clip_BCTHW), self.projection.weight.flatten(1), self.projection.bias) + self.positions
+
+    def _fold(self, clip_BCTHW: Tensor) -> Tensor:
+        """Lay each tubelet's pixels out in a row (B, N, C * its volume): then the convolution is one matrix product."""
+        batch, channels = clip_BCTHW.shape[:2]
+        (t, h, w), (dt, dh, dw) = self.grid, self.projection.kernel_size
+        parts = clip_BCTHW.reshape(batch, channels, t, dt, h, dh, w, dw)
+        return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t * h * w, -1)
 
 
 def sine_cosine_positions(grid: Grid, dim: int) -> Tensor:

@@ -11,6 +11,7 @@ from lookupvit_video.models.attention import (
     BidirectionalCrossAttention,
     SelfAttention,
     head_mean,
+    set_kernel,
 )
 
 DIM, HEADS, M, N = 12, 3, 4, 10
@@ -45,11 +46,14 @@ def test_sums_of_the_weights_that_a_lookup_token_receives(reverse, m):
     assert (sums.std(dim=1) < 1e-12).all() == (reverse == "softmax")  # exactly 1 for each token, or on average only
 
 
-def test_gather_leaves_weights_and_the_scores_that_they_are_the_softmax_of():
+@pytest.mark.parametrize("kernel", ["eager", "fused"])
+def test_gather_leaves_the_weights_for_the_way_back(kernel):
     mhbc = sharpened(BidirectionalCrossAttention(DIM, HEADS))
+    set_kernel(mhbc, kernel)
     _, lookup = mhbc.gather(double(2, M, DIM), double(2, N, DIM))
-    assert lookup.weights.shape == lookup.scores.shape == (2, HEADS, M, N)
-    torch.testing.assert_close(lookup.weights, lookup.scores.exp() / lookup.scores.exp().sum(-1, keepdim=True))
+    scores = lookup.queries @ lookup.keys.mT / math.sqrt(DIM // HEADS)
+    assert lookup.weights.shape == scores.shape == (2, HEADS, M, N)
+    torch.testing.assert_close(lookup.weights, scores.exp() / scores.exp().sum(-1, keepdim=True))
     torch.testing.assert_close(head_mean(lookup.weights), lookup.weights.float().sum(1) / HEADS)
 
 
