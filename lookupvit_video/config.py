@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 _C = CfgNode()
 _C.OUTPUT_DIR = "runs/default"  # everything that a run writes goes below this folder
 _C.RNG_SEED = 0  # weights, sample order, clip times, augmentation and dropout all follow from it
+_C.DIST_TIMEOUT = 1800.0  # seconds that processes wait for one another; a longer pause ends the run and names who hangs
 _C.LOG_PERIOD = 10  # optimiser steps between two log lines (the device is synchronised only then)
 
 _C.TRAIN = CfgNode()
@@ -26,9 +27,19 @@ _C.TRAIN.BATCH_SIZE = 64  # clips per optimiser step, over all processes and acc
 _C.TRAIN.ACCUMULATION_STEPS = 1  # split the batch of each process in so many parts when memory is short
 _C.TRAIN.EVAL_PERIOD = 1  # epochs between two validations (the last epoch always has one); 0: never validate
 _C.TRAIN.CHECKPOINT_PERIOD = 1  # epochs between two checkpoints (the last epoch always has one)
+_C.TRAIN.CHECKPOINT_STEPS = 0  # optimiser steps between two more, for long epochs; 0: none
+_C.TRAIN.CHECKPOINT_MINUTES = 30.0  # minutes after the last one at which there is another; 0: none
 _C.TRAIN.KEEP_CHECKPOINTS = 2  # how many checkpoints stay on disk; two, so that one may be damaged
 _C.TRAIN.AUTO_RESUME = True  # go on from the newest checkpoint in OUTPUT_DIR
-_C.TRAIN.PRECISION = "auto"  # auto: bfloat16 on GPUs that have it, else float32; or one of the two by name
+_C.TRAIN.PRECISION = "auto"  # auto: bfloat16 on GPUs that have it, else float32; or one of them, or float16, by name
+_C.TRAIN.MAX_BAD_STEPS = 0  # steps with a loss or gradient of nan or infinity that are left out; 0: the first one stops
+_C.TRAIN.PARALLEL = "ddp"  # ddp: the whole model in each process; fsdp: weights and optimiser spread over them (FSDP2)
+_C.TRAIN.CPU_OFFLOAD = False  # fsdp: what is spread waits in RAM; slow, for models that the GPUs cannot hold together
+_C.TRAIN.ACTIVATION_CHECKPOINTING = "none"  # selective: keep linear layers' results alone; full: nothing inside a block
+_C.TRAIN.COMPILE = False  # torch.compile each block: faster steps for minutes of compilation at the start
+
+_C.TENSORBOARD = CfgNode()
+_C.TENSORBOARD.ENABLE = False  # write OUTPUT_DIR/tensorboard beside log.jsonl, which is always there
 
 _C.TEST = CfgNode()
 _C.TEST.ENABLE = True  # test after training, or alone when TRAIN.ENABLE is False
@@ -102,6 +113,12 @@ _C.MODEL.DROPOUT_RATE = 0.0  # dropout before each classifier
 _C.MODEL.INIT_FROM = ""  # weights to start from: this project's, timm's, VideoMAE's, ...; a file or a Hub id
 _C.MODEL.INIT_INFLATE = "central"  # image kernels in video: into the central frame, or the average over the frames
 _C.MODEL.FREEZE_ENCODER = False  # train the heads only: a linear probe, or with POOL attentive an attentive one
+_C.MODEL.FREEZE_SPATIAL = False  # factorised: train the temporal transformer and the heads only
+_C.MODEL.TEMPORAL_INIT = "random"  # factorised: random, or identity: frames reach the head as the spatial stage ends
+_C.MODEL.ADAPTER = "none"  # adaptformer or lora: train small additions to the frozen blocks, and the heads
+_C.MODEL.ADAPTER_WIDTH = 0  # their inner width, LoRA's rank; 0: 64 for adaptformer, 8 for lora
+_C.MODEL.ADAPTER_SCALE = 0.0  # factor on what they add, LoRA's alpha / rank; 0: 0.1 for adaptformer, 1 for lora
+_C.MODEL.TRAIN_NORMS = False  # train the norms in what is frozen all the same
 
 _C.DISTILL = CfgNode()
 _C.DISTILL.TEACHER = ""  # a checkpoint of this project whose answers (and tokens) are learned from; empty: off
@@ -128,7 +145,8 @@ _C.MIXUP.SWITCH_PROB = 0.5  # chance of cutmix where both are on
 
 _C.SOLVER = CfgNode()
 _C.SOLVER.OPTIMIZING_METHOD = "adamw"  # adamw or sgd (with Nesterov momentum)
-_C.SOLVER.BASE_LR = 5e-4  # peak learning rate at BATCH_SIZE as it stands; nothing scales it silently
+_C.SOLVER.BASE_LR = 5e-4  # peak learning rate; nothing scales it but the next line
+_C.SOLVER.BASE_LR_BATCH = 0  # batch size that the learning rates are written for: x BATCH_SIZE / it; 0: as they stand
 _C.SOLVER.COSINE_END_LR = 1e-6  # learning rate at the last step
 _C.SOLVER.WARMUP_START_LR = 1e-6  # learning rate at the first step
 _C.SOLVER.WARMUP_EPOCHS = 5.0  # linear warm-up, counted per step
@@ -137,11 +155,15 @@ _C.SOLVER.WEIGHT_DECAY = 0.05  # none on norms, biases and positions
 _C.SOLVER.BETAS = [0.9, 0.999]  # AdamW's
 _C.SOLVER.MOMENTUM = 0.9  # SGD's
 _C.SOLVER.LAYER_DECAY = 1.0  # learning rate factor from each block to the one below; 1: off
+_C.SOLVER.FREEZE_EPOCHS = 0.0  # FREEZE_ENCODER or FREEZE_SPATIAL for so many epochs only; 0: for good
 _C.SOLVER.CLIP_GRAD_L2NORM = 1.0  # largest norm of the gradient; 0: no clipping
+_C.SOLVER.EMA_DECAY = 0.0  # average the weights over the steps; validation, test and model.pt have the average; 0: off
 _C.SOLVER.LABEL_SMOOTHING = 0.0  # share of the target spread evenly over all classes
 
 CHOICES = {
-    "TRAIN.PRECISION": ("auto", "float32", "bfloat16"),
+    "TRAIN.PRECISION": ("auto", "float32", "bfloat16", "float16"),
+    "TRAIN.PARALLEL": ("ddp", "fsdp"),
+    "TRAIN.ACTIVATION_CHECKPOINTING": ("none", "selective", "full"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
     "DATA.SAMPLING": ("clip", "segments"),
@@ -156,6 +178,8 @@ CHOICES = {
     "MODEL.TOKENS": ("all", "resize", "random", "merge"),
     "MODEL.ACTIVATION": ("gelu", "gelu_tanh", "quick_gelu"),
     "MODEL.INIT_INFLATE": ("central", "average"),
+    "MODEL.TEMPORAL_INIT": ("random", "identity"),
+    "MODEL.ADAPTER": ("none", "adaptformer", "lora"),
     "SOLVER.OPTIMIZING_METHOD": ("adamw", "sgd"),
 }
 AT_LEAST = {
@@ -163,7 +187,9 @@ AT_LEAST = {
           TEST.BATCH_SIZE TEST.NUM_ENSEMBLE_VIEWS DATA.NUM_FRAMES DATA.SAMPLING_RATE DATA.TRAIN_CROP_SIZE
           DATA.TEST_CROP_SIZE MODEL.NUM_CLASSES MODEL.TUBELET MODEL.COMPRESSED_GRID MODEL.COMPRESSED_GRIDS
           MODEL.TEMPORAL_DEPTH TEST.GRIDS AUG.NUM_SAMPLE SOLVER.MAX_EPOCH DATA_LOADER.PREFETCH_FACTOR""",
-    0: """RNG_SEED TRAIN.EVAL_PERIOD DATA.TEST_SHORT_SIDE DATA_LOADER.NUM_WORKERS MODEL.DIM MODEL.DEPTH MODEL.NUM_HEADS
+    0: """RNG_SEED TRAIN.CHECKPOINT_STEPS TRAIN.CHECKPOINT_MINUTES TRAIN.MAX_BAD_STEPS
+          TRAIN.EVAL_PERIOD DATA.TEST_SHORT_SIDE DATA_LOADER.NUM_WORKERS MODEL.DIM MODEL.DEPTH MODEL.NUM_HEADS
+          MODEL.ADAPTER_WIDTH MODEL.ADAPTER_SCALE SOLVER.BASE_LR_BATCH SOLVER.FREEZE_EPOCHS
           MODEL.DROP_PATH MODEL.DROPOUT_RATE MODEL.KEEP_TOKENS MODEL.MERGE_TOKENS MODEL.LAYER_SCALE MODEL.NORM_EPS
           DISTILL.WEIGHT DISTILL.FEATURE_WEIGHT AUG.RAND_AUGMENT_OPS AUG.RAND_AUGMENT_MAGNITUDE AUG.RAND_AUGMENT_STD
           AUG.COLOR_JITTER AUG.RE_PROB MIXUP.ALPHA MIXUP.CUTMIX_ALPHA MIXUP.PROB MIXUP.SWITCH_PROB SOLVER.BASE_LR
@@ -174,8 +200,8 @@ AT_LEAST = {
 AT_MOST_ONE = """AUG.RE_PROB MIXUP.PROB MIXUP.SWITCH_PROB DATA.MAX_BAD_FRACTION SOLVER.LAYER_DECAY
                  SOLVER.LABEL_SMOOTHING DISTILL.WEIGHT AUG.COLOR_JITTER_PROB"""
 ABOVE_ZERO = """DATA.TARGET_FPS DATA.STD SOLVER.LAYER_DECAY DATA.TRAIN_JITTER_ASPECT_RELATIVE DISTILL.TEMPERATURE
-                MODEL.COMPRESSED_GRID_WEIGHTS"""
-BELOW_ONE = "MODEL.DROP_PATH MODEL.DROPOUT_RATE SOLVER.MOMENTUM SOLVER.BETAS"
+                MODEL.COMPRESSED_GRID_WEIGHTS DIST_TIMEOUT"""
+BELOW_ONE = "MODEL.DROP_PATH MODEL.DROPOUT_RATE SOLVER.MOMENTUM SOLVER.BETAS SOLVER.EMA_DECAY"
 LENGTHS = {
     "MODEL.TUBELET": (3,),
     "MODEL.COMPRESSED_GRID": (2, 3),
@@ -433,10 +459,55 @@ def _check_model(cfg: CfgNode) -> None:
         raise ValueError(f"MODEL.TOKENS {model.TOKENS} is for MODEL.ARCH vit with MODEL.ENCODER joint")
     if model.ARCH == "x3d" and model.DROP_PATH:
         raise ValueError("MODEL.DROP_PATH is for transformers; MODEL.ARCH x3d has MODEL.DROPOUT_RATE")
-    if model.FREEZE_ENCODER and (model.ARCH not in ("lookupvit", "vit") or model.DROP_PATH):
-        raise ValueError("MODEL.FREEZE_ENCODER is for MODEL.ARCH lookupvit or vit with MODEL.DROP_PATH 0")
     if cfg.DISTILL.FEATURE_WEIGHT and (model.ARCH != "lookupvit" or not cfg.DISTILL.TEACHER):
         raise ValueError("DISTILL.FEATURE_WEIGHT is for MODEL.ARCH lookupvit and needs DISTILL.TEACHER")
+
+
+def _check_frozen(cfg: CfgNode) -> None:
+    model, epochs = cfg.MODEL, cfg.SOLVER.FREEZE_EPOCHS
+    adapted, freezes = model.ADAPTER != "none", model.FREEZE_ENCODER or model.FREEZE_SPATIAL
+    what = "ADAPTER" if adapted else "FREEZE_SPATIAL" if model.FREEZE_SPATIAL else "FREEZE_ENCODER"
+    peer = model.ARCH not in ("lookupvit", "vit")
+    # Drop path would act on nothing that learns.
+    still = model.DROP_PATH and freezes and not adapted and not epochs
+    for wrong, message in (
+        (
+            (adapted or freezes) and (peer or still),
+            f"MODEL.{what} is for MODEL.ARCH lookupvit or vit" + " with MODEL.DROP_PATH 0" * (not adapted),
+        ),
+        (model.FREEZE_ENCODER and model.FREEZE_SPATIAL, "MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL: set one only"),
+        (adapted and model.FREEZE_ENCODER, "MODEL.ADAPTER freezes the encoder itself; set MODEL.FREEZE_ENCODER False"),
+        (
+            (peer or model.ENCODER == "joint") and (model.FREEZE_SPATIAL or model.TEMPORAL_INIT != "random"),
+            "MODEL.FREEZE_SPATIAL and TEMPORAL_INIT identity are for MODEL.ENCODER factorised",
+        ),
+        (
+            model.TRAIN_NORMS and not (adapted or freezes),
+            "MODEL.TRAIN_NORMS is for MODEL.FREEZE_ENCODER, FREEZE_SPATIAL or ADAPTER; all norms train without them",
+        ),
+        (
+            epochs and (adapted or not freezes or epochs >= cfg.SOLVER.MAX_EPOCH),
+            f"SOLVER.FREEZE_EPOCHS is {epochs}; it goes with MODEL.FREEZE_ENCODER or FREEZE_SPATIAL, without ADAPTER, "
+            f"and is below SOLVER.MAX_EPOCH {cfg.SOLVER.MAX_EPOCH}",
+        ),
+    ):
+        if wrong:
+            raise ValueError(message)
+
+
+def _check_parallel(cfg: CfgNode) -> None:
+    if cfg.TRAIN.CPU_OFFLOAD and cfg.TRAIN.PARALLEL != "fsdp":
+        raise ValueError("TRAIN.CPU_OFFLOAD is for TRAIN.PARALLEL fsdp; ddp keeps the whole model on each GPU")
+    if cfg.MODEL.ARCH == "x3d" and (cfg.TRAIN.PARALLEL, cfg.TRAIN.ACTIVATION_CHECKPOINTING) != ("ddp", "none"):
+        raise ValueError(
+            "MODEL.ARCH x3d has batch norms, whose statistics need TRAIN.PARALLEL ddp and "
+            "TRAIN.ACTIVATION_CHECKPOINTING none"
+        )
+    if cfg.DIST_TIMEOUT <= cfg.DATA_LOADER.TIMEOUT:
+        raise ValueError(
+            f"DIST_TIMEOUT is {cfg.DIST_TIMEOUT:g} and DATA_LOADER.TIMEOUT {cfg.DATA_LOADER.TIMEOUT:g}; processes must "
+            "wait longer for one another than one of them may wait for data"
+        )
 
 
 def validate(cfg: CfgNode) -> None:
@@ -449,6 +520,8 @@ def validate(cfg: CfgNode) -> None:
     _check_geometry(cfg)
     _check_grids(cfg)
     _check_model(cfg)
+    _check_parallel(cfg)
+    _check_frozen(cfg)
     area, scales = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE, cfg.DATA.TRAIN_JITTER_SCALES
     aspect = cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE
     if area and not 0 < area[0] <= area[1] <= 1:

@@ -3,24 +3,30 @@
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 import simplejson
+from fvcore.common.config import CfgNode
 
 from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
+from lookupvit_video.engine.dry import dry_run
+from lookupvit_video.engine.health import EXIT_STOPPED, Stopped
 from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.parallel import close_world, init_world
+from lookupvit_video.engine.parallel import World, close_world, init_world, lost_processes_told
 from lookupvit_video.engine.test import test
-from lookupvit_video.engine.train import train
+from lookupvit_video.engine.train import disk_failures_told, train
 from lookupvit_video.files import written_whole
 
 EXAMPLE = """examples:
   python tools/run_net.py --cfg configs/demo_motion.yaml
   python tools/run_net.py --cfg configs/demo_motion.yaml TRAIN.ENABLE False TEST.NUM_ENSEMBLE_VIEWS 4
   torchrun --nproc_per_node=8 tools/run_net.py --cfg configs/k400_lvit.yaml DATA.PATH_TO_DATA_DIR /data/k400
+  python tools/run_net.py --cfg configs/demo_motion.yaml --dry-run
 
+SIGTERM or SIGUSR1: the step at hand is finished and saved, the exit code is 75, and the same command goes on.
 Every key stands with its default and reason in lookupvit_video/config.py.
 """
 
@@ -30,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cfg", required=True, metavar="FILE", help="a config, such as configs/demo_motion.yaml")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, make one step, write nothing")
     parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the config's")
     return parser.parse_args()
 
@@ -38,22 +45,34 @@ def main() -> int:
     arguments = parse_arguments()
     cfg = load_config(arguments.cfg, arguments.overrides)
     classes = load_classes(cfg)
-    world = init_world()
+    world = init_world(cfg.DIST_TIMEOUT)
     setup_logging(world.is_main)
     try:
+        with lost_processes_told(world, min(cfg.DIST_TIMEOUT, 30.0)):
+            if arguments.dry_run:
+                dry_run(cfg, classes, world)
+            else:
+                run(cfg, classes, world)
+    except Stopped as stopped:
         if world.is_main:
-            with written_whole(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
-                temporary.write_text(cfg.dump(), encoding="utf-8")
-        if cfg.TRAIN.ENABLE:
-            train(cfg, classes, world)
-        if cfg.TEST.ENABLE:
-            summary = test(cfg, classes, world)
-            if summary:
-                print(simplejson.dumps({key: value for key, value in summary.items() if key != "per_class"}))
+            print(f"run_net.py: {stopped}", file=sys.stderr)
+        return EXIT_STOPPED
     finally:
         logging.shutdown()
         close_world()
     return 0
+
+
+def run(cfg: CfgNode, classes: list[str], world: World) -> None:
+    if world.is_main:
+        with disk_failures_told(cfg), written_whole(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
+            temporary.write_text(cfg.dump(), encoding="utf-8")
+    if cfg.TRAIN.ENABLE:
+        train(cfg, classes, world)
+    if cfg.TEST.ENABLE:
+        summary = test(cfg, classes, world)
+        if summary:
+            print(simplejson.dumps({key: value for key, value in summary.items() if key != "per_class"}))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,22 @@
-"""Checkpoints: written whole or not at all, read without running anything they hold.
+"""Checkpoints: written whole or not at all, checked when read, and read without running anything they hold.
 
 A checkpoint is one dict of plain data and tensors. ``model``, ``config`` (YAML text) and ``classes`` are always there,
-so any of them serves for prediction; a training checkpoint also has ``optimizer`` and where the run stood.
+so any of them serves for prediction; a training checkpoint also has ``optimizer``, ``ema`` and where the run stood. The
+file is a zip archive, as torch writes it, with a CRC-32 checksum of each part; ``load_checkpoint`` compares them all.
 """
 
+import io
 import logging
 import math
 import pickle
-from dataclasses import dataclass
+import platform
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -37,6 +43,17 @@ class Checkpoint:
     """Optimiser steps done."""
     best_top1: float
     """Best validation accuracy so far, in percent; -1 before the first validation."""
+    ema: dict[str, torch.Tensor] | None = None
+    """The averaged weights, beside those that training goes on with; in a file for use they are ``model``."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """Where the training stood, see ``engine.run.Run.state``; empty in a file for use."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Of Python and the libraries that wrote it."""
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions that decide whether results can be equal to the bit."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 
 def save_checkpoint(
@@ -44,60 +61,93 @@ def save_checkpoint(
     *,
     cfg: CfgNode,
     classes: list[str],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
+    model: nn.Module | Mapping[str, torch.Tensor],
+    optimizer: dict[str, Any] | None = None,
+    ema: Mapping[str, torch.Tensor] | None = None,
     step: int = 0,
     best_top1: float = -1.0,
+    state: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint; without ``optimizer`` it is one for use, not for going on.
+
+    Args:
+        model: a plain model, or its state.
 
     Raises:
         OSError: the disk is full or cannot be written to; an older file of that name is left as it was.
     """
-    state = {
+    content = {
         "format": FORMAT,
         "config": cfg.dump(),
         "classes": list(classes),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict() if optimizer else None,
+        "model": dict(model.state_dict() if isinstance(model, nn.Module) else model),
+        "optimizer": optimizer,
+        "ema": dict(ema) if ema else None,
         "step": step,
         "best_top1": best_top1,
-        "versions": {"torch": str(torch.__version__)},
+        "state": state or {},
+        "versions": library_versions(),
     }
-    with written_whole(path) as temporary:
-        torch.save(state, temporary)
+    with written_whole(path) as temporary, _Telling(io.FileIO(temporary, "w")) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError:  # how torch says that writing failed, without the reason
+            raise (file.error or OSError(f"{path}: torch could not write it")) from None
+
+
+class _Telling(io.BufferedWriter):
+    """A file that keeps why writing to it failed."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU; nothing in the file is executed (``weights_only=True``).
 
     Raises:
-        ValueError: the file is missing, damaged, no checkpoint, or of another project.
+        ValueError: the file is missing, damaged (also where only a checksum tells), no checkpoint, or of another
+            project.
     """
     path = Path(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        damaged = _damaged_part(path)
+        if not damaged:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged pickle may raise anything
         if isinstance(error, OSError) and error.strerror:
-            reason = error.strerror
+            damaged = error.strerror
         elif isinstance(error, pickle.UnpicklingError):
-            reason = "not a checkpoint, or it holds code, which is not run"
+            damaged = "not a checkpoint, or it holds code, which is not run"
         else:
-            reason = "damaged, or not a checkpoint"
+            damaged = "damaged, or not a checkpoint"
+    if damaged:
         raise ValueError(
-            f"{path}: this checkpoint cannot be read ({reason}); give a .pt file that tools/run_net.py wrote"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT or not KEYS <= state.keys():
+            f"{path}: this checkpoint cannot be read ({damaged}); give a .pt file that tools/run_net.py wrote"
+        )
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
         raise ValueError(f"{path}: no checkpoint of this project; give a .pt file that tools/run_net.py wrote")
     return Checkpoint(
         path=path,
-        config=config_from_text(state["config"], f"{path} (config in it)"),
-        classes=state["classes"],
-        model=state["model"],
-        optimizer=state["optimizer"],
-        step=state["step"],
-        best_top1=state["best_top1"],
+        config=config_from_text(content["config"], f"{path} (config in it)"),
+        **{name: content[name] for name in ("classes", "model", "optimizer", "step", "best_top1")},
+        **{name: content[name] for name in ("ema", "state", "versions") if name in content},  # not in older ones
     )
+
+
+def _damaged_part(path: Path) -> str:
+    """Say what the checksums in a file find; empty: nothing, or it is no archive that has any."""
+    if not zipfile.is_zipfile(path):
+        return ""
+    with zipfile.ZipFile(path) as archive:
+        part = archive.testzip()
+    return f"damaged: {part} has another checksum than when it was written" if part else ""
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: bool = False) -> None:
@@ -174,4 +224,11 @@ def latest_checkpoint(output_dir: str | Path) -> Checkpoint | None:
 def remove_old_checkpoints(output_dir: str | Path, keep: int) -> None:
     """Delete all but the newest ``keep`` training checkpoints."""
     for path in training_checkpoints(output_dir)[keep:]:
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Delete what killed processes left half written; no run must be writing there."""
+    folder = Path(output_dir)
+    for path in [*folder.glob(".*.tmp.pt"), *(folder / "checkpoints").glob(".*.tmp.pt")]:
         path.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from torch import nn
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.engine.parallel import World, autocast_dtype, gather_objects
+from lookupvit_video.engine.parallel import World, autocast_dtype, gather_objects, gathered
 from lookupvit_video.engine.plots import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
@@ -94,7 +94,7 @@ def evaluate(
     Every video is read once, whatever the number of grids.
 
     Args:
-        model: not wrapped for parallel training; its mode is kept.
+        model: not wrapped in DDP; its mode is kept.
         loader: from ``build_eval_loader`` with this process's rank.
         videos: the whole list, the same in all processes.
         label: what the progress line says.
@@ -110,12 +110,13 @@ def evaluate(
     share = len(range(world.rank, len(videos), world.size))
     batches = progress(loader, total=share, label=label, unit="videos", step=cfg.TEST.BATCH_SIZE) \
         if world.is_main else loader  # fmt: skip
-    for batch in batches:
-        for rows, grid in zip(own, grids, strict=True):
-            probabilities = predict_clips(model, cfg, batch.clips, world.device, grid)
-            by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
-            rows += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)
-        bad += batch.errors
+    with gathered(model):
+        for batch in batches:
+            for rows, grid in zip(own, grids, strict=True):
+                probabilities = predict_clips(model, cfg, batch.clips, world.device, grid)
+                by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
+                rows += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)
+            bad += batch.errors
     model.train(was_training)
     labels = np.array([video.label for video in videos])
     tables = np.zeros((len(grids), len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)

@@ -1,7 +1,8 @@
-"""What a run says: lines for people on the terminal, JSON lines for programs in OUTPUT_DIR/log.jsonl."""
+"""What a run says: lines for people on the terminal, JSON lines for programs in OUTPUT_DIR/log.jsonl, TensorBoard."""
 
 import csv
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from typing import Any
 
 import simplejson
 import torch
+from fvcore.common.config import CfgNode
 
 try:
     import resource
@@ -26,16 +28,66 @@ def setup_logging(is_main: bool = True) -> None:
 
 
 class JsonLines:
-    """Appends one JSON object a line; each line is on disk before ``write`` returns control for long."""
+    """Appends one JSON object a line."""
 
     def __init__(self, path: Path, enabled: bool = True):
         self.path, self.enabled = path, enabled
+        if enabled and _ends_within_a_line(path):  # what a killed run left must not spoil the first line of this one
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n")
 
     def write(self, kind: str, **values: Any) -> None:
-        """Append {"kind": kind, "time": seconds since 1970, ...}."""
+        """Append {"kind": kind, "time": seconds since 1970, ...}; numbers that are not finite become null."""
         if self.enabled:
+            line = simplejson.dumps({"kind": kind, "time": round(time.time(), 3), **values}, ignore_nan=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(simplejson.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+                file.write(line + "\n")
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+
+
+class Journal:
+    """What a run measures, written for programs: JSON lines always, TensorBoard by TENSORBOARD.ENABLE.
+
+    Args:
+        enabled: in the main process only.
+        step: the run starts there; what TensorBoard has of later steps, from a run that was killed, is hidden.
+
+    Raises:
+        ValueError: TensorBoard is asked for, but not installed.
+    """
+
+    def __init__(self, cfg: CfgNode, enabled: bool = True, step: int = 0):
+        self.lines = JsonLines(Path(cfg.OUTPUT_DIR) / "log.jsonl", enabled)
+        self._board = None
+        if cfg.TENSORBOARD.ENABLE and enabled:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError(
+                    "TENSORBOARD.ENABLE is True, but TensorBoard is not installed: pip install -e .[tensorboard]"
+                ) from None
+            self._board = SummaryWriter(str(Path(cfg.OUTPUT_DIR) / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Write the numbers of a step: {"kind": kind, "step": step, ...}, and curves of the same names."""
+        self.lines.write(kind, step=step, **values)
+        if self._board:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._board.flush()
+
+    def close(self) -> None:
+        """Finish TensorBoard's file."""
+        if self._board:
+            self._board.close()
 
 
 def read_json_lines(path: Path, kind: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
-"""Parameter groups, optimiser and learning-rate schedule."""
+"""Parameter groups, optimiser, learning-rate schedule, and what is frozen for a while."""
 
+import logging
 import re
 from typing import Any
 
@@ -13,21 +14,31 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
+from lookupvit_video.models.adapters import is_adapter
+from lookupvit_video.models.build import is_frozen
+from lookupvit_video.models.complexity import count_parameters
+
+logger = logging.getLogger(__name__)
+
 # What is neither a norm nor a bias and does not decay either: positions and learned tokens.
 NO_DECAY = ("positions", "class_token", "attentive.query", "positional_encoding")
+FUSED = ("cpu", "cuda", "mps", "xpu")  # devices for which torch has fused optimisers
 
 
 def layer_of(name: str, depth: int, temporal_depth: int = 0) -> int:
     """Return the layer a parameter belongs to, from the input upwards.
 
     0 is the tokenizer (with the class token), 1 to ``depth`` are the blocks, then come those of a temporal encoder,
-    and one more for the heads.
+    and one more for the heads (BEiT, arXiv 2106.08254, and MAE count so). Adapters are with the heads, wherever they
+    lie: both are new, and learn at the full rate.
     """
+    if is_adapter(name):
+        return depth + temporal_depth + 1
     block = re.search(r"(temporal\.)?\bblocks\.(\d+)\.", name)
     if block:
         return int(block[2]) + 1 + (depth if block[1] else 0)
-    if name.startswith("temporal."):
-        return depth + 1  # its positions, with its first block
+    if name.startswith(("temporal.", "frame_norm")):
+        return depth + 1  # positions, and the norms of what comes in, with the first temporal block
     if re.search(r"tokenizer\.|class_token|patch_embed|cls_positional_encoding", name):
         return 0
     return depth + temporal_depth + 1
@@ -41,7 +52,8 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Group a model's parameters by weight decay and learning-rate factor ``lr_scale``.
 
-    ``lr_scale`` is ``layer_decay`` ** (layers above), as BEiT and MAE do.
+    ``lr_scale`` is ``layer_decay`` ** (layers above), as BEiT and MAE do: 1 for the heads, ``layer_decay`` for the
+    last block, ``layer_decay`` ** (depth + 1) for the tokenizer of a model without a temporal encoder.
     """
     depth = len(model.blocks)  # type: ignore[arg-type]
     temporal = getattr(model, "temporal", None)
@@ -66,22 +78,66 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimiser of SOLVER over the groups of ``parameter_groups``."""
-    groups = parameter_groups(model, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.LAYER_DECAY)
-    if cfg.SOLVER.OPTIMIZING_METHOD == "sgd":
-        return torch.optim.SGD(
-            groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.MOMENTUM > 0, fused=True
-        )
-    return torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, betas=tuple(cfg.SOLVER.BETAS), fused=True)
+    """Make the optimiser of SOLVER over the groups of ``parameter_groups``, and log what it trains."""
+    solver = cfg.SOLVER
+    groups = parameter_groups(model, solver.WEIGHT_DECAY, solver.LAYER_DECAY)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fused = all(parameter.device.type in FUSED for parameter in parameters) or None  # None: torch chooses
+    if solver.FREEZE_EPOCHS and solver.OPTIMIZING_METHOD == "sgd":
+        fused = None  # torch's fused SGD takes momenta of all parameters in a group or of none
+    rate = solver.BASE_LR * learning_rate_factor(cfg)
+    optimizer: torch.optim.Optimizer
+    if solver.OPTIMIZING_METHOD == "sgd":
+        momentum = solver.MOMENTUM
+        optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=fused)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=rate, betas=tuple(solver.BETAS), fused=fused)
+    trained, total = sum(parameter.numel() for parameter in parameters), count_parameters(model)
+    scaled = f" = {solver.BASE_LR:g} x {cfg.TRAIN.BATCH_SIZE} / {solver.BASE_LR_BATCH}" if solver.BASE_LR_BATCH else ""
+    logger.info(
+        "optimizer: %s%s, peak learning rate %.3g%s, trains %d of %d parameters (%.2f %%)%s",
+        solver.OPTIMIZING_METHOD, ", fused" if fused else "", rate, scaled, trained, total, 100 * trained / total,
+        f", the frozen ones from epoch {solver.FREEZE_EPOCHS:g} on" if solver.FREEZE_EPOCHS else "",
+    )  # fmt: skip
+    return optimizer
+
+
+def drop_frozen_gradients(cfg: CfgNode, model: nn.Module, epoch: float) -> None:
+    """While SOLVER.FREEZE_EPOCHS last, take the gradients of what is frozen; call it between backward and clipping.
+
+    A parameter without a gradient is in no norm, does not decay, and its moments begin when it thaws: heads learn as
+    they would with ``requires_grad`` off below them. Nothing else changes, so that DDP, FSDP and compiled blocks need
+    know nothing of it; the price is a backward pass that goes all the way down.
+
+    Args:
+        epoch: of the step about to be made: optimiser steps done / steps of an epoch. Nothing else is remembered.
+    """
+    if epoch < cfg.SOLVER.FREEZE_EPOCHS:
+        for name, parameter in model.named_parameters():
+            if is_frozen(cfg, name):
+                parameter.grad = None
+
+
+def learning_rate_factor(cfg: CfgNode) -> float:
+    """Return what SOLVER's learning rates (peak, first and last) are multiplied with: the linear scaling rule.
+
+    TRAIN.BATCH_SIZE / BASE_LR_BATCH, in clips of an optimiser step over all processes (Goyal et al., arXiv 1706.02677;
+    VideoMAE and MAE write their rates for 256); 1 where BASE_LR_BATCH is 0.
+    """
+    return cfg.TRAIN.BATCH_SIZE / cfg.SOLVER.BASE_LR_BATCH if cfg.SOLVER.BASE_LR_BATCH else 1.0
 
 
 def build_schedule(cfg: CfgNode) -> ParamScheduler:
     """Return the learning rate as a function of the share of training done (0 to 1): linear warm-up, then cosine."""
-    cosine = CosineParamScheduler(cfg.SOLVER.BASE_LR, cfg.SOLVER.COSINE_END_LR)
+    factor = learning_rate_factor(cfg)
+    start, peak, end = (
+        factor * rate for rate in (cfg.SOLVER.WARMUP_START_LR, cfg.SOLVER.BASE_LR, cfg.SOLVER.COSINE_END_LR)
+    )
+    cosine = CosineParamScheduler(peak, end)
     warmup = cfg.SOLVER.WARMUP_EPOCHS / cfg.SOLVER.MAX_EPOCH
     if warmup == 0:
         return cosine
-    ramp = LinearParamScheduler(cfg.SOLVER.WARMUP_START_LR, cfg.SOLVER.BASE_LR)
+    ramp = LinearParamScheduler(start, peak)
     return CompositeParamScheduler([ramp, cosine], [warmup, 1 - warmup], ["rescaled", "rescaled"])
 
 

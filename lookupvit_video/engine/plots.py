@@ -1,14 +1,17 @@
-"""Pictures of a run: learning curves and the confusion matrix."""
+"""Pictures of a run: what the model sees, learning curves and the confusion matrix."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lookupvit_video.files import written_whole
+
+SHOWN_CLIPS, SHOWN_FRAMES = 8, 4
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -43,6 +46,40 @@ def plot_curves(train: Sequence[dict[str, Any]], val: Sequence[dict[str, Any]], 
     axes[1].set(title="validation accuracy", xlabel="step", ylabel="%", ylim=(0, 101))
     for axis in axes:
         axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def plot_clips(
+    clips_BCTHW: torch.Tensor,
+    targets_BK: torch.Tensor,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    path: Path,
+) -> None:
+    """Draw some frames of the first clips of a batch, as the model gets them after all augmentation and mixing.
+
+    Args:
+        clips_BCTHW: normalised by ``mean`` and ``std``.
+        targets_BK: over each clip stand the two classes with the most weight.
+    """
+    clips = clips_BCTHW[:SHOWN_CLIPS].detach().float().cpu()
+    times = np.linspace(0, clips.shape[2] - 1, min(SHOWN_FRAMES, clips.shape[2])).round().astype(int)
+    shape = (-1, 1, 1, 1)
+    figure = new_figure(1.6 * len(times), 1.9 * len(clips))
+    for axis, clip, target in zip(
+        figure.subplots(len(clips), squeeze=False)[:, 0], clips, targets_BK.cpu(), strict=False
+    ):
+        pixels = (clip[:, times] * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
+        axis.imshow(torch.cat(list(pixels.permute(1, 2, 3, 0)), dim=1).numpy())
+        weights, labels = target.topk(min(2, len(classes)))
+        names = [
+            classes[label] if weight > 0.995 else f"{100 * weight:.0f} % {classes[label]}"
+            for weight, label in zip(weights.tolist(), labels.tolist(), strict=True)
+            if weight > 0.005
+        ]
+        axis.set_title(" + ".join(names) or "could not be read", fontsize=8, parse_math=False)
+        axis.set_axis_off()
     save_figure(figure, path)
 
 

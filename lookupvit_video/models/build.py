@@ -5,11 +5,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from lookupvit_video.config import token_grid
-from lookupvit_video.models.blocks import BlockOptions
+from lookupvit_video.models.adapters import add_adapters, is_adapter
+from lookupvit_video.models.blocks import BlockOptions, TemporalEncoder, TransformerBlock
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within, vit_macs
 from lookupvit_video.models.lookupvit import VARIANTS, LookupViT
 from lookupvit_video.models.vit import ViT
@@ -49,7 +51,7 @@ def shapeless_settings(cfg: CfgNode) -> dict[str, Any]:
     """Return the MODEL settings that change what weights compute but not their shapes, so that loading cannot tell."""
     if cfg.MODEL.ARCH not in ("lookupvit", "vit"):
         return {}
-    names = ("POOL", "RESIZE", "REVERSE_WEIGHTS", "ACTIVATION", "NORM_EPS")
+    names = ("POOL", "RESIZE", "REVERSE_WEIGHTS", "ACTIVATION", "NORM_EPS", "ADAPTER_SCALE")
     return {"NUM_HEADS": model_arguments(cfg)["num_heads"], **{name: cfg.MODEL[name] for name in names}}
 
 
@@ -60,12 +62,53 @@ def compressed_grids(cfg: CfgNode) -> list[tuple[int, ...]]:
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """Build the model that ``MODEL`` and ``DATA`` describe, freshly initialised from torch's current seed."""
+    """Build the model that ``MODEL`` and ``DATA`` describe, freshly initialised from torch's current seed.
+
+    What is never trained has ``requires_grad`` off.
+    """
     model = _build(cfg)
-    if cfg.MODEL.FREEZE_ENCODER:
+    if cfg.MODEL.TEMPORAL_INIT == "identity":
+        pass_frames_through(model.get_submodule("temporal"))
+    if cfg.MODEL.ADAPTER != "none":
+        _add_adapters(cfg, model)
+    if not cfg.SOLVER.FREEZE_EPOCHS:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.startswith(("head.", "heads.")))
+            if is_frozen(cfg, name):
+                parameter.requires_grad_(False)
     return model
+
+
+def _add_adapters(cfg: CfgNode, model: nn.Module) -> None:
+    stages = ["blocks"]
+    if cfg.MODEL.ENCODER == "factorised" and not cfg.MODEL.FREEZE_SPATIAL:  # else the temporal stage trains itself
+        stages.append("temporal.blocks")
+    for stage in stages:
+        add_adapters(model.get_submodule(stage), cfg.MODEL.ADAPTER, cfg.MODEL.ADAPTER_WIDTH, cfg.MODEL.ADAPTER_SCALE)
+
+
+def is_frozen(cfg: CfgNode, name: str) -> bool:
+    """Whether the config freezes the parameter of that name: for good, or for the first SOLVER.FREEZE_EPOCHS."""
+    model = cfg.MODEL
+    if name.startswith(("head.", "heads.")) or is_adapter(name) or (model.TRAIN_NORMS and "norm" in name):
+        return False
+    if model.FREEZE_SPATIAL:
+        return name.startswith(("tokenizer.", "blocks."))
+    return model.FREEZE_ENCODER or model.ADAPTER != "none"
+
+
+@torch.no_grad()
+def pass_frames_through(temporal: nn.Module) -> None:
+    """Have a fresh temporal transformer start as nearly the identity, so that the head sees what the frames are.
+
+    The last layer of each residual branch is zero, and positions are as small as ViViT's are at first (0.02).
+    """
+    assert isinstance(temporal, TemporalEncoder)
+    temporal.positions.mul_(0.02)
+    for block in temporal.blocks:
+        assert isinstance(block, TransformerBlock)
+        for last in (block.attention.projection, block.mlp[2]):
+            for parameter in last.parameters():
+                parameter.zero_()
 
 
 def _build(cfg: CfgNode) -> nn.Module:

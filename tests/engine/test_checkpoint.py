@@ -1,4 +1,6 @@
 import pickle
+import random
+import resource
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from lookupvit_video.engine.checkpoint import (
     load_checkpoint,
     load_weights,
     remove_old_checkpoints,
+    remove_unfinished,
     save_checkpoint,
 )
 from lookupvit_video.models.build import build_model
@@ -96,13 +99,45 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, capl
         latest_checkpoint(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_save_leaves_the_old_file_and_says_why(tmp_path):
     saved(tmp_path / "model.pt", step=1)
-    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
-        saved(tmp_path / "model.pt", step=2)
-    monkeypatch.undo()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # bytes of a file: a disk that takes no more
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            saved(tmp_path / "model.pt", step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
     assert load_checkpoint(tmp_path / "model.pt").step == 1
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    """Wherever it is; some bytes of the archive only fill up the space between its parts."""
+    path = tmp_path / "model.pt"
+    saved(path)
+    sound, content, noticed = load_checkpoint(path), path.read_bytes(), 0
+    draw = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        damaged[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = load_checkpoint(path)
+        except ValueError as error:
+            noticed += "cannot be read (damaged" in str(error)
+        else:
+            assert found.config == sound.config
+            assert all(torch.equal(value, found.model[name]) for name, value in sound.model.items())
+    assert noticed > 50
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path):
+    saved(checkpoint_path(tmp_path, 3), 3)
+    (tmp_path / "checkpoints" / ".step_00000004.77.tmp.pt").write_bytes(b"half")
+    (tmp_path / ".best.77.tmp.pt").write_bytes(b"half")
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*.pt")] == ["step_00000003.pt"]
 
 
 GEOMETRIES = {  # of the model; the checkpoint's grid of tokens is 2 x 4 x 4

@@ -14,13 +14,18 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
+from lookupvit_video.data.manifest import Video
 from lookupvit_video.engine.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.engine.log import read_json_lines
 from lookupvit_video.engine.parallel import World
-from lookupvit_video.engine.train import StepLog, draw_grid, loss_of_heads
+from lookupvit_video.engine.step import draw_grid, loss_of_heads
+from lookupvit_video.engine.steplog import StepLog
+from lookupvit_video.engine.utilisation import utilisation
 from lookupvit_video.errors import RunFailure
+from lookupvit_video.models.build import build_model
+from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.models.lookupvit import LookupViT
-from tests.small import ROOT, make_videos, run_net, run_tool, settings
+from tests.small import ROOT, call_tool, make_videos, run_net, run_tool, settings
 
 NET = ("tools/run_net.py", "--cfg", "tests/small.yaml")
 GRIDS = "[[1,2,2],[1,1,1],[2,3,3]]"
@@ -49,10 +54,28 @@ def test_loss_is_the_mean_over_heads_and_valid_clips():
     assert loss_of_heads(logits, targets, torch.zeros(4, dtype=torch.bool), 0.1) == 0
 
 
-def test_a_loss_that_is_not_finite_stops_with_the_step():
-    log = StepLog(losses=[torch.tensor(1.0), torch.tensor(float("nan"))], grad_norms=[torch.tensor(1.0)] * 2)
-    with pytest.raises(RunFailure, match="step 11: the loss is nan"):
-        log.summary(11, World(0, 1, torch.device("cpu")))
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_videos():
+    log = StepLog(World(0, 1, torch.device("cpu")), [Video("a.mp4", 0), Video("b.mp4", 1)])
+    log.add(torch.tensor(1.0), torch.tensor(2.0), [0])
+    log.add(torch.tensor(float("nan")), torch.tensor(2.0), [1])
+    with pytest.raises(
+        RunFailure, match=r"step 11: the loss is nan in rank 0, .* norm is 2; rank 0 read b\.mp4; lower"
+    ):
+        log.settle(11)
+
+
+def test_a_line_is_the_mean_of_its_steps_whether_settled_at_once_or_in_between():
+    lines = []
+    for settled_early in (False, True):
+        log = StepLog(World(0, 1, torch.device("cpu")), [])
+        for value in (0.1, 0.7, 0.3):
+            log.add(torch.tensor(value), torch.tensor(2 * value), [])
+            if settled_early:
+                log.settle(1)
+        log.settle(1)
+        facts, _ = log.summary(4)
+        lines.append((facts["loss"], facts["grad_norm"]))
+    assert lines[0] == lines[1] == (pytest.approx(1.1 / 3), pytest.approx(2.2 / 3))
 
 
 def drawn(overrides="", steps=range(400)):
@@ -106,14 +129,15 @@ def test_a_run_leaves_everything_it_promises(data, tmp_path):
     assert results["views"] == "2x3"
     assert results["gmacs_per_view"] > 0
     assert json.loads((tmp_path / "test_results.json").read_text())["top1"] == results["top1"]
-    for picture in ("curves.png", "confusion_matrix.png"):
+    for picture in ("curves.png", "confusion_matrix.png", "train_clips.png"):
         assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "test_predictions.csv").open()))
     right = sum(row["label"] == row["prediction"] for row in rows)
     assert results["top1"] == pytest.approx(100 * right / 9, abs=0.01)
     entries = read_json_lines(tmp_path / "log.jsonl", "train")
     assert [entry["step"] for entry in entries] == list(range(1, 9))  # 9 videos, 2 a step, 2 epochs
-    wanted = {"loss", "lr", "grad_norm", "clips_per_second", "data_time", "step_time", "memory_gib", "eta_seconds"}
+    wanted = {"loss", "lr", "grad_norm", "clips_per_second", "data_time", "data_share", "step_time", "memory_gib",
+              "eta_seconds"}  # fmt: skip
     assert wanted <= entries[0].keys()
     assert len(read_json_lines(tmp_path / "log.jsonl", "val")) == 2
     checkpoint = load_checkpoint(tmp_path / "model.pt")
@@ -237,3 +261,43 @@ def test_a_frozen_encoder_leaves_the_heads_to_learn(data, vit, tmp_path, arch, p
     assert changed == {name for name in before if name.startswith(("head.", "heads."))}
     if arch == "vit":
         assert all(torch.equal(after[name], value) for name, value in weights(vit).items() if name not in changed)
+
+
+def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path):
+    before = sorted(path.name for path in data.iterdir())
+    done = call_tool(*NET, "--dry-run", *settings(data, tmp_path / "run", AUG__NUM_SAMPLE=2, SOLVER__EMA_DECAY=0.9))
+    assert done.returncode == 0, done.stderr
+    plan = {line.split()[0]: line for line in done.stdout.splitlines()}
+    model = build_model(load_config("tests/small.yaml", settings(data, tmp_path)))
+    assert f"{count_parameters(model) / 1e6:.2f} M parameters" in plan["model"]
+    assert "0.0005335 GMACs a clip" in plan["model"]
+    assert "9 training videos, 9 for validation, 3 classes" in plan["data"]
+    assert "8 = 2 epochs x 4, 0 done" in plan["steps"]
+    assert "first 1e-06, peak 0.001" in plan["rate"]
+    # parameters, gradients, two moments and the average, in float32
+    assert f"optimiser {20 * count_parameters(model) / 2**30:.3g}" in plan["memory"]
+    assert "loss 1." in plan["one"]
+    assert not (tmp_path / "run").exists()
+    assert sorted(path.name for path in data.iterdir()) == before
+
+
+def test_tensorboard_has_the_curves(data, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    done = run_net(settings(data, tmp_path, TEST__ENABLE=False, TENSORBOARD__ENABLE=True))
+    assert done.returncode == 0, done.stderr
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    wanted = [entry["loss"] for entry in read_json_lines(tmp_path / "log.jsonl", "train")]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(wanted, rel=1e-5)
+    assert [event.step for event in events.Scalars("val/top1")] == [2, 4]
+
+
+def test_utilisation_is_operations_over_the_peak(monkeypatch):
+    cfg = load_config("tests/small.yaml")
+    world = World(0, 4, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    macs = 10**15
+    assert utilisation(cfg, macs, 10.0, world, torch.bfloat16) == pytest.approx(6 * macs / (10 * 4 * 989e12))
+    assert utilisation(cfg, macs, 10.0, world, torch.float32) is None
+    assert utilisation(cfg, macs, 10.0, World(0, 1, torch.device("cpu")), torch.bfloat16) is None

@@ -1,0 +1,148 @@
+"""What may happen to a run from outside, or to its numbers, and how it is told: signals, bad numbers, lost data.
+
+docs/reliability.md lists the faults, how each was made, and what happened.
+"""
+
+import os
+import signal
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import distributed
+
+from lookupvit_video.engine.parallel import World
+from lookupvit_video.errors import RunFailure
+
+T = TypeVar("T")
+STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again; for Slurm's RequeueExit
+SHOWN_VIDEOS = 8  # of each process, where a message names what a step read
+
+
+class Stopped(RunFailure):
+    """The run was asked to stop, and has saved where it stood: the same command goes on."""
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGUSR1 instead of dying of them, as long as its block runs.
+
+    Decoding workers that are forked inside let the first one pass too: a scheduler signals all processes of a job, and
+    the step that is to be finished needs them. The second one ends them, as torch does with workers that hang.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+        """Of the signal that came; empty: none did."""
+        self._owner = os.getpid()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for name in STOP_SIGNALS:
+            number = getattr(signal, name, None)  # Windows has no SIGUSR1
+            if number is not None:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.name and os.getpid() != self._owner:
+            os._exit(128 + number)
+        self.name = signal.Signals(number).name
+
+    def until_stopped(self, items: Iterable[T]) -> Iterator[T]:
+        """Pass items through until a signal comes."""
+        for item in items:
+            yield item
+            if self.name:
+                return
+
+
+def in_any_process(world: World, *flags: bool, seconds: float) -> list[bool]:
+    """Return for each flag whether some process has it set; all processes must call it.
+
+    It goes over gloo, so that no GPU is waited for.
+
+    Args:
+        seconds: to wait for a process that hangs.
+    """
+    if world.size == 1:
+        return list(flags)
+    votes = torch.tensor(flags, dtype=torch.int32)
+    work = distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=world.control, async_op=True)
+    work.wait(timedelta(seconds=seconds))
+    return [bool(vote) for vote in votes.tolist()]
+
+
+class Reading(NamedTuple):
+    """What one process knows of a step whose numbers went bad."""
+
+    loss: float
+    """Its own, before any mean over the processes."""
+    videos: list[str]
+    """That it read for the step."""
+
+
+def bad_step_text(step: int, norm: float, readings: Sequence[Reading], world: World) -> str:
+    """Say where a loss or gradient became nan or infinite: the step, the processes, and the videos they had.
+
+    Args:
+        step: counted as the log lines do.
+        norm: of the gradient, the mean over the processes.
+        readings: by rank.
+    """
+    bad = [rank for rank, reading in enumerate(readings) if not torch.isfinite(torch.tensor(reading.loss))]
+    if bad:
+        what = f"the loss is {readings[bad[0]].loss:g} in " + ", ".join(f"rank {rank}" for rank in bad)
+    else:  # the mean over the processes does not tell whose gradient it was
+        what, bad = "all losses are finite", list(range(world.size))
+    named = []
+    for rank in bad:
+        names = readings[rank].videos
+        more = f" and {len(names) - SHOWN_VIDEOS} more" if len(names) > SHOWN_VIDEOS else ""
+        named.append(f"rank {rank} read {', '.join(names[:SHOWN_VIDEOS])}{more}")
+    return f"step {step}: {what}, the gradient's norm is {norm:g}; {'; '.join(named)}"
+
+
+def slow_processes(times: Sequence[tuple[float, float]], world: World, factor: float = 1.5) -> list[str]:
+    """Name the processes for which the others wait.
+
+    Args:
+        times: by rank, the seconds of a step that went into waiting for data, and into the forward pass.
+        factor: to be told, a process must take so much longer for both than the median, and 20 ms.
+    """
+    totals = [data + forward for data, forward in times]
+    usual = statistics.median_low(totals)
+    told = []
+    for rank, (data, forward) in enumerate(times):
+        if data + forward > factor * usual + 0.02:
+            cause = "its data" if data > forward else "its forward pass"
+            told.append(
+                f"{world.name(rank)} is slow: data and forward pass of a step take {1000 * (data + forward):.0f} ms "
+                f"({1000 * max(data, forward):.0f} ms are {cause}), the median is {1000 * usual:.0f} ms"
+            )
+    return told
+
+
+def lost_folder(paths: Iterable[str]) -> str:
+    """Return the folder of the first of some unreadable videos whose folder is gone or empty; "": none is.
+
+    So it is when a disk or a network share is no longer mounted: the videos are not bad then.
+    """
+    for path in paths:
+        folder = os.path.dirname(path) or "."
+        try:
+            with os.scandir(folder) as entries:
+                if next(entries, None) is None:
+                    return folder
+        except OSError:
+            return folder
+    return ""

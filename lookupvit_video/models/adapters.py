@@ -1,0 +1,112 @@
+"""Parameter-efficient tuning: AdaptFormer's adapters or LoRA in the blocks of a model whose own weights are frozen.
+
+Both leave the names of the weights beneath them as they are, so that MODEL.INIT_FROM fills them as it fills the plain
+model; both start as that model; and what they add is known by name (``is_adapter``).
+Reading order: ``add_adapters``, AdaptFormer, LoRA, ``merge_lora``.
+"""
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lookupvit_video.models.linear import Linear
+
+WIDTHS = {"adaptformer": 64, "lora": 8}
+"""Inner width of an adapter (AdaptFormer, table 1), rank of LoRA, where none is given."""
+SCALES = {"adaptformer": 0.1, "lora": 1.0}
+"""What their output is multiplied with: AdaptFormer's s; LoRA's alpha / rank."""
+
+
+def add_adapters(blocks: nn.Module, kind: str, width: int = 0, scale: float = 0.0) -> None:
+    """Put adapters into every block of a list, in place; the output stays what it was.
+
+    Args:
+        kind: "adaptformer": beside each MLP, those of the lookup tokens included; "lora": on each linear layer.
+        width: inner width or rank; 0: that of ``WIDTHS``.
+        scale: 0: that of ``SCALES``.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind not in WIDTHS:
+        raise ValueError(f"adapters {kind!r}: choose {' or '.join(WIDTHS)}")
+    width, scale = width or WIDTHS[kind], scale or SCALES[kind]
+    for name, module in list(blocks.named_modules()):
+        if kind == "adaptformer" and type(module) is nn.Sequential:
+            blocks.set_submodule(name, AdaptedMLP(module, width, scale))
+        elif kind == "lora" and isinstance(module, nn.Linear):
+            blocks.set_submodule(name, LoRALinear(module, width, scale))
+
+
+def is_adapter(name: str) -> bool:
+    """Whether the parameter of that name was added by ``add_adapters``."""
+    return ".adapter." in name or ".lora_" in name
+
+
+class Adapter(nn.Module):
+    """A narrow MLP: down, ReLU, up (AdaptFormer, arXiv 2205.13535, section 3.2); zero at first."""
+
+    def __init__(self, dim: int, width: int, scale: float):
+        super().__init__()
+        self.scale = scale
+        self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
+        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        return self.scale * self.up(F.relu(self.down(x)))
+
+
+class AdaptedMLP(nn.Sequential):
+    """A block's MLP with an adapter beside it, on the same normalised tokens (AdaptFormer, equation 2).
+
+    It lies within the residual branch, so that layer scale and drop path, where there are any, act on both.
+    """
+
+    def __init__(self, mlp: nn.Sequential, width: int, scale: float):
+        super().__init__(*mlp)
+        first = mlp[0]
+        assert isinstance(first, nn.Linear)
+        self.adapter = Adapter(first.in_features, width, scale).to(first.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        first, activation, second, adapter = self
+        return second(activation(first(x))) + adapter(x)
+
+
+class LoRALinear(Linear):
+    """A linear layer W with a low-rank update: W x + scale * up (down x) (LoRA, arXiv 2106.09685); zero at first."""
+
+    def __init__(self, linear: nn.Linear, rank: int, scale: float):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
+        self.lora_down = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
+        self.lora_up = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return super().forward(x) + F.linear(self.scale * F.linear(x, self.lora_down), self.lora_up)
+
+    def merged(self) -> nn.Linear:
+        """Return the plain layer that computes the same."""
+        linear = Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        update = self.scale * (self.lora_up.double() @ self.lora_down.double())
+        linear.weight = nn.Parameter((self.weight.double() + update).to(self.weight).detach())
+        linear.bias = self.bias
+        return linear
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Turn every ``LoRALinear`` of a model into the plain layer that computes the same, in place; return the model.
+
+    What is left is the plain model, with its names and its cost. AdaptFormer's adapters have a ReLU inside: they stay.
+    """
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            model.set_submodule(name, module.merged())
+    return model

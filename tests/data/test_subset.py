@@ -1,0 +1,26 @@
+"""datasets/moving_digits/subset.py: some classes of a label set, numbered anew, with paths that lead somewhere."""
+
+from lookupvit_video.data.manifest import read_class_list, read_manifest
+from tests.small import call_tool
+
+
+def test_some_classes_and_fewer_training_videos(tmp_path):
+    whole, part = tmp_path / "motion", tmp_path / "deep" / "part"
+    whole.mkdir()
+    (whole / "classes.txt").write_text("up\ndown\nnear\nfar\n")
+    for split in ("train", "val", "test"):
+        rows = "".join(f"../videos/{split}/{i}.mp4,{i % 4}\n" for i in range(12))
+        (whole / f"{split}.csv").write_text(f"path,label\n{rows}")
+    command = ("datasets/moving_digits/subset.py", "--of", whole, "--out", part, "--train", 4, "--classes")
+    done = call_tool(*command, "far", "up")
+    assert done.returncode == 0, done.stderr
+    names = read_class_list(part / "classes.txt")
+    assert names == ["far", "up"]
+    for split, numbers in {"train": [0, 3, 4, 7], "test": [0, 3, 4, 7, 8, 11]}.items():
+        videos = read_manifest(part / f"{split}.csv", names)
+        paths = [(part / video.path).resolve() for video in videos]
+        assert paths == [tmp_path / "videos" / split / f"{number}.mp4" for number in numbers]
+        assert [names[video.label] for video in videos] == ["up" if number % 4 == 0 else "far" for number in numbers]
+    wrong = call_tool(*command, "left")
+    assert wrong.returncode == 2
+    assert "'left' is not in" in wrong.stderr

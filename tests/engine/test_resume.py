@@ -1,0 +1,178 @@
+"""A run that was interrupted ends as one that was not, to the bit."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lookupvit_video.engine.checkpoint import checkpoint_path, load_checkpoint, training_checkpoints
+from lookupvit_video.engine.log import read_json_lines
+from lookupvit_video.engine.parallel import World
+from lookupvit_video.engine.random_state import random_state, restore_random_state
+from tests.small import ROOT, run_net, settings
+
+# 4 steps an epoch; log lines of 3 steps, which no checkpoint but every third falls together with
+OPTIONS = {
+    "SOLVER__MAX_EPOCH": 3, "LOG_PERIOD": 3, "TRAIN__CHECKPOINT_STEPS": 1, "TRAIN__KEEP_CHECKPOINTS": 99,
+    "SOLVER__EMA_DECAY": 0.9, "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[1,1,1],[2,3,3]]", "MIXUP__ENABLE": True,
+    "AUG__NUM_SAMPLE": 2, "AUG__RE_PROB": 0.5, "MODEL__DROP_PATH": 0.2, "TEST__ENABLE": False,
+}  # fmt: skip
+
+
+def equal(a, b):
+    """Whether nested data are the same to the bit, and of the same types."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def assert_same_end(one, other):
+    """Compare all that two runs left: what goes on, what is used, what was logged."""
+    first, second = (load_checkpoint(training_checkpoints(folder)[0]) for folder in (one, other))
+    for part in ("step", "best_top1", "model", "optimizer", "ema"):
+        assert equal(getattr(first, part), getattr(second, part)), part
+    for part in ("scaler", "losses", "bad_rows", "position", "to_validate"):
+        assert equal(first.state[part], second.state[part]), part
+    assert equal(load_checkpoint(one / "model.pt").model, load_checkpoint(other / "model.pt").model)
+    for kind, names in (("train", ("step", "loss", "grad_norm", "lr")), ("val", ("step", "top1", "top5"))):
+        lines = [
+            [{name: entry[name] for name in names} for entry in read_json_lines(folder / "log.jsonl", kind)]
+            for folder in (one, other)
+        ]
+        assert lines[0] == lines[1] != []
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of an undisturbed run with a checkpoint of every step."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_net(settings(data, folder, **OPTIONS))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def interrupted(whole, folder, step):
+    """Make a folder as the undisturbed run would have left it, had it been killed after a step."""
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(checkpoint_path(whole, step), checkpoint_path(folder, step))
+    lines = (whole / "log.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if int(line.split('"step": ')[1].split(",")[0].rstrip("}\n")) <= step]
+    (folder / "log.jsonl").write_text("".join(kept) + '{"kind": "train", "st')  # the line that it was writing
+    return folder
+
+
+# 3: with a log line; 5: between two of them; 8: end of an epoch
+STEPS = range(1, 12) if os.environ.get("LOOKUPVIT_ALL_FAULTS") == "1" else (3, 5, 8)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_resumed_anywhere_equals_undisturbed(data, whole, tmp_path, step):
+    folder = interrupted(whole, tmp_path / "run", step)
+    done = run_net(settings(data, folder, **OPTIONS))
+    assert done.returncode == 0, done.stderr
+    assert f"step_{step:08d}.pt, step {step}" in done.stderr
+    assert_same_end(whole, folder)
+
+
+def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(data, whole, tmp_path):
+    folder = interrupted(whole, tmp_path / "run", 5)
+    damaged = checkpoint_path(folder, 6)
+    content = bytearray(checkpoint_path(whole, 6).read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, which reading alone would not notice
+    damaged.write_bytes(content)
+    done = run_net(settings(data, folder, **OPTIONS))
+    assert done.returncode == 0, done.stderr
+    assert f"{damaged}: this checkpoint cannot be read (damaged: archive/data/" in done.stderr
+    assert "has another checksum than when it was written); give a .pt file" in done.stderr
+    assert "trying the one before" in done.stderr
+    assert "step_00000005.pt, step 5" in done.stderr
+    assert_same_end(whole, folder)
+
+
+def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(data, whole, tmp_path):
+    options = {**OPTIONS, "TRAIN__CHECKPOINT_STEPS": 0, "TRAIN__CHECKPOINT_PERIOD": 99, "DATA_LOADER__NUM_WORKERS": 1}
+    command = [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data, tmp_path, **options)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )  # fmt: skip
+    told = []
+    for line in process.stderr:
+        told.append(line)
+        if "steps" in line and "train: " in line:  # the loop begins
+            os.killpg(process.pid, signal.SIGTERM)  # with the workers, as schedulers do
+    assert process.wait() == 75, "".join(told)
+    (saved,) = training_checkpoints(tmp_path)
+    assert "stopped by SIGTERM after step" in told[-1]
+    assert str(saved) in told[-1]
+    assert not (tmp_path / "model.pt").exists()
+    again = run_net(settings(data, tmp_path, **OPTIONS))
+    assert again.returncode == 0, again.stderr
+    assert_same_end(whole, tmp_path)
+
+
+def test_the_average_is_the_papers_and_is_what_is_handed_out(whole):
+    expected = {name: value.double() for name, value in load_checkpoint(checkpoint_path(whole, 1)).ema.items()}
+    for step in range(2, 13):
+        weights = load_checkpoint(checkpoint_path(whole, step)).model
+        expected = {name: 0.9 * value + 0.1 * weights[name] for name, value in expected.items()}
+    last = load_checkpoint(checkpoint_path(whole, 12))
+    for name, value in last.ema.items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert not equal(last.model, last.ema)
+    assert equal(load_checkpoint(whole / "model.pt").model, last.ema)
+
+
+def test_a_checkpoint_has_all_it_promises(whole):
+    checkpoint = load_checkpoint(checkpoint_path(whole, 11))
+    assert checkpoint.versions == {
+        "python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__, "numpy": np.__version__
+    }  # fmt: skip
+    assert checkpoint.state["position"] == {"epoch": 2, "step_in_epoch": 3, "videos": 9}
+    assert len(checkpoint.state["losses"]) == 2  # steps 10 and 11, whose line is not written yet
+    assert checkpoint.state["random"][0].keys() == {"python", "numpy", "torch", "cuda"}
+    assert checkpoint.classes == ["class 0", "class 1", "class 2"]
+
+
+def test_random_states_come_back():
+    world = World(0, 1, torch.device("cpu"))
+
+    def draws():
+        return random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(2).tolist()
+
+    np.random.randn()  # half of a pair is kept for the next one
+    state = random_state(world.device)
+    first = draws()
+    restore_random_state([state], world)
+    assert draws() == first
+    restore_random_state([], world)  # another number of processes than before
+    assert draws() != first
+
+
+def test_float16_trains_with_a_scale_that_is_lowered_until_it_fits(data, tmp_path):
+    options = {"TRAIN__PRECISION": "float16", "TRAIN__CHECKPOINT_STEPS": 1, "SOLVER__MAX_EPOCH": 4,
+               "TRAIN__KEEP_CHECKPOINTS": 99, "TEST__ENABLE": False}  # fmt: skip
+    done = run_net(settings(data, tmp_path / "a", **options))
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)
+    content = torch.load(checkpoint_path(tmp_path / "a", 2), weights_only=True)
+    assert content["state"]["scaler"]["scale"] == 65536
+    content["state"]["scaler"]["scale"] = 2.0**30
+    torch.save(content, checkpoint_path(tmp_path / "b", 2))
+    done = run_net(settings(data, tmp_path / "b", **options))
+    assert done.returncode == 0, done.stderr
+    assert "step 3: left out, the gradient is too large for float16; its scale is lowered" in done.stderr
+    last = load_checkpoint(checkpoint_path(tmp_path / "b", 8))
+    assert last.state["scaler"]["scale"] < 2.0**30
+    assert last.state["bad_steps"] == 0
+    assert all(value.isfinite().all() for value in last.model.values())

@@ -1,0 +1,298 @@
+"""Adapters and LoRA in every kind of block; what is frozen; the contract of test_models.py with them in."""
+
+import pytest
+import torch
+from torch import nn
+
+from lookupvit_video.config import load_config
+from lookupvit_video.engine.checkpoint import load_checkpoint
+from lookupvit_video.engine.optim import build_optimizer
+from lookupvit_video.inference.predictor import load_model
+from lookupvit_video.models.adapters import AdaptedMLP, LoRALinear, add_adapters, is_adapter, merge_lora
+from lookupvit_video.models.build import build_model
+from lookupvit_video.models.pretrained import init_from
+from tests.models import test_models as contract
+from tests.models.test_models import SMALL, clips, config, loss, small_model
+from tests.small import call_tool, make_videos, run_net, settings
+
+BASES = ["qk_norm", "factorised", "compressed only", "vit factorised", "vit merge class"]
+KINDS = ["adaptformer", "lora"]
+both = pytest.mark.parametrize("kind", KINDS)
+every_base = pytest.mark.parametrize("name", BASES)
+
+
+def adapted(name="lookupvit", kind="lora", overrides="", seed=0):
+    """Build an adapted model in which the additions are not at their start of zero."""
+    model = small_model(name, f"MODEL.ADAPTER {kind} MODEL.ADAPTER_WIDTH 3 {overrides}", seed)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if is_adapter(parameter_name):
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+def head_or_adapter(name):
+    return name.startswith(("head.", "heads.")) or is_adapter(name)
+
+
+@both
+@every_base
+def test_an_adapted_model_starts_as_the_plain_one_and_keeps_its_names(name, kind):
+    torch.manual_seed(0)
+    plain = build_model(config(name)).eval()
+    torch.manual_seed(0)
+    model = build_model(config(name, f"MODEL.ADAPTER {kind}")).eval()
+    own = model.state_dict()
+    for key, value in plain.state_dict().items():
+        assert torch.equal(own.pop(key), value), key
+    assert own
+    assert all(is_adapter(key) for key in own)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clips()), plain(clips()), rtol=0, atol=0)
+        changed = adapted(name, kind).eval()
+        changed.load_state_dict(plain.state_dict(), strict=False)
+        assert not torch.allclose(changed(clips()), plain(clips()), atol=1e-3)
+
+
+@both
+@every_base
+def test_every_mlp_or_linear_layer_of_the_blocks_is_adapted_and_no_other(name, kind):
+    plain, model = small_model(name), adapted(name, kind)
+    stages = ("blocks.", "temporal.blocks.")
+    sites = {
+        key: module
+        for key, module in plain.named_modules()
+        if key.startswith(stages) and isinstance(module, nn.Linear if kind == "lora" else nn.Sequential)
+    }
+    found = {key for key, module in model.named_modules() if isinstance(module, LoRALinear | AdaptedMLP)}
+    assert found == set(sites) != set()
+    added = sum(p.numel() for key, p in model.named_parameters() if is_adapter(key))
+    if kind == "lora":
+        assert added == sum(3 * (linear.in_features + linear.out_features) for linear in sites.values())
+    else:
+        assert added == len(sites) * (24 * 3 + 3 + 3 * 24 + 24)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "trains"),
+    [
+        ("lookupvit", "MODEL.ADAPTER lora", head_or_adapter),
+        ("vit factorised", "MODEL.ADAPTER adaptformer", head_or_adapter),
+        ("qk_norm", "MODEL.ADAPTER lora MODEL.TRAIN_NORMS True", lambda n: head_or_adapter(n) or "norm" in n),
+        ("factorised", "MODEL.FREEZE_ENCODER True MODEL.TRAIN_NORMS True", lambda n: "heads." in n or "norm" in n),
+        ("factorised", "MODEL.FREEZE_SPATIAL True", lambda n: not n.startswith(("tokenizer.", "blocks."))),
+        (
+            "vit factorised",
+            "MODEL.FREEZE_SPATIAL True MODEL.ADAPTER lora",
+            lambda n: is_adapter(n) or not n.startswith(("tokenizer.", "blocks.")),
+        ),
+        ("lookupvit", "MODEL.FREEZE_ENCODER True SOLVER.FREEZE_EPOCHS 2", lambda n: True),
+    ],
+)
+def test_what_trains(name, overrides, trains):
+    model = build_model(config(name, overrides))
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.requires_grad == trains(parameter_name), parameter_name
+    if "SPATIAL" in overrides:
+        assert not any(is_adapter(key) for key, _ in model.temporal.named_parameters())  # it trains itself
+    cfg = config(name, f"{overrides} SOLVER.WARMUP_EPOCHS 0")
+    model = adapted(name, overrides.split("ADAPTER ")[1].split()[0]) if "ADAPTER" in overrides else small_model(name)
+    model.requires_grad_(True)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    model = build_model(config(name, overrides.replace("MODEL.ADAPTER ", "MODEL.ADAPTER_WIDTH 3 MODEL.ADAPTER ")))
+    model.load_state_dict(state, strict=False)
+    optimizer = build_optimizer(cfg, model)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    loss(model.train()(clips())).backward()
+    optimizer.step()
+    for key, value in model.named_parameters():
+        if "norm_key.bias" not in key and "lora_down" not in key:  # a shift of all keys moves no softmax
+            assert torch.equal(before[key], value) != trains(key), key
+
+
+ADAPTED = {
+    "adaptformer": f"{contract.MODELS['lookupvit']} MODEL.ADAPTER adaptformer",
+    "lora factorised": f"{contract.MODELS['factorised']} MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3",
+    "vit lora": f"{contract.MODELS['vit']} MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3",
+    "spatial factorised probe": f"{contract.MODELS['factorised']} MODEL.FREEZE_SPATIAL True",
+    "vit adaptformer factorised": f"{contract.MODELS['vit factorised']} MODEL.ADAPTER adaptformer",
+}
+
+
+CONTRACT = [
+    contract.test_eval_is_deterministic_without_dropout_and_a_clip_does_not_see_its_neighbours,
+    contract.test_float32_agrees_with_float64_and_the_state_dict_round_trips,
+    contract.test_features_lie_on_their_grids,
+    contract.test_bfloat16_autocast_trains_and_keeps_the_tokens_in_float32,
+]
+COMPILES = contract.test_compiles_in_one_graph_and_exports_for_any_batch  # seconds each: the others have these graphs
+
+
+@pytest.mark.parametrize(
+    ("name", "test"),
+    [
+        *((name, test) for name in ADAPTED for test in CONTRACT),
+        ("adaptformer", COMPILES),
+        ("lora factorised", COMPILES),
+    ],
+)
+def test_the_contract_of_models_holds(name, test, monkeypatch):
+    monkeypatch.setitem(contract.MODELS, name, ADAPTED[name])
+    if not name.startswith("vit"):
+        monkeypatch.setitem(contract.LOOKUPVITS, name, ADAPTED[name])
+    test(name)
+
+
+@every_base
+def test_merging_lora_leaves_the_plain_model_that_computes_the_same(name):
+    plain, model = small_model(name).double().eval(), adapted(name, "lora", "MODEL.ADAPTER_SCALE 0.7").double().eval()
+    with torch.no_grad():
+        before = model(clips().double())
+        assert merge_lora(model) is model
+        torch.testing.assert_close(model(clips().double()), before, rtol=0, atol=1e-10)
+        assert list(model.state_dict()) == list(plain.state_dict())
+        assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+        plain.load_state_dict(model.state_dict())
+        assert torch.equal(plain(clips().double()), model(clips().double()))
+
+
+def test_merging_in_float32_and_of_what_has_no_lora():
+    model = adapted().eval()
+    with torch.no_grad():
+        before = model(clips())
+        torch.testing.assert_close(merge_lora(model)(clips()), before, rtol=1e-5, atol=1e-5)
+    adaptformer = adapted(kind="adaptformer").eval()
+    want = adaptformer(clips())
+    assert torch.equal(merge_lora(adaptformer)(clips()), want)
+
+
+@pytest.mark.parametrize("name", ["factorised", "vit factorised"])
+def test_a_temporal_transformer_that_starts_as_the_identity_hands_the_frames_to_the_head(name):
+    model, random = (small_model(name, f"MODEL.TEMPORAL_INIT {init}").eval() for init in ("identity", "random"))
+    torch.manual_seed(0)
+    fresh = build_model(config(name, "MODEL.TEMPORAL_INIT identity")).eval()
+    frames = torch.randn(3, 2, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.temporal(frames), frames + fresh.temporal.positions, rtol=0, atol=0)
+        assert 0 < fresh.temporal.positions.abs().max() <= 0.02
+        assert not torch.allclose(random.temporal(frames), frames, atol=0.1)
+    loss(model.train()(clips())).backward()  # what is zero learns at once
+    assert all(block.mlp[2].weight.grad.abs().max() > 0 for block in model.temporal.blocks)
+
+
+def test_a_frozen_spatial_stage_keeps_nothing_for_the_backward_pass():
+    model = build_model(config("factorised", "MODEL.FREEZE_SPATIAL True")).train()
+    features = model.forward_features(clips())
+    assert not features.lookup.requires_grad
+    assert not features.compressed.requires_grad
+
+
+@both
+@pytest.mark.parametrize("name", ["lookupvit", "vit factorised"])
+def test_weights_of_the_plain_model_fill_an_adapted_one(tmp_path, name, kind):
+    plain, model = small_model(name, "MODEL.NUM_CLASSES 4"), adapted(name, kind, seed=1)
+    torch.save(plain.state_dict(), tmp_path / "plain.pt")
+    report = init_from(model, str(tmp_path / "plain.pt"))
+    assert {key for key in report.fresh if not is_adapter(key)} == {
+        key for key in model.state_dict() if "linear" in key and key.startswith("head")
+    }
+    assert report.left_out
+    for key, value in plain.state_dict().items():
+        assert "linear" in key or torch.equal(model.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("MODEL.ARCH x3d MODEL.VARIANT XS MODEL.ADAPTER lora", r"MODEL\.ADAPTER is for MODEL\.ARCH lookupvit or vit$"),
+        ("MODEL.ADAPTER lora MODEL.FREEZE_ENCODER True", r"MODEL\.ADAPTER freezes the encoder itself"),
+        ("MODEL.ADAPTER peft", r"MODEL\.ADAPTER is 'peft'; choose one of none, adaptformer, lora"),
+        ("MODEL.ADAPTER_WIDTH -1", r"MODEL\.ADAPTER_WIDTH is -1; it must be at least 0"),
+        ("MODEL.FREEZE_SPATIAL True", r"MODEL\.FREEZE_SPATIAL and TEMPORAL_INIT identity are for .* factorised"),
+        ("MODEL.TEMPORAL_INIT identity", r"MODEL\.FREEZE_SPATIAL and TEMPORAL_INIT identity are for"),
+        (
+            "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.FREEZE_SPATIAL True MODEL.FREEZE_ENCODER True",
+            r"MODEL\.FREEZE_ENCODER and MODEL\.FREEZE_SPATIAL: set one only",
+        ),
+        (
+            "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.FREEZE_SPATIAL True MODEL.DROP_PATH 0.1",
+            r"MODEL\.FREEZE_SPATIAL is for MODEL\.ARCH lookupvit or vit with MODEL\.DROP_PATH 0",
+        ),
+        ("MODEL.TRAIN_NORMS True", r"MODEL\.TRAIN_NORMS is for"),
+        ("SOLVER.FREEZE_EPOCHS 2", r"SOLVER\.FREEZE_EPOCHS is 2\.0; it goes with MODEL\.FREEZE_ENCODER"),
+        ("SOLVER.FREEZE_EPOCHS 2 MODEL.ADAPTER lora", r"SOLVER\.FREEZE_EPOCHS is 2\.0; .* without ADAPTER"),
+        ("SOLVER.FREEZE_EPOCHS 30 MODEL.FREEZE_ENCODER True", r"SOLVER\.FREEZE_EPOCHS is 30\.0; .* below .* 30"),
+        ("SOLVER.BASE_LR_BATCH -1", r"SOLVER\.BASE_LR_BATCH is -1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(overrides, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        load_config(None, overrides.split())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "MODEL.ADAPTER lora MODEL.DROP_PATH 0.1 MODEL.TRAIN_NORMS True",
+        "MODEL.FREEZE_ENCODER True MODEL.DROP_PATH 0.1 SOLVER.FREEZE_EPOCHS 2",
+    ],
+)
+def test_drop_path_goes_with_blocks_that_learn(overrides):
+    load_config(None, overrides.split())
+
+
+def test_a_kind_that_is_not_there():
+    with pytest.raises(ValueError, match="adapters 'prefix': choose adaptformer or lora"):
+        add_adapters(nn.ModuleList(), "prefix")
+
+
+def test_from_a_checkpoint_over_lora_to_a_merged_model_that_predicts(tmp_path):
+    """The whole way, with the commands: train, tune, merge, predict; only the additions and the heads have changed."""
+    make_videos(tmp_path / "data", count=6)
+    short = {"SOLVER__MAX_EPOCH": 1, "SOLVER__WARMUP_EPOCHS": 0, "TRAIN__EVAL_PERIOD": 0}
+    first = run_net(settings(tmp_path / "data", tmp_path / "first", **short, TEST__ENABLE=False))
+    assert first.returncode == 0, first.stderr
+    tuned = run_net(
+        settings(tmp_path / "data", tmp_path / "tuned", **short, MODEL__ADAPTER="lora", SOLVER__BASE_LR="1e-1",
+                 MODEL__INIT_FROM=tmp_path / "first" / "model.pt")
+    )  # fmt: skip
+    assert tuned.returncode == 0, tuned.stderr
+    before, after = (load_checkpoint(tmp_path / run / "model.pt").model for run in ("first", "tuned"))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed
+    assert all(key.startswith("heads.") for key in changed)
+    assert any(after[key].abs().max() > 0 for key in after if "lora_up" in key)
+
+    merged = tmp_path / "merged.pt"
+    told = call_tool("tools/merge_lora.py", tmp_path / "tuned" / "model.pt", "--out", merged)
+    assert told.returncode == 0, told.stderr
+    checkpoint = load_checkpoint(merged)
+    assert checkpoint.config.MODEL.ADAPTER == "none"
+    assert checkpoint.model.keys() == before.keys()
+    video = tmp_path / "data" / "0.mp4"
+    answers = [load_model(file, "cpu").predict(video).probabilities for file in (tmp_path / "tuned/model.pt", merged)]
+    assert answers[0] == pytest.approx(answers[1], abs=1e-5)
+
+    table = call_tool("tools/compare_runs.py", tmp_path / "tuned")
+    assert table.returncode == 0, table.stderr
+    trains, of, *_ = table.stdout.splitlines()[-1].removeprefix("| tuned | ").split(" | ")
+    added = sum(value.numel() for key, value in after.items() if head_or_adapter(key))
+    assert (trains, of) == (f"{added / 1000:.1f}", f"{sum(v.numel() for v in after.values()) / 1000:.1f}")
+    untested = call_tool("tools/compare_runs.py", tmp_path / "first")
+    assert untested.returncode == 2
+    assert "test_results.json: No such file or directory; give the OUTPUT_DIR" in untested.stderr
+
+    again = call_tool("tools/merge_lora.py", merged, "--out", tmp_path / "again.pt")
+    assert again.returncode == 2
+    assert "MODEL.ADAPTER is none" in again.stderr
+    assert not (tmp_path / "again.pt").exists()
+
+
+def test_the_scale_is_part_of_what_a_checkpoint_computes():
+    one, two = (load_config(None, [*SMALL, "MODEL.ADAPTER", "lora", "MODEL.ADAPTER_SCALE", s]) for s in ("1", "2"))
+    a, b = build_model(one).eval(), build_model(two).eval()
+    state = {k: v + 0.1 for k, v in a.state_dict().items()}
+    a.load_state_dict(state)
+    b.load_state_dict(state)
+    with torch.no_grad():
+        assert not torch.allclose(a(clips()), b(clips()), atol=1e-4)
