@@ -23,7 +23,7 @@ help:
 demo: .venv/installed
 	$(BIN)/python datasets/moving_digits/prepare.py --out $(DATA)
 	$(BIN)/python tools/run_net.py --cfg configs/demo_motion.yaml OUTPUT_DIR $(RUN)
-	$(BIN)/python tools/predict.py --checkpoint $(RUN)/model.pt --topk 3 --json $(RUN)/predictions.json \
+	$(BIN)/python tools/predict.py --checkpoint $(RUN)/model.pt --topk 3 --json $(RUN)/predictions.jsonl \
 	  --draw $(RUN)/sheets $(foreach n,0 1 2 3,$(DATA)/videos/test/0000$(n).mp4)
 	@echo
 	@echo "Done. Look at:"

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lookupvit_video.inference.predictor import Predictor, load_model
+    from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
 
-__all__ = ["Predictor", "load_model"]
+__all__ = ["Prediction", "Predictor", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,14 +1,19 @@
-"""Pictures of a prediction: the frames that the model saw, where it looked, and how sure it is."""
+"""Pictures of answers: sheets of the frames that the model saw and where it looked, and time lines."""
 
+import colorsys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.patches import Patch
 from torch import Tensor
 
 from lookupvit_video.engine.plots import new_figure, save_figure
 from lookupvit_video.inference.predictor import Prediction
+from lookupvit_video.inference.timeline import Segment, Timeline, leading_classes
 
 MAX_COLUMNS = 8
 
@@ -19,32 +24,69 @@ def draw_prediction(prediction: Prediction, attention_thw: Tensor | None, path: 
     Args:
         attention_thw: (t, h, w) from ``Predictor.attention_maps``, or None to leave that row out.
     """
+    rows = [] if attention_thw is None else [("attention", attention_thw)]
     frames_THWC = prediction.clip.permute(1, 2, 3, 0).numpy()
-    shown = np.linspace(0, len(frames_THWC) - 1, min(MAX_COLUMNS, len(frames_THWC))).round().astype(int)
-    rows = 1 if attention_thw is None else 2
+    bars = list(zip(prediction.labels, prediction.probabilities, strict=True))
+    draw_sheet(frames_THWC, rows, bars, Path(prediction.path).name, path)
+
+
+def draw_sheet(
+    frames_THWC: np.ndarray,
+    heat_maps: Sequence[tuple[str, Tensor]],
+    classes: Sequence[tuple[str, float]],
+    title: str,
+    path: Path,
+) -> None:
+    """Write a PNG: frames of a clip, under them a row for each heat map laid over them, beside them the top classes.
+
+    Args:
+        frames_THWC: uint8 RGB.
+        heat_maps: (name, map (t, h, w)), see ``overlay``.
+        classes: (label, probability), likeliest first.
+    """
+    shown = np.linspace(0, len(frames_THWC) - 1, min(MAX_COLUMNS, len(frames_THWC))).round().astype(int).tolist()
+    rows = 1 + len(heat_maps)
     figure = new_figure(1.5 * len(shown) + 3.2, 1.6 * rows + 0.5)
-    name = Path(prediction.path).name
-    figure.suptitle(f"{name}: {prediction.labels[0]} ({prediction.probabilities[0]:.0%})", fontsize=11)
+    figure.suptitle(f"{title}: {classes[0][0]} ({classes[0][1]:.0%})", fontsize=11, parse_math=False)
     panels: Any = figure.subfigures(1, 2, width_ratios=[1.5 * len(shown), 3.2])
-    pictures, bars = panels
+    pictures, right = panels
+    bars: Any = right.subfigures(2, 1, height_ratios=[2, rows - 2])[0] if rows > 2 else right
     axes = pictures.subplots(rows, len(shown), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for column, frame in enumerate(shown):
         axes[0, column].imshow(frames_THWC[frame])
         axes[0, column].set_title(f"frame {frame}", fontsize=8)
-        if attention_thw is not None:
-            axes[1, column].imshow(overlay(frames_THWC[frame], attention_at(attention_thw, frame, len(frames_THWC))))
-    if attention_thw is not None:
-        axes[1, 0].set_title("attention", fontsize=8, loc="left")
+        for row, (_, heat_thw) in enumerate(heat_maps, start=1):
+            heat_hw = attention_at(heat_thw, frame, len(frames_THWC))
+            axes[row, column].imshow(overlay(frames_THWC[frame], heat_hw))
+    for row, (name, _) in enumerate(heat_maps, start=1):
+        axes[row, 0].set_title(name, fontsize=8, loc="left", parse_math=False)
     axis = bars.subplots()
-    positions = range(len(prediction.labels))
-    axis.barh(positions, prediction.probabilities, color=["tab:green"] + ["0.75"] * (len(prediction.labels) - 1))
-    axis.set_yticks(positions, [label if len(label) <= 28 else label[:27] + "…" for label in prediction.labels])
+    axis.barh(range(len(classes)), [share for _, share in classes], color=["tab:green"] + ["0.75"] * (len(classes) - 1))
+    axis.set_yticks(range(len(classes)), [_plain(label) for label, _ in classes])
     axis.invert_yaxis()
     axis.set(xlim=(0, 1), xlabel="probability")
     axis.tick_params(labelsize=8)
-    save_figure(figure, path)
+    _save(figure, path)
+
+
+def shortened(text: str, length: int) -> str:
+    """Return printable text of at most so many letters."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _save(figure: Any, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box stands in its place
+        save_figure(figure, path)
+
+
+def _plain(label: str) -> str:
+    """Return a label that matplotlib draws as it stands: an underscore would hide it, a dollar start a formula."""
+    text = shortened(label, 28).replace("$", r"\$")
+    return " " + text if text.startswith("_") else text
 
 
 def attention_at(attention_thw: Tensor, frame: int, num_frames: int) -> Tensor:
@@ -60,3 +102,57 @@ def overlay(frame_HWC: np.ndarray, attention_hw: Tensor) -> np.ndarray:
     warm = np.array([255.0, 90.0, 0.0])
     blended = frame_HWC * (0.4 + 0.35 * heat[..., None]) + 0.5 * heat[..., None] * warm
     return blended.clip(0, 255).astype(np.uint8)
+
+
+# Time lines -------------------------------------------------------------------------------------------------------
+
+
+def class_colours(timeline: Timeline, segments: Sequence[Segment]) -> dict[str, tuple[float, float, float]]:
+    """Return a colour (RGB, 0 to 1) for every label that a segment bears or that leads anywhere; most seen first."""
+    names = [timeline.classes[label] for label in leading_classes(timeline, 10)]
+    names = list(dict.fromkeys([*names, *(segment.label for segment in segments)]))
+    # Steps of the golden ratio on the circle of hues: any number of colours, and neighbours far apart.
+    return {
+        name: colorsys.hls_to_rgb((0.58 + 0.618034 * i) % 1, 0.55 if i % 2 else 0.45, 0.75)
+        for i, name in enumerate(names)
+    }
+
+
+def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, topk: int = 5) -> None:
+    """Write a PNG: the probability of the leading classes over time, and the segments below."""
+    colours = class_colours(timeline, segments)
+    shown = leading_classes(timeline, topk)
+    figure = new_figure(14, 4.8)
+    figure.suptitle(shortened(Path(timeline.path).name, 100), fontsize=11, parse_math=False)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    unit, letter = (60.0, "min") if timeline.duration >= 180 else (1.0, "s")
+    # A bin of no more windows than the picture has columns for, its maximum: a short peak in hours is still seen.
+    centres = timeline.centres / unit
+    groups = np.array_split(np.arange(len(centres)), min(len(centres), 1500))
+    places = [float(centres[group].mean()) for group in groups]
+    for label in shown:
+        name = timeline.classes[label]
+        peaks = [float(timeline.probabilities[group, label].max()) for group in groups]
+        marker = "o" if len(places) == 1 else None
+        upper.plot(places, peaks, color=colours[name], linewidth=1.2, marker=marker)
+    upper.set(ylim=(-0.02, 1.02), ylabel="probability")
+    upper.grid(alpha=0.3)
+    for segment in segments:
+        width = (segment.end - segment.start) / unit
+        lower.barh(0, width, left=segment.start / unit, color=colours[segment.label], edgecolor="white", linewidth=0.5)
+        if width * unit > 0.012 * timeline.duration * len(segment.label):  # else the label has no room
+            middle = (segment.start + segment.end) / 2 / unit
+            lower.text(middle, 0, _plain(segment.label), ha="center", va="center", fontsize=8, color="white")
+    _add_legend(figure, colours)
+    lower.set(xlim=(0, timeline.duration / unit), ylim=(-0.4, 0.4), yticks=[], ylabel="segments")
+    lower.set_xlabel(f"time, {letter}")
+    _save(figure, path)
+
+
+def _add_legend(figure: Any, colours: dict[str, tuple[float, float, float]]) -> None:
+    """Name the colours right of a figure, as many as have room."""
+    names = list(colours)[:16]
+    patches = [Patch(color=colours[name], label=_plain(name)) for name in names]
+    if len(colours) > len(names):
+        patches.append(Patch(color="white", label=f"and {len(colours) - len(names)} more"))
+    figure.legend(handles=patches, loc="outside right center", fontsize=8, frameon=False)

@@ -1,11 +1,19 @@
+import io
+
+import numpy as np
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
-from lookupvit_video.data.transforms import normalize
-from lookupvit_video.engine.checkpoint import save_checkpoint
+from lookupvit_video.data.dataset import read_clips
+from lookupvit_video.data.decode import DecodeError, open_video
+from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.transforms import eval_transform, normalize
+from lookupvit_video.engine.checkpoint import FORMAT, save_checkpoint
+from lookupvit_video.inference.budget import Cascade, cascade_macs
 from lookupvit_video.inference.draw import attention_at, draw_prediction, overlay
 from lookupvit_video.inference.predictor import Prediction, load_model
+from lookupvit_video.inference.views import Failure, make_plan, read_views
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.videos import write_video
@@ -111,3 +119,216 @@ def test_attention_maps_of_a_factorised_encoder_have_every_time(tmp_path):
     dark = model.attention_maps(clip)
     torch.testing.assert_close(dark[0], maps[0])
     assert not torch.allclose(dark[1], maps[1])
+
+
+# Sources --------------------------------------------------------------------------------------------------------------
+
+
+def whole(video):
+    with open_video(video) as reader:
+        return reader.frames_at(reader.times.tolist())
+
+
+def test_paths_open_files_and_tensors_give_the_same_answer(tmp_path, video):
+    model = predictor(tmp_path, "DATA.SAMPLING_RATE", "2", "DATA.TARGET_FPS", "24")
+    frames_THWC = whole(video)
+    with open(video, "rb") as file:
+        memory = io.BytesIO(file.read())
+        file.seek(0)
+        answers = model.predict([video, file, memory], num_views=2)
+    answers += model.predict([frames_THWC, frames_THWC.permute(3, 0, 1, 2), frames_THWC.numpy()], num_views=2, fps=24)
+    for answer in answers:
+        assert answer.labels == answers[0].labels
+        assert answer.probabilities == pytest.approx(answers[0].probabilities, abs=1e-5)
+        assert torch.equal(answer.clip, answers[0].clip)
+        np.testing.assert_allclose(answer.times, answers[0].times)
+    assert [answer.path for answer in answers] == [video, video, "open file", "tensor", "tensor", "tensor"]
+    assert (answers[0].label, answers[0].probability) == (answers[0].labels[0], answers[0].probabilities[0])
+
+
+def test_a_tensor_without_a_rate_is_the_clip_itself(tmp_path, video):
+    model = predictor(tmp_path)
+    frames_THWC = whole(video)[[0, 2, 9, 23]]
+    answer = model.predict(frames_THWC)
+    assert torch.equal(answer.clip, model.predict(frames_THWC.permute(3, 0, 1, 2)).clip)
+    assert (answer.clip[:, 0] != answer.clip[:, 1]).any()
+    with pytest.raises(ValueError, match=r"the model takes 4 frames, got 3; fps= says how to sample"):
+        model.predict(frames_THWC[:3])
+    for wrong in (torch.zeros(4, 8, 8, 3), torch.zeros(4, 8, 8, dtype=torch.uint8), torch.zeros(4, 0, 8, 3).byte()):
+        with pytest.raises(ValueError, match=r"frames are uint8 of shape \(T, H, W, 3\) or \(3, T, H, W\)"):
+            model.predict(wrong)
+    with pytest.raises(ValueError, match="frames a second must be above 0"):
+        model.predict(frames_THWC, fps=0)
+    with pytest.raises(ValueError, match="a video is a path, a file opened for reading bytes, or a uint8 tensor"):
+        model.predict(5)
+    with pytest.raises(ValueError, match="open this file for reading bytes"):
+        model.predict(io.StringIO("x"))
+
+
+@pytest.mark.parametrize("sampling", ["clip", "segments"])
+def test_clips_are_those_of_the_test_loop(tmp_path, video, sampling, monkeypatch):
+    model = predictor(tmp_path, "DATA.SAMPLING", sampling, "DATA.TEST_SHORT_SIDE", "40")
+    plan = make_plan(model.cfg, num_views=5, num_crops=3)
+    transform = eval_transform(plan.size, plan.short_side, plan.num_crops)
+    expected = torch.stack(read_clips(Video(video, 0), plan.times, transform, "pyav")).numpy()
+    views = read_views(video, plan)
+    np.testing.assert_array_equal(views.clips, expected)
+    monkeypatch.setattr("lookupvit_video.inference.views._USUAL_BYTES", 3 * 64 * 48 * 4 * 2)  # two views at a time
+    np.testing.assert_array_equal(read_views(video, plan).clips, expected)
+    assert len(views.times) == 5
+    assert views.times == sorted(views.times)
+
+
+def test_a_short_video_is_noted_and_a_long_one_is_not(tmp_path, video):
+    model = predictor(tmp_path, "DATA.SAMPLING_RATE", "4")
+    write_video(tmp_path / "short.mp4", frames=2)
+    short, long = model.predict([tmp_path / "short.mp4", video])
+    assert short.note == "shorter (0.08 s) than the clip (0.40 s): its last frame is repeated"
+    assert long.note == ""
+    assert short.times[0][1] == pytest.approx(2 / 24)
+
+
+def test_what_cannot_be_read_names_itself(tmp_path, video, monkeypatch):
+    model = predictor(tmp_path)
+    with pytest.raises(DecodeError, match=r"nowhere.mp4: no such file"):
+        model.predict([video, tmp_path / "nowhere.mp4"])
+    with pytest.raises(DecodeError, match="open file: is text, not a video"):
+        model.predict(io.BytesIO(b"not a video"))
+    with pytest.raises(DecodeError, match="null"):
+        model.predict("a\0b.mp4")
+    plan = make_plan(model.cfg)
+    monkeypatch.setattr("lookupvit_video.inference.views.MAX_BYTES", 3 * 64 * 48 * 3)
+    with pytest.raises(DecodeError, match=r"frames of 64 x 48 pixels are too large: a clip of 4 takes"):
+        read_views(video, plan)
+
+
+# Answers -------------------------------------------------------------------------------------------------------------
+
+SEVERAL = ["MODEL.COMPRESSED_GRIDS", "[[1,1,1],[1,2,2],[2,4,4]]"]
+
+
+def test_batches_do_not_change_answers_and_failures_pass_through(tmp_path, video):
+    model = predictor(tmp_path, *SEVERAL)
+    plan = make_plan(model.cfg, num_views=3)
+    other = write_video(tmp_path / "other.mp4", frames=30, first_number=500)
+    views = [read_views(path, plan) for path in (video, other)]
+    for budget in ({}, {"grid": "2x4x4"}, {"adaptive": Cascade(((1, 1, 1), (2, 4, 4)), (0.3,))}):
+        found = [
+            list(model.answers([views[0], Failure("x", "y"), views[1]], 5, batch_size=n, **budget)) for n in (1, 9)
+        ]
+        for answers in found:
+            assert sorted(answer.path for answer in answers) == sorted([video, other, "x"])
+        one, many = ({a.path: a for a in answers if isinstance(a, Prediction)} for answers in found)
+        for path, answer in one.items():
+            assert answer.labels == many[path].labels
+            assert answer.probabilities == pytest.approx(many[path].probabilities, abs=1e-5)
+            assert (answer.grid, answer.gmacs) == (many[path].grid, many[path].gmacs)
+
+
+def test_budgets_choose_the_grid_and_tell_what_it_took(tmp_path, video):
+    model = predictor(tmp_path, *SEVERAL)
+    assert list(model.grids) == ["1x1x1", "1x2x2", "2x4x4"]
+    assert model.grid_within(gmacs=1) == "2x4x4"
+    assert model.grid_within(gmacs=model.grids["1x2x2"]) == "1x2x2"
+    usual, large = model.predict(video, num_views=2), model.predict(video, num_views=2, grid="2x4x4")
+    assert (usual.grid, large.grid) == ("1x2x2", "2x4x4")
+    assert usual.probabilities != large.probabilities
+    assert large.gmacs == pytest.approx(2 * model.grids["2x4x4"])
+    cascade = Cascade(((1, 1, 1), (2, 4, 4)), (2.0,))
+    sure = model.predict(video, num_views=2, adaptive=cascade)
+    assert sure.probabilities == pytest.approx(large.probabilities, abs=1e-5)
+    assert sure.gmacs == pytest.approx(2 * cascade_macs(cascade, model.cfg)[1] / 1e9)
+    assert sure.as_dict()["classes"] == dict(zip(sure.labels, sure.probabilities, strict=True))
+    for wrong, message in (({"grid": "2x2x2"}, "this checkpoint has 1x1x1"), ({"batch_size": 0}, "at least 1"),
+                           ({"grid": "1x1x1", "adaptive": cascade}, "give one of them"),
+                           ({"num_views": 10**12}, "ask for fewer views"), ({"num_crops": 2}, "1 or 3 crops"),
+                           ({"backend": "vlc"}, "DECODING_BACKEND is 'vlc'")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            model.predict(video, **wrong)
+    with pytest.raises(ValueError, match="give one of them"):
+        model.grid_within()
+
+
+def test_latency_budgets_use_the_cache_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOKUPVIT_CACHE", str(tmp_path / "cache"))
+    model = predictor(tmp_path, *SEVERAL)
+    (tmp_path / "cache").mkdir()
+    assert model.grid_within(latency_ms=1e6) in model.grids
+    assert len(list((tmp_path / "cache" / "latency").iterdir())) == 1
+    with pytest.raises(ValueError, match="ms a view on this device: the cheapest grid"):
+        model.grid_within(latency_ms=1e-9)
+
+
+# Checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """What pickle would run on loading."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def content_of(folder):
+    predictor(folder)
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def test_a_pickle_payload_is_not_run(tmp_path):
+    content = content_of(tmp_path)
+    trap = tmp_path / "run"
+    for number, hostile in enumerate((Payload(trap), {**content, "classes": Payload(trap)}, [Payload(trap)])):
+        torch.save(hostile, tmp_path / f"{number}.pt")
+        with pytest.raises(ValueError, match="holds code, which is not run"):
+            load_model(tmp_path / f"{number}.pt", "cpu")
+    assert not trap.exists()
+    torch.load(tmp_path / "0.pt", weights_only=False)  # the payload works
+    assert trap.exists()
+
+
+def changed(config, name, value):
+    lines = [f"  {name}: {value}" if line.startswith(f"  {name}:") else line for line in config.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def huge(state):
+    """Weights of a wide model that take no room in the file: every row is the same number."""
+    return {name: torch.zeros(1).expand(value.shape) for name, value in state.items()}
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda c: {"classes": c["classes"][:-1]}, r"names 4 classes, but its MODEL.NUM_CLASSES is 5"),
+    (lambda c: {"classes": ["a"] * 5}, "names a class twice"),
+    (lambda c: {"classes": 5}, "holds other things than names"),
+    (lambda c: {"classes": [1, 2, 3, 4, 5]}, "holds other things than names"),
+    (lambda c: {"model": 5}, "no plain tensors by name"),
+    (lambda c: {"model": {**c["model"], "tokenizer.projection.bias": [0.0]}}, "no plain tensors"),
+    (lambda c: {"model": {}}, "x.pt: "),
+    (lambda c: {"model": huge(c["model"])}, "larger than what the file holds"),
+    (lambda c: {"config": 5}, "x.pt"),
+    (lambda c: {"config": "MODEL: 5"}, r"x.pt \(config in it\): MODEL is a group of keys"),
+    (lambda c: {"config": changed(c["config"], "DIM", 48)}, "geometry must be those of the checkpoint"),
+    (lambda c: {"config": changed(c["config"], "DIM", 3 * 10**9)}, "no model that can be built"),
+    (lambda c: {"config": changed(c["config"], "DEPTH", 10**9)}, "more blocks than it holds weights"),
+    (lambda c: {"config": changed(c["config"], "ARCH", "vit")}, "missing in the"),
+    (lambda c: {"config": changed(c["config"], "NUM_FRAMES", 8)}, r"has shape \(1, 32, 24\)"),
+    (lambda c: {"format": "other"}, "no checkpoint of this project"),
+])  # fmt: skip
+def test_a_checkpoint_that_contradicts_itself_is_one_clear_error(tmp_path, change, message):
+    content = content_of(tmp_path)
+    assert content["format"] == FORMAT
+    torch.save({**content, **change(content)}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=message) as raised:
+        load_model(tmp_path / "x.pt", "cpu")
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_that_are_no_numbers_are_told(tmp_path, video):
+    content = content_of(tmp_path)
+    content["model"]["tokenizer.projection.bias"][:] = float("nan")
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x.pt: its answer to .* is not finite: damaged weights"):
+        load_model(tmp_path / "x.pt", "cpu").predict(video)

@@ -1,0 +1,266 @@
+"""A checkpoint as one file that other runtimes read: torch.export, ONNX, or a compiled AOTInductor package.
+
+What is exported takes uint8 clips and answers probabilities, so that neither normalisation nor softmax can be forgotten
+or done twice; how a video becomes clips stands in a JSON file beside it.
+Shape letters: B clips, C channels, T frames, H W pixels, K classes.
+"""
+
+import copy
+import importlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import simplejson
+import torch
+from torch import Tensor, nn
+
+from lookupvit_video.data.loader import build_eval_loader
+from lookupvit_video.data.manifest import Video
+from lookupvit_video.files import written_whole
+from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.models.attention import set_kernel
+from lookupvit_video.models.lookupvit import grid_name
+from lookupvit_video.progress import progress
+
+FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "aoti": "model_aoti.pt2"}
+TOLERANCE = 1e-4  # of a probability, between what was exported and this project's own answer
+_EXAMPLE_BATCH = 2  # for any batch: torch.export would take 1 for a constant
+_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("torchao",)}
+
+Run = Callable[[Tensor], Tensor]
+"""uint8 clips (B, C, T, H, W) -> probabilities (B, K), float32."""
+
+
+class DeployedModel(nn.Module):
+    """Pixels in, probabilities out: normalisation, a model in float32, softmax.
+
+    Args:
+        grid: of the compressed tokens; None: the model's default.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], grid: tuple[int, ...] | None):
+        super().__init__()
+        self.model, self.grid = model, grid
+        shape = (1, -1, 1, 1, 1)
+        self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(shape), persistent=False)
+        self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(shape), persistent=False)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Map uint8 clips (B, C, T, H, W) to probabilities (B, K)."""
+        inputs = clips.to(torch.float32) * self.scale + self.shift
+        logits = self.model(inputs) if self.grid is None else self.model(inputs, self.grid)
+        return logits.softmax(-1)
+
+
+def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, int8: bool = False) -> DeployedModel:
+    """Return a copy of a model as it is exported.
+
+    Args:
+        int8: keep the weights of linear layers as 8-bit integers, a scale for each output channel (torchao); they are
+            multiplied as floats, so that the file shrinks and the operations do not.
+
+    Raises:
+        ValueError: torchao is needed and not installed.
+    """
+    model = copy.deepcopy(predictor.model).eval().requires_grad_(False)
+    set_kernel(model, "eager")  # plain operations, which every runtime has
+    if int8:
+        check_installed("int8")
+        torchao: Any = importlib.import_module("torchao.quantization")
+        torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    cfg = predictor.cfg
+    return DeployedModel(model, cfg.DATA.MEAN, cfg.DATA.STD, grid).to(predictor.device)
+
+
+def export_model(
+    deployed: DeployedModel, example: Tensor, path: Path, kind: str, *, any_batch: bool = True
+) -> dict[str, Any]:
+    """Write a model in one format and compare what the file answers with what the model does.
+
+    Args:
+        example: uint8 clips (B, C, T, H, W) to trace and compare with; two or more where ``any_batch``.
+        kind: "pt2", "onnx" or "aoti".
+        any_batch: let the exported model take any number of clips; else as many as the example has.
+
+    Returns:
+        size of the file and the largest difference of a probability.
+
+    Raises:
+        ValueError: what the format needs is missing here, or the exported model answers otherwise.
+    """
+    check_format(kind)
+    shapes = {"clips": {0: torch.export.Dim("batch")}} if any_batch else None
+    with torch.no_grad():
+        program = torch.export.export(deployed, (example,), dynamic_shapes=shapes)
+        with written_whole(path) as temporary:
+            _WRITERS[kind](program, temporary)
+            run = load_exported(temporary, kind)
+            # Another batch than the traced one, where any will do: a batch that was frozen in would show.
+            batches = [example, example[:1], example.repeat(2, 1, 1, 1, 1)[:3]] if any_batch else [example]
+            difference = max(float((run(clips).cpu() - deployed(clips).cpu()).abs().max()) for clips in batches)
+            if not difference <= TOLERANCE:
+                raise ValueError(
+                    f"{path}: as {kind} the model answers otherwise: a probability differs by {difference:.2g}, more "
+                    f"than {TOLERANCE:g}; nothing was written"
+                )
+    return {"format": kind, "bytes": path.stat().st_size, "max_difference": difference}
+
+
+def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> None:
+    torch.export.save(program, path)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    for name in ("onnxscript", "onnx_ir"):  # which tell of every step that they take
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.onnx.export(
+        program,
+        (),
+        str(path),
+        dynamo=True,
+        external_data=False,  # one file
+        verbose=False,
+        input_names=["clips"],
+        output_names=["probabilities"],
+    )
+
+
+def _write_aoti(program: torch.export.ExportedProgram, path: Path) -> None:
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+_WRITERS = {"pt2": _write_pt2, "onnx": _write_onnx, "aoti": _write_aoti}
+
+
+def load_exported(path: str | Path, kind: str) -> Run:
+    """Load an exported model. Load only files that you trust: those of torch hold code.
+
+    Args:
+        kind: "pt2", "onnx" or "aoti".
+    """
+    if kind == "onnx":
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return partial(_run_onnx, session)
+    if kind == "aoti":
+        return torch._inductor.aoti_load_package(str(path))
+    return torch.export.load(path).module()
+
+
+def _run_onnx(session: Any, clips: Tensor) -> Tensor:
+    return torch.from_numpy(session.run(None, {"clips": clips.cpu().numpy()})[0])
+
+
+def check_format(kind: str) -> None:
+    """Raise ValueError where a format is unknown, or what writing it needs is missing on this machine."""
+    if kind not in FILES:
+        raise ValueError(f"format {kind!r}: choose from {', '.join(FILES)}")
+    if kind == "onnx":
+        check_installed("onnx")
+    if kind == "aoti":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise ValueError(
+                "format aoti compiles C++, and there is no compiler here: install g++ (apt install g++) or name one in "
+                "the environment variable CXX; pt2 and onnx need none"
+            ) from None
+
+
+def check_installed(need: str) -> None:
+    """Raise ValueError where a package of the extra ``export`` is missing."""
+    for name in _NEEDS[need]:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ValueError(f"{need} needs {name}: pip install -e .[export]") from None
+
+
+def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str) -> float:
+    """Return the share of videos, in percent, whose centre clip a model answers rightly; bad videos count as wrong.
+
+    Args:
+        label: what the progress line says.
+    """
+    loader = build_eval_loader(predictor.cfg, videos, num_views=1, num_crops=1)
+    right = 0
+    with torch.no_grad():
+        step = predictor.cfg.TEST.BATCH_SIZE
+        for batch in progress(loader, total=len(videos), label=label, unit="videos", step=step):
+            answers = run(batch.clips.to(predictor.device)).argmax(-1).cpu()
+            right += int((answers == batch.labels).sum())  # the label of a clip that could not be read is no class
+    return 100 * right / len(videos)
+
+
+def example_clips(predictor: Predictor, batch: int = _EXAMPLE_BATCH, seed: int = 0) -> Tensor:
+    """Return random uint8 clips (B, C, T, H, W) of the test's size on the model's device."""
+    cfg = predictor.cfg
+    size = cfg.DATA.TEST_CROP_SIZE
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, 3, cfg.DATA.NUM_FRAMES, size, size)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(predictor.device)
+
+
+def description(
+    predictor: Predictor, *, batch: int | None, grid: tuple[int, ...] | None, int8: bool, device: torch.device
+) -> dict[str, Any]:
+    """Return what a program that uses the exported model has to know, for the JSON file beside it.
+
+    Args:
+        batch: clips per call; None: any number.
+    """
+    cfg = predictor.cfg
+    size, rate = cfg.DATA.TEST_CROP_SIZE, cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS
+    frames = {"sampling": cfg.DATA.SAMPLING, "num_frames": cfg.DATA.NUM_FRAMES}
+    if cfg.DATA.SAMPLING == "clip":
+        frames["step_seconds"] = rate
+    if cfg.MODEL.ARCH == "lookupvit":
+        frames_grid = {"compressed_grid": grid_name(grid or cfg.MODEL.COMPRESSED_GRID)}
+    else:
+        frames_grid = {}
+    return {
+        "arch": cfg.MODEL.ARCH,
+        **frames_grid,
+        "weights": "int8" if int8 else "float32",
+        "device": device.type,
+        "torch": torch.__version__,
+        "input": {
+            "name": "clips",
+            "dtype": "uint8",
+            "layout": "BCTHW",
+            "shape": [batch or "any", 3, cfg.DATA.NUM_FRAMES, size, size],
+            "colours": "RGB, 0 to 255",
+        },
+        "output": {
+            "name": "probabilities",
+            "dtype": "float32",
+            "shape": [batch or "any", len(predictor.classes)],
+        },
+        "preprocessing": {
+            **frames,
+            "crop": "square in the centre",
+            "short_side": cfg.DATA.TEST_SHORT_SIDE or size,
+            "size": size,
+            "resize": "bilinear, antialiased, of the crop",
+            "normalisation": {"done": "inside the model", "mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD)},
+            "views_in_time": cfg.TEST.NUM_ENSEMBLE_VIEWS,
+            "views_in_space": cfg.TEST.NUM_SPATIAL_CROPS,
+            "views": "mean of their probabilities",
+        },
+        "classes": predictor.classes,
+    }
+
+
+def write_description(facts: dict[str, Any], path: Path) -> None:
+    """Write that JSON file."""
+    with written_whole(path) as temporary:
+        temporary.write_text(simplejson.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,207 @@
+"""Models in Hugging Face's form: config.json, model.safetensors, and a model card of measured facts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import simplejson
+import yaml
+from fvcore.common.config import CfgNode
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lookupvit_video.config import config_from_text, get_defaults, get_key
+from lookupvit_video.engine.checkpoint import Checkpoint
+from lookupvit_video.files import written_whole
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+MODEL_TYPE = "lookupvit_video"
+# What tells of the machine that the model was trained on, and of nothing that it needs.
+LOCAL_KEYS = """OUTPUT_DIR TEST.CHECKPOINT_FILE_PATH DATA.PATH_TO_DATA_DIR DATA.PATH_PREFIX DATA.SKIP_LIST
+                DATA.INDEX_CACHE MODEL.INIT_FROM DISTILL.TEACHER DISTILL.FEATURE_WEIGHT"""
+
+
+def write_pretrained(
+    folder: Path,
+    model: nn.Module,
+    cfg: CfgNode,
+    classes: list[str],
+    gmacs: dict[str, float],
+    parameters: int,
+    source: Path | None,
+) -> None:
+    """Write config.json, model.safetensors and README.md, each whole or not at all.
+
+    Args:
+        gmacs: of one view, by compressed grid ("" for a model without).
+        source: the checkpoint, whose test_results.json the card quotes where it tells of this very file.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    content = {
+        "architectures": [type(model).__name__],
+        "model_type": MODEL_TYPE,
+        "id2label": {str(label): name for label, name in enumerate(classes)},
+        "label2id": {name: label for label, name in enumerate(classes)},
+        "lookupvit_video": yaml.safe_load(portable(cfg).dump()),
+    }
+    with written_whole(folder / CONFIG) as temporary:
+        temporary.write_text(simplejson.dumps(content, indent=2) + "\n", encoding="utf-8")
+    with written_whole(folder / WEIGHTS) as temporary:
+        # Copies, since the format knows no two names for one memory.
+        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, temporary, metadata={"format": "pt"})
+    with written_whole(folder / CARD) as temporary:
+        card = model_card(folder.resolve().name, cfg, classes, gmacs, parameters, test_results(source))
+        temporary.write_text(card, encoding="utf-8")
+
+
+def portable(cfg: CfgNode) -> CfgNode:
+    """Return a config without the paths of the machine that wrote it."""
+    cfg, defaults = cfg.clone(), get_defaults()
+    cfg.defrost()
+    for name in LOCAL_KEYS.split():
+        group, _, key = name.rpartition(".")
+        (get_key(cfg, group) if group else cfg)[key] = get_key(defaults, name)
+    return cfg
+
+
+def test_results(source: Path | None) -> dict[str, Any] | None:
+    """Return test_results.json beside a checkpoint if it tells of this very file; else None."""
+    try:
+        found = simplejson.loads((source or Path()).with_name("test_results.json").read_text(encoding="utf-8"))
+        is_same = Path(found["checkpoint"]).name == (source or Path()).name
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if is_same and {"top1", "top5", "videos", "views", "precision"} <= found.keys() else None
+
+
+def model_card(
+    name: str,
+    cfg: CfgNode,
+    classes: list[str],
+    gmacs: dict[str, float],
+    parameters: int,
+    results: dict[str, Any] | None,
+) -> str:
+    """Return the text of a model card: what the model is, costs and reached, and nothing that was not measured."""
+    data, size = cfg.DATA, cfg.DATA.TEST_CROP_SIZE
+    sampling = (
+        f"one from each of {data.NUM_FRAMES} equal parts of the video"
+        if data.SAMPLING == "segments"
+        else f"{data.SAMPLING_RATE / data.TARGET_FPS:.4g} s apart"
+    )
+    costs = "\n".join(f"| {grid or '-'} | {cost:.4g} |" for grid, cost in gmacs.items())
+    some = ", ".join(classes[:20]) + (f", ... (all {len(classes)} in {CONFIG})" if len(classes) > 20 else "")
+    return f"""---
+library_name: lookupvit_video
+pipeline_tag: video-classification
+tags:
+- video-classification
+- {cfg.MODEL.ARCH}
+---
+
+# {name}
+
+{cfg.MODEL.ARCH} for video classification, {parameters:,} parameters, {len(classes)} classes: {some}.
+It takes clips of {data.NUM_FRAMES} frames, {sampling}, of {size} x {size} pixels.
+Its training started from {"pretrained" if cfg.MODEL.INIT_FROM else "random"} weights.
+
+```python
+from lookupvit_video import load_model
+
+model = load_model("{name}")  # this folder, or its id on the Hub
+print(model.predict("video.mp4", topk=5))
+```
+
+## Cost
+
+| compressed grid | GMACs a view |
+|---|---|
+{costs}
+
+GMACs are 10^9 multiply-accumulates (papers call them GFLOPs), attention included.
+
+## Accuracy
+
+{_accuracy(results)}
+"""
+
+
+def _accuracy(results: dict[str, Any] | None) -> str:
+    if results is None:
+        return "Not measured."
+    found = (
+        f"Top-1 {results['top1']} %, top-5 {results['top5']} % of {results['videos']} test videos, "
+        f"{results['views']} views (times x crops), {results['precision']}; "
+        f"{len(results.get('bad_videos', []))} that could not be read count as wrong."
+    )
+    rows = [
+        f"| {row['grid']} | {row['gmacs_per_view']} | {row['top1']} | {row['top5']} |"
+        for row in results.get("grids", [])
+    ]
+    if rows:
+        found += "\n\n| compressed grid | GMACs a view | top-1, % | top-5, % |\n|---|---|---|---|\n" + "\n".join(rows)
+    return found
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a name that is no path can be an id of the Hugging Face Hub ("org/name")."""
+    is_file = Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or Path(source).exists()
+    return not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
+
+
+def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoint:
+    """Read a folder that ``write_pretrained`` wrote, or fetch it from the Hugging Face Hub; nothing in it is executed.
+
+    Raises:
+        ValueError: it is missing, damaged, or of another kind.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _downloaded(str(source), revision)
+    text = _read_text(folder / CONFIG)
+    try:
+        content = simplejson.loads(text)
+        names, tree = content["id2label"], content["lookupvit_video"]
+        classes = [names[str(label)] for label in range(len(names))]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(
+            f"{folder / CONFIG}: no config of this project; Predictor.save_pretrained writes one"
+        ) from None
+    cfg = config_from_text(simplejson.dumps(tree), f"{folder / CONFIG} (lookupvit_video)")  # JSON is YAML
+    try:
+        state = load_file(folder / WEIGHTS)
+    except Exception as error:  # a damaged file may raise anything
+        reason = "No such file" if isinstance(error, FileNotFoundError) else "damaged, or not a file of weights"
+        raise ValueError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None
+    return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ValueError(
+            f"{path}: cannot be read ({reason}); give a .pt file of training, or a folder of save_pretrained"
+        ) from None
+
+
+def _downloaded(repository: str, revision: str | None) -> Path:
+    if not is_hub_id(repository):
+        raise ValueError(f"{repository}: no such folder, and no id of the Hugging Face Hub (org/name)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(
+            f"{repository}: no such file or folder; to fetch it from the Hugging Face Hub, pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+    except Exception as error:  # offline, no such repository, no access: each a class of its own
+        raise ValueError(
+            f"{repository}: no such file or folder, and it cannot be fetched from the Hugging Face Hub "
+            f"({type(error).__name__}); check the name and the network"
+        ) from None

@@ -1,0 +1,215 @@
+"""What can be classified -> its clips: files, open files, tensors of frames; with limits on what one may ask for.
+
+Nothing here needs a model, so that files may be read in processes of their own (``lookupvit_video.data.isolated``).
+Shape letters: V views (times x crops), C channels, T frames, H W pixels.
+"""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from lookupvit_video.data.decode import DecodeError, check_backend, open_video
+from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
+from lookupvit_video.data.transforms import eval_transform
+
+Source = str | os.PathLike[str] | IO[bytes] | Tensor | np.ndarray
+MAX_BYTES = 2 << 30  # of the frames decoded at once, and of all clips of a video
+_USUAL_BYTES = 256 << 20  # of decoded frames, where views can be read one after the other
+
+
+class Views(NamedTuple):
+    """The clips of one video."""
+
+    name: str
+    clips: np.ndarray
+    """(V, C, T, H, W) uint8: the crops of a time side by side."""
+    times: list[tuple[float, float]]
+    """Seconds at which the first and the last frame of each clip in time are shown."""
+    note: str = ""
+    """What the reader of the answer should know."""
+
+
+class Failure(NamedTuple):
+    """A video without an answer."""
+
+    path: str
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        return {"path": self.path, "error": self.reason}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which clips to take from each video, and how."""
+
+    times: TimeSampler
+    size: int
+    """H and W of the clips."""
+    short_side: int
+    num_crops: int
+    backend: str
+    timeout: float
+    """Seconds that opening a file, or decoding its clips, may take."""
+    fps: float
+    """The rate at which a tensor's frames follow each other, unless told."""
+
+    @property
+    def num_views(self) -> int:
+        """V."""
+        return self.times.num_clips * self.num_crops
+
+
+def make_plan(
+    cfg: CfgNode,
+    num_views: int | None = None,
+    num_crops: int | None = None,
+    backend: str | None = None,
+    timeout: float | None = None,
+) -> Plan:
+    """Return what a checkpoint's config plans for its test, or what is asked for instead.
+
+    Raises:
+        ValueError: there is no such backend here, or so many views that they would not fit into memory.
+    """
+    views = cfg.TEST.NUM_ENSEMBLE_VIEWS if num_views is None else num_views
+    crops = cfg.TEST.NUM_SPATIAL_CROPS if num_crops is None else num_crops
+    size, backend = cfg.DATA.TEST_CROP_SIZE, backend or cfg.DATA.DECODING_BACKEND
+    check_backend(backend)
+    if views < 1 or crops not in (1, 3):
+        raise ValueError(f"{views} x {crops} views: there must be at least 1 in time, and 1 or 3 crops")
+    if views * crops * 3 * cfg.DATA.NUM_FRAMES * size**2 > MAX_BYTES:
+        raise ValueError(
+            f"{views} x {crops} views of {cfg.DATA.NUM_FRAMES} frames of {size} x {size} pixels take more than "
+            f"{MAX_BYTES >> 30} GiB; ask for fewer views"
+        )
+    times = build_time_sampler(cfg, training=False, num_clips=views)
+    short_side = cfg.DATA.TEST_SHORT_SIDE or size
+    return Plan(
+        times,
+        size,
+        short_side,
+        crops,
+        backend,
+        cfg.DATA.DECODE_TIMEOUT if timeout is None else timeout,
+        cfg.DATA.TARGET_FPS,
+    )
+
+
+def read_views(source: Source, plan: Plan, fps: float | None = None) -> Views:
+    """Return the clips of a video.
+
+    Args:
+        source: a path; a file opened for reading bytes; or frames, uint8 (T, H, W, C) or (C, T, H, W), RGB.
+        fps: frames a second of a tensor. None: its frames are one clip as they are, so there must be as many as the
+            model takes.
+
+    Raises:
+        DecodeError: the file cannot be read; it is a ValueError that names file and reason.
+        ValueError: not a source, or frames of another shape or type.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return read_file(os.fspath(source), plan)
+    if isinstance(source, (Tensor, np.ndarray)):
+        return views_of_frames(torch.as_tensor(source), plan, fps)
+    if hasattr(source, "read"):
+        return _read_open_file(source, plan)
+    raise ValueError(
+        f"a video is a path, a file opened for reading bytes, or a uint8 tensor of frames; got {type(source).__name__}"
+    )
+
+
+def read_file(path: str, plan: Plan) -> Views:
+    """Return the clips of a video file; one that is shorter than the clip is read to its end, its last frame repeated.
+
+    Raises:
+        DecodeError: the file cannot be read, or its frames are too large.
+    """
+    try:
+        with open_video(path, plan.backend, timeout=plan.timeout) as reader:
+            seconds_VT, end = plan.times(reader.duration), reader.duration
+            shown_VT = seconds_VT.clip(max=max(0.0, end - 1e-4))  # as read_clips: the last frame, not past it
+            width, height = reader.info.width, reader.info.height
+            bytes_a_clip = 3 * width * height * shown_VT.shape[1]
+            if bytes_a_clip > MAX_BYTES:
+                raise DecodeError(
+                    path,
+                    f"its frames of {width} x {height} pixels are too large: a clip of {shown_VT.shape[1]} takes "
+                    f"{bytes_a_clip / 2**30:.1f} GiB (limit {MAX_BYTES >> 30}); make it smaller, for example with "
+                    "ffmpeg -i IN -vf scale=-2:1080 OUT",
+                )
+            clips = []
+            at_once = max(1, _USUAL_BYTES // bytes_a_clip)
+            for start in range(0, len(shown_VT), at_once):
+                rows_VT = shown_VT[start : start + at_once]
+                frames_THWC = reader.frames_at(rows_VT.ravel().tolist())
+                clips += _crops(frames_THWC, rows_VT.shape[1], plan)
+    except DecodeError:
+        raise
+    except (ValueError, OverflowError) as error:  # a path that is none, numbers that no video has
+        raise DecodeError(path, str(error)) from None
+    return _views(path, clips, seconds_VT, end)
+
+
+def views_of_frames(frames: Tensor, plan: Plan, fps: float | None = None, name: str = "tensor") -> Views:
+    """Return the clips of frames in memory, see ``read_views``."""
+    if (
+        frames.dtype != torch.uint8
+        or frames.ndim != 4
+        or 3 not in (frames.shape[0], frames.shape[-1])
+        or 0 in frames.shape
+    ):
+        raise ValueError(
+            f"frames are uint8 of shape (T, H, W, 3) or (3, T, H, W), 0 to 255, RGB; got {frames.dtype} of shape "
+            f"{tuple(frames.shape)}"
+        )
+    frames_THWC = frames if frames.shape[-1] == 3 else frames.permute(1, 2, 3, 0)
+    count, wanted = len(frames_THWC), plan.times.num_frames
+    if fps is None:
+        if count != wanted:
+            raise ValueError(f"the model takes {wanted} frames, got {count}; fps= says how to sample from them")
+        seconds_VT, end = np.arange(count)[None] / plan.fps, count / plan.fps
+        return _views(name, _crops(frames_THWC.cpu(), count, plan), seconds_VT, end)
+    if not 0 < fps < float("inf"):
+        raise ValueError(f"fps={fps}: frames a second must be above 0")
+    seconds_VT, end = plan.times(count / fps), count / fps
+    indices = torch.from_numpy((seconds_VT * fps + 1e-6).astype(np.int64).clip(0, count - 1)).ravel()
+    return _views(name, _crops(frames_THWC[indices.to(frames.device)].cpu(), wanted, plan), seconds_VT, end)
+
+
+def _read_open_file(file: IO[bytes], plan: Plan) -> Views:
+    """Read an open file by way of a temporary one: decoders seek to and fro, and open a file more than once."""
+    name = str(getattr(file, "name", "") or "open file")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "video" + Path(name).suffix[:8])
+        with copy.open("wb") as out:
+            chunk: Any = file.read(0)
+            if not isinstance(chunk, bytes):
+                raise ValueError(f"{name}: open this file for reading bytes, with mode 'rb'")
+            shutil.copyfileobj(file, out)
+        try:
+            return read_file(str(copy), plan)._replace(name=name)
+        except DecodeError as error:
+            raise DecodeError(name, error.reason) from None
+
+
+def _crops(frames_THWC: Tensor, num_frames: int, plan: Plan) -> list[Tensor]:
+    transform = eval_transform(plan.size, plan.short_side, plan.num_crops)
+    return [clip for frames in frames_THWC.split(num_frames) for clip in transform(frames)]
+
+
+def _views(name: str, clips: list[Tensor], seconds_VT: np.ndarray, end: float) -> Views:
+    note = ""
+    if seconds_VT.max() >= end:
+        note = f"shorter ({end:.2f} s) than the clip ({np.ptp(seconds_VT[0]):.2f} s): its last frame is repeated"
+    times = [(float(row[0]), min(float(row[-1]), end)) for row in seconds_VT]
+    return Views(name, torch.stack(clips).numpy(), times, note)

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+
+from lookupvit_video.config import load_config
+from lookupvit_video.data.manifest import read_manifest
+from lookupvit_video.engine.checkpoint import save_checkpoint
+from lookupvit_video.inference.explain import (
+    Mixing,
+    _rollout,
+    accuracy_without_time,
+    explain_attention,
+    mixing,
+    reordered,
+    watched,
+    without_time,
+)
+from lookupvit_video.inference.predictor import load_model
+from lookupvit_video.models.build import build_model
+from tests.models.test_models import SMALL
+from tests.small import make_videos
+
+CLASSES = list("abcde")
+FACTORISED = "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2] MODEL.TEMPORAL_DEPTH 1"
+
+
+def predictor(folder, overrides=""):
+    cfg = load_config(None, [*SMALL, *overrides.split()])
+    torch.manual_seed(3)
+    model = build_model(cfg)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # far from even attention
+    classes = CLASSES[: cfg.MODEL.NUM_CLASSES]
+    save_checkpoint(folder / "model.pt", cfg=cfg, classes=classes, model=model)
+    return load_model(folder / "model.pt", "cpu")
+
+
+def some_clip(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (3, 4, 32, 32), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("reverse", ["softmax", "transpose", "scaled"])
+def test_the_weights_are_those_that_the_blocks_mix_with(tmp_path, reverse):
+    # With one head, what goes into an output projection is the weights times the values.
+    model = predictor(tmp_path, f"MODEL.NUM_HEADS 1 MODEL.QK_NORM True MODEL.REVERSE_WEIGHTS {reverse}").model
+    block, seen = model.blocks[0], {}
+    parts = {
+        "gathered": block.cross_attention.gather_projection,
+        "infused": block.cross_attention.infuse_projection,
+        "refined": block.refine.attention.projection,
+    }
+    for name, module in parts.items():
+        module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
+    with torch.no_grad(), watched(model) as kept:
+        model(torch.randn(1, 3, 4, 32, 32))
+    weights, notes = mixing(block, kept[0]), kept[0]
+    values = notes["key_value"].chunk(2, -1)[1], notes["refine"].chunk(3, -1)[2], notes["infuse"]
+    for found, matrix, value in zip(("gathered", "refined", "infused"), weights, values, strict=True):
+        torch.testing.assert_close(seen[found], matrix @ value, rtol=1e-3, atol=1e-4)
+    assert not block.cross_attention.query._forward_hooks  # nothing stays behind
+
+
+def test_the_rollout_of_a_small_example():
+    # Two lookup tokens, one compressed token that starts as their mean.
+    gather, refine, infuse = [[[1.0, 0.0]]], [[[1.0]]], [[[1.0], [0.5]]]
+    block = Mixing(*map(torch.tensor, (gather, refine, infuse)))
+    last = Mixing(torch.tensor(gather), torch.tensor(refine), None)
+    after, lookup = _rollout([block, last], torch.tensor([[[0.5, 0.5]]]), torch.eye(2)[None])
+    assert after[0].tolist() == [[[0.75, 0.25]]]  # half its own, half of the first lookup token
+    first, second = [0.875, 0.125], [0.5 * 0.75 / 1.5, (1 + 0.5 * 0.25) / 1.5]
+    assert torch.allclose(lookup, torch.tensor([[first, second]]))
+    assert torch.allclose(after[1], torch.tensor([[[0.8125, 0.1875]]]))
+
+
+@pytest.mark.parametrize("overrides", ["MODEL.COMPRESSED_GRID [2,2,3]", FACTORISED, "MODEL.HEADS ['compressed']"])
+def test_maps_are_shares_of_the_clip(tmp_path, overrides):
+    model = predictor(tmp_path, overrides)
+    clip = some_clip()
+    found = explain_attention(model, clip)
+    assert len(found.gather) == len(found.compressed_rollout) == 2
+    assert found.lookup_grid == (2, 4, 4)
+    for shares in (*found.gather, *found.compressed_rollout, found.lookup_rollout):
+        assert shares.min() >= 0
+        torch.testing.assert_close(shares.sum(1), torch.ones(len(shares)))
+    torch.testing.assert_close(found.gather_map(-1), model.attention_maps(clip), rtol=1e-3, atol=1e-5)
+    for heat in (found.rollout_map(), found.lookup_map(), found.answer_map(), found.gather_map(0, (1, 1, 1)) if
+                 found.compressed_grid[0] > 1 else found.gather_map(0, (0, 1, 1))):  # fmt: skip
+        assert heat.shape == (2, 4, 4)
+        assert float(heat.sum()) == pytest.approx(1, abs=1e-5)
+    read = [found.rollout_map()] + [found.lookup_map()] * ("lookup" in found.read)
+    torch.testing.assert_close(found.answer_map(), torch.stack(read).mean(0))
+    assert found.rollout_map((0, 0, 1)).tolist() != found.rollout_map((0, 1, 0)).tolist()
+
+
+def test_a_compressed_token_of_a_factorised_encoder_sees_its_own_time_only(tmp_path):
+    found = explain_attention(predictor(tmp_path, FACTORISED), some_clip())
+    assert found.compressed_grid == (2, 2, 2)
+    for heat in (found.gather_map(0, (1, 0, 0)), found.rollout_map((1, 0, 0)), found.lookup_map((1, 2, 2))):
+        assert heat[0].abs().max() == 0
+        assert float(heat[1].sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_cannot_be_explained_is_a_clear_error(tmp_path):
+    model = predictor(tmp_path)
+    found = explain_attention(model, some_clip())
+    with pytest.raises(ValueError, match=r"token 1,0,0: give t,h,w on the grid 1x2x2, counted from 0"):
+        found.gather_map(0, (1, 0, 0))
+    with pytest.raises(ValueError, match="token 0,1"):
+        found.rollout_map((0, 1))
+    with pytest.raises(ValueError, match=r"compressed grid 2x2x2: this model was made with 1x2x2"):
+        explain_attention(model, some_clip(), (2, 2, 2))
+    with pytest.raises(ValueError, match=r"MODEL.ARCH vit: only a LookupViT"):
+        explain_attention(predictor(tmp_path, "MODEL.ARCH vit"), some_clip())
+
+
+def test_frames_in_other_orders():
+    clips = torch.arange(8, dtype=torch.uint8).view(1, 1, 8, 1, 1).expand(2, 3, 8, 2, 2)
+    assert torch.equal(reordered(clips, "real"), clips)
+    assert reordered(clips, "frozen")[0, 0, :, 0, 0].tolist() == [4] * 8
+    orders = {tuple(reordered(clips, "shuffled", seed)[0, 0, :, 0, 0].tolist()) for seed in range(6)}
+    assert len(orders) > 4
+    assert all(sorted(order) == list(range(8)) and order != tuple(range(8)) for order in orders)
+    assert torch.equal(reordered(clips, "shuffled", 3), reordered(clips, "shuffled", 3))
+    assert reordered(clips[:, :, :2], "shuffled")[0, 0, :, 0, 0].tolist() == [1, 0]  # never the real order
+    assert torch.equal(reordered(clips[:, :, :1], "shuffled"), clips[:, :, :1])
+    with pytest.raises(ValueError, match="order 'backwards': choose one of real, shuffled, frozen"):
+        reordered(clips, "backwards")
+
+
+def test_the_diagnosis_of_a_clip_and_of_a_list(tmp_path):
+    make_videos(tmp_path / "data", count=7)
+    (tmp_path / "data" / "3.mp4").write_bytes(b"")
+    model = predictor(tmp_path, "MODEL.NUM_CLASSES 3 DATA_LOADER.NUM_WORKERS 0 DATA.SAMPLING_RATE 2 TEST.BATCH_SIZE 3")
+    videos = read_manifest(tmp_path / "data" / "test.csv", model.classes)
+    results = accuracy_without_time(model, videos)
+    assert list(results) == ["real", "shuffled", "frozen"]
+    for order, found in results.items():
+        assert [row for row, _ in found.bad] == [3]
+        assert found.probabilities[3].sum() == 0
+        for row in (0, 6):
+            clip = model.predict(videos[row].path, num_views=1, num_crops=1).clip
+            answer = model.predict_clips(reordered(clip[None], order, seed=row))[0].numpy()
+            np.testing.assert_allclose(found.probabilities[row], answer, atol=1e-5)
+    clip = model.predict(videos[0].path, num_views=1, num_crops=1).clip
+    answers = without_time(model, clip)
+    np.testing.assert_allclose(answers["real"], results["real"].probabilities[0], atol=1e-5)
+    np.testing.assert_allclose(answers["frozen"], results["frozen"].probabilities[0], atol=1e-5)
+    several = [model.predict_clips(reordered(clip[None], "shuffled", seed))[0] for seed in range(8)]
+    torch.testing.assert_close(answers["shuffled"], torch.stack(several).mean(0))
