@@ -1,6 +1,7 @@
 """What the commands in tools/ share: clear errors in one line, and exit codes.
 
-0: done. 1: a failure at work. 2: something the user gave is wrong. 130: interrupted.
+0: done. 1: a failure at work. 2: something the user gave is wrong. 75: a run was stopped by
+a signal and has saved (tools/run_net.py). 130: interrupted.
 """
 
 import os
