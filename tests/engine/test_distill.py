@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
-from lookupvit_video.engine import train as train_module
+from lookupvit_video.engine import run as run_module
+from lookupvit_video.engine import step as step_module
 from lookupvit_video.engine.checkpoint import load_checkpoint, save_checkpoint
 from lookupvit_video.engine.distill import Answer, Teacher, distill, load_teacher
 from lookupvit_video.engine.log import read_json_lines
@@ -122,10 +123,11 @@ def test_a_teacher_answers_with_logits_and_all_its_tokens(tmp_path, overrides, g
     clips = torch.randn(2, 3, 4, 32, 32)
     answer = teacher.answer(clips)
     assert not answer.logits.requires_grad
-    assert torch.equal(answer.logits, teacher.model(clips))
+    with torch.inference_mode():  # other kernels than with gradients
+        assert torch.equal(answer.logits, teacher.model(clips))
+        features = teacher.model.forward_features(clips)
     assert answer.grid == grid
     assert answer.tokens.shape == (2, math.prod(grid), 24)
-    features = teacher.model.forward_features(clips)
     assert torch.equal(answer.tokens, features.lookup if isinstance(features, LookupFeatures) else features.tokens)
     logits_only = load_teacher(config(f"DISTILL.TEACHER {tmp_path / 'teacher.pt'}"), CLASSES, CPU).answer(clips)
     assert torch.equal(logits_only.logits, answer.logits)
@@ -191,7 +193,7 @@ def test_a_weight_of_nothing_changes_nothing(data, vit, tmp_path):
 def test_a_run_with_a_teacher(data, vit, tmp_path, monkeypatch, feature_weight):
     """The teacher sees the very clips of the student, stays as it is, and the loss is what ``distill`` says."""
     teachers, clips_seen, losses = [], {"student": [], "teacher": []}, []
-    plain_load, plain_answer, plain_distill = train_module.load_teacher, Teacher.answer, train_module.distill
+    plain_load, plain_answer, plain_distill = run_module.load_teacher, Teacher.answer, step_module.distill
     plain_forward = LookupViT.forward
 
     def load(*arguments):
@@ -214,10 +216,10 @@ def test_a_run_with_a_teacher(data, vit, tmp_path, monkeypatch, feature_weight):
         losses.append(plain_distill(cfg, loss, logits, features, found, valid))
         return losses[-1]
 
-    monkeypatch.setattr(train_module, "load_teacher", load)
+    monkeypatch.setattr(run_module, "load_teacher", load)
     monkeypatch.setattr(Teacher, "answer", answer)
     monkeypatch.setattr(LookupViT, "forward", forward)
-    monkeypatch.setattr(train_module, "distill", mixed)
+    monkeypatch.setattr(step_module, "distill", mixed)
     student, log = run(data, tmp_path, DISTILL__TEACHER=vit / "model.pt", DISTILL__WEIGHT=0.7,
                        DISTILL__FEATURE_WEIGHT=feature_weight, MIXUP__ENABLE=True, AUG__NUM_SAMPLE=2)  # fmt: skip
     assert len(clips_seen["teacher"]) == len(clips_seen["student"]) == len(log) == 4
