@@ -103,7 +103,7 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(data, whole, tmp
     options = {**OPTIONS, "TRAIN__CHECKPOINT_STEPS": 0, "TRAIN__CHECKPOINT_PERIOD": 99, "DATA_LOADER__NUM_WORKERS": 1}
     command = [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data, tmp_path, **options)]
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         start_new_session=True,
     )  # fmt: skip
     told = []
