@@ -102,7 +102,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(data, whol
 def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(data, whole, tmp_path):
     options = {**OPTIONS, "TRAIN__CHECKPOINT_STEPS": 0, "TRAIN__CHECKPOINT_PERIOD": 99, "DATA_LOADER__NUM_WORKERS": 1}
     command = [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data, tmp_path, **options)]
-    threads = str(torch.get_num_threads())  # of this process, which made the whole run: others would change the last bits
+    threads = str(torch.get_num_threads())  # as the whole run, which this process made: others change the last bits
     process = subprocess.Popen(
         command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": threads},
         start_new_session=True,
