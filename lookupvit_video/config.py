@@ -35,7 +35,7 @@ _C.TRAIN.PRECISION = "auto"  # auto: bfloat16 on GPUs that have it, else float32
 _C.TRAIN.MAX_BAD_STEPS = 0  # steps with a loss or gradient of nan or infinity that are left out; 0: the first one stops
 _C.TRAIN.PARALLEL = "ddp"  # ddp: the whole model in each process; fsdp: weights and optimiser spread over them (FSDP2)
 _C.TRAIN.CPU_OFFLOAD = False  # fsdp: what is spread waits in RAM; slow, for models that the GPUs cannot hold together
-_C.TRAIN.ACTIVATION_CHECKPOINTING = "none"  # selective: keep linear layers' results alone; full: nothing inside a block
+_C.TRAIN.ACTIVATION_CHECKPOINTING = "none"  # compute again in backward: write_back (LookupViT), selective or full
 _C.TRAIN.COMPILE = False  # torch.compile each block: faster steps for minutes of compilation at the start
 
 _C.TENSORBOARD = CfgNode()
@@ -163,7 +163,7 @@ _C.SOLVER.LABEL_SMOOTHING = 0.0  # share of the target spread evenly over all cl
 CHOICES = {
     "TRAIN.PRECISION": ("auto", "float32", "bfloat16", "float16"),
     "TRAIN.PARALLEL": ("ddp", "fsdp"),
-    "TRAIN.ACTIVATION_CHECKPOINTING": ("none", "selective", "full"),
+    "TRAIN.ACTIVATION_CHECKPOINTING": ("none", "write_back", "selective", "full"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
     "DATA.SAMPLING": ("clip", "segments"),
@@ -502,6 +502,11 @@ def _check_parallel(cfg: CfgNode) -> None:
         raise ValueError(
             "MODEL.ARCH x3d has batch norms, whose statistics need TRAIN.PARALLEL ddp and "
             "TRAIN.ACTIVATION_CHECKPOINTING none"
+        )
+    if cfg.TRAIN.ACTIVATION_CHECKPOINTING == "write_back" and cfg.MODEL.ARCH != "lookupvit":
+        raise ValueError(
+            f"TRAIN.ACTIVATION_CHECKPOINTING write_back: blocks of MODEL.ARCH {cfg.MODEL.ARCH} have no way back; "
+            "choose none, selective or full"
         )
     if cfg.DIST_TIMEOUT <= cfg.DATA_LOADER.TIMEOUT:
         raise ValueError(

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 
 from lookupvit_video.data.loader import keep_freed_memory
 from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.parallel import autocast_dtype
+from lookupvit_video.engine.parallel import autocast_dtype, checkpoint_activations, compile_blocks
 from lookupvit_video.engine.plots import new_figure, save_figure
+from lookupvit_video.engine.utilisation import peak_flops
 from lookupvit_video.files import written_whole
 from lookupvit_video.models.attention import KERNELS, set_kernel
 from lookupvit_video.models.blocks import BlockOptions
@@ -46,12 +47,6 @@ NUM_CLASSES, TUBELET, PEERS_PATCH = 400, (2, 16, 16), 16
 DENSE = "dense ViT"  # what speed-ups are over; its attention is torch's SDPA
 DENSE_BY_HEADS = "dense ViT, own attention"
 FAMILIES = ("lookupvit", "vit", "videomae", "vivit", "mvit", "timm")
-# Dense peak of matrix products in bfloat16 with float32 sums, TFLOP/s, from the maker's data sheets (SXM where there
-# are several). The first name that a device's name contains counts.
-PEAK_TFLOPS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
-    "RTX 4090": 165, "RTX 3090": 71,
-}  # fmt: skip
 LEGEND = """
 ms, clips/s: a clip, the median of the rounds (lowest to highest). GMACs: of one clip's forward pass, counted by running
 it. TFLOP/s: two for each of them, a training step three times as many; weights computed again count nothing. Peak
@@ -106,8 +101,9 @@ def our_arguments(setting: Setting, arguments: argparse.Namespace) -> dict[str, 
 
 
 def lookupvits(setting: Setting, arguments: argparse.Namespace) -> Iterator[Contender]:
-    """One model for each kernel; its grids share the weights, as in a multi-resolution model."""
-    for kernel in arguments.kernels:
+    """One model for each kernel and checkpointing; its grids share the weights, as in a multi-resolution model."""
+    checkpointings = arguments.checkpointing if setting.mode == "train" else ["none"]
+    for kernel, checkpointing in product(arguments.kernels, checkpointings):
         model = LookupViT(
             compressed_grid=arguments.grids[0],
             grids=arguments.grids[1:],
@@ -116,8 +112,12 @@ def lookupvits(setting: Setting, arguments: argparse.Namespace) -> Iterator[Cont
             **our_arguments(setting, arguments),
         )
         set_kernel(model, kernel)
+        for block in model.blocks:
+            checkpoint_activations(block, checkpointing)
+        extra = [kernel] if len(arguments.kernels) > 1 else []
+        extra += [] if checkpointing == "none" else [f"{checkpointing} recomputed"]
         for grid in arguments.grids:
-            name = f"LookupViT {grid_name(grid)}" + (f", {kernel}" if len(arguments.kernels) > 1 else "")
+            name = ", ".join([f"LookupViT {grid_name(grid)}", *extra])
 
             def call(model: nn.Module, clips: Tensor, grid: Grid = grid) -> tuple[Tensor, ...]:
                 return heads_of(model(clips, grid=grid))
@@ -197,6 +197,26 @@ def contenders(setting: Setting, arguments: argparse.Namespace, device: torch.de
     for model in {id(contender.model): contender.model for contender in found}.values():
         model.to(device, dtype if setting.mode == "inference" else None).train(setting.mode == "train")
     return found
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the longest row of modules of one class: a transformer's blocks, whatever its code calls them."""
+    rows = [list(module) for module in model.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
+    return max((row for row in rows if len({type(module) for module in row}) == 1), key=len)
+
+
+def compile_contenders(found: list[Contender], mode: str) -> None:
+    """Compile every model: its blocks one by one, as training does ("blocks"), or all of it in a mode of torch's."""
+    torch._dynamo.reset()  # sizes of an earlier setting would make those of this one free, and the code slower
+    compiled: dict[int, nn.Module] = {}
+    for contender in found:
+        key = id(contender.model)
+        if key not in compiled and mode == "blocks":
+            compile_blocks(blocks_of(contender.model), dynamic=False)
+            compiled[key] = contender.model
+        elif key not in compiled:
+            compiled[key] = torch.compile(contender.model, mode=mode, dynamic=False)  # type: ignore[assignment]
+        contender.model = compiled[key]
 
 
 class _Called(nn.Module):
@@ -305,7 +325,7 @@ def compare(
         made: dict[int, torch.optim.Optimizer] = {}  # contenders that share a model share its optimiser
         for contender in found:
             key = id(contender.model)
-            made[key] = made.get(key) or torch.optim.AdamW(contender.model.parameters(), 1e-5, foreach=True)
+            made[key] = made.get(key) or torch.optim.AdamW(contender.model.parameters(), 1e-5, fused=True)
             contender.optimizer = made[key]
     runs = [work(contender, setting, device, dtype) for contender in found]
     times, rows = [], []
@@ -330,14 +350,6 @@ def compare(
         contender.optimizer = None
         contender.model.zero_grad(set_to_none=True)
     return rows
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return the operations a second that the device can do at most; None where that is not known."""
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for known, peak in PEAK_TFLOPS.items() if known in name), None)
 
 
 def judge_rows(rows: list[dict[str, Any]], peak: float | None) -> None:
@@ -504,10 +516,13 @@ def add_arguments(parser: argparse.ArgumentParser, at_least_one: Callable[[str],
     parser.add_argument("--head", choices=("average", "compressed", "lookup"), default="average",
                         help="what LookupViT answers with in inference")  # fmt: skip
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=["auto"], help="LookupViT's attention kernels")
+    parser.add_argument("--checkpointing", nargs="+", choices=("none", "write_back", "selective", "full"),
+                        default=["none"], help="LookupViT's TRAIN.ACTIVATION_CHECKPOINTING in training")  # fmt: skip
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32",
                         help="inference: of weights and clip; training: autocast")  # fmt: skip
-    parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="torch.compile, all contenders")
+    parser.add_argument("--compile", nargs="?", const="blocks", metavar="MODE",
+                        help="torch.compile, all contenders: block by block, or whole in one of its modes")  # fmt: skip
     parser.add_argument("--threads", default=[torch.get_num_threads()], help="processor threads", **several)
     parser.add_argument("--rounds", type=at_least_one, default=5, metavar="N", help="medians are over so many rounds")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="a turn repeats until it takes so long")
@@ -548,9 +563,7 @@ def benchmark(arguments: argparse.Namespace, machine: dict[str, Any]) -> int:
     for number, setting in enumerate(settings, start=1):
         found = contenders(setting, arguments, device)
         if arguments.compile:
-            compiled = {id(c.model): torch.compile(c.model, mode=arguments.compile) for c in found}
-            for contender in found:
-                contender.model = compiled[id(contender.model)]  # type: ignore[assignment]
+            compile_contenders(found, arguments.compile)
         turns = len(found) * (arguments.rounds + 1)
         done = progress(range(turns), total=turns, label=f"setting {number} of {len(settings)}", unit="turns")
         some = compare(found, setting, arguments, lambda done=done: next(done, None))  # type: ignore[misc]

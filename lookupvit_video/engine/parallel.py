@@ -215,7 +215,7 @@ def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
     """
     blocks = _blocks(model)
     for block in blocks:
-        _checkpoint_activations(block, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
+        checkpoint_activations(block, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
     if cfg.TRAIN.COMPILE:
         compile_blocks(blocks)
     if world.size == 1:
@@ -238,18 +238,24 @@ def _entry(block: nn.Module) -> str:
     return "forward_merging" if hasattr(block, "forward_merging") else "forward"
 
 
-def _checkpoint_activations(block: nn.Module, kind: str) -> None:
-    """Have a block keep its inputs only ("full"; "selective": and ``_KEPT``); backward computes the rest again."""
-    if kind == "none":
+def checkpoint_activations(block: nn.Module, kind: str) -> None:
+    """Have a block keep less for backward, which computes it again.
+
+    Args:
+        kind: "none"; "write_back": nothing of what LookupViT's block does to its many lookup tokens after the gather;
+            "selective": of the whole block ``_KEPT`` alone; "full": the block's inputs alone.
+    """
+    name = "write_back" if kind == "write_back" else _entry(block)
+    if kind == "none" or not hasattr(block, name):  # a temporal encoder's blocks have no way back
         return
-    plain: Callable[..., Any] = getattr(block, _entry(block))
+    plain: Callable[..., Any] = getattr(block, name)
     checkpointed = partial(checkpoint, plain, use_reentrant=False)
     if kind == "selective":
         checkpointed = partial(checkpointed, context_fn=partial(create_selective_checkpoint_contexts, _KEPT))
-    setattr(block, _entry(block), checkpointed)  # no wrapper around the module, which would change names
+    setattr(block, name, checkpointed)  # no wrapper around the module, which would change names
 
 
-def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
+def compile_blocks(blocks: list[nn.Module], backend: str = "inductor", dynamic: bool | None = None) -> None:
     """Compile each block's forward in place; equal blocks share the code.
 
     A size that changes from call to call (another compressed grid, a last batch) is free from the second value on, so
@@ -259,7 +265,7 @@ def compile_blocks(blocks: list[nn.Module], backend: str = "inductor") -> None:
     limits.recompile_limit = max(limits.recompile_limit, _COMPILATIONS_PER_BLOCK * len(blocks))
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, limits.recompile_limit)
     for block in blocks:  # the method rather than the module, so that FSDP's hooks stay outside
-        setattr(block, _entry(block), torch.compile(getattr(block, _entry(block)), backend=backend))
+        setattr(block, _entry(block), torch.compile(getattr(block, _entry(block)), backend=backend, dynamic=dynamic))
 
 
 def _shard(model: nn.Module, blocks: list[nn.Module], cfg: CfgNode, world: World) -> nn.Module:

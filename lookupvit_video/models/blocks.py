@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from lookupvit_video.models.attention import (
     NORM_EPS,
     AttentivePooling,
     BidirectionalCrossAttention,
+    Lookup,
     SelfAttention,
 )
 from lookupvit_video.models.linear import Linear
@@ -78,6 +78,27 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training, leave a residual branch out for some clips of a batch.
+
+    As torchvision's ``StochasticDepth``, but with the rate in a buffer: compiled code takes a number for part of the
+    code, and blocks that differ in nothing else would be compiled one by one.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.drops = rate > 0
+        self.register_buffer("kept", torch.tensor(1.0 - rate), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, ...) to the same shape: a row is 0 or, so that the mean stays, divided by the share of kept ones."""
+        if not (self.training and self.drops):
+            return x
+        kept = self.get_buffer("kept")
+        rows = torch.bernoulli(kept.expand(x.shape[0], *[1] * (x.ndim - 1))) / kept
+        return x * rows.to(x.dtype)
+
+
 class TransformerBlock(nn.Module):
     """Pre-norm ViT block: self-attention, then an MLP of ratio 4, each with a residual (arXiv 2010.11929)."""
 
@@ -89,7 +110,7 @@ class TransformerBlock(nn.Module):
         self.norm_mlp = options.norm(dim)
         self.mlp = options.mlp(dim, 4 * dim)
         self.scale_mlp = options.scale(dim)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
@@ -127,7 +148,7 @@ class LookupViTBlock(nn.Module):
             self.norm_lookup_mlp = options.norm(dim)
             self.lookup_mlp = options.mlp(dim, dim // 2)
             self.scale_lookup_mlp = options.scale(dim)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = DropPath(drop_path)
 
     def forward(
         self, compressed_BMD: Tensor, lookup_BND: Tensor, infuse: bool = True, return_attention: bool = False
@@ -146,11 +167,15 @@ class LookupViTBlock(nn.Module):
         )
         compressed_BMD = self.refine(compressed_BMD + self.drop_path(self.scale_gather(update_BMD)))
         if infuse and self.infuses:
-            update_BND = self.cross_attention.infuse(self.norm_infuse(compressed_BMD), lookup)
-            lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
-            update_BND = self.lookup_mlp(self.norm_lookup_mlp(lookup_BND))
-            lookup_BND = lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
+            lookup_BND = self.write_back(compressed_BMD, lookup_BND, lookup)
         return compressed_BMD, lookup_BND, lookup.weights if return_attention else None
+
+    def write_back(self, compressed_BMD: Tensor, lookup_BND: Tensor, lookup: Lookup) -> Tensor:
+        """Infuse refined compressed tokens (B, M, D) into lookup tokens (B, N, D) and run the narrow MLP on these."""
+        update_BND = self.cross_attention.infuse(self.norm_infuse(compressed_BMD), lookup)
+        lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
+        update_BND = self.lookup_mlp(self.norm_lookup_mlp(lookup_BND))
+        return lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
 
 
 class TemporalEncoder(nn.Module):

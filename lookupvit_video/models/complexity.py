@@ -187,15 +187,19 @@ def _cpu_attention_flops(
     return sdpa_flop_count(query, key, value)
 
 
-def measured_macs(model: nn.Module, *inputs: object) -> int:
-    """Count the MACs of one forward pass in eval mode by running it; on the meta device this takes no memory.
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter, which gives two operations to a multiply-accumulate.
 
-    Torch's counter gives two operations to a multiply-accumulate. Its table lacks the CPU's fused attention in some
-    releases (which would count it as nothing), so that kernel is registered here.
+    Its table lacks the CPU's fused attention in releases before 2.15 (which would count it as nothing), so that kernel
+    is registered here.
     """
-    was_training = model.training
     custom = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=custom)
+    return FlopCounterMode(display=False, custom_mapping=custom)
+
+
+def measured_macs(model: nn.Module, *inputs: object) -> int:
+    """Count the MACs of one forward pass in eval mode by running it; on the meta device this takes no memory."""
+    was_training, counter = model.training, flop_counter()
     try:
         # The eager kernel computes Q K^T once, as the formula has it; others compute it again to save memory.
         with using_kernel(model, "eager"), counter, torch.no_grad():

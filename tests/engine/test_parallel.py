@@ -288,13 +288,27 @@ def test_activation_checkpointing_recomputes_and_changes_nothing(changes):
     assert all_kept.linear == linear_kept.linear < none_kept.linear
     if not changes.get("MODEL__ARCH"):  # scores of the cross-attention are not kept
         assert all_kept.batched < linear_kept.batched <= none_kept.batched
+        write_back, back_dropped = gradients("write_back", **changes)
+        assert all(torch.equal(gradient, write_back[name]) for name, gradient in plain.items())
+        assert all_kept.linear < back_dropped.linear < none_kept.linear
 
 
-def test_compilation_keeps_names_and_does_not_grow_with_grids_or_blocks():
-    grids = [(1, 2, 2), (2, 3, 3), (1, 3, 3), (1, 4, 4), (2, 2, 2)]
-    changes = {"MODEL__COMPRESSED_GRIDS": str([list(grid) for grid in grids]), "MODEL__DEPTH": 4}
-    _, plain, _ = small(**changes)
-    _, model, _ = small(**changes)
+def test_write_back_checkpointing_keeps_nothing_of_the_narrow_mlp():
+    def kept(kind):
+        cfg, model, parallel = small(TRAIN__ACTIVATION_CHECKPOINTING=kind)
+        shapes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: shapes.append(x.shape) or x, lambda x: x):
+            parallel(CLIPS)
+        hidden = sum(shape[-2:] == (model.tokenizer.num_tokens, cfg.MODEL.DIM // 2) for shape in shapes)
+        return hidden, sum(shape.numel() for shape in shapes)
+
+    all_kept, back_dropped, none_kept = map(kept, ("none", "write_back", "full"))
+    assert all_kept[0] > back_dropped[0] == 0
+    assert none_kept[1] < back_dropped[1] < all_kept[1]
+
+
+def compiled_and_counted(model):
+    """Compile a model's blocks; return the list to which each compilation will add its graph."""
     torch._dynamo.reset()
     compilations = []
 
@@ -303,6 +317,15 @@ def test_compilation_keeps_names_and_does_not_grow_with_grids_or_blocks():
         return graph
 
     compile_blocks(list(model.blocks), counting)
+    return compilations
+
+
+def test_compilation_keeps_names_and_does_not_grow_with_grids_or_blocks():
+    grids = [(1, 2, 2), (2, 3, 3), (1, 3, 3), (1, 4, 4), (2, 2, 2)]
+    changes = {"MODEL__COMPRESSED_GRIDS": str([list(grid) for grid in grids]), "MODEL__DEPTH": 4}
+    _, plain, _ = small(**changes)
+    _, model, _ = small(**changes)
+    compilations = compiled_and_counted(model)
     assert list(dict(model.named_parameters())) == list(dict(plain.named_parameters()))
     after = []
     for grid in grids:
@@ -311,6 +334,21 @@ def test_compilation_keeps_names_and_does_not_grow_with_grids_or_blocks():
         after.append(len(compilations))
     assert after[0] == 1  # four blocks, one code
     assert after[1:] == [after[1]] * 4  # the second grid makes the size free
+    torch._dynamo.reset()
+
+
+def test_blocks_that_differ_in_drop_path_share_the_code():
+    changes = {"MODEL__DEPTH": 4, "MODEL__DROP_PATH": 0.3}
+    _, plain, _ = small(**changes)
+    _, model, _ = small(**changes)
+    compilations = compiled_and_counted(model)
+    answers = []
+    for each in (model, plain):
+        torch.manual_seed(0)
+        answers.append(each(CLIPS))
+    for found, expected in zip(*answers, strict=True):
+        torch.testing.assert_close(found, expected)
+    assert len(compilations) == 2  # the first block drops nothing
     torch._dynamo.reset()
 
 
@@ -342,6 +380,7 @@ def test_a_state_loads_where_some_parameters_have_had_no_step():
 def test_settings_that_cannot_work_are_refused():
     for overrides, reason in (
         ("TRAIN.CPU_OFFLOAD True", "TRAIN.CPU_OFFLOAD is for TRAIN.PARALLEL fsdp"),
+        ("MODEL.ARCH vit TRAIN.ACTIVATION_CHECKPOINTING write_back", "vit have no way back; choose none, selective"),
         ("MODEL.ARCH x3d MODEL.VARIANT M TRAIN.PARALLEL fsdp", "x3d has batch norms"),
         ("TRAIN.PARALLEL zero", "TRAIN.PARALLEL is 'zero'; choose one of ddp, fsdp"),
         ("DIST_TIMEOUT 100", "DIST_TIMEOUT is 100 and DATA_LOADER.TIMEOUT 600"),

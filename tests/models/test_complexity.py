@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from torch.utils.flop_counter import FlopCounterMode
 
 from lookupvit_video.config import load_config
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
@@ -14,6 +13,7 @@ from lookupvit_video.models.build import build_model, macs_by_part
 from lookupvit_video.models.complexity import (
     Shape,
     count_parameters,
+    flop_counter,
     lookupvit_block_macs,
     lookupvit_macs,
     measured_macs,
@@ -76,7 +76,7 @@ def test_closed_form_is_what_is_measured(changes):
 
 def by_module(cfg):
     """Count the MACs of each submodule (but not of methods other than forward)."""
-    model, counter = build_model(cfg).eval(), FlopCounterMode(display=False)
+    model, counter = build_model(cfg).eval(), flop_counter()
     with counter, torch.no_grad():
         model(clip_of(cfg))
     found = counter.get_flop_counts().items()
