@@ -53,6 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--backend", choices=tuple(BACKENDS), help="decoder (default: the checkpoint's)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     add("--batch-size", type=int, default=8, metavar="N", help="clips in one pass of the model (default: 8)")
+    add("--compile", action="store_true",
+        help="compile the model first: minutes at the start, faster on a GPU after (not with --adaptive)")  # fmt: skip
     add("--workers", type=int, default=min(os.cpu_count() or 1, 8), metavar="N",
         help="processes that read videos; 0: none but this one (default: one per core, at most 8)")  # fmt: skip
     add("--timeout", type=float, default=60.0, metavar="S", help="seconds to open, and to decode, one (default: 60)")
@@ -91,6 +93,8 @@ def check_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespa
         parser.error("no videos: name files, folders, patterns, - for standard input, or --list FILE")
     if arguments.calibration and not arguments.adaptive:
         parser.error("--calibration is for --adaptive")
+    if arguments.compile and arguments.adaptive:
+        parser.error("--compile: --adaptive runs parts of the model, which stay uncompiled; give one of them")
     if arguments.resume and not (arguments.json or arguments.csv):
         parser.error("--resume goes on with what --json or --csv holds; give one of them")
     if arguments.resume and arguments.json and arguments.csv:
@@ -217,6 +221,8 @@ def main() -> int:
     videos, failures = find_videos(arguments.videos, arguments.list)
     check_outputs(arguments, videos)
     predictor = load_model(arguments.checkpoint, arguments.device)
+    if arguments.compile:
+        predictor.compile(arguments.batch_size)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a class may be named in letters that a terminal has not
     lost, costs = predict(arguments, predictor, videos, failures)

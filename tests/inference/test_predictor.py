@@ -3,6 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import read_clips
@@ -223,6 +224,21 @@ def test_batches_do_not_change_answers_and_failures_pass_through(tmp_path, video
             assert answer.labels == many[path].labels
             assert answer.probabilities == pytest.approx(many[path].probabilities, abs=1e-5)
             assert (answer.grid, answer.gmacs) == (many[path].grid, many[path].gmacs)
+
+
+def test_a_compiled_model_answers_alike_and_compiles_once_for_each_grid(tmp_path, video):
+    model, wanted = predictor(tmp_path, *SEVERAL), predictor(tmp_path, *SEVERAL)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    model.compile(4, backend=counter, fullgraph=True)
+    for grid in ("1x2x2", "2x4x4"):
+        for num_views in (1, 3, 4, 6):  # batches of 1, 3, 4 and 4 + 2 clips
+            found, expected = (each.predict(video, 5, num_views=num_views, grid=grid, batch_size=4)
+                               for each in (model, wanted))  # fmt: skip
+            assert found.labels == expected.labels
+            assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    assert counter.frame_count == 2
+    torch._dynamo.reset()
 
 
 def test_budgets_choose_the_grid_and_tell_what_it_took(tmp_path, video):
