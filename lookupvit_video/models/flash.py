@@ -108,6 +108,17 @@ def _column_kernel(
         tl.store(_pointers(at_columns_ptr, out_strides, batch, head, ns, dims), at_columns.to(k.dtype), mask=n_inside)
 
 
+def blocks(head_dim: int, dtype: torch.dtype) -> dict[str, int | str]:
+    """Return the constants of both kernels for a width of head and a dtype.
+
+    A side of a tile is as large as registers and the 99 KiB of shared memory of consumer GPUs allow.
+    """
+    wide = max(16, triton.next_power_of_2(head_dim))
+    side = max(16, min(64, 8192 // (wide * dtype.itemsize)))
+    precision = "ieee" if dtype == torch.float32 else "tf32"
+    return {"D": head_dim, "BLOCK_D": wide, "BLOCK_M": side, "BLOCK_N": side, "PRECISION": precision}
+
+
 def sweep_triton(
     q_BHMd: Tensor,
     k_BHNd: Tensor,
@@ -140,14 +151,7 @@ def sweep_triton(
     inputs = (q_BHMd, k_BHNd, lse_BHM, row_BHMd, column_BHNd, shift_BHM)
     strides = tuple(x.stride()[:3] for x in (q_BHMd, k_BHNd, row_BHMd, column_BHNd))
     sizes = (num_heads, m, n, head_dim**-0.5)
-    constants = {
-        "D": head_dim,
-        "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
-        "BLOCK_M": 64,
-        "BLOCK_N": 64,
-        "GRADIENTS": gradients,
-        "PRECISION": "ieee" if q_BHMd.dtype == torch.float32 else "tf32",
-    }
+    constants = {**blocks(head_dim, q_BHMd.dtype), "GRADIENTS": gradients}
     empty = q_BHMd  # stands where nothing is written
     if gradients or at_rows:
         outputs = (empty if x is None else x for x in (found.d_queries, found.at_rows))
