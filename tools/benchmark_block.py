@@ -3,6 +3,7 @@
 For each part: its multiply-accumulates, the bytes that must move at least (inputs, weights and results once each, no
 matrix of attention weights), the time it takes alone, and the floor below which the machine cannot get: the larger of
 operations over the machine's fastest matrix product and bytes over its fastest copy, both measured here.
+With --kept instead: the memory that each block keeps for the backward pass.
 """
 
 import argparse
@@ -13,11 +14,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.data.loader import keep_freed_memory
+from lookupvit_video.engine.parallel import checkpoint_activations
 from lookupvit_video.models import kernels
+from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
 from lookupvit_video.models.linear import linear
 from lookupvit_video.models.lookupvit import VARIANTS
@@ -26,6 +29,7 @@ EXAMPLES = """examples:
   python tools/benchmark.py block --tokens 1568 --compressed 196
   python tools/benchmark.py block --tokens 3136 --compressed 98 --threads 2 --rounds 9
   python tools/benchmark.py block --batch 32 --precision bfloat16 --device cuda
+  python tools/benchmark.py block --kept --precision bfloat16
 """
 
 
@@ -153,6 +157,47 @@ def account(title: str, parts: list[Part], whole: Callable[[], Any], limits: Mac
     return "\n".join(lines) + "\n"
 
 
+def kept_bytes(block: nn.Module, inputs: list[Tensor], dtype: torch.dtype, compiled: bool) -> int:
+    """Return what one forward pass under autocast keeps for backward, without weights and their copies in ``dtype``."""
+    torch._dynamo.reset()
+    run = torch.compile(block.forward, backend="aot_eager_decomp_partition", dynamic=False) if compiled else block
+    weights = {parameter.shape for parameter in block.parameters() if parameter.ndim == 2}
+    weights |= {shape[::-1] for shape in weights}
+    kept: dict[int, Tensor] = {}  # the tensors too, so that no address is used twice
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.shape not in weights and not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autocast(inputs[0].device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        out = run(*inputs)
+    del out
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def kept_table(batch: int, n: int, m: int, dim: int, num_heads: int, dtype: torch.dtype, device: torch.device) -> str:
+    """Return a Markdown table: bytes for each lookup token, of one block in training, with and without a compiler."""
+    lines = ["| block | kB a lookup token | of the dense block | compiled, kB | of the dense block |", "|" + "---|" * 5]
+    x, p = (torch.randn(batch, length, dim, device=device, requires_grad=True) for length in (n, m))
+    base: list[int] = []
+    for name, kind in (("dense", ""), ("LookupViT", "none"), ("LookupViT, write_back recomputed", "write_back"),
+                       ("LookupViT, full recomputed", "full")):  # fmt: skip
+        cells = []
+        for i, compiled in enumerate((False, True)):
+            block = (LookupViTBlock if kind else TransformerBlock)(dim, num_heads).to(device).train()
+            set_kernel(block, "fused")  # as on GPUs; eager would keep M x N weights
+            checkpoint_activations(block, kind or "none")
+            found = kept_bytes(block, [p, x] if kind else [x], dtype, compiled)
+            base += [] if kind else [found]
+            cells += [f"{found / (1e3 * batch * n):.1f}", f"{found / base[i]:.2f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def add_arguments(parser: argparse.ArgumentParser, at_least_one: Callable[[str], int]) -> None:
     """Add the options of `tools/benchmark.py block`."""
     for name, default, what in (
@@ -160,12 +205,12 @@ def add_arguments(parser: argparse.ArgumentParser, at_least_one: Callable[[str],
         ("--rounds", 7, "medians are over so many rounds"), ("--threads", torch.get_num_threads(), "of the processor"),
     ):  # fmt: skip
         parser.add_argument(name, type=at_least_one, default=default, metavar="N", help=f"{what} (default {default})")
+    parser.add_argument("--kept", action="store_true", help="memory that training keeps for backward, instead of time")
     parser.add_argument("--variant", choices=list(VARIANTS), default="B", help="width and heads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
 
 
-@torch.inference_mode()
 def benchmark(arguments: argparse.Namespace, machine: dict[str, Any]) -> int:
     """Run `tools/benchmark.py block`."""
     if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
@@ -174,6 +219,18 @@ def benchmark(arguments: argparse.Namespace, machine: dict[str, Any]) -> int:
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.precision)
+    dim, _, num_heads = VARIANTS[arguments.variant]
+    if arguments.kept:
+        print(f"{arguments.precision}, D = {dim}, N = {arguments.tokens}, M = {arguments.compressed}\n")
+        print(
+            kept_table(arguments.batch, arguments.tokens, arguments.compressed, dim, num_heads, dtype, device), end=""
+        )
+        return 0
+    with torch.inference_mode():
+        return _time(arguments, machine, device, dtype)
+
+
+def _time(arguments: argparse.Namespace, machine: dict[str, Any], device: torch.device, dtype: torch.dtype) -> int:
     dim, _, num_heads = VARIANTS[arguments.variant]
     limits = machine_limits(device, dtype, arguments.rounds)
     lookup = LookupViTBlock(dim, num_heads).to(device, dtype).eval()

@@ -227,3 +227,17 @@ def test_account_of_a_block_adds_up_to_the_formulas():
         assert total[1] == f"{macs / 1e6:.0f}"
     assert float(named["the block"][3]) > 0
     assert "GB/s in a copy" in done.stdout
+
+
+def test_memory_for_backward_is_told_for_each_way_to_recompute():
+    done = call_tool(
+        "tools/benchmark.py", "block", "--kept", "--variant", "Ti", "--tokens", 64, "--compressed", 8,
+        "--precision", "bfloat16",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "|" in line]
+    shares = {row[0]: (float(row[2]), float(row[4])) for row in rows[2:]}
+    assert shares["dense"] == (1.0, 1.0)
+    for i in (0, 1):
+        kept = [shares[f"LookupViT{how}"][i] for how in ("", ", write_back recomputed", ", full recomputed")]
+        assert 1 > kept[0] > kept[1] > kept[2] > 0
