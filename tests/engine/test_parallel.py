@@ -3,9 +3,8 @@
 import json
 import os
 import socket
-import subprocess
 import sys
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ from lookupvit_video.engine.parallel import (
 from lookupvit_video.engine.train import train
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
-from tests.small import ROOT, make_videos, run_net, run_tool, settings
+from tests.small import make_videos, run_command, run_net, run_tool, settings
 
 ALONE = World(0, 1, torch.device("cpu"))
 CURVE = {
@@ -166,31 +165,18 @@ def free_port():
         return server.getsockname()[1]
 
 
-@contextmanager
-def started(commands, **environment):
-    """Start processes and end those that are left."""
-    common = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    options = {"cwd": ROOT, "env": common, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [subprocess.Popen([sys.executable, "-m", *map(str, command)], **options) for command in commands]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
 def test_two_nodes_train_and_test_together(data17, tmp_path):
     port = free_port()
     agents = [
-        ["torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test",
-         f"--rdzv_endpoint=127.0.0.1:{port}", f"--local_addr=127.0.0.{node}",
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
+         "--rdzv_id=test", f"--rdzv_endpoint=127.0.0.1:{port}", f"--local_addr=127.0.0.{node}",
          "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data17, tmp_path)]
         for node in (1, 2)
     ]  # fmt: skip
-    with started(agents) as processes:
-        outputs = [process.communicate(timeout=240) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], outputs
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(run_command, agents))
+    assert [agent.returncode for agent in both] == [0, 0], both
+    outputs = [(agent.stdout, agent.stderr) for agent in both]
     (results,) = [json.loads(line) for stdout, _ in outputs for line in stdout.splitlines() if line.startswith("{")]
     assert results["videos"] == 17
     assert results["step"] == 8
@@ -344,7 +330,7 @@ def test_settings_that_cannot_work_are_refused():
         ("TRAIN.CPU_OFFLOAD True", "TRAIN.CPU_OFFLOAD is for TRAIN.PARALLEL fsdp"),
         ("MODEL.ARCH x3d MODEL.VARIANT M TRAIN.PARALLEL fsdp", "x3d has batch norms"),
         ("TRAIN.PARALLEL zero", "TRAIN.PARALLEL is 'zero'; choose one of ddp, fsdp"),
-        ("DIST_TIMEOUT 100", "DIST_TIMEOUT is 100 and DATA_LOADER.TIMEOUT 600"),
+        ("DIST_TIMEOUT 60", "DIST_TIMEOUT is 60 and DATA_LOADER.TIMEOUT 60"),
     ):
         with pytest.raises(ValueError, match=reason):
             load_config("tests/small.yaml", [*settings("", ""), *overrides.split()])

@@ -15,7 +15,7 @@ from lookupvit_video.engine.checkpoint import checkpoint_path, load_checkpoint, 
 from lookupvit_video.engine.log import read_json_lines
 from lookupvit_video.engine.parallel import World
 from lookupvit_video.engine.random_state import random_state, restore_random_state
-from tests.small import ROOT, run_net, settings
+from tests.small import run_net, settings, started
 
 # 4 steps an epoch; log lines of 3 steps, which no checkpoint but every third falls together with
 OPTIONS = {
@@ -103,16 +103,13 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(data, whole, tmp
     options = {**OPTIONS, "TRAIN__CHECKPOINT_STEPS": 0, "TRAIN__CHECKPOINT_PERIOD": 99, "DATA_LOADER__NUM_WORKERS": 1}
     command = [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data, tmp_path, **options)]
     threads = str(torch.get_num_threads())  # as the whole run, which this process made: others change the last bits
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": threads},
-        start_new_session=True,
-    )  # fmt: skip
     told = []
-    for line in process.stderr:
-        told.append(line)
-        if "steps" in line and "train: " in line:  # the loop begins
-            os.killpg(process.pid, signal.SIGTERM)  # with the workers, as schedulers do
-    assert process.wait() == 75, "".join(told)
+    with started(command, limit=120, variables={"OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE) as process:
+        for line in process.stderr:
+            told.append(line)
+            if "steps" in line and "train: " in line:  # the loop begins
+                os.killpg(process.pid, signal.SIGTERM)  # with the workers, as schedulers do
+        assert process.wait(60) == 75, "".join(told)
     (saved,) = training_checkpoints(tmp_path)
     assert "stopped by SIGTERM after step" in told[-1]
     assert str(saved) in told[-1]

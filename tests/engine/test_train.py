@@ -25,7 +25,7 @@ from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.models.lookupvit import LookupViT
-from tests.small import ROOT, call_tool, make_videos, run_net, run_tool, settings
+from tests.small import call_tool, make_videos, run_net, run_tool, settings, started
 
 NET = ("tools/run_net.py", "--cfg", "tests/small.yaml")
 GRIDS = "[[1,2,2],[1,1,1],[2,3,3]]"
@@ -153,17 +153,12 @@ def test_killed_and_resumed_equals_uninterrupted(data, vit, tmp_path):
                "TEST__ENABLE": False}  # fmt: skip
     whole = run_tool(*NET, *settings(data, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [sys.executable, *NET, *settings(data, tmp_path / "killed", **options)], cwd=ROOT, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(training_checkpoints(tmp_path / "killed")) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, *NET, *settings(data, tmp_path / "killed", **options)]
+    with started(command, limit=120, stderr=subprocess.DEVNULL) as process:
+        while len(training_checkpoints(tmp_path / "killed")) < 2:
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "model.pt").exists()
     resumed = run_tool(*NET, *settings(data, tmp_path / "killed", **options))
     assert "resume" in resumed.stderr
