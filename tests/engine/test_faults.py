@@ -21,7 +21,7 @@ from lookupvit_video.engine import step as step_module
 from lookupvit_video.engine.checkpoint import checkpoint_path, load_checkpoint, training_checkpoints
 from lookupvit_video.engine.health import Reading, bad_step_text, lost_folder, slow_processes
 from lookupvit_video.engine.log import JsonLines, read_json_lines
-from lookupvit_video.engine.parallel import World
+from lookupvit_video.engine.world import World
 from tests.engine.test_resume import assert_same_end
 from tests.small import make_videos, run_net, settings, started
 

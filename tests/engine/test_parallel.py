@@ -15,16 +15,9 @@ from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.engine.checkpoint import checkpoint_path, load_checkpoint
 from lookupvit_video.engine.log import read_json_lines
 from lookupvit_video.engine.optim import build_optimizer
-from lookupvit_video.engine.parallel import (
-    World,
-    compile_blocks,
-    describe_world,
-    full_state,
-    init_world,
-    load_optimizer,
-    parallelize,
-)
+from lookupvit_video.engine.parallel import compile_blocks, describe_world, full_state, load_optimizer, parallelize
 from lookupvit_video.engine.train import train
+from lookupvit_video.engine.world import World, init_world
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
 from tests.small import make_videos, run_command, run_net, run_tool, settings
@@ -34,6 +27,11 @@ CURVE = {
     "TRAIN__BATCH_SIZE": 16, "SOLVER__MAX_EPOCH": 6, "TRAIN__KEEP_CHECKPOINTS": 9, "TRAIN__EVAL_PERIOD": 0,
     "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[2,3,3]]", "TRAIN__PRECISION": "float32",
 }  # fmt: skip
+
+
+# Heads first, for two of the six steps, with averaged weights.
+THAWS = {"MODEL__FREEZE_ENCODER": True, "SOLVER__FREEZE_EPOCHS": 2, "SOLVER__EMA_DECAY": 0.5,
+         "TRAIN__ACCUMULATION_STEPS": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +92,8 @@ def two(data17, alone, tmp_path_factory):
         "fsdp_2": ({**fsdp, "TRAIN__ACCUMULATION_STEPS": 2, "TRAIN__ACTIVATION_CHECKPOINTING": "full"}, ""),
         "fsdp_from_ddp": (fsdp, folder / "ddp_1" / third),
         "ddp_from_fsdp": ({}, folder / "fsdp_1" / third),
+        "ddp_thaws": (THAWS, ""),
+        "fsdp_thaws": (fsdp | THAWS, ""),
     })  # fmt: skip
 
 
@@ -142,6 +142,20 @@ def test_a_sharded_run_leaves_what_one_process_leaves(alone, two, data17):
                               TEST__CHECKPOINT_FILE_PATH=two / "fsdp_1" / "model.pt"))  # fmt: skip
     top1 = json.loads(tested.stdout.splitlines()[-1])["top1"]
     assert read_json_lines(two / "fsdp_1" / "log.jsonl", "val")[-1]["top1"] == pytest.approx(top1, abs=0.01)
+
+
+def test_what_is_frozen_at_first_thaws_in_all_processes(two, data17, tmp_path):
+    expected = train_alone(data17, tmp_path, **THAWS)
+    at_step = {folder: [load_checkpoint(checkpoint_path(folder, n)) for n in (1, 2, 6)]
+               for folder in (tmp_path, two / "ddp_thaws", two / "fsdp_thaws")}  # fmt: skip
+    for folder, (first, second, last) in at_step.items():
+        assert losses(folder) == pytest.approx(expected, rel=1e-5)
+        for name, weight in first.model.items():
+            head = name.startswith("heads.")
+            assert torch.equal(weight, second.model[name]) != head, name  # no step and no decay
+            assert (name in second.optimizer["state"]) == head
+            assert not torch.equal(weight, last.model[name]), name
+            torch.testing.assert_close(last.ema[name], at_step[tmp_path][-1].ema[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_the_first_lines_say_who_does_what(alone, two):
@@ -274,6 +288,20 @@ def test_activation_checkpointing_recomputes_and_changes_nothing(changes):
     assert all_kept.linear == linear_kept.linear < none_kept.linear
     if not changes.get("MODEL__ARCH"):  # scores of the cross-attention are not kept
         assert all_kept.batched < linear_kept.batched <= none_kept.batched
+
+
+def test_checkpointed_blocks_compile():
+    """In the order of ``parallelize``; the backend makes a graph of the backward pass too, as inductor does."""
+    plain, _ = gradients("none")
+    for kind in ("selective", "full"):
+        torch._dynamo.reset()
+        _, model, _ = small(TRAIN__ACTIVATION_CHECKPOINTING=kind)
+        compile_blocks(list(model.blocks), "aot_eager")
+        sum(head.square().mean() for head in model(CLIPS)).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-6, msg=name)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
 
 
 def test_compilation_keeps_names_and_does_not_grow_with_grids_or_blocks():

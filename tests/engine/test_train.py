@@ -15,12 +15,14 @@ import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.engine import step as step_module
+from lookupvit_video.engine import train as train_module
 from lookupvit_video.engine.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.engine.log import read_json_lines
-from lookupvit_video.engine.parallel import World
 from lookupvit_video.engine.step import draw_grid, loss_of_heads
 from lookupvit_video.engine.steplog import StepLog
 from lookupvit_video.engine.utilisation import utilisation
+from lookupvit_video.engine.world import World
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
@@ -45,12 +47,17 @@ def losses(folder):
     return [entry["loss"] for entry in read_json_lines(folder / "log.jsonl", "train")]
 
 
-def test_loss_is_the_mean_over_heads_and_valid_clips():
+def test_loss_is_the_mean_over_heads_and_clips_wherever_a_bad_one_is():
     logits = (torch.randn(4, 3), torch.randn(4, 3))
     targets = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     valid = torch.tensor([True, True, True, False])
     expected = sum(torch.nn.functional.cross_entropy(head[:3], targets[:3], label_smoothing=0.1) for head in logits) / 2
-    torch.testing.assert_close(loss_of_heads(logits, targets, valid, 0.1), expected)
+    whole = loss_of_heads(logits, targets, valid, 0.1)
+    torch.testing.assert_close(whole, expected * 3 / 4)
+    halves = [
+        loss_of_heads([head[at] for head in logits], targets[at], valid[at], 0.1) for at in (slice(2), slice(2, 4))
+    ]
+    torch.testing.assert_close(whole, sum(halves) / 2)  # in two processes or parts as in one
     assert loss_of_heads(logits, targets, torch.zeros(4, dtype=torch.bool), 0.1) == 0
 
 
@@ -204,6 +211,29 @@ def test_bad_videos_are_skipped_listed_and_bounded(data, tmp_path):
     assert "Traceback" not in strict.stderr
 
 
+def test_bad_videos_of_all_processes_count_together(data, tmp_path, monkeypatch):
+    """Another process has found two bad ones; more than one is not allowed."""
+    monkeypatch.setattr(
+        train_module, "gather_objects", lambda value, world: [value, {3, 4}] if isinstance(value, set) else [value]
+    )
+    done = run_net(settings(data, tmp_path, **ONE_EPOCH, DATA__MAX_BAD_FRACTION=0.2))
+    assert done.returncode == 1
+    assert "error: 2 of 9 training videos cannot be read" in done.stderr
+
+
+def test_a_gpu_whose_memory_is_full_gives_one_line(data, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    monkeypatch.setattr(step_module, "forward", full)
+    done = run_net(settings(data, tmp_path, **ONE_EPOCH))
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert "error: the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB); raise TRAIN.ACC" in line
+
+
 def test_resume_refuses_other_steps_clips_and_models(data, tmp_path):
     assert run_net(settings(data, tmp_path, **ONE_EPOCH)).returncode == 0
     for changes, difference in (
@@ -216,6 +246,12 @@ def test_resume_refuses_other_steps_clips_and_models(data, tmp_path):
         assert other.returncode == 2
         assert difference in other.stderr
         assert "choose another OUTPUT_DIR" in other.stderr
+    other_heads = run_net(settings(data, tmp_path, MODEL__NUM_HEADS=2))  # which no shape tells
+    assert other_heads.returncode == 2
+    assert "it was trained with MODEL.NUM_HEADS 3, the config says 2" in other_heads.stderr
+    afresh = run_net(settings(data, tmp_path, TRAIN__AUTO_RESUME=False))
+    assert afresh.returncode == 2
+    assert "has checkpoints, and TRAIN.AUTO_RESUME is False" in afresh.stderr
     other_model = run_net(settings(data, tmp_path, MODEL__DEPTH=1))
     assert other_model.returncode == 2
     assert "is missing in the model" in other_model.stderr
@@ -274,6 +310,9 @@ def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path
     assert "loss 1." in plan["one"]
     assert not (tmp_path / "run").exists()
     assert sorted(path.name for path in data.iterdir()) == before
+    too_few = call_tool(*NET, "--dry-run", *settings(data, tmp_path / "run", TRAIN__BATCH_SIZE=10))
+    assert too_few.returncode == 2
+    assert "TRAIN.BATCH_SIZE asks for 10 videos a step, but the training list holds 9" in too_few.stderr
 
 
 def test_tensorboard_has_the_curves(data, tmp_path):
