@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from lookupvit_video.config import token_grid
-from lookupvit_video.models.adapters import add_adapters, is_adapter
+from lookupvit_video.models.adapters import WIDTHS, add_adapters, is_adapter
 from lookupvit_video.models.blocks import BlockOptions, TemporalEncoder, TransformerBlock
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within, vit_macs
 from lookupvit_video.models.lookupvit import VARIANTS, LookupViT
@@ -78,11 +78,14 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
+def _adapted_stages(cfg: CfgNode) -> list[str]:
+    # With FREEZE_SPATIAL the temporal stage trains itself.
+    temporal = cfg.MODEL.ENCODER == "factorised" and not cfg.MODEL.FREEZE_SPATIAL
+    return ["blocks", "temporal.blocks"] if temporal else ["blocks"]
+
+
 def _add_adapters(cfg: CfgNode, model: nn.Module) -> None:
-    stages = ["blocks"]
-    if cfg.MODEL.ENCODER == "factorised" and not cfg.MODEL.FREEZE_SPATIAL:  # else the temporal stage trains itself
-        stages.append("temporal.blocks")
-    for stage in stages:
+    for stage in _adapted_stages(cfg):
         add_adapters(model.get_submodule(stage), cfg.MODEL.ADAPTER, cfg.MODEL.ADAPTER_WIDTH, cfg.MODEL.ADAPTER_SCALE)
 
 
@@ -137,7 +140,14 @@ def model_shape(cfg: CfgNode) -> Shape:
     """Return what ``complexity`` asks of LookupViT and ViT alike."""
     arguments = model_arguments(cfg)
     names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
-    return Shape(grid=token_grid(cfg), **{name: arguments[name] for name in names})
+    kind = cfg.MODEL.ADAPTER
+    return Shape(
+        grid=token_grid(cfg),
+        adapter=kind,
+        adapter_width=cfg.MODEL.ADAPTER_WIDTH or WIDTHS.get(kind, 0),
+        temporal_adapter=kind != "none" and "temporal.blocks" in _adapted_stages(cfg),
+        **{name: arguments[name] for name in names},
+    )
 
 
 def macs_by_part(cfg: CfgNode) -> dict[str, int]:

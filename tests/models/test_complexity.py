@@ -6,7 +6,6 @@ from collections import Counter
 import pytest
 import torch
 from fvcore.nn import FlopCountAnalysis
-from torch.utils.flop_counter import FlopCounterMode
 
 from lookupvit_video.config import load_config
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
@@ -14,6 +13,7 @@ from lookupvit_video.models.build import build_model, macs_by_part
 from lookupvit_video.models.complexity import (
     Shape,
     count_parameters,
+    flop_counter,
     lookupvit_block_macs,
     lookupvit_macs,
     measured_macs,
@@ -64,6 +64,11 @@ def clip_of(cfg, device="cpu"):
     f"{VIT} MODEL.TOKENS merge MODEL.MERGE_TOKENS 75 MODEL.DEPTH 9",
     f"{VIT} MODEL.TOKENS merge MODEL.MERGE_TOKENS 75 MODEL.POOL class MODEL.DEPTH 9",
     f"{VIT} MODEL.TOKENS merge MODEL.MERGE_TOKENS 10 MODEL.POOL attentive",
+    *(f"{model} MODEL.ADAPTER {kind} MODEL.ADAPTER_WIDTH 7" for kind in ("lora", "adaptformer") for model in (
+        "MODEL.DIM 15", "MODEL.INFERENCE_HEAD compressed", FACTORISED, f"{FACTORISED} MODEL.HEADS [compressed]",
+        f"{VIT} MODEL.POOL attentive", f"{VIT} {FACTORISED}", f"{VIT} {FACTORISED} MODEL.FREEZE_SPATIAL True",
+        f"{VIT} MODEL.TOKENS merge MODEL.MERGE_TOKENS 9",
+    )), "MODEL.ADAPTER lora", "MODEL.ADAPTER adaptformer",
 ])  # fmt: skip
 def test_closed_form_is_what_is_measured(changes):
     cfg = small_config(changes)
@@ -76,7 +81,7 @@ def test_closed_form_is_what_is_measured(changes):
 
 def by_module(cfg):
     """Count the MACs of each submodule (but not of methods other than forward)."""
-    model, counter = build_model(cfg).eval(), FlopCounterMode(display=False)
+    model, counter = build_model(cfg).eval(), flop_counter()
     with counter, torch.no_grad():
         model(clip_of(cfg))
     found = counter.get_flop_counts().items()
