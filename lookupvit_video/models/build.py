@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -161,8 +162,12 @@ def macs_by_part(cfg: CfgNode) -> dict[str, int]:
 
 def lookupvit_parts(cfg: CfgNode, compressed_grid: Sequence[int]) -> dict[str, int]:
     """Return the same for the LookupViT of a config, whatever its MODEL.ARCH, on a compressed grid."""
-    head = cfg.MODEL.INFERENCE_HEAD
-    return lookupvit_macs(model_shape(cfg), compressed_grid, cfg.MODEL.HEADS if head == "average" else [head])
+    return lookupvit_macs(model_shape(cfg), compressed_grid, _read(cfg))
+
+
+def _read(cfg: CfgNode) -> list[str]:
+    head: str = cfg.MODEL.INFERENCE_HEAD
+    return cfg.MODEL.HEADS if head == "average" else [head]  # type: ignore[no-any-return]
 
 
 def _fewer_tokens(cfg: CfgNode) -> dict[str, Any]:
@@ -178,8 +183,9 @@ def _affordable(cfg: CfgNode, tokens: str) -> int:
     """Return how many tokens a ViT keeps (or merges per block) to cost what this config's LookupViT costs."""
     if cfg.MODEL.TOKENS != tokens:
         return 0
-    shape = model_shape(cfg)
-    count = tokens_within(sum(lookupvit_parts(cfg, cfg.MODEL.COMPRESSED_GRID).values()), shape, tokens)
+    shape = replace(model_shape(cfg), adapter="none")  # adapters change no number of tokens
+    budget = sum(lookupvit_macs(shape, cfg.MODEL.COMPRESSED_GRID, _read(cfg)).values())
+    count = tokens_within(budget, shape, tokens)
     if not count:
         logger.warning("MODEL.TOKENS %s: even the cheapest, taken here, costs more than the LookupViT", tokens)
         return 1 if tokens == "random" else math.prod(shape.grid) // 2

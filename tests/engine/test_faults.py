@@ -23,7 +23,7 @@ from lookupvit_video.engine.health import Reading, bad_step_text, lost_folder, s
 from lookupvit_video.engine.log import JsonLines, read_json_lines
 from lookupvit_video.engine.world import World
 from tests.engine.test_resume import assert_same_end
-from tests.small import make_videos, run_net, settings, started
+from tests.small import ROOT, make_videos, run_net, settings, started
 
 ALL = os.environ.get("LOOKUPVIT_ALL_FAULTS") == "1"
 LIMIT = 900 if ALL else 200  # seconds that a run may take
@@ -159,6 +159,48 @@ def test_torchrun_passes_a_signal_on_and_fewer_processes_finish(data, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "world size was 2 and is 1; batch and schedule stay" in again.stderr
     assert load_checkpoint(tmp_path / "run" / "model.pt").step == 4
+
+
+SRUN = """#!{python}
+# Stands in for srun: it passes USR1 on to its task, and for TERM kills it at once.
+import os, signal, subprocess, sys
+task = subprocess.Popen([word for word in sys.argv[1:] if word != "--kill-on-bad-exit=1"], start_new_session=True)
+signal.signal(signal.SIGUSR1, lambda *_: task.send_signal(signal.SIGUSR1))
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(task.pid, signal.SIGKILL))
+sys.exit(task.wait())
+"""
+SCONTROL = """#!/bin/sh
+[ "$1" = show ] && echo 127.0.0.1
+[ "$1" = requeue ] && echo "$2" > requeued
+exit 0
+"""
+
+
+def test_the_slurm_script_saves_and_queues_itself_again(data, tmp_path):
+    """Slurm's own commands are stand-ins; bash, torchrun and two processes are real."""
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    torchrun = f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n'
+    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL), ("torchrun", torchrun)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    (commands / "activate").write_text(f"export PATH={commands}:$PATH\n")
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    overrides = settings(data, tmp_path / "run", **{**SHORT, "SOLVER__MAX_EPOCH": 500}, TRAIN__CHECKPOINT_PERIOD=999)
+    command = ["bash", "tools/slurm/train.sbatch", "--cfg", ROOT / "tests" / "small.yaml", *overrides]
+    job = str(random.randrange(10000))  # and the port
+    slurm = {"SLURM_JOB_ID": job, "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here"}
+    told = []
+    with started(command, LIMIT, slurm, cwd=tmp_path, stderr=subprocess.STDOUT, stdout=subprocess.PIPE) as script:
+        for line in script.stdout:
+            told.append(line)
+            if " step 3/" in line:
+                script.send_signal(signal.SIGUSR1)  # to the script alone
+        assert script.wait(60) == 0, "".join(told)
+    assert (tmp_path / "requeued").read_text().strip() == job
+    assert any("stopped by SIGUSR1 after step" in line for line in told)
+    (saved,) = training_checkpoints(tmp_path / "run")
+    assert load_checkpoint(saved).step >= 3
 
 
 @full_series
