@@ -161,8 +161,8 @@ class Run:
 
     def close(self) -> None:
         """Let what is being written come to its end, whatever happened to the run."""
-        self.journal.close()
         self.saver.close()
+        self.journal.close()
 
     @property
     def looks_at_each_step(self) -> bool:

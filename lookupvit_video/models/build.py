@@ -166,8 +166,7 @@ def lookupvit_parts(cfg: CfgNode, compressed_grid: Sequence[int]) -> dict[str, i
 
 
 def _read(cfg: CfgNode) -> list[str]:
-    head: str = cfg.MODEL.INFERENCE_HEAD
-    return cfg.MODEL.HEADS if head == "average" else [head]  # type: ignore[no-any-return]
+    return list(cfg.MODEL.HEADS) if cfg.MODEL.INFERENCE_HEAD == "average" else [cfg.MODEL.INFERENCE_HEAD]
 
 
 def _fewer_tokens(cfg: CfgNode) -> dict[str, Any]:
