@@ -187,9 +187,11 @@ class Run:
         self.bad_rows, self.bad_steps = set(state.get("bad_rows", [])), state.get("bad_steps", 0)
         self.to_validate = state.get("to_validate", False)
         restore_random_state(state.get("random", []), self.world)
-        self._tell_what_differs(resumed)
+        threads = gather_objects(torch.get_num_threads(), self.world)
+        if self.world.is_main:
+            self._tell_what_differs(resumed, threads)
 
-    def _tell_what_differs(self, resumed: Checkpoint) -> None:
+    def _tell_what_differs(self, resumed: Checkpoint, threads: list[int]) -> None:
         videos = resumed.state.get("position", {}).get("videos", len(self.train_videos))
         if videos != len(self.train_videos):
             logger.warning(
@@ -212,13 +214,12 @@ class Run:
         before = resumed.state.get("world_size", self.world.size)
         if before != self.world.size:
             logger.info("world size was %d and is %d; batch and schedule stay", before, self.world.size)
-        now = gather_objects(torch.get_num_threads(), self.world)
-        threads = resumed.state.get("threads", now)
-        if before == self.world.size and threads != now and self.world.device.type == "cpu":
+        old = resumed.state.get("threads", threads)
+        if before == self.world.size and old != threads and self.world.device.type == "cpu":
             logger.warning(
                 "%s was computed on %s threads, now there are %s: results may differ in the last bits; set "
                 "OMP_NUM_THREADS to what it was",
-                resumed.path, *(", ".join(map(str, numbers)) for numbers in (threads, now)),
+                resumed.path, *(", ".join(map(str, numbers)) for numbers in (old, threads)),
             )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from lookupvit_video.engine.checkpoint import load_checkpoint, training_checkpoi
 from lookupvit_video.engine.log import read_json_lines
 from lookupvit_video.engine.step import draw_grid, loss_of_heads
 from lookupvit_video.engine.steplog import StepLog
-from lookupvit_video.engine.utilisation import utilisation
+from lookupvit_video.engine.utilisation import peak_flops, utilisation
 from lookupvit_video.engine.world import World
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
@@ -335,3 +335,14 @@ def test_utilisation_is_operations_over_the_peak(monkeypatch):
     assert utilisation(cfg, macs, 10.0, world, torch.bfloat16) == pytest.approx(6 * macs / (10 * 4 * 989e12))
     assert utilisation(cfg, macs, 10.0, world, torch.float32) is None
     assert utilisation(cfg, macs, 10.0, World(0, 1, torch.device("cpu")), torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H20", 148), ("NVIDIA A100-SXM4-80GB", 312),
+     ("NVIDIA A10G", 70), ("NVIDIA L40S", 362), ("NVIDIA L40", 181), ("NVIDIA L4", 121), ("another", None)],
+)  # fmt: skip
+def test_the_peak_is_that_of_the_card(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) == (peak and peak * 1e12)
+    assert peak_flops(torch.device("cuda"), torch.float32) is None
