@@ -4,6 +4,7 @@
 a signal and has saved (tools/run_net.py). 130: interrupted.
 """
 
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -19,12 +20,24 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     LOOKUPVIT_DEBUG=1 in the environment shows tracebacks.
     """
     try:
-        sys.exit(main())
+        code = main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         os._exit(130)  # without waiting for decoding workers
     except (ValueError, RunFailure, OSError) as error:
+        _end_workers()
         if os.environ.get("LOOKUPVIT_DEBUG") == "1":
             raise
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
+    except Exception:
+        _end_workers()
+        raise
+    sys.exit(code)
+
+
+def _end_workers() -> None:
+    """Kill this process's children, such as decoding workers: one that hangs in a decoder heeds no gentler signal,
+    and Python waits at its end, without limit, until all are gone."""
+    for child in multiprocessing.active_children():
+        child.kill()

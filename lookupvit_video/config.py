@@ -356,6 +356,17 @@ def get_key(cfg: CfgNode, name: str) -> Any:
     return cfg
 
 
+def differences(one: CfgNode, other: CfgNode, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, value, other value) of each key that differs."""
+    found = []
+    for key, value in one.items():
+        if isinstance(value, CfgNode):
+            found += differences(value, other[key], f"{prefix}{key}.")
+        elif value != other[key]:
+            found.append((prefix + key, value, other[key]))
+    return found
+
+
 def _flat(value: Any) -> list[Any]:
     return [leaf for item in value for leaf in _flat(item)] if isinstance(value, list) else [value]
 

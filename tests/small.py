@@ -2,20 +2,29 @@
 
 import contextlib
 import io
+import itertools
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.videos import write_video
 
 ROOT = Path(__file__).parent.parent
+MARK = "LOOKUPVIT_TEST_PROCESS"  # in the environment of what a test starts, and so of all that this starts in turn
+_numbers = itertools.count()
 SMALL = {
     "DATA.NUM_FRAMES": 4, "DATA.SAMPLING_RATE": 2, "DATA.TRAIN_CROP_SIZE": 32, "DATA.TEST_CROP_SIZE": 32,
     "MODEL.NUM_CLASSES": 3, "MODEL.DIM": 24, "MODEL.DEPTH": 2, "MODEL.NUM_HEADS": 3, "MODEL.TUBELET": "[2,8,8]",
     "MODEL.COMPRESSED_GRID": "[1,2,2]", "DATA_LOADER.NUM_WORKERS": 0, "SOLVER.MAX_EPOCH": 2, "SOLVER.WARMUP_EPOCHS": 1,
     "SOLVER.BASE_LR": "1e-3", "TRAIN.BATCH_SIZE": 4, "LOG_PERIOD": 1,
+    "DATA_LOADER.TIMEOUT": 60, "DIST_TIMEOUT": 100,  # what hangs in a test is to say so
 }  # fmt: skip
 
 
@@ -42,15 +51,64 @@ def settings(data: Path, output: Path, **changes: object) -> list[str]:
     return [str(part) for pair in values.items() for part in pair]
 
 
+@contextlib.contextmanager
+def started(
+    command: Sequence[object], limit: float = 300, variables: dict[str, str] | None = None, **options: Any
+) -> Iterator[subprocess.Popen]:
+    """Start a process; at the end of the block, and after ``limit`` seconds, it dies with all that it started.
+
+    So nothing waits without end: when it dies its pipes are closed, and who reads from them or waits for it goes on.
+    Killing the process alone, or its group, would not do: torchrun starts its processes in sessions of their own, they
+    outlive it, hold its pipes and wait for one another.
+    """
+    mark = f"{os.getpid()}.{next(_numbers)}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or {}), MARK: mark}
+    defaults = {"cwd": ROOT, "text": True, "start_new_session": True}
+    process = subprocess.Popen(list(map(str, command)), env=environment, **defaults | options)
+    timer = threading.Timer(limit, _kill_all, [process, mark])
+    timer.start()
+    try:
+        yield process
+    finally:
+        timer.cancel()
+        _kill_all(process, mark)
+        process.wait(60)
+        for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+            pipe.close()
+
+
+def _kill_all(process: subprocess.Popen, mark: str) -> None:
+    """Kill a process, its group, and (on Linux, which tells) whatever has its mark in the environment."""
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for _ in range(100):  # until no more come: one of them may have been starting another
+        found = False
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{MARK}={mark}\0".encode() in (entry / "environ").read_bytes():  # empty for those that are dead
+                    os.kill(int(entry.name), signal.SIGKILL)
+                    found = True
+        if not found:
+            return
+        time.sleep(0.01)
+
+
+def run_command(
+    command: Sequence[object], limit: float = 300, variables: dict[str, str] | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, or until ``limit`` seconds are over, which gives the return code -9."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(command, limit, variables, **pipes, **options) as process:
+        stdout, stderr = process.communicate(timeout=limit + 60)
+    return subprocess.CompletedProcess(list(command), process.returncode, stdout, stderr)
+
+
 def run_tool(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """Run a command of tools/ as a user does, with torchrun where there is more than one process."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_command([*command, *arguments])
 
 
 def call_tool(*arguments: object) -> subprocess.CompletedProcess[str]:

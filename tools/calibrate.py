@@ -17,8 +17,9 @@ from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video, load_split, read_manifest
 from lookupvit_video.engine.evaluate import evaluate
 from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.parallel import World, autocast_dtype
+from lookupvit_video.engine.parallel import autocast_dtype
 from lookupvit_video.engine.plots import new_figure, save_figure
+from lookupvit_video.engine.world import World
 from lookupvit_video.inference.budget import (
     Cascade,
     Grid,

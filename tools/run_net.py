@@ -2,7 +2,6 @@
 """Train and test a model by config."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.engine.dry import dry_run
 from lookupvit_video.engine.health import EXIT_STOPPED, Stopped
 from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.parallel import World, close_world, init_world, lost_processes_told
 from lookupvit_video.engine.test import test
 from lookupvit_video.engine.train import disk_failures_told, train
+from lookupvit_video.engine.world import World, close_world, init_world, lost_processes_told
 from lookupvit_video.files import written_whole
 
 EXAMPLE = """examples:
@@ -47,6 +46,7 @@ def main() -> int:
     classes = load_classes(cfg)
     world = init_world(cfg.DIST_TIMEOUT)
     setup_logging(world.is_main)
+    code = 0
     try:
         with lost_processes_told(world, min(cfg.DIST_TIMEOUT, 30.0)):
             if arguments.dry_run:
@@ -56,11 +56,9 @@ def main() -> int:
     except Stopped as stopped:
         if world.is_main:
             print(f"run_net.py: {stopped}", file=sys.stderr)
-        return EXIT_STOPPED
-    finally:
-        logging.shutdown()
-        close_world()
-    return 0
+        code = EXIT_STOPPED
+    close_world()  # not after a failure: nccl would wait there for the processes that are lost, before they are named
+    return code
 
 
 def run(cfg: CfgNode, classes: list[str], world: World) -> None:

@@ -20,9 +20,9 @@ from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.parallel import World
 from lookupvit_video.engine.test import test
 from lookupvit_video.engine.train import train
+from lookupvit_video.engine.world import World
 from lookupvit_video.files import written_whole
 
 EXAMPLE = """example:

@@ -10,6 +10,8 @@ import logging
 import math
 import pickle
 import platform
+import socket
+import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from torch import nn
 
 from lookupvit_video.config import config_from_text, token_grid
 from lookupvit_video.files import written_whole
+from lookupvit_video.models.build import shapeless_settings
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
 logger = logging.getLogger(__name__)
@@ -183,6 +186,17 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
     model.load_state_dict(given)
 
 
+def check_settings(cfg: CfgNode, checkpoint: Checkpoint) -> None:
+    """Raise ValueError where the weights would load, but not compute what they were trained to."""
+    theirs = shapeless_settings(checkpoint.config)
+    for name, value in shapeless_settings(cfg).items():
+        if name in theirs and theirs[name] != value:
+            raise ValueError(
+                f"{checkpoint.path}: it was trained with MODEL.{name} {theirs[name]}, the config says {value}; "
+                "MODEL keys must be those of the checkpoint"
+            )
+
+
 def _resize_positions(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], grid: Grid, own_grid: Grid) -> None:
     """Resize, in ``given``, the positions from the checkpoint's grid to the model's."""
     for name, old, new in (
@@ -219,6 +233,37 @@ def latest_checkpoint(output_dir: str | Path) -> Checkpoint | None:
     if paths:
         raise ValueError(f"{paths[0].parent}: no checkpoint here can be read; remove them to start anew")
     return None
+
+
+def checkpoint_seen_by_main(path: Path, patience: float = 90.0) -> Checkpoint:
+    """Read the checkpoint that the main process chose.
+
+    Args:
+        patience: seconds to wait for it to be seen: a network file system may show one machine a new file later.
+
+    Raises:
+        ValueError: it is not there, or cannot be read here.
+    """
+    deadline = time.monotonic() + patience
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"{path}: the main process sees this checkpoint, but {socket.gethostname()} does not; OUTPUT_DIR must "
+                "be a folder that all machines share"
+            )
+        time.sleep(min(1.0, patience / 10))
+    return load_checkpoint(path)
+
+
+def set_aside_after(output_dir: str | Path, step: int) -> None:
+    """Rename the training checkpoints of later steps than the one that a run goes on from: they are damaged.
+
+    As long as they had their names they would count among the newest, in whose place sound ones are deleted.
+    """
+    for path in training_checkpoints(output_dir):
+        if path.name > checkpoint_path(output_dir, step).name:
+            logger.warning("%s: set aside as %s.damaged", path, path.name)
+            path.replace(path.with_name(f"{path.name}.damaged"))
 
 
 def remove_old_checkpoints(output_dir: str | Path, keep: int) -> None:

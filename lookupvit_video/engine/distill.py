@@ -99,21 +99,25 @@ def distill(
     Args:
         loss: on the labels.
         logits: per head (B, K).
-        valid_B: bool; other clips do not count.
+        valid_B: see ``mean_over_clips``.
     """
     temperature, weight = cfg.DISTILL.TEMPERATURE, cfg.DISTILL.WEIGHT
     soft_BK = (answer.logits.float() / temperature).softmax(-1)
     per_clip_B = torch.stack(
         [F.kl_div((head.float() / temperature).log_softmax(-1), soft_BK, reduction="none").sum(-1) for head in logits]
     ).mean(0)
-    total = (1 - weight) * loss + weight * temperature**2 * _mean_of(per_clip_B, valid_B)
+    total = (1 - weight) * loss + weight * temperature**2 * mean_over_clips(per_clip_B, valid_B)
     if features is None or answer.tokens is None or answer.grid is None:
         return total
     target_BMD = GridResize(answer.grid, features.compressed_grid).to(answer.tokens.device)(answer.tokens.float())
     dim = target_BMD.shape[-1:]
     error_BMD = F.layer_norm(features.compressed.float(), dim) - F.layer_norm(target_BMD, dim)
-    return total + cfg.DISTILL.FEATURE_WEIGHT * _mean_of(error_BMD.square().mean((1, 2)), valid_B)
+    return total + cfg.DISTILL.FEATURE_WEIGHT * mean_over_clips(error_BMD.square().mean((1, 2)), valid_B)
 
 
-def _mean_of(per_clip_B: Tensor, valid_B: Tensor) -> Tensor:
-    return (per_clip_B * valid_B).sum() / valid_B.sum().clamp(min=1)
+def mean_over_clips(per_clip_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Return the mean over all clips, in which those that are not valid (bool) count as 0.
+
+    Not the mean over the valid ones: a clip must weigh the same in whatever process and accumulation part it is.
+    """
+    return (per_clip_B * valid_B).mean()

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from lookupvit_video.engine.health import StopSignals
 from lookupvit_video.engine.log import peak_memory_gib
-from lookupvit_video.engine.parallel import World
 from lookupvit_video.engine.run import Run, prepare, train_batches
 from lookupvit_video.engine.step import one_step
 from lookupvit_video.engine.utilisation import clip_macs
+from lookupvit_video.engine.world import World
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 
@@ -84,6 +84,7 @@ def dry_run(cfg: CfgNode, classes: list[str], world: World) -> None:
         ValueError, RunFailure: as ``train``.
     """
     run = prepare(cfg, classes, world, StopSignals(), dry=True)
+    loader = train_batches(run)  # first, since it checks that there is a step at all
     lines = plan_lines(run)
     if world.is_main:
         print("\n".join(lines), flush=True)
@@ -91,7 +92,7 @@ def dry_run(cfg: CfgNode, classes: list[str], world: World) -> None:
         if world.is_main:
             print("one step   none is left")
         return
-    batches = iter(train_batches(run))
+    batches = iter(loader)
     began = time.perf_counter()
     run.parallel_model.train()
     one_step(run, batches)

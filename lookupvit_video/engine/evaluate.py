@@ -19,8 +19,9 @@ from torch import nn
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.engine.parallel import World, autocast_dtype, gather_objects, gathered
+from lookupvit_video.engine.parallel import autocast_dtype, gathered
 from lookupvit_video.engine.plots import plot_accuracy_vs_gmacs, plot_confusion
+from lookupvit_video.engine.world import World, gather_objects
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
 

@@ -7,20 +7,37 @@ import os
 import signal
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import timedelta
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import distributed
 
-from lookupvit_video.engine.parallel import World
+from lookupvit_video.engine.world import World
 from lookupvit_video.errors import RunFailure
 
 T = TypeVar("T")
 STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again; for Slurm's RequeueExit
 SHOWN_VIDEOS = 8  # of each process, where a message names what a step read
+
+
+@contextmanager
+def memory_failures_told() -> Iterator[None]:
+    """Turn what torch raises when the GPU's memory is full into one line that says which settings need less.
+
+    Raises:
+        RunFailure: in its place.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        told = str(error).partition("\n")[0]
+        raise RunFailure(
+            f"the GPU's memory is full ({told.partition('. GPU')[0]}); raise TRAIN.ACCUMULATION_STEPS, or set "
+            "TRAIN.ACTIVATION_CHECKPOINTING write_back, selective or full, or TRAIN.PARALLEL fsdp; --dry-run estimates "
+            "the need"
+        ) from None
 
 
 class Stopped(RunFailure):
@@ -64,22 +81,6 @@ class StopSignals:
             yield item
             if self.name:
                 return
-
-
-def in_any_process(world: World, *flags: bool, seconds: float) -> list[bool]:
-    """Return for each flag whether some process has it set; all processes must call it.
-
-    It goes over gloo, so that no GPU is waited for.
-
-    Args:
-        seconds: to wait for a process that hangs.
-    """
-    if world.size == 1:
-        return list(flags)
-    votes = torch.tensor(flags, dtype=torch.int32)
-    work = distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=world.control, async_op=True)
-    work.wait(timedelta(seconds=seconds))
-    return [bool(vote) for vote in votes.tolist()]
 
 
 class Reading(NamedTuple):

@@ -102,20 +102,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def drop_frozen_gradients(cfg: CfgNode, model: nn.Module, epoch: float) -> None:
-    """While SOLVER.FREEZE_EPOCHS last, take the gradients of what is frozen; call it between backward and clipping.
+def freeze_or_thaw(cfg: CfgNode, model: nn.Module, epoch: float) -> None:
+    """Freeze a model's parameters as long as SOLVER.FREEZE_EPOCHS last, and thaw them after; call it before each step.
 
-    A parameter without a gradient is in no norm, does not decay, and its moments begin when it thaws: heads learn as
-    they would with ``requires_grad`` off below them. Nothing else changes, so that DDP, FSDP and compiled blocks need
-    know nothing of it; the price is a backward pass that goes all the way down.
+    The backward pass ends where everything below is frozen, and nothing is kept for it there. A frozen parameter has no
+    gradient: it is in no norm, does not decay, and its moments begin when it thaws.
 
     Args:
         epoch: of the step about to be made: optimiser steps done / steps of an epoch. Nothing else is remembered.
     """
-    if epoch < cfg.SOLVER.FREEZE_EPOCHS:
+    if cfg.SOLVER.FREEZE_EPOCHS:
         for name, parameter in model.named_parameters():
             if is_frozen(cfg, name):
-                parameter.grad = None
+                parameter.requires_grad_(epoch >= cfg.SOLVER.FREEZE_EPOCHS)
 
 
 def learning_rate_factor(cfg: CfgNode) -> float:

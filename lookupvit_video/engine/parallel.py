@@ -1,24 +1,20 @@
-"""Processes and devices: what torchrun started, where this process computes, and the model spread over them.
+"""A model's training spread over processes: activation checkpointing, compilation, DDP or FSDP2; the state of it all.
 
-Reading order: ``init_world``, ``parallelize``, ``full_state``, ``lost_processes_told``.
+Reading order: ``parallelize``, ``synchronizing``, ``clip_gradients``, ``full_state``.
 Sources: FSDP2 is ``torch.distributed.fsdp.fully_shard`` (ZeRO stage 3, arXiv 1910.02054); the order in which
 ``parallelize`` applies things is torchtitan's (arXiv 2410.06511).
 """
 
 import logging
-import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -26,7 +22,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.distributed_c10d import Store
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -35,20 +30,17 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from lookupvit_video.engine.generation import fresh_store
 from lookupvit_video.engine.optim import learning_rate_factor
-from lookupvit_video.errors import RunFailure
+from lookupvit_video.engine.world import World, gather_objects
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-_HELP = "see docs/distributed.md"
 # What selective checkpointing keeps: the results of linear layers and of fused attention, whose recomputation costs
 # most. The M x N scores of the cross-attention, which weigh most in memory, are no such results.
 _KEPT = [
@@ -60,126 +52,6 @@ _KEPT = [
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
 _COMPILATIONS_PER_BLOCK = 8  # training and evaluation, with fixed and with free sizes
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among all of them."""
-
-    rank: int
-    size: int
-    device: torch.device
-    hosts: tuple[str, ...] = ()
-    """The machine of each process, by rank."""
-    control: distributed.ProcessGroup | None = field(default=None, repr=False, compare=False)
-    """A gloo group of all, for what must not wait for a GPU."""
-    store: Store | None = field(default=None, repr=False, compare=False)
-    """Where the processes met; it answers when they do not."""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes the files and the log."""
-        return self.rank == 0
-
-    def name(self, rank: int) -> str:
-        """Return what a message calls a process."""
-        return f"process {rank} of {self.size}" + (f" on {self.hosts[rank]}" if self.hosts else "")
-
-
-def init_world(timeout: float = 1800.0, join_timeout: float = 300.0) -> World:
-    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs), or be alone without it.
-
-    Args:
-        timeout: seconds that an operation between processes may take, which is how long they wait for one that hangs.
-        join_timeout: seconds that all of them may take to come.
-
-    Raises:
-        ValueError: fewer GPUs than processes on this machine, or half of the settings that torchrun makes.
-        RunFailure: the processes do not find one another; says who is missing and what to check.
-    """
-    size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise ValueError(
-                f"torchrun --nproc_per_node: process {local_rank} has no GPU of its own; this machine "
-                f"has {torch.cuda.device_count()}"
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    if size == 1:
-        return World(0, 1, device, (socket.gethostname(),))
-    rank = int(os.environ.get("RANK", 0))
-    if distributed.is_initialized():
-        return World(rank, size, device)
-    store, hosts = _join(World(rank, size, device), timeout, join_timeout)
-    control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-    assert isinstance(control, distributed.ProcessGroup)  # every process is in it
-    return World(rank, size, device, hosts, control, store)
-
-
-def _join(world: World, timeout: float, join_timeout: float) -> tuple[Store, tuple[str, ...]]:
-    """Open the connections between the processes; return where they met, and the machine of each."""
-    here = f"process {world.rank} of {world.size} on {socket.gethostname()}"
-    unset = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if unset:
-        raise ValueError(f"{here}: WORLD_SIZE is set but not {', '.join(unset)}; start with torchrun, {_HELP}")
-    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    try:
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=join_timeout)))
-    except (RuntimeError, OSError) as error:
-        raise RunFailure(
-            f"{here} did not meet the others at {place} ({_first_line(error).rstrip('.')}); check that torchrun "
-            f"runs on every node, that the address is the first node's, its port free there and open to all, {_HELP}"
-        ) from None
-    try:
-        store = fresh_store(store, world.rank, world.size, join_timeout)
-        _absent(store, "join", world, join_timeout)  # each tells its machine
-    except (RunFailure, distributed.DistError) as error:  # DistError: without torchrun the first process has the store
-        told = error if isinstance(error, RunFailure) else "lost process 0"
-        raise RunFailure(
-            f"{here} {told}; check that torchrun runs on every node with the same --nnodes and --nproc_per_node, and "
-            f"what it says there, {_HELP}"
-        ) from None
-    try:
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo",
-            store=store,
-            rank=world.rank,
-            world_size=world.size,
-            timeout=timedelta(seconds=timeout),
-        )
-    except RuntimeError as error:
-        raise RunFailure(
-            f"{here} found the others at {place} but cannot connect to them ({_first_line(error)}); set "
-            f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface between the nodes, {_HELP}"
-        ) from None
-    return store, tuple(store.get(f"join/{rank}").decode() for rank in range(world.size))
-
-
-def _absent(store: Store, occasion: str, world: World, seconds: float) -> list[int]:
-    """Tell that this process is here; return the ranks of those that do not within some seconds."""
-    names = [f"{occasion}/{rank}" for rank in range(world.size)]
-    deadline = time.monotonic() + seconds
-    try:
-        store.set(names[world.rank], socket.gethostname())
-        while not store.check(names):
-            if time.monotonic() > deadline:
-                return [rank for rank, name in enumerate(names) if not store.check([name])]
-            time.sleep(0.05)  # rather than ``store.wait``, during which no other thread can use it
-    except RuntimeError:  # without torchrun the first process has the store
-        return [0]
-    return []
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def close_world() -> None:
-    """Leave the process group, if one was joined."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def describe_world(cfg: CfgNode, world: World, num_videos: int) -> str:
@@ -225,7 +97,14 @@ def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
     if cfg.TRAIN.PARALLEL == "fsdp":
         return _shard(model, blocks, cfg, world)
     device_ids = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    statistics = any(isinstance(module, _BatchNorm) for module in model.modules())  # other buffers never change
+    return DistributedDataParallel(
+        model,
+        device_ids=device_ids,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=statistics,
+        find_unused_parameters=cfg.SOLVER.FREEZE_EPOCHS > 0,  # what is frozen at first has no gradient then
+    )
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
@@ -383,63 +262,13 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: di
     if not state["state"]:
         return
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     set_optimizer_state_dict(model, optimizer, state, options=options)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)  # the config's weight decay and betas, not those of the checkpoint
     for name, parameter in _plain(model).named_parameters():
         if name not in state["state"]:  # it had no step yet, and torch counts one
             optimizer.state.pop(parameter, None)
-
-
-def gather_objects(value: T, world: World) -> list[T]:
-    """Return every process's value, by rank, in every process."""
-    if world.size == 1:
-        return [value]
-    values: list[Any] = [None] * world.size
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def check_in(world: World, where: str, seconds: float) -> None:
-    """Wait until all processes are here, by a way that needs none of them to work: where they met.
-
-    Args:
-        where: names this place and time, the same in all processes and never used before.
-        seconds: how long.
-
-    Raises:
-        RunFailure: in all that are here; names those that are not.
-    """
-    missing = _absent(world.store, where, world, seconds) if world.store else []
-    if missing:
-        raise RunFailure(f"{where}: {_gone(missing, world, seconds)}")
-
-
-def _gone(missing: list[int], world: World, seconds: float) -> str:
-    names = ", ".join(map(world.name, missing))
-    return f"no answer within {seconds:g} s from {names}: hangs or is gone, see its log and its machine, {_HELP}"
-
-
-@contextmanager
-def lost_processes_told(world: World, seconds: float = 30.0) -> Iterator[None]:
-    """Turn what torch raises when processes lose one another into one line that names who is missing.
-
-    Args:
-        seconds: that those who notice wait for the others to answer.
-
-    Raises:
-        RunFailure: in its place.
-    """
-    try:
-        yield
-        return
-    except RunFailure:
-        raise
-    except RuntimeError as error:  # torch's errors of the network are such
-        told = _first_line(error)
-        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
-            raise
-    missing = _absent(world.store, "lost contact", world, seconds) if world.store else []
-    cause = _gone(missing, world, seconds) if missing else f"all processes answer: see the network, {_HELP}"
-    raise RunFailure(f"lost contact ({told}); {cause}")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lookupvit_video.engine.parallel import World
+from lookupvit_video.engine.world import World
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

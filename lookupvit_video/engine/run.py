@@ -12,28 +12,31 @@ from fvcore.common.param_scheduler import ParamScheduler
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
-from lookupvit_video.config import get_key
+from lookupvit_video.config import differences, get_key
 from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
-from lookupvit_video.engine.checkpoint import Checkpoint, latest_checkpoint, library_versions, load_weights
+from lookupvit_video.engine.checkpoint import (
+    Checkpoint,
+    check_settings,
+    checkpoint_seen_by_main,
+    latest_checkpoint,
+    library_versions,
+    load_weights,
+    set_aside_after,
+    training_checkpoints,
+)
 from lookupvit_video.engine.distill import Teacher, load_teacher
 from lookupvit_video.engine.ema import Ema
 from lookupvit_video.engine.health import StopSignals
 from lookupvit_video.engine.log import Journal
 from lookupvit_video.engine.optim import build_optimizer, build_schedule
-from lookupvit_video.engine.parallel import (
-    World,
-    autocast_dtype,
-    full_state,
-    gather_objects,
-    load_optimizer,
-    parallelize,
-)
+from lookupvit_video.engine.parallel import autocast_dtype, full_state, load_optimizer, parallelize
 from lookupvit_video.engine.random_state import random_state, restore_random_state
 from lookupvit_video.engine.saving import Saver
 from lookupvit_video.engine.steplog import StepLog
 from lookupvit_video.engine.utilisation import clip_macs
+from lookupvit_video.engine.world import World, gather_objects
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.seeding import mix_seed
@@ -42,6 +45,9 @@ logger = logging.getLogger(__name__)
 # What decides which clips a step sees; a run that goes on must have it as it was.
 KEPT = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE",
         "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
+# What changes no result, so that nothing is said where it is another than before.
+NO_MATTER = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
+             "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE", "MODEL.INIT_")  # fmt: skip
 
 
 @dataclass
@@ -129,16 +135,18 @@ class Run:
         self.steps.settle(self.step, tolerant=self.looks_at_each_step)
         weights, optimizer = full_state(self.parallel_model, self.optimizer)
         epoch, within = divmod(self.step, self.steps_per_epoch)
+        of_each = gather_objects((random_state(self.world.device), self.bad_rows, torch.get_num_threads()), self.world)
         state = {
             # The loader's position follows from the step: see data.loader.TrainBatchSampler.
             "position": {"epoch": epoch, "step_in_epoch": within, "videos": len(self.train_videos)},
             "to_validate": self.to_validate,
             "scaler": self.scaler.state_dict(),
-            "random": gather_objects(random_state(self.world.device), self.world),
+            "random": [state for state, _, _ in of_each],
             "losses": self.steps.settled,
-            "bad_rows": sorted(set().union(*gather_objects(self.bad_rows, self.world))),
+            "bad_rows": sorted(set().union(*(rows for _, rows, _ in of_each))),
             "bad_steps": self.bad_steps,
             "world_size": self.world.size,
+            "threads": [threads for _, _, threads in of_each],
         }
         return {
             "cfg": self.cfg,
@@ -153,8 +161,8 @@ class Run:
 
     def close(self) -> None:
         """Let what is being written come to its end, whatever happened to the run."""
-        self.journal.close()
         self.saver.close()
+        self.journal.close()
 
     @property
     def looks_at_each_step(self) -> bool:
@@ -179,9 +187,11 @@ class Run:
         self.bad_rows, self.bad_steps = set(state.get("bad_rows", [])), state.get("bad_steps", 0)
         self.to_validate = state.get("to_validate", False)
         restore_random_state(state.get("random", []), self.world)
-        self._tell_what_differs(resumed)
+        threads = gather_objects(torch.get_num_threads(), self.world)
+        if self.world.is_main:
+            self._tell_what_differs(resumed, threads)
 
-    def _tell_what_differs(self, resumed: Checkpoint) -> None:
+    def _tell_what_differs(self, resumed: Checkpoint, threads: list[int]) -> None:
         videos = resumed.state.get("position", {}).get("videos", len(self.train_videos))
         if videos != len(self.train_videos):
             logger.warning(
@@ -195,12 +205,43 @@ class Run:
             logger.warning(
                 "%s was written with %s: results may differ in the last bits", resumed.path, ", ".join(others)
             )
+        changed = [
+            f"{name} {before}, now {now}" for name, before, now in differences(resumed.config, self.cfg)
+            if not name.startswith(NO_MATTER)
+        ]  # fmt: skip
+        if changed:
+            logger.warning("settings that were others before, the new ones hold from here: %s", "; ".join(changed))
         before = resumed.state.get("world_size", self.world.size)
         if before != self.world.size:
             logger.info("world size was %d and is %d; batch and schedule stay", before, self.world.size)
+        old = resumed.state.get("threads", threads)
+        if before == self.world.size and old != threads and self.world.device.type == "cpu":
+            logger.warning(
+                "%s was computed on %s threads, now there are %s: results may differ in the last bits; set "
+                "OMP_NUM_THREADS to what it was",
+                resumed.path, *(", ".join(map(str, numbers)) for numbers in (old, threads)),
+            )  # fmt: skip
 
 
-def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module) -> Checkpoint | None:
+def newest_checkpoint(cfg: CfgNode, world: World) -> Checkpoint | None:
+    """Return the newest sound training checkpoint in OUTPUT_DIR, the same in all processes: the main one chooses.
+
+    Raises:
+        ValueError: none can be read, not all machines see it, or there is one that is not to be gone on from.
+    """
+    if not cfg.TRAIN.AUTO_RESUME:
+        if training_checkpoints(cfg.OUTPUT_DIR):
+            raise ValueError(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} has checkpoints, and TRAIN.AUTO_RESUME is False: those of a new run "
+                "would mix with them; choose another OUTPUT_DIR or remove them"
+            )
+        return None
+    found = latest_checkpoint(cfg.OUTPUT_DIR) if world.is_main else None
+    chosen = gather_objects(found and str(found.path), world)[0]
+    return checkpoint_seen_by_main(Path(chosen)) if chosen and not world.is_main else found
+
+
+def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: World) -> Checkpoint | None:
     """Load the weights that the run starts from, in order of priority.
 
     1. The newest training checkpoint in OUTPUT_DIR whose checksums are right (TRAIN.AUTO_RESUME), with all of its
@@ -211,7 +252,7 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module) -> Checkp
 
     best.pt and model.pt are results and never looked at; to go on from one in another OUTPUT_DIR is 2.
     """
-    resumed = latest_checkpoint(cfg.OUTPUT_DIR) if cfg.TRAIN.AUTO_RESUME else None
+    resumed = newest_checkpoint(cfg, world)
     if resumed:
         if resumed.classes != classes:
             raise ValueError(f"{resumed.path}: its classes are not those of the data; choose another OUTPUT_DIR")
@@ -222,6 +263,7 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module) -> Checkp
                     f"{resumed.path}: {name} was {before} and is now {now}; its steps would be others. "
                     "Keep it, or choose another OUTPUT_DIR"
                 )
+        check_settings(cfg, resumed)
         load_weights(model, resumed)
         logger.info("resume: %s, step %d", resumed.path, resumed.step)
     elif cfg.MODEL.INIT_FROM:
@@ -239,7 +281,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
     model = build_model(cfg)
-    resumed = starting_point(cfg, classes, model)
+    resumed = starting_point(cfg, classes, model, world)
     parallel_model = parallelize(model.to(world.device), cfg, world)
     writes = world.is_main and not dry
     run = Run(
@@ -266,6 +308,8 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         dry=dry,
     )
     if resumed:
+        if writes:
+            set_aside_after(cfg.OUTPUT_DIR, resumed.step)
         run.go_on(resumed)
     return run
 

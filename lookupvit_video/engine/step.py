@@ -16,14 +16,15 @@ from torch.nn import functional as F
 
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
-from lookupvit_video.engine.distill import distill
-from lookupvit_video.engine.health import in_any_process, lost_folder
+from lookupvit_video.engine.distill import distill, mean_over_clips
+from lookupvit_video.engine.health import lost_folder
 from lookupvit_video.engine.log import record_bad_videos
-from lookupvit_video.engine.optim import drop_frozen_gradients, set_learning_rate
+from lookupvit_video.engine.optim import freeze_or_thaw, set_learning_rate
 from lookupvit_video.engine.parallel import clip_gradients, synchronizing
 from lookupvit_video.engine.plots import plot_clips
 from lookupvit_video.engine.run import Run
 from lookupvit_video.engine.steplog import ADVICE
+from lookupvit_video.engine.world import in_any_process
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.seeding import mix_seed
 
@@ -31,17 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 def loss_of_heads(logits: tuple[Tensor, ...], targets_BK: Tensor, valid_B: Tensor, smoothing: float) -> Tensor:
-    """Return the cross-entropy averaged over the heads (LookupViT: equal weights) and over the valid clips.
+    """Return the cross-entropy averaged over the heads (LookupViT: equal weights) and over the clips.
 
     Args:
         logits: per head (B, K).
-        targets_BK: rows that sum to 1; those of clips that are not valid do not count.
-        valid_B: bool.
+        targets_BK: rows that sum to 1.
+        valid_B: see ``mean_over_clips``.
     """
     per_clip_B = torch.stack(
         [F.cross_entropy(head.float(), targets_BK, reduction="none", label_smoothing=smoothing) for head in logits]
     ).mean(0)
-    return (per_clip_B * valid_B).sum() / valid_B.sum().clamp(min=1)
+    return mean_over_clips(per_clip_B, valid_B)
 
 
 def draw_grid(cfg: CfgNode, step: int) -> tuple[int, ...]:
@@ -59,6 +60,7 @@ def one_step(run: Run, batches: Iterator[Batch]) -> None:
     cfg, world, log = run.cfg, run.world, run.steps
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 1, run.step, world.rank))  # drop path, dropout, mixing, erasing
     set_learning_rate(run.optimizer, run.schedule(run.step / run.total_steps))
+    freeze_or_thaw(cfg, run.model, run.step / run.steps_per_epoch)
     parts = cfg.TRAIN.ACCUMULATION_STEPS
     grid = draw_grid(cfg, run.step) if cfg.MODEL.COMPRESSED_GRIDS else None
     loss = torch.zeros((), device=world.device)
@@ -74,7 +76,6 @@ def one_step(run: Run, batches: Iterator[Batch]) -> None:
                 part_loss = forward(run, batch, grid, picture=run.step == 0 and part == 0) / parts
             run.scaler.scale(part_loss).backward()
         loss += part_loss.detach()
-    drop_frozen_gradients(cfg, run.model, run.step / run.steps_per_epoch)
     run.scaler.unscale_(run.optimizer)
     norm = clip_gradients(run.parallel_model, cfg.SOLVER.CLIP_GRAD_L2NORM)
     log.add(loss, norm, rows)
@@ -95,10 +96,7 @@ def _is_sound(run: Run, loss: Tensor, norm: Tensor) -> bool:
         RunFailure: there were more such steps than TRAIN.MAX_BAD_STEPS. Under float16 a gradient alone that is too
             large does not count, as long as the scaler can lower its scale.
     """
-    seconds = run.cfg.DIST_TIMEOUT
-    loss_bad, norm_bad = in_any_process(
-        run.world, not bool(loss.isfinite()), not bool(norm.isfinite()), seconds=seconds
-    )
+    loss_bad, norm_bad = in_any_process(run.world, not bool(loss.isfinite()), not bool(norm.isfinite()))
     if not loss_bad and not norm_bad:
         return True
     if not loss_bad and run.scaler.is_enabled() and run.scaler.get_scale() > 1:
@@ -123,7 +121,7 @@ def prepare_clips(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     labels = batch.labels.to(device, non_blocking=True)
     if cfg.MIXUP.ENABLE and cfg.AUG.NUM_SAMPLE > 1:
         # torchvision mixes neighbours, and the neighbour of a clip is another clip of the same video.
-        order = torch.randperm(len(labels)).to(device)
+        order = torch.randperm(len(labels)).to(device, non_blocking=True)  # else the host waits for the GPU
         clips, labels = clips[order], labels[order]
     clips, targets = run.augment(clips, soft_targets(labels, cfg.MODEL.NUM_CLASSES))
     return clips, targets, labels != IGNORED
@@ -164,12 +162,18 @@ def _note_bad_videos(run: Run, batch: Batch) -> None:
         record_bad_videos(run.folder, [("train", run.train_videos[row].path, reason) for row, reason in news])
     for _, reason in news:
         logger.warning("skipped: %s", reason)
-    allowed = run.cfg.DATA.MAX_BAD_FRACTION * len(run.train_videos)
-    if len(run.bad_rows) > allowed:
+    stop_at_too_many_bad(run)
+
+
+def stop_at_too_many_bad(run: Run) -> None:
+    """Raise RunFailure where more training videos than DATA.MAX_BAD_FRACTION are known to be bad.
+
+    A process knows its own at once, and those of all processes from each log line on.
+    """
+    if len(run.bad_rows) > run.cfg.DATA.MAX_BAD_FRACTION * len(run.train_videos):
         raise RunFailure(
-            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read, the last: "
-            f"{news[-1][1]}; see {run.folder / 'bad_videos.csv'}, mend the list or raise "
-            "DATA.MAX_BAD_FRACTION"
+            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read; the reasons are in "
+            f"{run.folder / 'bad_videos.csv'}; mend the list or raise DATA.MAX_BAD_FRACTION"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.engine.health import Reading, bad_step_text, slow_processes
-from lookupvit_video.engine.parallel import World, gather_objects
+from lookupvit_video.engine.world import World, gather_objects
 from lookupvit_video.errors import RunFailure
 
 ADVICE = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_EPOCHS or use TRAIN.PRECISION float32"

@@ -10,11 +10,12 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
 from lookupvit_video.data.manifest import Video, load_split
-from lookupvit_video.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from lookupvit_video.engine.checkpoint import Checkpoint, check_settings, load_checkpoint, load_weights
 from lookupvit_video.engine.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
 from lookupvit_video.engine.log import record_bad_videos
-from lookupvit_video.engine.parallel import World, autocast_dtype
-from lookupvit_video.models.build import build_model, model_shape, shapeless_settings
+from lookupvit_video.engine.parallel import autocast_dtype
+from lookupvit_video.engine.world import World
+from lookupvit_video.models.build import build_model, model_shape
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.models.lookupvit import grid_name
 
@@ -71,16 +72,9 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
 
 
 def _check_fit(cfg: CfgNode, classes: list[str], checkpoint: Checkpoint) -> None:
-    """Raise ValueError where the weights would load, but not compute what they were trained to."""
     if checkpoint.classes != classes:
         raise ValueError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
-    theirs = shapeless_settings(checkpoint.config)
-    for name, value in shapeless_settings(cfg).items():
-        if name in theirs and theirs[name] != value:
-            raise ValueError(
-                f"{checkpoint.path}: it was trained with MODEL.{name} {theirs[name]}, the config says {value}; "
-                "MODEL keys must be those of the checkpoint"
-            )
+    check_settings(cfg, checkpoint)
 
 
 def _grids(cfg: CfgNode) -> list[CompressedGrid]:

@@ -17,14 +17,15 @@ from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
 from lookupvit_video.engine.checkpoint import checkpoint_path, save_checkpoint, training_checkpoints
 from lookupvit_video.engine.evaluate import evaluate
-from lookupvit_video.engine.health import Stopped, StopSignals, in_any_process
+from lookupvit_video.engine.health import Stopped, StopSignals, memory_failures_told
 from lookupvit_video.engine.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
-from lookupvit_video.engine.parallel import World, describe_world, gather_objects, gathered
+from lookupvit_video.engine.parallel import describe_world
 from lookupvit_video.engine.plots import plot_curves
 from lookupvit_video.engine.run import Run, prepare, train_batches
-from lookupvit_video.engine.step import one_step, stop_if_lost
+from lookupvit_video.engine.step import one_step, stop_at_too_many_bad, stop_if_lost
 from lookupvit_video.engine.steplog import StepLog
 from lookupvit_video.engine.utilisation import utilisation
+from lookupvit_video.engine.world import World, gather_objects, in_any_process
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.complexity import count_parameters
 
@@ -41,7 +42,7 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
         RunFailure: the numbers, too many of the videos, or the disk went bad on the way.
         Stopped: SIGTERM or SIGUSR1 came; where the run stood is saved.
     """
-    with StopSignals() as stop, disk_failures_told(cfg):
+    with StopSignals() as stop, disk_failures_told(cfg), memory_failures_told():
         run = prepare(cfg, classes, world, stop)
         loader = train_batches(run)
         for line in describe_world(cfg, world, len(run.train_videos)).splitlines():
@@ -54,6 +55,10 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
             with worker_failures_told():
                 _run_steps(run, iter(loader))
             _finish(run)
+            if any(in_any_process(world, bool(stop.name))):  # since the last look: the test that follows takes long
+                raise Stopped(
+                    f"stopped by {stop.name or 'a signal to another process'}; training is done, the same command tests"
+                )
         finally:
             run.close()
 
@@ -92,9 +97,7 @@ def _run_steps(run: Run, batches: Iterator[Batch]) -> None:
         within = run.step % run.steps_per_epoch
         if run.step % run.cfg.LOG_PERIOD == 0 or within == 0:
             _report(run)
-        stopped, late = in_any_process(
-            run.world, bool(run.stop.name), run.saver.due_by_clock(), seconds=run.cfg.DIST_TIMEOUT
-        )
+        stopped, late = in_any_process(run.world, bool(run.stop.name), run.saver.due_by_clock())
         run.to_validate = within == 0
         if stopped:
             _stop(run)
@@ -108,6 +111,8 @@ def _run_steps(run: Run, batches: Iterator[Batch]) -> None:
 def _report(run: Run) -> None:
     cfg, log, device = run.cfg, run.steps, run.world.device
     log.settle(run.step, tolerant=run.looks_at_each_step)
+    run.bad_rows = set().union(*gather_objects(run.bad_rows, run.world))
+    stop_at_too_many_bad(run)
     facts, warnings = log.summary(cfg.TRAIN.BATCH_SIZE)
     facts["lr"] = run.optimizer.param_groups[-1]["lr"]
     facts["memory_gib"] = peak_memory_gib(device)
@@ -169,9 +174,9 @@ def _validate(run: Run, epoch: int) -> None:
         pin_memory=world.device.type == "cuda",
     )  # fmt: skip
     logger.info("epoch %d: validation of %d videos", epoch, len(run.val_videos))
-    with run.averaged(), gathered(run.parallel_model):
+    with run.averaged():
         (results,) = evaluate(run.model, run.stop.until_stopped(loader), run.val_videos, cfg, world, "validation")
-    if any(in_any_process(world, bool(run.stop.name), seconds=cfg.DIST_TIMEOUT)):
+    if any(in_any_process(world, bool(run.stop.name))):
         _stop(run)  # it is done again from the start
     if results.bad:
         stop_if_lost([run.val_videos[row].path for row, _ in results.bad])

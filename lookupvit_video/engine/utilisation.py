@@ -3,25 +3,26 @@
 import torch
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.engine.parallel import World
+from lookupvit_video.engine.world import World
 from lookupvit_video.models.build import macs_by_part, model_shape
 from lookupvit_video.models.complexity import lookupvit_macs
 
-# Dense bfloat16 or float16 tensor-core peak in TFLOP/s, by a part of the name torch gives the device; NVIDIA's data
-# sheets, SXM form where there are several. The first that matches counts.
+# Dense tensor-core peak in bfloat16 or float16 with float32 sums, TFLOP/s, by a part of the name that torch gives the
+# device; the maker's data sheets, SXM form where there are several. The first that matches counts.
 PEAK_TFLOPS = {
-    "B200": 2250, "GH200": 989, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "A100": 312,
-    "A800": 312, "L40S": 362, "L4": 121, "A10G": 70, "A10": 125, "V100": 125, "T4": 65, "RTX 4090": 165,
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H800": 989, "H20": 148, "A100": 312,
+    "A800": 312, "L40S": 362, "L40": 181, "L4": 121, "A10G": 70, "A10": 125, "V100": 125, "T4": 65, "RTX 4090": 165,
+    "RTX 3090": 71,
 }  # fmt: skip
 BACKWARD = 2  # a backward pass costs twice the forward pass
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations a second that a device can do at most in 16 bits; 0 where that is not known."""
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """Return the operations a second that a device can do at most in 16 bits; None where that is not known."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return 0.0
+        return None
     name = torch.cuda.get_device_name(device)
-    return next((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), 0.0)
+    return next((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
 def clip_macs(cfg: CfgNode, grid: tuple[int, ...] | None) -> int:

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from lookupvit_video.config import token_grid
-from lookupvit_video.models.adapters import add_adapters, is_adapter
+from lookupvit_video.models.adapters import WIDTHS, add_adapters, is_adapter
 from lookupvit_video.models.blocks import BlockOptions, TemporalEncoder, TransformerBlock
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within, vit_macs
 from lookupvit_video.models.lookupvit import VARIANTS, LookupViT
@@ -78,11 +79,14 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
+def _adapted_stages(cfg: CfgNode) -> list[str]:
+    # With FREEZE_SPATIAL the temporal stage trains itself.
+    temporal = cfg.MODEL.ENCODER == "factorised" and not cfg.MODEL.FREEZE_SPATIAL
+    return ["blocks", "temporal.blocks"] if temporal else ["blocks"]
+
+
 def _add_adapters(cfg: CfgNode, model: nn.Module) -> None:
-    stages = ["blocks"]
-    if cfg.MODEL.ENCODER == "factorised" and not cfg.MODEL.FREEZE_SPATIAL:  # else the temporal stage trains itself
-        stages.append("temporal.blocks")
-    for stage in stages:
+    for stage in _adapted_stages(cfg):
         add_adapters(model.get_submodule(stage), cfg.MODEL.ADAPTER, cfg.MODEL.ADAPTER_WIDTH, cfg.MODEL.ADAPTER_SCALE)
 
 
@@ -137,7 +141,14 @@ def model_shape(cfg: CfgNode) -> Shape:
     """Return what ``complexity`` asks of LookupViT and ViT alike."""
     arguments = model_arguments(cfg)
     names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
-    return Shape(grid=token_grid(cfg), **{name: arguments[name] for name in names})
+    kind = cfg.MODEL.ADAPTER
+    return Shape(
+        grid=token_grid(cfg),
+        adapter=kind,
+        adapter_width=cfg.MODEL.ADAPTER_WIDTH or WIDTHS.get(kind, 0),
+        temporal_adapter=kind != "none" and "temporal.blocks" in _adapted_stages(cfg),
+        **{name: arguments[name] for name in names},
+    )
 
 
 def macs_by_part(cfg: CfgNode) -> dict[str, int]:
@@ -151,8 +162,11 @@ def macs_by_part(cfg: CfgNode) -> dict[str, int]:
 
 def lookupvit_parts(cfg: CfgNode, compressed_grid: Sequence[int]) -> dict[str, int]:
     """Return the same for the LookupViT of a config, whatever its MODEL.ARCH, on a compressed grid."""
-    head = cfg.MODEL.INFERENCE_HEAD
-    return lookupvit_macs(model_shape(cfg), compressed_grid, cfg.MODEL.HEADS if head == "average" else [head])
+    return lookupvit_macs(model_shape(cfg), compressed_grid, _read(cfg))
+
+
+def _read(cfg: CfgNode) -> list[str]:
+    return list(cfg.MODEL.HEADS) if cfg.MODEL.INFERENCE_HEAD == "average" else [cfg.MODEL.INFERENCE_HEAD]
 
 
 def _fewer_tokens(cfg: CfgNode) -> dict[str, Any]:
@@ -168,8 +182,9 @@ def _affordable(cfg: CfgNode, tokens: str) -> int:
     """Return how many tokens a ViT keeps (or merges per block) to cost what this config's LookupViT costs."""
     if cfg.MODEL.TOKENS != tokens:
         return 0
-    shape = model_shape(cfg)
-    count = tokens_within(sum(lookupvit_parts(cfg, cfg.MODEL.COMPRESSED_GRID).values()), shape, tokens)
+    shape = replace(model_shape(cfg), adapter="none")  # adapters change no number of tokens
+    budget = sum(lookupvit_macs(shape, cfg.MODEL.COMPRESSED_GRID, _read(cfg)).values())
+    count = tokens_within(budget, shape, tokens)
     if not count:
         logger.warning("MODEL.TOKENS %s: even the cheapest, taken here, costs more than the LookupViT", tokens)
         return 1 if tokens == "random" else math.prod(shape.grid) // 2

@@ -80,6 +80,11 @@ class Shape:
     encoder: str = "joint"
     temporal_depth: int = 4
     pool: str = "average"
+    adapter: str = "none"
+    """Kind of the adapters in the blocks, see ``add_adapters``; LoRA costs as long as it is not merged."""
+    adapter_width: int = 0
+    temporal_adapter: bool = False
+    """Whether the temporal encoder's blocks have them too."""
 
     @property
     def times(self) -> int:
@@ -94,6 +99,23 @@ class Shape:
     def temporal_macs(self) -> int:
         """MACs of the temporal encoder on one vector per time index; 0 where there is none."""
         return self.temporal_depth * vit_block_macs(self.grid[0], self.dim) if self.encoder == "factorised" else 0
+
+    def block_adapter_macs(self, n: int, n_mlp: int) -> int:
+        """MACs of the adapters in a dense block with attention on n tokens and MLP on n_mlp."""
+        sides = {"adaptformer": 2 * n_mlp, "lora": (4 + 2) * n + (5 + 5) * n_mlp}  # LoRA: in and out of each layer
+        return sides.get(self.adapter, 0) * self.dim * self.adapter_width
+
+    def exchange_adapter_macs(self, n: int, m: int) -> tuple[int, int]:
+        """MACs of the adapters in a LookupViT block beside its dense block: on the way up, and on the way back."""
+        up = {"lora": (2 + 2) * m * self.dim + 3 * n * self.dim}  # query, projection | key and value
+        back = {"adaptformer": 2 * n * self.dim,
+                "lora": 2 * m * self.dim + 2 * n * self.dim + 2 * n * (self.dim + self.dim // 2)}  # fmt: skip
+        return up.get(self.adapter, 0) * self.adapter_width, back.get(self.adapter, 0) * self.adapter_width
+
+    def temporal_adapter_macs(self) -> int:
+        """MACs of the adapters in the temporal encoder, for each set of tokens that is read."""
+        t = self.grid[0]
+        return self.temporal_depth * self.block_adapter_macs(t, t) if self.temporal_adapter else 0
 
     def head_macs(self, n: int) -> int:
         """MACs of a classifier: on n tokens, factorised on one vector per time index."""
@@ -112,6 +134,7 @@ def lookupvit_macs(shape: Shape, compressed_grid: Sequence[int], read: Sequence[
     blocks = shape.times * shape.depth
     infusing = blocks if "lookup" in read else blocks - shape.times
     pooled = {"compressed": m, "lookup": n}
+    up, back = shape.exchange_adapter_macs(n, m)
     return {
         "tokenizer": tokenizer_macs(shape.grid, shape.tubelet, dim),
         "resize": shape.times * resize_macs(shape.block_grid, grid, dim),
@@ -121,6 +144,9 @@ def lookupvit_macs(shape: Shape, compressed_grid: Sequence[int], read: Sequence[
         "infuse": infusing * ((n + m) * dim * dim + n * m * dim),  # projection | V' | A^T V'
         "narrow_mlp": infusing * mlp_macs(n, dim, dim // 2),
         "temporal_encoder": len(read) * shape.temporal_macs(),
+        "adapters": blocks * (up + shape.block_adapter_macs(m, m))
+        + infusing * back
+        + len(read) * shape.temporal_adapter_macs(),
         "heads": sum(shape.head_macs(pooled[name]) for name in read),
     }
 
@@ -141,10 +167,11 @@ def vit_macs(
     class_token = int(shape.pool == "class")
     n += class_token
     merged = merged_per_block(n, merge_tokens if tokens == "merge" else 0, shape.depth, class_token)
-    attention = matching = mlp = 0
+    attention = matching = mlp = adapters = 0
     for r in merged:
         attention += attention_macs(n, dim)
         matching += matching_macs(n, dim // shape.num_heads) if r else 0
+        adapters += shape.block_adapter_macs(n, n - r)
         n -= r
         mlp += mlp_macs(n, dim, 4 * dim)
     return {
@@ -154,6 +181,7 @@ def vit_macs(
         "matching": matching,
         "mlp": shape.times * mlp,
         "temporal_encoder": shape.temporal_macs(),
+        "adapters": shape.times * adapters + shape.temporal_adapter_macs(),
         "heads": shape.head_macs(n),
     }
 
@@ -190,8 +218,7 @@ def _cpu_attention_flops(
 def flop_counter() -> FlopCounterMode:
     """Return torch's counter, which gives two operations to a multiply-accumulate.
 
-    Its table lacks the CPU's fused attention in releases before 2.15 (which would count it as nothing), so that kernel
-    is registered here.
+    Its table lacks the CPU's fused attention in some releases (which would count it as nothing): it is added here.
     """
     custom = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
     return FlopCounterMode(display=False, custom_mapping=custom)

@@ -10,7 +10,7 @@ import math
 import pickle
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lookupvit_video.config import token_grid
+from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.blocks import ACTIVATIONS, TransformerBlock
 from lookupvit_video.models.lookupvit import HEADS, LookupViT
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer, interpolation_matrix
@@ -94,14 +95,17 @@ def init_from(model: nn.Module, source: str, *, inflate: str = "central") -> Rep
             report.fresh.append(name)
             continue
         if values[name].shape != fresh.shape:
+            mend = "only plain ViTs on 3 channels with an MLP of ratio 4 can be taken over"
+            if is_adapter(name):
+                mend = "set MODEL.ADAPTER_WIDTH to that of the source"
             raise ValueError(
-                f"{source}: {name} has shape {tuple(values[name].shape)}, the model's has {tuple(fresh.shape)}; "
-                "only plain ViTs on 3 channels with an MLP of ratio 4 can be taken over"
+                f"{source}: {name} has shape {tuple(values[name].shape)}, the model's has {tuple(fresh.shape)}; {mend}"
             )
         fitted[name] = values[name]
         if name not in report.made and name not in report.resized:
             report.loaded.append(name)
     unused = names.keys() - {roots.get(name) for name in fitted}
+    _check_adapters(unused, source)
     report.left_out = sorted(key for key, name in _rename(state).items() if not name or _stacked(name) in unused)
     report.warnings = _warnings(report, model, names, state)
     model.load_state_dict(fitted, strict=False)
@@ -125,6 +129,19 @@ def _check(names: State, kind: str, model: ViT | LookupViT, state: State, source
         raise ValueError(
             f"{source}: its width is {kernel.shape[0]}, the model's {dim}; "
             f"set MODEL.VARIANT to that of the weights, or MODEL.DIM {kernel.shape[0]}"
+        )
+
+
+def _check_adapters(unused: Iterable[str], source: str) -> None:
+    """Raise ValueError where the source was trained with additions that the model has no place for."""
+    lost = sorted(filter(is_adapter, unused))
+    if lost:
+        mend = "set MODEL.ADAPTER adaptformer, and its width and scale as they were trained"
+        if ".lora_" in lost[0]:
+            mend = f"put them into the weights first: python tools/merge_lora.py {source} --out merged.pt"
+        raise ValueError(
+            f"{source}: it has adapters ({lost[0]} and {len(lost) - 1} more) that this model has no place for, and "
+            f"without them its weights are not what was trained; {mend}"
         )
 
 

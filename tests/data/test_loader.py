@@ -390,10 +390,8 @@ def test_freed_memory_is_used_again():
     )
     # what glibc does with large pieces until it has seen some
     fresh = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    faults = [
-        int(subprocess.run([sys.executable, "-c", count, *given], capture_output=True, check=True, env=fresh).stdout)
-        for given in ([], ["keep"])
-    ]
+    options = {"capture_output": True, "check": True, "env": fresh, "timeout": 120}
+    faults = [int(subprocess.run([sys.executable, "-c", count, *given], **options).stdout) for given in ([], ["keep"])]
     assert faults[0] > 10 * 3 * 2000  # each time each of the 2,560 pages of three tensors
     assert faults[1] < faults[0] / 10
 

@@ -285,7 +285,7 @@ def test_a_run_that_is_killed_is_gone_on_with(tmp_path):
         assert stop_when(lambda: run.poll() is not None, in_the_middle, process=-run.pid)
     finally:
         os.killpg(run.pid, signal.SIGKILL)  # the command and every process it started
-        run.wait()
+        run.wait(60)
     done = sorted(out.glob("[0-9]*.mp4"))
     before = {path: path.stat().st_mtime_ns for path in done}
     assert 3 <= len(done) < count

@@ -265,12 +265,12 @@ def test_unknown_motion() -> None:
 
 def test_command_reports_user_errors_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, str(PREPARE), "--out", str(tmp_path / "d"), "--processes", "1"]
-    wrong = subprocess.run([*command, "--size", "31"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*command, "--size", "31"], capture_output=True, text=True, check=False, timeout=120)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("prepare.py: error: size must be")
     assert wrong.stderr.count("\n") == 1
     small = [*command, "--size", "32", "--frames", "8", "--train", "2", "--val", "1", "--test", "1"]
     for said in ("wrote", "reused"):
-        right = subprocess.run(small, capture_output=True, text=True, check=True)
+        right = subprocess.run(small, capture_output=True, text=True, check=True, timeout=120)
         assert right.stdout.startswith(said)
     assert json.loads((tmp_path / "d" / "settings.json").read_text())["train"] == 2

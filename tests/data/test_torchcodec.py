@@ -36,7 +36,7 @@ def test_torchcodec_on_the_libraries_of_pyav(tmp_path):
     lent = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
     checked = subprocess.run(
         [sys.executable, "-c", "from lookupvit_video.data.decode import check_backend; check_backend('torchcodec')"],
-        env=lent, cwd=ROOT, capture_output=True, text=True, check=False,
+        env=lent, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     if checked.returncode:
         pytest.skip(f"torchcodec does not take them: {checked.stderr.splitlines()[-1]}")
@@ -44,7 +44,7 @@ def test_torchcodec_on_the_libraries_of_pyav(tmp_path):
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'nested'}",
          "-k", "torchcodec and not bad and not memory and not index",
          "tests/data/test_decode.py", "tests/data/test_exactness.py"],
-        env=lent, cwd=ROOT, capture_output=True, text=True, check=False,
+        env=lent, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 80, done.stdout[-400:]

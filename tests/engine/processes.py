@@ -12,8 +12,9 @@ import torch
 from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.engine.parallel import describe_world, gather_objects, init_world, lost_processes_told
+from lookupvit_video.engine.parallel import describe_world
 from lookupvit_video.engine.train import train
+from lookupvit_video.engine.world import gather_objects, init_world, lost_processes_told
 
 
 def train_all(plan: list[dict[str, Any]]) -> int:

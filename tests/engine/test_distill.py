@@ -49,7 +49,7 @@ def test_soft_targets_are_mixed_in(temperature, weight):
     distances = [
         divergence(answer[clip].tolist(), head[clip].tolist(), temperature) for head in logits for clip in (0, 2, 3)
     ]
-    expected = (1 - weight) * 1.75 + weight * temperature**2 * sum(distances) / 6
+    expected = (1 - weight) * 1.75 + weight * temperature**2 * sum(distances) / 8
     found = distill(cfg, torch.tensor(1.75), logits, None, Answer(answer, None, None), valid)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
@@ -93,7 +93,7 @@ def test_compressed_tokens_are_compared_with_the_teachers_resized_ones():
     for weight in (0.0, 0.7):
         cfg = config(f"DISTILL.WEIGHT 0.25 DISTILL.FEATURE_WEIGHT {weight} DISTILL.TEACHER x.pt")
         parts[weight] = distill(cfg, loss, logits, features, Answer(answer, tokens, (2, 2, 2)), valid)
-    expected = 0.7 * sum(errors) / len(errors)
+    expected = 0.7 * sum(errors) / len(errors) * 3 / 4
     assert (parts[0.7] - parts[0.0]).item() == pytest.approx(expected, rel=1e-4)
     parts[0.7].backward()
     assert compressed.grad[1].eq(0).all()

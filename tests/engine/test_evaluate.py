@@ -7,7 +7,7 @@ from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.engine.evaluate import Results, evaluate, predict_clips
-from lookupvit_video.engine.parallel import World
+from lookupvit_video.engine.world import World
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 

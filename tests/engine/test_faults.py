@@ -21,11 +21,12 @@ from lookupvit_video.engine import step as step_module
 from lookupvit_video.engine.checkpoint import checkpoint_path, load_checkpoint, training_checkpoints
 from lookupvit_video.engine.health import Reading, bad_step_text, lost_folder, slow_processes
 from lookupvit_video.engine.log import JsonLines, read_json_lines
-from lookupvit_video.engine.parallel import World
+from lookupvit_video.engine.world import World
 from tests.engine.test_resume import assert_same_end
-from tests.small import ROOT, make_videos, run_net, settings
+from tests.small import ROOT, make_videos, run_net, settings, started
 
 ALL = os.environ.get("LOOKUPVIT_ALL_FAULTS") == "1"
+LIMIT = 900 if ALL else 200  # seconds that a run may take
 full_series = pytest.mark.skipif(not ALL, reason="LOOKUPVIT_ALL_FAULTS=1 runs it")
 SHORT = {"TEST__ENABLE": False, "SOLVER__MAX_EPOCH": 2}
 TWO = World(0, 2, torch.device("cpu"), ("here", "there"))
@@ -45,29 +46,24 @@ class Fleet:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                    f"--max-restarts={restarts}", "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
                    "tools/run_net.py", "--cfg", "tests/small.yaml", *overrides]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.started = contextlib.ExitStack()
         with self.log.open("w") as file:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=file, stdout=file)
+            self.process = self.started.enter_context(started(command, LIMIT, stderr=file, stdout=file))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for rank in (0, 1):
-            self.signal(rank, signal.SIGKILL)
-        self.process.kill()
-        self.process.wait()
+        self.started.close()
 
     def count(self, text: str) -> int:
         return self.log.read_text(errors="replace").count(text)
 
-    def wait_for(self, happened, seconds: float = 600) -> bool:
+    def wait_for(self, happened) -> bool:
         """Wait until ``happened()``; return False if the run ended before."""
-        deadline = time.monotonic() + seconds
         while not happened():
             if self.process.poll() is not None:
                 return False
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
             time.sleep(0.002)
         return True
 
@@ -121,7 +117,7 @@ def undisturbed(data, tmp_path_factory):
     """The folder of a run of two processes."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with Fleet(folder, settings(data, folder, **EXACT, SOLVER__MAX_EPOCH=LENGTH)) as fleet:
-        assert fleet.process.wait(900) == 0, fleet.log.read_text()
+        assert fleet.process.wait(LIMIT) == 0, fleet.log.read_text()
     return folder
 
 
@@ -143,7 +139,7 @@ def test_kill_9_anywhere_ends_with_the_undisturbed_weights(data, undisturbed, tm
             if kill_once(fleet, tmp_path, kind, draw):
                 done.append(kind)
                 assert_newest_is_sound(tmp_path)
-        assert fleet.process.wait(900) == 0, fleet.log.read_text()[-5000:]
+        assert fleet.process.wait(LIMIT) == 0, fleet.log.read_text()[-5000:]
     print(f"kills: {done}, resumed: {fleet.count('resume: ')}")
     assert len(done) == len(kinds)
     assert_same_end(undisturbed, tmp_path)
@@ -155,7 +151,7 @@ def test_torchrun_passes_a_signal_on_and_fewer_processes_finish(data, tmp_path):
     with Fleet(tmp_path, overrides, restarts=3) as fleet:
         assert fleet.wait_for(lambda: fleet.count("train: "))
         fleet.process.send_signal(signal.SIGUSR1)
-        assert fleet.process.wait(120) != 0
+        assert fleet.process.wait(LIMIT) != 0
         told = fleet.log.read_text()
     assert "stopped by SIGUSR1 after step" in told
     assert len(training_checkpoints(tmp_path / "run")) == 1
@@ -163,6 +159,48 @@ def test_torchrun_passes_a_signal_on_and_fewer_processes_finish(data, tmp_path):
     assert again.returncode == 0, again.stderr
     assert "world size was 2 and is 1; batch and schedule stay" in again.stderr
     assert load_checkpoint(tmp_path / "run" / "model.pt").step == 4
+
+
+SRUN = """#!{python}
+# Stands in for srun: it passes USR1 on to its task, and for TERM kills it at once.
+import os, signal, subprocess, sys
+task = subprocess.Popen([word for word in sys.argv[1:] if word != "--kill-on-bad-exit=1"], start_new_session=True)
+signal.signal(signal.SIGUSR1, lambda *_: task.send_signal(signal.SIGUSR1))
+signal.signal(signal.SIGTERM, lambda *_: os.killpg(task.pid, signal.SIGKILL))
+sys.exit(task.wait())
+"""
+SCONTROL = """#!/bin/sh
+[ "$1" = show ] && echo 127.0.0.1
+[ "$1" = requeue ] && echo "$2" > requeued
+exit 0
+"""
+
+
+def test_the_slurm_script_saves_and_queues_itself_again(data, tmp_path):
+    """Slurm's own commands are stand-ins; bash, torchrun and two processes are real."""
+    commands = tmp_path / ".venv" / "bin"
+    commands.mkdir(parents=True)
+    torchrun = f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n'
+    for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL), ("torchrun", torchrun)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    (commands / "activate").write_text(f"export PATH={commands}:$PATH\n")
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    overrides = settings(data, tmp_path / "run", **{**SHORT, "SOLVER__MAX_EPOCH": 500}, TRAIN__CHECKPOINT_PERIOD=999)
+    command = ["bash", "tools/slurm/train.sbatch", "--cfg", ROOT / "tests" / "small.yaml", *overrides]
+    job = str(random.randrange(10000))  # and the port
+    slurm = {"SLURM_JOB_ID": job, "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here"}
+    told = []
+    with started(command, LIMIT, slurm, cwd=tmp_path, stderr=subprocess.STDOUT, stdout=subprocess.PIPE) as script:
+        for line in script.stdout:
+            told.append(line)
+            if " step 3/" in line:
+                script.send_signal(signal.SIGUSR1)  # to the script alone
+        assert script.wait(60) == 0, "".join(told)
+    assert (tmp_path / "requeued").read_text().strip() == job
+    assert any("stopped by SIGUSR1 after step" in line for line in told)
+    (saved,) = training_checkpoints(tmp_path / "run")
+    assert load_checkpoint(saved).step >= 3
 
 
 @full_series
@@ -173,7 +211,7 @@ def test_a_process_that_hangs_is_named(data, tmp_path):
         assert fleet.wait_for(lambda: fleet.count(" step ") > 3)
         assert fleet.signal(1, signal.SIGSTOP)
         assert fleet.wait_for(lambda: fleet.count("process 1 of 2")), fleet.log.read_text()
-        assert fleet.process.wait(180) == 0, fleet.log.read_text()
+        assert fleet.process.wait(LIMIT) == 0, fleet.log.read_text()
         told = [line for line in fleet.log.read_text().splitlines() if "error: " in line and "process 1 of 2" in line]
     print(told)
     assert "process 1 of 2 on " in told[0]
@@ -287,12 +325,12 @@ def test_a_small_disk_gets_full_or_read_only(data, tmp_path, fault):
     disk = tmp_path / "disk"
     disk.mkdir()
     size = "1500k" if fault == "full" else "9m"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], check=True, timeout=60)
     try:
         options = {**EXACT, "SOLVER__MAX_EPOCH": 3, "TRAIN__KEEP_CHECKPOINTS": 99 if fault == "full" else 2}
         if fault == "read-only":
             assert run_net(settings(data, disk, **{**options, "SOLVER__MAX_EPOCH": 2})).returncode == 0
-            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True, timeout=60)
         done = run_net(settings(data, disk, **options))
         print(done.stderr.splitlines()[-1])
         assert done.returncode == 1
@@ -300,10 +338,10 @@ def test_a_small_disk_gets_full_or_read_only(data, tmp_path, fault):
         assert reason in done.stderr.splitlines()[-1]
         assert "is whole, and the same command goes on from it" in done.stderr.splitlines()[-1]
         assert_newest_is_sound(disk)
-        subprocess.run(["mount", "-o", "remount,rw,size=9m", disk], check=True)
+        subprocess.run(["mount", "-o", "remount,rw,size=9m", disk], check=True, timeout=60)
         assert run_net(settings(data, disk, **options)).returncode == 0
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", disk], check=True, timeout=60)
 
 
 def test_data_whose_disk_is_gone_stops_the_run_and_no_video_is_called_bad(tmp_path):
@@ -314,16 +352,14 @@ def test_data_whose_disk_is_gone_stops_the_run_and_no_video_is_called_bad(tmp_pa
         path.rename(lists / path.name)
     overrides = settings(lists, tmp_path / "run", DATA__PATH_PREFIX=videos, TRAIN__CHECKPOINT_STEPS=1,
                          SOLVER__MAX_EPOCH=500, DATA__MAX_BAD_FRACTION=1)  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *overrides], cwd=ROOT, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    command = [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *overrides]
     told = []
-    for line in process.stderr:
-        told.append(line)
-        if " step 3/" in line:
-            videos.rename(tmp_path / "elsewhere")
-    assert process.wait() == 1
+    with started(command, LIMIT, stderr=subprocess.PIPE) as process:
+        for line in process.stderr:
+            told.append(line)
+            if " step 3/" in line:
+                videos.rename(tmp_path / "elsewhere")
+        assert process.wait(60) == 1, told
     assert f"error: {videos} is gone or empty: is the disk or the share with the videos still mounted?" in told[-1]
     assert not (tmp_path / "run" / "bad_videos.csv").exists()
     assert training_checkpoints(tmp_path / "run")

@@ -9,7 +9,7 @@ from lookupvit_video.engine.checkpoint import load_checkpoint, training_checkpoi
 from lookupvit_video.engine.optim import (
     build_optimizer,
     build_schedule,
-    drop_frozen_gradients,
+    freeze_or_thaw,
     layer_of,
     parameter_groups,
     set_learning_rate,
@@ -159,8 +159,8 @@ def take_steps(training, first, last, steps_per_epoch=2):
     for step in range(first, last):
         torch.manual_seed(step)
         set_learning_rate(optimizer, 0.01)
+        freeze_or_thaw(cfg, model, step / steps_per_epoch)
         loss(model(torch.randn(2, 3, 4, 32, 32))).backward()
-        drop_frozen_gradients(cfg, model, step / steps_per_epoch)
         norms.append(clip_gradients(model, 1.0))
         optimizer.step()
         optimizer.zero_grad()
@@ -202,11 +202,15 @@ def test_what_is_frozen_at_first_stays_as_if_it_had_no_gradients_and_then_trains
         assert steps == {3, 6}
 
 
-def test_no_other_gradient_is_dropped():
+def test_nothing_is_kept_for_a_backward_pass_through_what_is_frozen_at_first():
+    cfg, model, _ = start("lookupvit", "MODEL.FREEZE_ENCODER True SOLVER.FREEZE_EPOCHS 1.5")
+    for epoch, thawed in ((0.0, False), (1.4, False), (1.5, True)):
+        freeze_or_thaw(cfg, model, epoch)
+        features = model.forward_features(clips())
+        assert features.compressed.requires_grad is features.lookup.requires_grad is thawed
     cfg, model, _ = start("lookupvit", "")
-    loss(model(clips())).backward()
-    drop_frozen_gradients(cfg, model, 0.0)
-    assert all(parameter.grad is not None for parameter in model.parameters())
+    freeze_or_thaw(cfg, model, 0.0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_a_run_thaws_at_its_epoch(tmp_path):

@@ -3,9 +3,8 @@
 import json
 import os
 import socket
-import subprocess
 import sys
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,25 +15,23 @@ from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.engine.checkpoint import checkpoint_path, load_checkpoint
 from lookupvit_video.engine.log import read_json_lines
 from lookupvit_video.engine.optim import build_optimizer
-from lookupvit_video.engine.parallel import (
-    World,
-    compile_blocks,
-    describe_world,
-    full_state,
-    init_world,
-    load_optimizer,
-    parallelize,
-)
+from lookupvit_video.engine.parallel import compile_blocks, describe_world, full_state, load_optimizer, parallelize
 from lookupvit_video.engine.train import train
+from lookupvit_video.engine.world import World, init_world
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
-from tests.small import ROOT, make_videos, run_net, run_tool, settings
+from tests.small import make_videos, run_command, run_net, run_tool, settings
 
 ALONE = World(0, 1, torch.device("cpu"))
 CURVE = {
     "TRAIN__BATCH_SIZE": 16, "SOLVER__MAX_EPOCH": 6, "TRAIN__KEEP_CHECKPOINTS": 9, "TRAIN__EVAL_PERIOD": 0,
     "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[2,3,3]]", "TRAIN__PRECISION": "float32",
 }  # fmt: skip
+
+
+# Heads first, for two of the six steps, with averaged weights.
+THAWS = {"MODEL__FREEZE_ENCODER": True, "SOLVER__FREEZE_EPOCHS": 2, "SOLVER__EMA_DECAY": 0.5,
+         "TRAIN__ACCUMULATION_STEPS": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -95,6 +92,8 @@ def two(data17, alone, tmp_path_factory):
         "fsdp_2": ({**fsdp, "TRAIN__ACCUMULATION_STEPS": 2, "TRAIN__ACTIVATION_CHECKPOINTING": "full"}, ""),
         "fsdp_from_ddp": (fsdp, folder / "ddp_1" / third),
         "ddp_from_fsdp": ({}, folder / "fsdp_1" / third),
+        "ddp_thaws": (THAWS, ""),
+        "fsdp_thaws": (fsdp | THAWS, ""),
     })  # fmt: skip
 
 
@@ -145,6 +144,20 @@ def test_a_sharded_run_leaves_what_one_process_leaves(alone, two, data17):
     assert read_json_lines(two / "fsdp_1" / "log.jsonl", "val")[-1]["top1"] == pytest.approx(top1, abs=0.01)
 
 
+def test_what_is_frozen_at_first_thaws_in_all_processes(two, data17, tmp_path):
+    expected = train_alone(data17, tmp_path, **THAWS)
+    at_step = {folder: [load_checkpoint(checkpoint_path(folder, n)) for n in (1, 2, 6)]
+               for folder in (tmp_path, two / "ddp_thaws", two / "fsdp_thaws")}  # fmt: skip
+    for folder, (first, second, last) in at_step.items():
+        assert losses(folder) == pytest.approx(expected, rel=1e-5)
+        for name, weight in first.model.items():
+            head = name.startswith("heads.")
+            assert torch.equal(weight, second.model[name]) != head, name  # no step and no decay
+            assert (name in second.optimizer["state"]) == head
+            assert not torch.equal(weight, last.model[name]), name
+            torch.testing.assert_close(last.ema[name], at_step[tmp_path][-1].ema[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_the_first_lines_say_who_does_what(alone, two):
     cfg = load_config("tests/small.yaml", settings("", "", **CURVE, SOLVER__BASE_LR_BATCH=32))
     host = socket.gethostname()
@@ -166,31 +179,18 @@ def free_port():
         return server.getsockname()[1]
 
 
-@contextmanager
-def started(commands, **environment):
-    """Start processes and end those that are left."""
-    common = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    options = {"cwd": ROOT, "env": common, "text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    processes = [subprocess.Popen([sys.executable, "-m", *map(str, command)], **options) for command in commands]
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-
-
 def test_two_nodes_train_and_test_together(data17, tmp_path):
     port = free_port()
     agents = [
-        ["torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test",
-         f"--rdzv_endpoint=127.0.0.1:{port}", f"--local_addr=127.0.0.{node}",
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d",
+         "--rdzv_id=test", f"--rdzv_endpoint=127.0.0.1:{port}", f"--local_addr=127.0.0.{node}",
          "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data17, tmp_path)]
         for node in (1, 2)
     ]  # fmt: skip
-    with started(agents) as processes:
-        outputs = [process.communicate(timeout=240) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], outputs
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(run_command, agents))
+    assert [agent.returncode for agent in both] == [0, 0], both
+    outputs = [(agent.stdout, agent.stderr) for agent in both]
     (results,) = [json.loads(line) for stdout, _ in outputs for line in stdout.splitlines() if line.startswith("{")]
     assert results["videos"] == 17
     assert results["step"] == 8
@@ -307,6 +307,20 @@ def test_write_back_checkpointing_keeps_nothing_of_the_narrow_mlp():
     assert none_kept[1] < back_dropped[1] < all_kept[1]
 
 
+def test_checkpointed_blocks_compile():
+    """In the order of ``parallelize``; the backend makes a graph of the backward pass too, as inductor does."""
+    plain, _ = gradients("none")
+    for kind in ("write_back", "selective", "full"):
+        torch._dynamo.reset()
+        _, model, _ = small(TRAIN__ACTIVATION_CHECKPOINTING=kind)
+        compile_blocks(list(model.blocks), "aot_eager")
+        sum(head.square().mean() for head in model(CLIPS)).backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(parameter.grad, plain[name], rtol=1e-4, atol=1e-6, msg=name)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+
+
 def compiled_and_counted(model):
     """Compile a model's blocks; return the list to which each compilation will add its graph."""
     torch._dynamo.reset()
@@ -383,7 +397,7 @@ def test_settings_that_cannot_work_are_refused():
         ("MODEL.ARCH vit TRAIN.ACTIVATION_CHECKPOINTING write_back", "vit have no way back; choose none, selective"),
         ("MODEL.ARCH x3d MODEL.VARIANT M TRAIN.PARALLEL fsdp", "x3d has batch norms"),
         ("TRAIN.PARALLEL zero", "TRAIN.PARALLEL is 'zero'; choose one of ddp, fsdp"),
-        ("DIST_TIMEOUT 100", "DIST_TIMEOUT is 100 and DATA_LOADER.TIMEOUT 600"),
+        ("DIST_TIMEOUT 60", "DIST_TIMEOUT is 60 and DATA_LOADER.TIMEOUT 60"),
     ):
         with pytest.raises(ValueError, match=reason):
             load_config("tests/small.yaml", [*settings("", ""), *overrides.split()])

@@ -6,16 +6,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from lookupvit_video.engine.checkpoint import checkpoint_path, load_checkpoint, training_checkpoints
+from lookupvit_video.config import load_config
+from lookupvit_video.engine import run as run_module
+from lookupvit_video.engine.checkpoint import (
+    checkpoint_path,
+    checkpoint_seen_by_main,
+    load_checkpoint,
+    training_checkpoints,
+)
 from lookupvit_video.engine.log import read_json_lines
-from lookupvit_video.engine.parallel import World
 from lookupvit_video.engine.random_state import random_state, restore_random_state
-from tests.small import ROOT, run_net, settings
+from lookupvit_video.engine.world import World
+from tests.small import run_net, settings, started
 
 # 4 steps an epoch; log lines of 3 steps, which no checkpoint but every third falls together with
 OPTIONS = {
@@ -99,20 +107,61 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(data, whol
     assert_same_end(whole, folder)
 
 
+def test_what_differs_from_before_is_told_and_the_config_counts(data, whole, tmp_path, monkeypatch):
+    folder = interrupted(whole, tmp_path / "run", 5)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    done = run_net(settings(data, folder, **OPTIONS, SOLVER__WEIGHT_DECAY=0.3, TRAIN__CHECKPOINT_MINUTES=5))
+    assert done.returncode == 0, done.stderr
+    assert "new ones hold from here: SOLVER.WEIGHT_DECAY 0.05, now 0.3\n" in done.stderr
+    assert f"was computed on {threads} threads, now there are {threads + 1}: results may differ" in done.stderr
+    groups = load_checkpoint(checkpoint_path(folder, 6)).optimizer["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+    again = run_net(settings(data, folder, **OPTIONS, SOLVER__WEIGHT_DECAY=0.3))
+    assert "threads" not in again.stderr
+    assert "hold from here" not in again.stderr
+
+
+def test_a_damaged_newest_checkpoint_takes_no_sound_ones_place(data, whole, tmp_path):
+    folder = interrupted(whole, tmp_path / "run", 3)
+    checkpoint_path(folder, 9).write_bytes(checkpoint_path(whole, 9).read_bytes()[:-500])
+    # Stopped by its numbers at step 5, so with nothing newer than step 9.
+    options = {**OPTIONS, "TRAIN__KEEP_CHECKPOINTS": 1, "SOLVER__BASE_LR": 1e30, "LOG_PERIOD": 1}
+    done = run_net(settings(data, folder, **options))
+    assert done.returncode == 1
+    assert "step_00000009.pt: set aside as step_00000009.pt.damaged" in done.stderr
+    (kept,) = training_checkpoints(folder)
+    assert checkpoint_path(folder, 3) < kept < checkpoint_path(folder, 9)
+    load_checkpoint(kept)
+
+
+def test_all_processes_go_on_from_what_the_main_one_sees(data, whole, tmp_path, monkeypatch):
+    """This one is the second, and sees a checkpoint more: its view of a network file system is newer."""
+    folder = interrupted(whole, tmp_path / "run", 5)
+    shutil.copy(checkpoint_path(whole, 6), checkpoint_path(folder, 6))
+    cfg = load_config("tests/small.yaml", settings(data, folder, **OPTIONS))
+    chosen = str(checkpoint_path(folder, 5))
+    monkeypatch.setattr(run_module, "gather_objects", lambda value, world: [chosen, value])
+    second = World(1, 2, torch.device("cpu"))
+    assert run_module.newest_checkpoint(cfg, second).step == 5
+    late = checkpoint_path(folder, 7)
+    threading.Timer(0.5, shutil.copy, [checkpoint_path(whole, 7), late]).start()
+    assert checkpoint_seen_by_main(late, patience=20).step == 7
+    with pytest.raises(ValueError, match=r"step_00000008\.pt: the main process sees .* that all machines share"):
+        checkpoint_seen_by_main(checkpoint_path(folder, 8), patience=0.1)
+
+
 def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(data, whole, tmp_path):
     options = {**OPTIONS, "TRAIN__CHECKPOINT_STEPS": 0, "TRAIN__CHECKPOINT_PERIOD": 99, "DATA_LOADER__NUM_WORKERS": 1}
     command = [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data, tmp_path, **options)]
     threads = str(torch.get_num_threads())  # as the whole run, which this process made: others change the last bits
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": threads},
-        start_new_session=True,
-    )  # fmt: skip
     told = []
-    for line in process.stderr:
-        told.append(line)
-        if "steps" in line and "train: " in line:  # the loop begins
-            os.killpg(process.pid, signal.SIGTERM)  # with the workers, as schedulers do
-    assert process.wait() == 75, "".join(told)
+    with started(command, limit=120, variables={"OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE) as process:
+        for line in process.stderr:
+            told.append(line)
+            if "steps" in line and "train: " in line:  # the loop begins
+                os.killpg(process.pid, signal.SIGTERM)  # with the workers, as schedulers do
+        assert process.wait(60) == 75, "".join(told)
     (saved,) = training_checkpoints(tmp_path)
     assert "stopped by SIGTERM after step" in told[-1]
     assert str(saved) in told[-1]
@@ -140,6 +189,7 @@ def test_a_checkpoint_has_all_it_promises(whole):
         "python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__, "numpy": np.__version__
     }  # fmt: skip
     assert checkpoint.state["position"] == {"epoch": 2, "step_in_epoch": 3, "videos": 9}
+    assert checkpoint.state["threads"] == [torch.get_num_threads()]
     assert len(checkpoint.state["losses"]) == 2  # steps 10 and 11, whose line is not written yet
     assert checkpoint.state["random"][0].keys() == {"python", "numpy", "torch", "cuda"}
     assert checkpoint.classes == ["class 0", "class 1", "class 2"]

@@ -15,17 +15,19 @@ import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.engine import step as step_module
+from lookupvit_video.engine import train as train_module
 from lookupvit_video.engine.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.engine.log import read_json_lines
-from lookupvit_video.engine.parallel import World
 from lookupvit_video.engine.step import draw_grid, loss_of_heads
 from lookupvit_video.engine.steplog import StepLog
-from lookupvit_video.engine.utilisation import utilisation
+from lookupvit_video.engine.utilisation import peak_flops, utilisation
+from lookupvit_video.engine.world import World
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.models.lookupvit import LookupViT
-from tests.small import ROOT, call_tool, make_videos, run_net, run_tool, settings
+from tests.small import call_tool, make_videos, run_net, run_tool, settings, started
 
 NET = ("tools/run_net.py", "--cfg", "tests/small.yaml")
 GRIDS = "[[1,2,2],[1,1,1],[2,3,3]]"
@@ -45,12 +47,17 @@ def losses(folder):
     return [entry["loss"] for entry in read_json_lines(folder / "log.jsonl", "train")]
 
 
-def test_loss_is_the_mean_over_heads_and_valid_clips():
+def test_loss_is_the_mean_over_heads_and_clips_wherever_a_bad_one_is():
     logits = (torch.randn(4, 3), torch.randn(4, 3))
     targets = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     valid = torch.tensor([True, True, True, False])
     expected = sum(torch.nn.functional.cross_entropy(head[:3], targets[:3], label_smoothing=0.1) for head in logits) / 2
-    torch.testing.assert_close(loss_of_heads(logits, targets, valid, 0.1), expected)
+    whole = loss_of_heads(logits, targets, valid, 0.1)
+    torch.testing.assert_close(whole, expected * 3 / 4)
+    halves = [
+        loss_of_heads([head[at] for head in logits], targets[at], valid[at], 0.1) for at in (slice(2), slice(2, 4))
+    ]
+    torch.testing.assert_close(whole, sum(halves) / 2)  # in two processes or parts as in one
     assert loss_of_heads(logits, targets, torch.zeros(4, dtype=torch.bool), 0.1) == 0
 
 
@@ -153,17 +160,12 @@ def test_killed_and_resumed_equals_uninterrupted(data, vit, tmp_path):
                "TEST__ENABLE": False}  # fmt: skip
     whole = run_tool(*NET, *settings(data, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [sys.executable, *NET, *settings(data, tmp_path / "killed", **options)], cwd=ROOT, stderr=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(training_checkpoints(tmp_path / "killed")) < 2:
-        assert time.monotonic() < deadline
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = [sys.executable, *NET, *settings(data, tmp_path / "killed", **options)]
+    with started(command, limit=120, stderr=subprocess.DEVNULL) as process:
+        while len(training_checkpoints(tmp_path / "killed")) < 2:
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
     assert not (tmp_path / "killed" / "model.pt").exists()
     resumed = run_tool(*NET, *settings(data, tmp_path / "killed", **options))
     assert "resume" in resumed.stderr
@@ -209,6 +211,29 @@ def test_bad_videos_are_skipped_listed_and_bounded(data, tmp_path):
     assert "Traceback" not in strict.stderr
 
 
+def test_bad_videos_of_all_processes_count_together(data, tmp_path, monkeypatch):
+    """Another process has found two bad ones; more than one is not allowed."""
+    monkeypatch.setattr(
+        train_module, "gather_objects", lambda value, world: [value, {3, 4}] if isinstance(value, set) else [value]
+    )
+    done = run_net(settings(data, tmp_path, **ONE_EPOCH, DATA__MAX_BAD_FRACTION=0.2))
+    assert done.returncode == 1
+    assert "error: 2 of 9 training videos cannot be read" in done.stderr
+
+
+def test_a_gpu_whose_memory_is_full_gives_one_line(data, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ..."
+        )
+
+    monkeypatch.setattr(step_module, "forward", full)
+    done = run_net(settings(data, tmp_path, **ONE_EPOCH))
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert "error: the GPU's memory is full (CUDA out of memory. Tried to allocate 2.00 GiB); raise TRAIN.ACC" in line
+
+
 def test_resume_refuses_other_steps_clips_and_models(data, tmp_path):
     assert run_net(settings(data, tmp_path, **ONE_EPOCH)).returncode == 0
     for changes, difference in (
@@ -221,6 +246,12 @@ def test_resume_refuses_other_steps_clips_and_models(data, tmp_path):
         assert other.returncode == 2
         assert difference in other.stderr
         assert "choose another OUTPUT_DIR" in other.stderr
+    other_heads = run_net(settings(data, tmp_path, MODEL__NUM_HEADS=2))  # which no shape tells
+    assert other_heads.returncode == 2
+    assert "it was trained with MODEL.NUM_HEADS 3, the config says 2" in other_heads.stderr
+    afresh = run_net(settings(data, tmp_path, TRAIN__AUTO_RESUME=False))
+    assert afresh.returncode == 2
+    assert "has checkpoints, and TRAIN.AUTO_RESUME is False" in afresh.stderr
     other_model = run_net(settings(data, tmp_path, MODEL__DEPTH=1))
     assert other_model.returncode == 2
     assert "is missing in the model" in other_model.stderr
@@ -279,6 +310,9 @@ def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path
     assert "loss 1." in plan["one"]
     assert not (tmp_path / "run").exists()
     assert sorted(path.name for path in data.iterdir()) == before
+    too_few = call_tool(*NET, "--dry-run", *settings(data, tmp_path / "run", TRAIN__BATCH_SIZE=10))
+    assert too_few.returncode == 2
+    assert "TRAIN.BATCH_SIZE asks for 10 videos a step, but the training list holds 9" in too_few.stderr
 
 
 def test_tensorboard_has_the_curves(data, tmp_path):
@@ -301,3 +335,14 @@ def test_utilisation_is_operations_over_the_peak(monkeypatch):
     assert utilisation(cfg, macs, 10.0, world, torch.bfloat16) == pytest.approx(6 * macs / (10 * 4 * 989e12))
     assert utilisation(cfg, macs, 10.0, world, torch.float32) is None
     assert utilisation(cfg, macs, 10.0, World(0, 1, torch.device("cpu")), torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H20", 148), ("NVIDIA A100-SXM4-80GB", 312),
+     ("NVIDIA A10G", 70), ("NVIDIA L40S", 362), ("NVIDIA L40", 181), ("NVIDIA L4", 121), ("another", None)],
+)  # fmt: skip
+def test_the_peak_is_that_of_the_card(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) == (peak and peak * 1e12)
+    assert peak_flops(torch.device("cuda"), torch.float32) is None

@@ -64,6 +64,11 @@ def clip_of(cfg, device="cpu"):
     f"{VIT} MODEL.TOKENS merge MODEL.MERGE_TOKENS 75 MODEL.DEPTH 9",
     f"{VIT} MODEL.TOKENS merge MODEL.MERGE_TOKENS 75 MODEL.POOL class MODEL.DEPTH 9",
     f"{VIT} MODEL.TOKENS merge MODEL.MERGE_TOKENS 10 MODEL.POOL attentive",
+    *(f"{model} MODEL.ADAPTER {kind} MODEL.ADAPTER_WIDTH 7" for kind in ("lora", "adaptformer") for model in (
+        "MODEL.DIM 15", "MODEL.INFERENCE_HEAD compressed", FACTORISED, f"{FACTORISED} MODEL.HEADS [compressed]",
+        f"{VIT} MODEL.POOL attentive", f"{VIT} {FACTORISED}", f"{VIT} {FACTORISED} MODEL.FREEZE_SPATIAL True",
+        f"{VIT} MODEL.TOKENS merge MODEL.MERGE_TOKENS 9",
+    )), "MODEL.ADAPTER lora", "MODEL.ADAPTER adaptformer",
 ])  # fmt: skip
 def test_closed_form_is_what_is_measured(changes):
     cfg = small_config(changes)

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from lookupvit_video.config import load_config
+from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.lookupvit import VARIANTS, LookupFeatures, LookupViT
 from lookupvit_video.models.vit import ViT
@@ -33,6 +34,9 @@ LOOKUPVITS = {
     "multi-resolution": "MODEL.COMPRESSED_GRIDS [[1,1,2],[2,3,3]] TEST.GRIDS [[1,1,1]]",
     "linear probe": "MODEL.FREEZE_ENCODER True",
     "attentive probe": "MODEL.FREEZE_ENCODER True MODEL.POOL attentive",
+    "spatial factorised probe": f"{FACTORISED} MODEL.FREEZE_SPATIAL True",
+    "adaptformer": "MODEL.ADAPTER adaptformer",
+    "lora factorised": f"{FACTORISED} MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3",
 }
 DENSE = {
     "vit": "",
@@ -46,6 +50,8 @@ DENSE = {
     "vit merge": "MODEL.TOKENS merge MODEL.MERGE_TOKENS 9",
     "vit merge class": "MODEL.TOKENS merge MODEL.POOL class",
     "vit probe": "MODEL.FREEZE_ENCODER True MODEL.POOL attentive",
+    "vit lora": "MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3",
+    "vit adaptformer factorised": f"{FACTORISED} MODEL.ADAPTER adaptformer",
 }
 PEERS = {"mvit": "MODEL.ARCH mvit MODEL.VARIANT Ti", "x3d": "MODEL.ARCH x3d MODEL.VARIANT XS"}
 MODELS = LOOKUPVITS | {name: f"MODEL.ARCH vit {overrides}" for name, overrides in DENSE.items()} | PEERS
@@ -57,12 +63,12 @@ def config(name, overrides=""):
 
 
 def small_model(name="lookupvit", overrides="", seed=0):
-    """Build a model in which no bias, norm or scale is at its start of 0 or 1, where faults could hide."""
+    """Build a model in which no bias, norm, scale or adapter is at its start of 0 or 1, where faults could hide."""
     torch.manual_seed(seed)
     model = build_model(config(name, overrides))
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
+        for parameter_name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or is_adapter(parameter_name):
                 parameter.add_(torch.rand_like(parameter), alpha=0.3)
     return model
 
@@ -76,6 +82,22 @@ def loss(outputs):
     return sum(logits.square().sum() for logits in outputs)
 
 
+def in_head(name):
+    return name.startswith(("head.", "heads."))
+
+
+def new(name):
+    return in_head(name) or ".adapter." in name or ".lora_" in name
+
+
+# What trains in the models that are frozen in part.
+FROZEN = {
+    **dict.fromkeys(("linear probe", "attentive probe", "vit probe"), in_head),
+    **dict.fromkeys(("adaptformer", "lora factorised", "vit lora", "vit adaptformer factorised"), new),
+    "spatial factorised probe": lambda name: not name.startswith(("tokenizer.", "blocks.")),
+}
+
+
 @every_model
 def test_training_gives_logits_per_head_and_every_trainable_parameter_a_gradient(name):
     model = small_model(name).double().train()
@@ -85,7 +107,7 @@ def test_training_gives_logits_per_head_and_every_trainable_parameter_a_gradient
     assert [tuple(logits.shape) for logits in outputs] == [(3, 5)] * (1 + two_heads)
     loss(outputs).backward()
     for parameter_name, parameter in model.named_parameters():
-        frozen = "probe" in name and not parameter_name.startswith(("head.", "heads."))
+        frozen = name in FROZEN and not FROZEN[name](parameter_name)
         assert parameter.requires_grad != frozen, parameter_name
         if frozen:
             assert parameter.grad is None, parameter_name
@@ -168,7 +190,8 @@ def test_bfloat16_autocast_trains_and_keeps_the_tokens_in_float32(name):
 
 # Tracing takes a second or two: one model stands for those with the same graph, test_peers.py traces PyTorchVideo's.
 SAME_GRAPH = {"lookup only", "read lookup", "attentive", "factorised", "image", "multi-resolution", "linear probe",
-              "attentive probe", "vit average_norm", "vit image", "vit probe", *PEERS}  # fmt: skip
+              "attentive probe", "vit average_norm", "vit image", "vit probe", "vit lora",
+              "vit adaptformer factorised", "spatial factorised probe", *PEERS}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in SAME_GRAPH])

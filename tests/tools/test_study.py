@@ -95,7 +95,7 @@ def test_no_run_goes_on_alone_after_a_kill(tmp_path):
     children = Path(f"/proc/{study.pid}/task/{study.pid}/children").read_text().split()
     assert children
     study.kill()
-    study.wait()
+    study.wait(60)
     until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 20)
 
 
