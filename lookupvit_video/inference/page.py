@@ -15,7 +15,7 @@ from lookupvit_video.data.sheet import printable
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.inference.annotate import write_overlay
 from lookupvit_video.inference.budget import load_cascade, parse_grid
-from lookupvit_video.inference.draw import draw_prediction, draw_sheet, draw_timeline
+from lookupvit_video.inference.draw import draw_prediction, draw_sheet, draw_timeline, shortened
 from lookupvit_video.inference.explain import explain_attention, heat_maps
 from lookupvit_video.inference.predictor import Prediction, Predictor
 from lookupvit_video.inference.timeline import find_segments, plan_windows, read_timeline
@@ -102,7 +102,7 @@ class Page:
             budget: one of ``budgets``; None: the checkpoint's default.
             folder: for the pictures.
         """
-        name = printable(Path(path).name) if path else ""
+        name = shortened(Path(path).name or path, 80) if path else ""
         shown = Shown(f"{name}: reading …")
         try:
             for shown in self._steps(path, name, budget, folder):
