@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -86,12 +87,13 @@ def chromium(folder: Path, within: float = 120) -> Iterator[Any]:
     for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    options.ignore_local_proxy_environment_variables()
     environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder)}
     log = str(folder / "driver.log")
     service = webdriver.ChromeService(path, log_output=log, env=environment, popen_kw={"start_new_session": True})
+    no_proxy = dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")
     with ended(lambda: getattr(service, "process", None), within):
-        driver = webdriver.Chrome(options=options, service=service)
+        with mock.patch.dict(os.environ, no_proxy):  # the driver is on this machine
+            driver = webdriver.Chrome(options=options, service=service)
         driver.set_page_load_timeout(30)
         driver.set_script_timeout(30)
         yield driver

@@ -155,7 +155,7 @@ def serve(gradio: Any, blocks: Any, port: int, megabytes: int) -> None:
 
     Args:
         port: 0: the first free one from 7860 on.
-        megabytes: that an upload may have.
+        megabytes: that an upload may have, 2^20 bytes each.
 
     Raises:
         ValueError: the port is taken.
@@ -165,7 +165,7 @@ def serve(gradio: Any, blocks: Any, port: int, megabytes: int) -> None:
     try:
         _, address, _ = blocks.launch(
             server_name=HOST, server_port=port or None, share=False, quiet=True, prevent_thread_lock=True,
-            max_file_size=10**6 * megabytes, show_error=False, footer_links=[], run_history=False, ssr_mode=False,
+            max_file_size=megabytes << 20, show_error=False, footer_links=[], run_history=False, ssr_mode=False,
             pwa=False, mcp_server=False, enable_monitoring=False, css=CSS, js=SCRIPT, theme=gradio.themes.Default(),
             app_kwargs={"middleware": [middleware(Policy)]},
         )  # fmt: skip

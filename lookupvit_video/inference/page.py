@@ -167,6 +167,9 @@ class Page:
         if len(starts) == 1:
             yield replace(shown, status=status)
             return
+        first, last = prediction.times[0]
+        count = len(prediction.times)
+        status += f" (second {first:.1f} to {last:.1f})" if count == 1 else f" (mean of {count} clips over time)"
         began = perf_counter()
         stride = max(window / 4, (upload.duration - window) / (MAX_WINDOWS - 1))
         grid = parse_grid(prediction.grid) if prediction.grid else None

@@ -21,7 +21,7 @@ class Limits:
     """What an upload may cost."""
 
     megabytes: int = 200
-    """Of the file, 10^6 bytes each."""
+    """Of the file, 2^20 bytes each."""
     seconds: float = 600.0
     """That the video lasts."""
 
@@ -67,7 +67,7 @@ def warm_up(plan: Plan) -> None:
 
 def _read(plan: Plan, limits: Limits, path: str) -> Upload | Failure:
     try:
-        if os.path.isfile(path) and os.path.getsize(path) > 1e6 * limits.megabytes:
+        if os.path.isfile(path) and os.path.getsize(path) > limits.megabytes << 20:
             raise DecodeError(path, f"larger than {limits.megabytes} MB, the limit here (--max-mb)")
         with open_video(path, timeout=plan.timeout) as reader:  # reads packets, decodes nothing
             duration = reader.duration

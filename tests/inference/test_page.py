@@ -66,6 +66,7 @@ def test_answer_pictures_and_the_time_of_each_step(model, video, tmp_path):
         "time",
         f"{expected.label},",
     ]
+    assert shown[-1].status == f"x.mp4: {expected.label}, {expected.probability:.0%} (mean of 2 clips over time)"
     assert not any(state.failed for state in shown)
     assert shown[-1].classes == pytest.approx(dict(zip(expected.labels, expected.probabilities, strict=True)), abs=1e-5)
     assert [name.split(":")[0] for name, _ in shown[-1].steps] == [

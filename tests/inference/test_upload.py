@@ -39,7 +39,7 @@ def test_what_is_too_long_is_not_decoded(plan, video, monkeypatch):
 def test_what_is_too_large_is_not_opened(plan, tmp_path, monkeypatch):
     large = tmp_path / "large.mp4"
     large.touch()
-    os.truncate(large, 2 * 10**6 + 1)
+    os.truncate(large, (2 << 20) + 1)
     monkeypatch.setattr(upload, "open_video", lambda *_, **__: pytest.fail("opened"))
     reason = upload._read(plan, Limits(megabytes=2), str(large)).reason
     assert reason == "larger than 2 MB, the limit here (--max-mb)"
