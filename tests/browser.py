@@ -74,7 +74,7 @@ def find_chromium() -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def chromium(folder: Path, within: float = 120) -> Iterator[Any]:
+def chromium(folder: Path, within: float = 240) -> Iterator[Any]:
     """Give a driver (Selenium's) of a new Chromium that keeps its files in a folder.
 
     Args:

@@ -161,17 +161,18 @@ class Page:
 
     def _finish(self, shown: Shown, path: str, upload: Upload, prediction: Prediction, folder: Path) -> Iterator[Shown]:
         """Yield the last of what is shown, with a time line where the video is longer than a clip."""
-        starts, window = plan_windows(self.predictor.cfg, upload.duration, None, None)
+        _, window = plan_windows(self.predictor.cfg, upload.duration, 1.0, None)
+        rest = upload.duration - window
         note = f" ({prediction.note})" if prediction.note else ""
         status = f"{prediction.path}: {prediction.label}, {prediction.probability:.0%}{note}"
-        if len(starts) == 1:
+        if rest <= 1e-3:  # one window is all of it
             yield replace(shown, status=status)
             return
         first, last = prediction.times[0]
         count = len(prediction.times)
         status += f" (second {first:.1f} to {last:.1f})" if count == 1 else f" (mean of {count} clips over time)"
         began = perf_counter()
-        stride = max(window / 4, (upload.duration - window) / (MAX_WINDOWS - 1))
+        stride = max(window / 4, rest / (MAX_WINDOWS - 1), 0.01)
         grid = parse_grid(prediction.grid) if prediction.grid else None
         found = read_timeline(self.predictor, path, stride=stride, grid=grid, timeout=self.plan.timeout)
         picture = folder / "timeline.png"

@@ -17,7 +17,7 @@ from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.inference.upload import Limits
 from lookupvit_video.models.build import build_model
 from tests.damage import FEW, write_byte_damage, write_no_videos, write_originals
-from tests.models.test_models import SMALL
+from tests.models.test_models import FACTORISED, IMAGE, SMALL
 from tests.videos import write_video
 
 GRIDS = ["1x1x1", "1x2x2", "2x4x4"]
@@ -104,6 +104,14 @@ def test_budgets_are_the_grids_and_the_calibration(model, video, tmp_path):
     assert "adaptive" not in Page(model, Limits()).budgets
     with pytest.raises(ValueError, match=r"none.json: no such file"):
         Page(model, Limits(), calibration=str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize("settings", [IMAGE, FACTORISED, "DATA.SAMPLING segments", "MODEL.HEADS ['lookup']"])
+def test_every_lookupvit_has_a_page(video, tmp_path, settings):
+    shown = last(Page(save(tmp_path, *settings.split()), Limits()), video, None, tmp_path / "out")
+    assert not shown.failed, shown.status
+    assert shown.overlay.exists()
+    assert (shown.timeline is None) == ("segments" in settings)  # whose windows last 4 s
 
 
 def test_a_dense_model_has_frames_and_no_budgets(video, tmp_path):

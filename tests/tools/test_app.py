@@ -115,7 +115,7 @@ class Visitor:
 def test_a_video_is_answered_and_a_text_is_refused_in_a_line(checkpoint, tmp_path):
     video = write_video(tmp_path / "x.mp4", frames=48)
     (tmp_path / "text.mp4").write_text("hello, I am no video\n")
-    with chromium(tmp_path) as driver, served(checkpoint, tmp_path) as (address, log):
+    with served(checkpoint, tmp_path) as (address, log), chromium(tmp_path) as driver:
         visitor = Visitor(driver, address)
         visitor.upload(video)
         line = visitor.answer("2x4x4")
@@ -145,7 +145,7 @@ def test_the_picture_in_docs(tmp_path):
     checkpoint, video, out = (Path(name).resolve() for name in os.environ["LOOKUPVIT_PAGE"].split())
     thresholds = checkpoint.with_suffix(".adaptive.json")
     options = ["--calibration", thresholds] if thresholds.exists() else []
-    with chromium(tmp_path) as driver, served(checkpoint, tmp_path, *options) as (address, _):
+    with served(checkpoint, tmp_path, *options) as (address, _), chromium(tmp_path) as driver:
         visitor = Visitor(driver, address)
         visitor.upload(video)
         visitor.answer()
