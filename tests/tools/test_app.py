@@ -25,7 +25,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
-from tests.browser import chromium, end_group, ended, requested, wait_for
+from tests.browser import chromium, end_group, ended, find_chromium, requested, wait_for
 from tests.models.test_models import SMALL
 from tests.small import ROOT, call_tool
 from tests.videos import write_video
@@ -113,6 +113,7 @@ class Visitor:
 
 
 def test_a_video_is_answered_and_a_text_is_refused_in_a_line(checkpoint, tmp_path):
+    find_chromium()
     video = write_video(tmp_path / "x.mp4", frames=48)
     (tmp_path / "text.mp4").write_text("hello, I am no video\n")
     with served(checkpoint, tmp_path) as (address, log), chromium(tmp_path) as driver:
