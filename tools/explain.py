@@ -3,12 +3,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import simplejson
-from torch import Tensor
 
 from lookupvit_video.cli import run_command
 from lookupvit_video.data.decode import DecodeError
@@ -19,9 +17,9 @@ from lookupvit_video.inference.annotate import write_overlay
 from lookupvit_video.inference.draw import draw_sheet
 from lookupvit_video.inference.explain import (
     ORDERS,
-    Attention,
     accuracy_without_time,
     explain_attention,
+    heat_maps,
     without_time,
 )
 from lookupvit_video.inference.predictor import Predictor, load_model
@@ -34,7 +32,6 @@ EXAMPLE = """examples:
 Writes for each video a PNG sheet and an mp4 (frames, and the same with heat maps), and explained/explained.json.
 Exit code 0: all done; 1: some videos could not be read (named on stderr); 2: nothing could be done.
 """
-MAX_BLOCKS = 4  # in a sheet, spread from the first to the last
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,23 +64,6 @@ def token(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: write it as 0,1,1") from None
-
-
-def heat_maps(
-    attention: Attention, tokens: Sequence[Sequence[int]], lookups: Sequence[Sequence[int]]
-) -> list[tuple[str, Tensor]]:
-    """Return the rows of a sheet, each with its name."""
-    depth = len(attention.gather)
-    count = min(depth, MAX_BLOCKS)
-    blocks = sorted({round(i * (depth - 1) / max(count - 1, 1)) for i in range(count)})
-    rows = [(f"block {block + 1} of {depth}: looked up", attention.gather_map(block)) for block in blocks]
-    rows.append(("rolled out: what the compressed tokens hold", attention.rollout_map()))
-    rows.append(("rolled out: what the lookup tokens hold", attention.lookup_map()))
-    for place in tokens:
-        name = f"compressed token {','.join(map(str, place))}"
-        rows.append((f"{name}: looked up in block {depth}", attention.gather_map(-1, place)))
-        rows.append((f"{name}: rolled out", attention.rollout_map(place)))
-    return rows + [(f"lookup token {','.join(map(str, at))}: rolled out", attention.lookup_map(at)) for at in lookups]
 
 
 def explain_video(predictor: Predictor, video: str, stem: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, t
         lower.barh(0, width, left=segment.start / unit, color=colours[segment.label], edgecolor="white", linewidth=0.5)
         if width * unit > 0.012 * timeline.duration * len(segment.label):  # else the label has no room
             middle = (segment.start + segment.end) / 2 / unit
-            lower.text(middle, 0, _plain(segment.label), ha="center", va="center", fontsize=8, color="white")
+            ink = "white" if np.dot(colours[segment.label], (0.3, 0.59, 0.11)) < 0.6 else "black"  # by brightness
+            lower.text(middle, 0, _plain(segment.label), ha="center", va="center", fontsize=8, color=ink)
     _add_legend(figure, colours)
     lower.set(xlim=(0, timeline.duration / unit), ylim=(-0.4, 0.4), yticks=[], ylabel="segments")
     lower.set_xlabel(f"time, {letter}")

@@ -26,6 +26,7 @@ from lookupvit_video.progress import progress
 from lookupvit_video.seeding import mix_seed
 
 ORDERS = ("real", "shuffled", "frozen")
+MAX_BLOCKS = 4  # in a sheet, spread from the first to the last
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,30 @@ class Attention:
             )
         t, h, w = token
         return shares[(t * grid[1] + h) * grid[2] + w].view(self.lookup_grid)
+
+
+def heat_maps(
+    attention: Attention, tokens: Sequence[Sequence[int]] = (), lookups: Sequence[Sequence[int]] = ()
+) -> list[tuple[str, Tensor]]:
+    """Return the rows of a sheet (see ``draw.draw_sheet``): up to four blocks, what is held in the end, some tokens.
+
+    Args:
+        tokens, lookups: (t, h, w) of compressed and of lookup tokens to follow.
+
+    Raises:
+        ValueError: there is no such token.
+    """
+    depth = len(attention.gather)
+    count = min(depth, MAX_BLOCKS)
+    blocks = sorted({round(i * (depth - 1) / max(count - 1, 1)) for i in range(count)})
+    rows = [(f"block {block + 1} of {depth}: looked up", attention.gather_map(block)) for block in blocks]
+    rows.append(("rolled out: what the compressed tokens hold", attention.rollout_map()))
+    rows.append(("rolled out: what the lookup tokens hold", attention.lookup_map()))
+    for place in tokens:
+        name = f"compressed token {','.join(map(str, place))}"
+        rows.append((f"{name}: looked up in block {depth}", attention.gather_map(-1, place)))
+        rows.append((f"{name}: rolled out", attention.rollout_map(place)))
+    return rows + [(f"lookup token {','.join(map(str, at))}: rolled out", attention.lookup_map(at)) for at in lookups]
 
 
 class Mixing(NamedTuple):

@@ -8,10 +8,12 @@ Shape letters: W windows, C channels, T frames of a window, H W pixels, K classe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,10 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from lookupvit_video.data.pyav_reader import PyAVReader
-from lookupvit_video.data.reader import checked_times, shown_at
+from lookupvit_video.data.reader import DecodeError, checked_times, shown_at
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import ClipTransform, eval_transform
+from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.progress import progress
 
@@ -171,6 +174,8 @@ def read_timeline(
     stride: float | None = None,
     window: float | None = None,
     batch_size: int = 8,
+    grid: Grid | None = None,
+    timeout: float = math.inf,
 ) -> Timeline:
     """Let windows slide over a video and classify each; the centre crop, decoded by PyAV.
 
@@ -178,30 +183,42 @@ def read_timeline(
         path: a video of any length.
         stride, window: see ``plan_windows``.
         batch_size: windows that the model sees at once.
+        grid: of the compressed tokens; None: the model's default.
+        timeout: seconds that opening the video, and all that follows, may take.
 
     Raises:
-        DecodeError: the file cannot be read; it is a ValueError that names file and reason.
+        DecodeError: the file cannot be read, or not in time; it is a ValueError that names file and reason.
         ValueError: a stride or window that cannot be.
     """
     cfg = predictor.cfg
     size = cfg.DATA.TEST_CROP_SIZE
     transform = eval_transform(size, cfg.DATA.TEST_SHORT_SIDE or size, 1)
-    with open_forward(path, cfg) as reader:
+    with open_forward(path, cfg, timeout) as reader:
+        end = monotonic() + timeout
         starts, window = plan_windows(cfg, reader.duration, stride, window)
         offsets_T = build_time_sampler(cfg, training=False, num_clips=1)(window)[0]
         clips = window_clips(reader, starts[:, None] + offsets_T, transform)
         rows = []
         while batch := list(islice(clips, batch_size)):
-            rows.append(predictor.predict_clips(torch.stack(batch)).numpy())
+            if monotonic() > end:
+                raise DecodeError(
+                    str(path), f"a time line of its {reader.duration:.0f} s took longer than {timeout:g} s"
+                )
+            rows.append(predictor.predict_clips(torch.stack(batch), grid).numpy())
         return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes)
 
 
-def open_forward(path: str | Path, cfg: CfgNode) -> ForwardReader:
+def open_forward(path: str | Path, cfg: CfgNode, timeout: float = math.inf) -> ForwardReader:
     """Open a video to be read once from its beginning to its end.
 
     Ten times DATA.DECODE_TIMEOUT are allowed for the opening, which reads the packets of all of it, and for a picture.
+
+    Args:
+        timeout: seconds, where that is less.
     """
-    return ForwardReader(path, timeout=10 * cfg.DATA.DECODE_TIMEOUT, index_cache=cfg.DATA.INDEX_CACHE)
+    usual = 10 * cfg.DATA.DECODE_TIMEOUT or math.inf  # 0: no limit
+    limit = min(usual, timeout)
+    return ForwardReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=cfg.DATA.INDEX_CACHE)
 
 
 def find_segments(

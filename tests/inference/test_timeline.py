@@ -282,6 +282,28 @@ def test_what_a_window_is_told_is_what_the_predictor_says(colour_model, tmp_path
         assert found.probabilities[0, found.classes.index(name)] == pytest.approx(share, abs=1e-6)
 
 
+def test_windows_are_answered_on_the_grid_asked_for(tmp_path):
+    grids = "MODEL.COMPRESSED_GRIDS [[1,2,2],[2,4,4]] DATA.SAMPLING_RATE 4 DATA.TARGET_FPS 8".split()
+    cfg = load_config(None, [*SMALL, *grids])
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "model.pt", cfg=cfg, classes=list("abcde"), model=build_model(cfg))
+    model = load_model(tmp_path / "model.pt", "cpu")
+    path = write_video(tmp_path / "x.mp4", frames=16, fps=8)
+    told = {grid: read_timeline(model, path, grid=grid).probabilities[0] for grid in (None, (1, 2, 2), (2, 4, 4))}
+    clip = model.predict(path, num_views=1, num_crops=1).clip[None]
+    for grid, shares in told.items():
+        assert shares == pytest.approx(model.predict_clips(clip, grid)[0].numpy(), abs=1e-6)
+    assert np.abs(told[None] - told[2, 4, 4]).max() > 1e-5
+
+
+def test_a_time_line_that_takes_too_long_is_a_clear_error(colour_model, tmp_path, monkeypatch):
+    path = write_video(tmp_path / "x.mp4", frames=40, fps=8)
+    monkeypatch.setattr("lookupvit_video.inference.timeline.monotonic", iter(range(100)).__next__)
+    assert len(read_timeline(colour_model, path, batch_size=1).starts) == 7
+    with pytest.raises(DecodeError, match=r"x.mp4: a time line of its 5 s took longer than 3.5 s"):
+        read_timeline(colour_model, path, batch_size=1, timeout=3.5)
+
+
 def test_a_file_that_is_no_video_is_a_clear_error(colour_model, tmp_path):
     (tmp_path / "x.mp4").write_text("no video\n")
     with pytest.raises(DecodeError, match="is text, not a video"):
