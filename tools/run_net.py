@@ -12,7 +12,7 @@ from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.engine.dry import dry_run
-from lookupvit_video.engine.health import EXIT_STOPPED, Stopped
+from lookupvit_video.engine.health import EXIT_STOPPED, Stopped, memory_failures_told
 from lookupvit_video.engine.log import setup_logging
 from lookupvit_video.engine.test import test
 from lookupvit_video.engine.train import disk_failures_told, train
@@ -48,7 +48,7 @@ def main() -> int:
     setup_logging(world.is_main)
     code = 0
     try:
-        with lost_processes_told(world, min(cfg.DIST_TIMEOUT, 30.0)):
+        with lost_processes_told(world, min(cfg.DIST_TIMEOUT, 30.0)), memory_failures_told():
             if arguments.dry_run:
                 dry_run(cfg, classes, world)
             else:

@@ -17,7 +17,7 @@ from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
 from lookupvit_video.engine.checkpoint import checkpoint_path, save_checkpoint, training_checkpoints
 from lookupvit_video.engine.evaluate import evaluate
-from lookupvit_video.engine.health import Stopped, StopSignals, memory_failures_told
+from lookupvit_video.engine.health import Stopped, StopSignals
 from lookupvit_video.engine.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.engine.parallel import describe_world
 from lookupvit_video.engine.plots import plot_curves
@@ -42,7 +42,7 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
         RunFailure: the numbers, too many of the videos, or the disk went bad on the way.
         Stopped: SIGTERM or SIGUSR1 came; where the run stood is saved.
     """
-    with StopSignals() as stop, disk_failures_told(cfg), memory_failures_told():
+    with StopSignals() as stop, disk_failures_told(cfg):
         run = prepare(cfg, classes, world, stop)
         loader = train_batches(run)
         for line in describe_world(cfg, world, len(run.train_videos)).splitlines():

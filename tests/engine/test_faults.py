@@ -26,7 +26,7 @@ from tests.engine.test_resume import assert_same_end
 from tests.small import ROOT, make_videos, run_net, settings, started
 
 ALL = os.environ.get("LOOKUPVIT_ALL_FAULTS") == "1"
-LIMIT = 900 if ALL else 200  # seconds that a run may take
+LIMIT = 900 if ALL else 400  # seconds that a run may take
 full_series = pytest.mark.skipif(not ALL, reason="LOOKUPVIT_ALL_FAULTS=1 runs it")
 SHORT = {"TEST__ENABLE": False, "SOLVER__MAX_EPOCH": 2}
 TWO = World(0, 2, torch.device("cpu"), ("here", "there"))

@@ -156,7 +156,7 @@ def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(data, whole, tmp
     command = [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data, tmp_path, **options)]
     threads = str(torch.get_num_threads())  # as the whole run, which this process made: others change the last bits
     told = []
-    with started(command, limit=120, variables={"OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE) as process:
+    with started(command, limit=240, variables={"OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE) as process:
         for line in process.stderr:
             told.append(line)
             if "steps" in line and "train: " in line:  # the loop begins

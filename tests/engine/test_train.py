@@ -161,7 +161,7 @@ def test_killed_and_resumed_equals_uninterrupted(data, vit, tmp_path):
     whole = run_tool(*NET, *settings(data, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, *NET, *settings(data, tmp_path / "killed", **options)]
-    with started(command, limit=120, stderr=subprocess.DEVNULL) as process:
+    with started(command, limit=240, stderr=subprocess.DEVNULL) as process:
         while len(training_checkpoints(tmp_path / "killed")) < 2:
             assert process.poll() is None, "ended before it could be killed"
             time.sleep(0.005)
