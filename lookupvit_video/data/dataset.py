@@ -169,11 +169,11 @@ def read_crops(reader: VideoReader, seconds_VT: np.ndarray, transform: CropTrans
         boxes.extend(transform.boxes(height, width) for _ in seconds_VT)
         return Box.around(box for of_clip in boxes for box in of_clip)
 
-    frames_VTHWC = reader.frames_at(seconds_VT.ravel().tolist(), window).unflatten(0, seconds_VT.shape)
-    around = Box.around(box for of_clip in boxes for box in of_clip)
+    frames_THWC = reader.frames_at(seconds_VT.ravel().tolist(), window)
+    around, num_frames = Box.around(box for of_clip in boxes for box in of_clip), seconds_VT.shape[1]
     return [
-        box.seen_from(around).cut(frames_THWC)
-        for frames_THWC, of_clip in zip(frames_VTHWC, boxes, strict=True)
+        box.seen_from(around).cut(frames_THWC[first : first + num_frames])
+        for first, of_clip in zip(range(0, len(frames_THWC), num_frames), boxes, strict=True)
         for box in of_clip
     ]
 

@@ -30,6 +30,7 @@ import av
 import numpy as np
 import torch
 from av.stream import Disposition
+from av.video.format import VideoFormat
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from lookupvit_video.data.reader import Box, Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
@@ -59,6 +60,7 @@ NOT_LOOKED_AT = "not on whitelist 'none'"  # what libav logs where `_open_contai
 _EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
 _SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
+_RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
 _ODDEST_PIXEL = 8  # times as wide as high, or as high as wide: beyond, the header is damaged
 
 
@@ -197,7 +199,7 @@ class PyAVReader(VideoReader):
         width, height = self._lying_size  # a stream may change its size midway; the clip may not
         # one thread: swscale would take every core of the machine, in every loader worker
         picture = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            frame, width=width, height=height, format=_RGB, interpolation=_BICUBIC, threads=1
         )
         plane = picture.planes[0]
         strides = (plane.line_size, 3, 1)  # a line may be longer than its pixels

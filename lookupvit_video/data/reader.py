@@ -55,7 +55,7 @@ class Box(NamedTuple):
 
     def seen_from(self, other: Box) -> Box:
         """The same part, in a picture that begins where the other one does."""
-        return self._replace(top=self.top - other.top, left=self.left - other.left)
+        return Box(self.top - other.top, self.left - other.left, self.height, self.width)
 
     @classmethod
     def around(cls, boxes: Iterable[Box]) -> Box:
