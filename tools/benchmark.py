@@ -37,12 +37,12 @@ from torch.nn import functional as F
 
 from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
-from lookupvit_video.data.dataset import Sample, VideoDataset, collate, seeded
+from lookupvit_video.data.dataset import Sample, VideoDataset, collate, read_crops, seeded
 from lookupvit_video.data.decode import BACKENDS, DecodeError, check_backend, open_video
 from lookupvit_video.data.loader import TrainBatchSampler, keep_freed_memory
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
-from lookupvit_video.data.transforms import normalize, train_transform
+from lookupvit_video.data.transforms import CropTransform, normalize, side_by_side, train_transform
 from lookupvit_video.engine.log import setup_logging
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
@@ -305,7 +305,7 @@ class Stopwatch:
 def stage_seconds(
     video: Video,
     times: Callable[[float], np.ndarray],
-    transform: Callable[[Tensor], list[Tensor]],
+    transform: CropTransform,
     cfg: CfgNode,
     backend: str,
 ) -> dict[str, Stopwatch]:
@@ -322,23 +322,22 @@ def stage_seconds(
         end = min(video.end or float("inf"), reader.duration)
         if start >= end:
             raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
-        chosen = start + times(end - start)
+        seconds_VT = (start + times(end - start)).clip(max=max(start, end - 1e-4))
         with watches["decode"]:
-            frames = reader.frames_at(chosen.ravel().clip(max=max(start, end - 1e-4)).tolist())
+            crops = read_crops(reader, seconds_VT, transform)
+        info = reader.info
     with watches["transform"]:
-        clips = [clip for part in frames.split(chosen.shape[1]) for clip in transform(part)]
+        clips = [transform.clip(crop) for crop in crops]
     with watches["collate"]:
-        batch = collate([Sample(torch.stack(clips), [video.label] * len(clips), 0)])
+        batch = collate([Sample(side_by_side(clips), [video.label] * len(clips), 0)])
         normalize(batch.clips, cfg.DATA.MEAN, cfg.DATA.STD)
     if backend != "pyav":
         del watches["convert"]
         return watches
-    height, width = frames.shape[1:3]
-    picture = av.VideoFrame.from_ndarray(frames[0].numpy(), format="rgb24").reformat(format="yuv420p")
-    reformatter, slots = VideoReformatter(), np.empty((len(frames), height, width, 3), dtype=np.uint8)
+    picture, reformatter = av.VideoFrame(info.width, info.height, "yuv420p"), VideoReformatter()
     with watches["convert"]:
-        for slot in slots:
-            slot[...] = reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
+        for _ in range(seconds_VT.size):
+            reformatter.reformat(picture, format="rgb24", threads=1)
     for clock in ("cpu", "wall"):
         whole, part = getattr(watches["decode"], clock), getattr(watches["convert"], clock)
         setattr(watches["decode"], clock, max(0.0, whole - part))

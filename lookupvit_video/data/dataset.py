@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lookupvit_video.data.decode import DecodeError, open_video
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.reader import Box, VideoReader
 from lookupvit_video.data.sampling import TimeSampler
-from lookupvit_video.data.transforms import IGNORED, ClipTransform, mirror_half
+from lookupvit_video.data.transforms import IGNORED, ClipTransform, CropTransform, mirror_half, side_by_side
 from lookupvit_video.seeding import mix_seed
 
 
@@ -55,14 +57,14 @@ class Batch:
 def seeded(*parts: int) -> Iterator[None]:
     """Seed Python's and torch's CPU random state from integers, and put the old state back afterwards."""
     seed = mix_seed(*parts)
-    before = random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before)
+    before, torch_before = random.getstate(), torch.default_generator.get_state()
+    random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        torch.default_generator.set_state(torch_before)
 
 
 class VideoDataset(Dataset[Sample]):
@@ -122,7 +124,7 @@ class VideoDataset(Dataset[Sample]):
                     clips, labels = mirror_half(clips, video.label, self.mirror)
         except DecodeError as error:
             return Sample(torch.zeros(self.shape, dtype=torch.uint8), [IGNORED] * self.shape[0], index, str(error))
-        return Sample(torch.stack(clips), labels, index)
+        return Sample(clips[0][None] if len(clips) == 1 else side_by_side(clips), labels, index)
 
 
 def read_clips(
@@ -145,17 +147,42 @@ def read_clips(
         end = min(video.end or float("inf"), reader.duration)
         if start >= end:
             raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
-        chosen = start + times(end - start)
         # At the end itself the first frame after the span is shown; 0.1 ms is less than any frame lasts.
-        frames_THWC = reader.frames_at(chosen.ravel().clip(max=max(start, end - 1e-4)).tolist())
-    return [clip for frames in frames_THWC.split(chosen.shape[1]) for clip in transform(frames)]
+        seconds_VT = (start + times(end - start)).clip(max=max(start, end - 1e-4))
+        if isinstance(transform, CropTransform):
+            return [transform.clip(crop_THWC) for crop_THWC in read_crops(reader, seconds_VT, transform)]
+        frames_THWC = reader.frames_at(seconds_VT.ravel().tolist())
+        return [clip for frames in frames_THWC.split(seconds_VT.shape[1]) for clip in transform(frames)]
+
+
+def read_crops(reader: VideoReader, seconds_VT: np.ndarray, transform: CropTransform) -> list[Tensor]:
+    """Read what lies in the boxes of each of V clips: frames (T, height, width, C) uint8.
+
+    The boxes are drawn before the frames come, so that nothing else of them is copied.
+
+    Raises:
+        DecodeError: the video cannot be read.
+    """
+    boxes: list[list[Box]] = []
+
+    def window(height: int, width: int) -> Box:
+        boxes.extend(transform.boxes(height, width) for _ in seconds_VT)
+        return Box.around(box for of_clip in boxes for box in of_clip)
+
+    frames_THWC = reader.frames_at(seconds_VT.ravel().tolist(), window)
+    around, num_frames = Box.around(box for of_clip in boxes for box in of_clip), seconds_VT.shape[1]
+    return [
+        box.seen_from(around).cut(frames_THWC[first : first + num_frames])
+        for first, of_clip in zip(range(0, len(frames_THWC), num_frames), boxes, strict=True)
+        for box in of_clip
+    ]
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Put samples side by side; their views one after the other."""
     return Batch(
         # in a worker, torch's own function puts them where the training process reads them, with no copy in between
-        clips=default_collate([sample.clips for sample in samples]).flatten(0, 1),
+        clips=side_by_side([sample.clips for sample in samples], default_collate).flatten(0, 1),
         labels=torch.tensor([label for sample in samples for label in sample.labels]),
         indices=torch.tensor([sample.index for sample in samples]),
         errors=[(sample.index, sample.error) for sample in samples if sample.error],

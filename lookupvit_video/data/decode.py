@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from lookupvit_video.data.other_readers import DecordReader, TorchCodecReader
 from lookupvit_video.data.pyav_reader import PyAVReader
-from lookupvit_video.data.reader import DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.data.reader import Box, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
 
 __all__ = ["BACKENDS", "DecodeError", "VideoInfo", "VideoReader", "check_backend", "open_video"]
 
@@ -78,9 +78,10 @@ class MemoryReader(VideoReader):
         """See `VideoReader.info`."""
         return self._info
 
-    def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
+    def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
         """See `VideoReader.frames_at`."""
-        return self._frames[torch.from_numpy(shown_at(self.times, checked_times(self.path, seconds)))]
+        frames = window(*self._frames.shape[1:3]).cut(self._frames) if window else self._frames
+        return frames[torch.from_numpy(shown_at(self.times, checked_times(self.path, seconds)))]
 
     def close(self) -> None:
         """See `VideoReader.close`."""

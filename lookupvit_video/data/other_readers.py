@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from lookupvit_video.data.pyav_reader import PyAVReader
-from lookupvit_video.data.reader import DecodeError
+from lookupvit_video.data.reader import Box, DecodeError
 from lookupvit_video.data.timeline import codec_name, format_names
 
 logger = logging.getLogger(__name__)
@@ -95,15 +96,15 @@ class _OtherReader(PyAVReader):
             self._reported.add((self.package, reason))
             logger.warning("%s: decoded with pyav, not %s: %s (said once)", self.path, self.package, reason)
 
-    def _pick(self, wanted: np.ndarray) -> np.ndarray:
-        if self._other is None or not len(wanted):
-            return super()._pick(wanted)
+    def _pick(self, wanted: list[int], window: Callable[[int, int], Box]) -> np.ndarray:
+        if self._other is None or not wanted:
+            return super()._pick(wanted, window)
         shape = (self.info.height, self.info.width, 3)
         pieces = []
         try:
             for at in range(0, len(wanted), _PIECE):
                 self._deadline.check()
-                pieces.append(self._read_other(wanted[at : at + _PIECE].tolist()))
+                pieces.append(self._read_other(wanted[at : at + _PIECE]))
                 if pieces[-1].shape[1:] != shape:
                     raise ValueError(f"frames are {pieces[-1].shape[1:]}, not {shape}")
         except DecodeError:
@@ -111,8 +112,9 @@ class _OtherReader(PyAVReader):
         except Exception as error:
             logger.debug("%s: %s: %s", self.path, self.package, error)
             self._hand_over("it fails on some frames")
-            return super()._pick(wanted)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            return super()._pick(wanted, window)
+        box = window(*shape[:2])
+        return box.cut(pieces[0] if len(pieces) == 1 else np.concatenate(pieces))
 
 
 class DecordReader(_OtherReader):

@@ -22,17 +22,18 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from itertools import chain
+from functools import cache, partial
+from itertools import chain, islice
 from typing import Any, ClassVar, TypeVar
 
 import av
 import numpy as np
 import torch
 from av.stream import Disposition
+from av.video.format import VideoFormat
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from lookupvit_video.data.reader import Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.data.reader import Box, Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
 from lookupvit_video.data.timeline import (
     Key,
     PacketNote,
@@ -56,11 +57,18 @@ _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so sho
 # Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
 _NEARLY_SQUARE = 0.02
 NOT_LOOKED_AT = "not on whitelist 'none'"  # what libav logs where `_open_container` keeps it from looking at a picture
+_EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
 _SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
+_SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
+_RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
 _ODDEST_PIXEL = 8  # times as wide as high, or as high as wide: beyond, the header is damaged
 
 
 _T = TypeVar("_T")
+
+
+def _whole(height: int, width: int) -> Box:
+    return Box(0, 0, height, width)
 
 
 class _Mismatch(Exception):
@@ -81,6 +89,7 @@ class PyAVReader(VideoReader):
     _container: Any = None
     _stream: Any = None
     _reformatter: Any = None
+    _read: Sequence[Any] = ()  # all packets, while the decoder has seen none of them
     # The cursor: `_frames` delivers what comes after `_current`, the frame at timeline index `_index`; frames before
     # time stamp `_floor` are left out. `_frames` is None where decoding has to start anew. Of the time stamps passed
     # by since, pictures at `_spared` were not decoded, since only those at `_shown` are asked for (None: all).
@@ -114,10 +123,11 @@ class PyAVReader(VideoReader):
         codec, count = codec_name(self._stream), len(self.times)
         return VideoInfo(codec, width, height, count / self.duration, self.duration, count)
 
-    def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
+    def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
         """See `VideoReader.frames_at`."""
         at = checked_times(self.path, seconds)
-        return self._settled(partial(self._gather, at))
+        # cached: what it draws at random stays, where the work is done once more
+        return self._settled(partial(self._gather, at, cache(window or _whole)))
 
     def _settled(self, work: Callable[[], _T]) -> _T:
         """Do what needs decoding; where the decoder contradicts the packets, once more with its own timeline."""
@@ -139,27 +149,33 @@ class PyAVReader(VideoReader):
         """See `VideoReader.close`."""
         container, self._container = self._container, None
         self._frames = self._current = self._stream = self._reformatter = None
+        self._read = ()
         if container is not None:
             container.close()
 
-    def _gather(self, at: np.ndarray) -> torch.Tensor:
+    def _gather(self, at: np.ndarray, window: Callable[[int, int], Box]) -> torch.Tensor:
         """Map times to timeline indices, decode each index once, and lay the frames out in the order asked."""
-        wanted, place = np.unique(shown_at(self.times, at), return_inverse=True)
-        frames = self._pick(wanted)
-        if not np.array_equal(place, np.arange(len(wanted))):
-            frames = frames[place]
+        asked = shown_at(self.times, at).tolist()
+        wanted = sorted(set(asked))
+        frames = self._pick(wanted, window)
+        if asked != wanted:
+            frames = frames[np.searchsorted(wanted, asked)]
         return torch.from_numpy(frames)
 
-    def _pick(self, wanted: np.ndarray) -> np.ndarray:
-        """Frames at ascending timeline indices (T,): uint8 (T, H, W, 3); _Mismatch where the timeline is wrong."""
-        indices = wanted.tolist()
+    def _pick(self, wanted: list[int], window: Callable[[int, int], Box]) -> np.ndarray:
+        """Part of the frames at ascending timeline indices (T,): uint8 (T, H, W, 3).
+
+        Raises:
+            _Mismatch: the timeline is wrong.
+        """
         if self._lying_size is None:
-            self._measure(indices or [0])
-        self._ask_for(indices)
+            self._measure(wanted or [0])
+        self._ask_for(wanted)
         width, height = self._upright_size()
-        frames = np.empty((len(indices), height, width, 3), dtype=np.uint8)
-        for slot, index in zip(frames, indices, strict=True):
-            slot[...] = self._upright_rgb(self._frame(index))
+        box = window(height, width)
+        frames = np.empty((len(wanted), box.height, box.width, 3), dtype=np.uint8)
+        for slot, index in zip(frames, wanted, strict=True):
+            slot[...] = box.cut(self._upright_rgb(self._frame(index)))
         return frames
 
     def _measure(self, indices: list[int]) -> None:
@@ -183,11 +199,12 @@ class PyAVReader(VideoReader):
         width, height = self._lying_size  # a stream may change its size midway; the clip may not
         # one thread: swscale would take every core of the machine, in every loader worker
         picture = self._reformatter.reformat(
-            frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+            frame, width=width, height=height, format=_RGB, interpolation=_BICUBIC, threads=1
         )
         plane = picture.planes[0]
-        rows = np.frombuffer(plane, dtype=np.uint8, count=height * plane.line_size).reshape(height, plane.line_size)
-        return np.rot90(rows[:, : 3 * width].reshape(height, width, 3), self._quarter_turns)
+        strides = (plane.line_size, 3, 1)  # a line may be longer than its pixels
+        pixels: np.ndarray = np.ndarray((height, width, 3), np.uint8, buffer=plane, strides=strides)
+        return np.rot90(pixels, self._quarter_turns) if self._quarter_turns else pixels
 
     def _ask_for(self, indices: list[int]) -> None:
         """Say which timeline indices `_frame` will be asked for, so that other pictures may be spared."""
@@ -211,11 +228,7 @@ class PyAVReader(VideoReader):
     def _start(self, key: Key) -> None:
         """Set the cursor just before an entry point."""
         self._frames = None
-        if key.seek:
-            packets = self._packets_from(key)
-        else:
-            self._open()
-            packets = self._packets()
+        packets = self._packets_from(key)
         self._spared = set()
         self._frames = _decode(self._needed(packets), self._stream, forgive=not key.seek)
         self._floor = key.pts
@@ -223,6 +236,13 @@ class PyAVReader(VideoReader):
 
     def _packets_from(self, key: Key) -> Iterator[Any]:
         """The packets from the very one meant on; a seek may land earlier, or later."""
+        if self._read:
+            read, self._read = self._read, ()
+            first = next(place for place, p in enumerate(read) if p.is_keyframe and p.pts == key.pts)
+            return islice(read, first, None)
+        if not key.seek:
+            self._open()
+            return self._packets()
         for at in key.seek:
             self._container.seek(at, stream=self._stream)
             packets = self._packets()
@@ -234,6 +254,7 @@ class PyAVReader(VideoReader):
     def _needed(self, packets: Iterator[Any]) -> Iterator[Any]:
         """Leave out packets of pictures that nobody asks for and no other picture leans on."""
         for packet in packets:
+            self._deadline.check()
             if self._shown is None or packet.pts in self._shown or not is_unreferenced(packet, self._nal):
                 yield packet
             else:
@@ -305,7 +326,9 @@ class PyAVReader(VideoReader):
         Raises:
             DecodeError: the file ends before the video does.
         """
-        packets = note_packets(self._packets(), self._stream)
+        if self._container.size <= _SMALL_FILE:
+            self._read = list(self._packets())
+        packets = note_packets(self._read or self._packets(), self._stream)
         _check_whole(self._deadline, self._container, self._stream, packets)
         return timeline_of_packets(packets, self._container, self._stream) or self._play()
 
@@ -340,18 +363,32 @@ def _checked_path(path: str | os.PathLike[str]) -> str:
             raise DecodeError(name, "is not a regular file")
         if status.st_size == 0:
             raise DecodeError(name, "is empty (0 bytes): fetch it again")
-        with open(name, "rb") as file:
-            head = file.read(256)
     except FileNotFoundError as error:
         raise DecodeError(name, "no such file") from error
     except OSError as error:
         raise DecodeError(name, error.strerror or str(error)) from error
+    return name
+
+
+def _is_matroska(name: str) -> bool:
+    """Whether a file is .mkv or .webm by its first bytes.
+
+    Raises:
+        DecodeError: it is a text file. libav would show it as a picture, or open what a playlist names.
+    """
+    try:
+        with open(name, "rb", buffering=0) as file:
+            head = file.read(256)
+    except OSError as error:
+        raise DecodeError(name, error.strerror or str(error)) from error
+    if head.startswith(_EBML):
+        return True
     if head.startswith(b"version https://git-lfs"):
         raise DecodeError(name, "is a git-lfs pointer, not the video: run `git lfs pull`")
     if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
         start = head[:40].decode("utf-8", "replace").splitlines()[0]
         raise DecodeError(name, f"is text, not a video (it starts with {start!r})")
-    return name
+    return False
 
 
 @contextmanager
@@ -368,23 +405,27 @@ def _open_container(deadline: Deadline) -> Any:
 
     That look is libav's, to learn the pixels' format, and in a .webm it takes longer than all else in opening.
     """
-    if deadline.path.lower().endswith((".webm", ".mkv")):
-        container = _opened(deadline, codec_whitelist="none")
+    if _is_matroska(deadline.path):
+        container = _opened(deadline, "matroska", codec_whitelist="none")
         if _needs_no_look(container):
             return container
         container.close()
     return _opened(deadline)
 
 
-def _opened(deadline: Deadline, **options: str) -> Any:
-    """Open a file for reading, with no other file or address behind it."""
+def _opened(deadline: Deadline, container_format: str | None = None, **options: str) -> Any:
+    """Open a file for reading, with no other file or address behind it; no format given: libav tries all it has."""
     path = deadline.path
     try:
         # "file:" keeps a colon in a name from being read as a protocol; a playlist must not open a network address
         whole = {"protocol_whitelist": "file", **options}
         # libav gives up one wait for the disk; how long all of them take, with the decoding between, `_demux` looks to
         return av.open(
-            f"file:{path}", container_options=whole, metadata_errors="replace", timeout=deadline.seconds or None
+            f"file:{path}",
+            format=container_format,
+            container_options=whole,
+            metadata_errors="replace",
+            timeout=deadline.seconds or None,
         )
     except av.FFmpegError as error:
         deadline.check()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
+_Pixels = TypeVar("_Pixels", np.ndarray, torch.Tensor)
 _TIME_TOLERANCE = 1e-6  # seconds: a time computed as index / fps may fall a rounding error short of the frame's own
 
 
@@ -38,6 +40,32 @@ class VideoInfo:
     num_frames: int
 
 
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, frames_THWC: _Pixels) -> _Pixels:
+        """Look at this part of frames (..., H, W, C)."""
+        rows, columns = slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+        return frames_THWC[..., rows, columns, :]
+
+    def seen_from(self, other: Box) -> Box:
+        """The same part, in a picture that begins where the other one does."""
+        return Box(self.top - other.top, self.left - other.left, self.height, self.width)
+
+    @classmethod
+    def around(cls, boxes: Iterable[Box]) -> Box:
+        """The smallest box that holds some others."""
+        tops, lefts, bottoms, rights = zip(
+            *((box.top, box.left, box.top + box.height, box.left + box.width) for box in boxes), strict=True
+        )
+        return cls(min(tops), min(lefts), max(bottoms) - min(tops), max(rights) - min(lefts))
+
+
 class VideoReader:
     """An open video, and a context manager that closes it; made by `open_video`.
 
@@ -58,10 +86,13 @@ class VideoReader:
         """
         raise NotImplementedError
 
-    def frames_at(self, seconds: Sequence[float]) -> torch.Tensor:
+    def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
         """Frames shown at times in seconds, in any order, with repeats: uint8 (T, H, W, C), RGB, upright.
 
         The frame shown at t is the last one with time <= t; before the first frame the first, after the end the last.
+
+        Args:
+            window: asked once, with the frames' height and width, which part of them is wanted; None: all of it.
 
         Raises:
             ValueError: a time is not finite, or the reader is closed.

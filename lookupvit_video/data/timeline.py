@@ -8,6 +8,8 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import lt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,11 +101,11 @@ def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) 
     pts = [p.pts for p in packets]
     if not packets or None in pts or not packets[0].entry:
         return None
-    shown = np.array(sorted(p.pts for p in packets if not p.discard), dtype=np.int64)
-    if len(shown) == 0 or len(set(pts)) < len(pts):
+    shown = sorted(p.pts for p in packets if not p.discard)
+    if not shown or len(set(pts)) < len(pts):
         return None
     is_timed = not format_names(container).isdisjoint(_TIMED_CONTAINERS)
-    in_order = (np.diff(pts) > 0).all() and (not is_timed or all(p.pts == p.dts for p in packets))
+    in_order = all(map(lt, pts, pts[1:])) and (not is_timed or all(p.pts == p.dts for p in packets))
     if stream.codec_context.has_b_frames and in_order:
         return None  # the frames are reordered, the time stamps are not: they belong to packets, not to pictures
     keys = _entry_points(packets, shown, container)
@@ -112,16 +114,16 @@ def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) 
     # A key whose pictures are all cut off by an edit list shows nothing.
     may_seek = is_timed and codec_name(stream) in _SEEKABLE_CODECS
     keys = sorted(key for key in keys if key.frame < len(shown)) if may_seek else keys[:1]
-    earliest_after = np.minimum.accumulate(pts[::-1])[::-1]
+    earliest_after = list(accumulate(reversed(pts), min))[::-1]
     closed = all(
         not p.discard and (not p.key or (p.entry and p.pts == low))
         for p, low in zip(packets, earliest_after, strict=True)
     )
-    times = (shown - shown[0]) * float(stream.time_base)
-    return Timeline(shown.tolist(), times, keys, sequential=False, closed=closed)
+    times = (np.array(shown, dtype=np.int64) - shown[0]) * float(stream.time_base)
+    return Timeline(shown, times, keys, sequential=False, closed=closed)
 
 
-def _entry_points(packets: list[PacketNote], shown: np.ndarray, container: Any) -> list[Key]:
+def _entry_points(packets: list[PacketNote], shown: list[int], container: Any) -> list[Key]:
     # libav seeks by presentation time in mp4 and mkv (and may land late where key frames are dense), by decoding
     # time elsewhere.
     by_pts = not format_names(container).isdisjoint({"mp4", "matroska"})
@@ -130,7 +132,7 @@ def _entry_points(packets: list[PacketNote], shown: np.ndarray, container: Any) 
     for p in packets:
         if p.entry:
             seek = (p.pts if by_pts else None, p.dts, first)
-            keys.append(Key(int(np.searchsorted(shown, p.pts)), p.pts, tuple(at for at in seek if at is not None)))
+            keys.append(Key(bisect_left(shown, p.pts), p.pts, tuple(at for at in seek if at is not None)))
     return keys
 
 

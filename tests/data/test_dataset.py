@@ -8,7 +8,7 @@ import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data import decode
-from lookupvit_video.data.dataset import Sample, VideoDataset, collate, seeded
+from lookupvit_video.data.dataset import Sample, VideoDataset, collate, read_clips, seeded
 from lookupvit_video.data.loader import build_eval_loader, build_train_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import TimeSampler
@@ -216,6 +216,31 @@ def test_collate_keeps_the_views_of_a_video_together():
     assert batch.labels.dtype == torch.int64
     assert batch.indices.tolist() == [20, 7, 8]
     assert batch.errors == [(7, "b.mp4: gone")]
+
+
+# Crops ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("num_clips", [1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_clips_are_those_of_whole_frames(path, num_clips, training, cached):
+    """The reader is asked for what lies in the boxes only; the pixels must not show it."""
+    small = "DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16 DATA.NUM_FRAMES 4 MODEL.COMPRESSED_GRID [1,1,1]"
+    augment = "AUG.RAND_AUGMENT_OPS 2" if num_clips == 1 else ""  # all boxes are drawn before what follows
+    transform = (
+        train_transform(load_config(None, f"{small} {augment}".split())) if training else eval_transform(16, 18, 3)
+    )
+    times = TimeSampler(T, 1 / FPS, num_clips=num_clips, training=training)
+    read = []
+    for seed in range(5):
+        for given in (transform, lambda frames: transform(frames)):
+            with seeded(seed):
+                read.append(read_clips(Video(path, 0), times, given, "pyav", cached))
+        assert len(read[-1]) == num_clips * (1 if training else 3)
+        assert all(map(torch.equal, *read[-2:]))
+    if training:
+        assert not torch.equal(read[0][0], read[2][0])
 
 
 # Videos in memory -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 from lookupvit_video.data import decode, pyav_reader, timeline
 from lookupvit_video.data.decode import DecodeError, open_video
 from lookupvit_video.data.pyav_reader import PyAVReader
+from lookupvit_video.data.reader import Box
 from tests.videos import draw_frame, read_number, write_audio, write_video
 
 MISSING = {name: reader.missing() for name, reader in decode.BACKENDS.items()}
@@ -290,11 +291,61 @@ def test_a_stream_that_changes_its_size_gives_clips_of_one_size(tmp_path, first)
         assert (video.info.width, video.info.height) == (64, 48)
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["gop12_b.mp4", "vp9.webm", "turned_90.mp4"])
+def test_a_window_is_a_part_of_the_frames(videos, name, backend, in_memory):
+    sizes, path = [], videos(name)
+
+    def window(height, width):
+        sizes.append((height, width))
+        return Box(5, 3, height - 9, width - 4)
+
+    at = [0.7, 0.1, 1.3, 0.7]
+    with open_video(path, backend, in_memory) as video:
+        part = video.frames_at(at, window)
+        whole = video.frames_at(at)
+        assert video.frames_at([], window).shape == (0, *part.shape[1:])
+    assert torch.equal(part, whole[:, 5:-4, 3:-1])
+    assert sizes == [tuple(whole.shape[1:3])] * 2, "asked once for each call"
+
+
+def test_a_window_is_asked_for_once_where_the_work_is_done_twice(videos):
+    asked, path = [], videos("gop12_b.mp4")
+    with open_video(path) as video:
+        video.frames_at([0.0])
+        video._timeline.keys[2] = video._timeline.keys[2]._replace(seek=(video._timeline.keys[3].pts,))
+        part = video.frames_at([26 / 24], lambda height, width: asked.append(height) or Box(0, 1, height, width - 1))
+        assert video._timeline.sequential, "all was decoded anew"
+        assert torch.equal(part, video.frames_at([26 / 24])[:, :, 1:])
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("name", ["gop12_b.mp4", "vp9.webm", "edit_list.mp4", "mpeg4_b.avi"])
+@pytest.mark.parametrize("small", [0, 8 << 20])
+def test_packets_of_a_small_file_are_read_once(videos, monkeypatch, name, small):
+    path = videos(name)
+    times, pictures = decode_all(path)
+    read, plain = [], PyAVReader._packets
+    monkeypatch.setattr(pyav_reader, "_SMALL_FILE", small)
+    monkeypatch.setattr(PyAVReader, "_packets", lambda reader: read.append(1) or plain(reader))
+    with open_video(path) as video:
+        assert bool(video._read) == bool(small)
+        readings = []
+        for at in ([1.5, 1.6], [1.9], [0.2, 1.2]):  # from a key frame in the middle, on from there, and back
+            assert_shown(video.frames_at(at), frames_shown(times, pictures, at), "pyav")
+            readings.append(len(read))
+        assert (readings[0] == 1) == bool(small)
+        assert readings[1] == readings[0] < readings[2]
+        assert not video._read, "kept no longer than needed"
+
+
 def test_frames_that_the_packets_hide_are_found_by_a_full_decode(videos, monkeypatch):
     """A seek to the wrong place must end in a full decode, never in another frame."""
     path = videos("gop12_b.mp4")
     times, pictures = decode_all(path)
     with open_video(path) as video:
+        video.frames_at([0.0])  # without a seek: the packets are those of the opening
         key = video._timeline.keys[2]
         video._timeline.keys[2] = key._replace(seek=(video._timeline.keys[3].pts,))  # lands one key frame late
         assert_shown(video.frames_at([26 / 24]), frames_shown(times, pictures, [26 / 24]), "pyav")
@@ -354,6 +405,8 @@ BAD_FILES = {
     "empty.mp4": (lambda path: path.write_bytes(b""), r"is empty \(0 bytes\)"),
     "pointer.mp4": (_lfs, "git lfs pull"),
     "text.mp4": (_text, "is text, not a video .*this is not"),
+    "text.webm": (_text, "is text, not a video .*this is not"),
+    "empty_header.webm": (lambda path: path.write_bytes(b"\x1a\x45\xdf\xa3" + bytes(500)), "cannot be opened"),
     "noise.mp4": (lambda path: path.write_bytes(bytes(range(256)) * 9), "cannot be opened: not a video"),
     "sound.mp4": (write_audio, "holds no video stream"),
     "sound.mp3": (lambda path: path.write_bytes(_mp3_with_cover()), "holds no video stream"),
@@ -405,6 +458,17 @@ def test_bad_files_are_named_with_the_reason(tmp_path, name, backend):
     assert str(caught.value) == f"{path}: {caught.value.reason}"
     assert "\n" not in str(caught.value)
     assert _open_files() == before
+
+
+@pytest.mark.parametrize("container", [".mp4", ".avi", ".ts"])
+def test_the_container_may_be_another_than_the_name_says(tmp_path, container):
+    path = write_video(tmp_path / f"a{container}", frames=20)
+    times, pictures = decode_all(path)
+    for name in ("a.webm", "a.mkv"):
+        Path(path).replace(tmp_path / name)
+        path = tmp_path / name
+        with open_video(path) as video:
+            assert_shown(video.frames_at(times), pictures, "pyav")
 
 
 def test_a_url_is_refused():

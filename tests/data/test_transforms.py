@@ -5,17 +5,19 @@ import random
 
 import pytest
 import torch
+from torchvision.transforms import v2
 
 from lookupvit_video.config import load_config
+from lookupvit_video.data.reader import Box
 from lookupvit_video.data.transforms import (
     IGNORED,
     BatchAugment,
-    ShortSideJitterCrop,
     eval_transform,
     frames_to_clip,
     mirror_half,
     mirrored_labels,
     normalize,
+    side_by_side,
     soft_targets,
     train_transform,
 )
@@ -85,13 +87,12 @@ def test_each_frame_gets_what_it_would_get_alone(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(24, 32), (33, 17), (5, 3), (1, 1)])
-def test_training_clips_are_contiguous_uint8(kind, size):
+def test_training_clips_are_uint8_of_the_asked_size(kind, size):
     frames_THWC = noise(3, *size, 3)
     before = frames_THWC.clone()
     (clip,) = train_transform(small_config(KINDS[kind]))(frames_THWC)
     assert clip.shape == (3, 3, 16, 16)
     assert clip.dtype == torch.uint8
-    assert clip.is_contiguous()
     assert torch.equal(frames_THWC, before)
 
 
@@ -122,23 +123,44 @@ def test_hue_turns_colours_and_nothing_else():
 
 
 def test_jitter_crop_is_a_square_of_the_asked_size():
+    transform = train_transform(small_config("DATA.TRAIN_JITTER_SCALES_RELATIVE [] DATA.TRAIN_JITTER_SCALES [32,32]"))
     for seed in range(20):
         seed_all(seed)
-        crop = ShortSideJitterCrop(16, 32, 32)(ramp(32, 48).permute(0, 3, 1, 2))  # half the short side: nothing resized
-        rows, columns = crop[0, 0, :, 0].tolist(), crop[0, 1, 0].tolist()
+        (clip,) = transform(ramp(32, 48))  # half the short side: nothing resized
+        rows, columns = clip[0, 0, :, 0].tolist(), clip[1, 0, 0].tolist()
         assert rows == list(range(rows[0], rows[0] + 16))
         assert columns == list(range(columns[0], columns[0] + 16))
 
 
 def test_jitter_crop_reaches_all_sizes_and_places():
+    transform = train_transform(small_config("DATA.TRAIN_JITTER_SCALES_RELATIVE [] DATA.TRAIN_JITTER_SCALES [16,32]"))
     spans, lefts = set(), set()
     for seed in range(200):
         seed_all(seed)
-        row = ShortSideJitterCrop(16, 16, 32)(ramp(32, 48).permute(0, 3, 1, 2))[0, 1, 0].int()
+        row = transform(ramp(32, 48))[0][1, 0, 0].int()
         spans.add(int(row.max() - row.min()) // 4)
         lefts.add(int(row.min()) // 8)
     assert spans == {3, 4, 5, 6, 7}
     assert lefts >= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("size", [(24, 32), (240, 427), (9, 200), (200, 9), (1, 1), (1, 90)])
+def test_area_crop_is_the_one_torchvision_draws(size, monkeypatch):
+    transform = train_transform(
+        small_config("DATA.TRAIN_JITTER_SCALES_RELATIVE [0.08,1] DATA.TRAIN_JITTER_ASPECT_RELATIVE [0.75,1.3333]")
+    )
+    theirs = v2.RandomResizedCrop(16, (0.08, 1.0), (0.75, 1.3333))
+    monkeypatch.setattr(random, "uniform", lambda low, high: torch.empty(1).uniform_(low, high).item())
+    monkeypatch.setattr(random, "randint", lambda low, high: int(torch.randint(low, high + 1, (1,))))
+    places = set()
+    for seed in range(100):
+        torch.manual_seed(seed)
+        expected = theirs.make_params([torch.empty(size)])
+        torch.manual_seed(seed)
+        (box,) = transform.boxes(*size)
+        assert box._asdict() == expected
+        places.add(box)
+    assert len(places) > 50 or min(size) < 10
 
 
 def test_area_crop_of_all_of_a_square_is_the_square():
@@ -253,13 +275,12 @@ def test_eval_crop_smaller_than_the_short_side():
 @pytest.mark.parametrize("size", [(24, 32), (33, 17), (101, 99), (3, 2), (1, 1), (1, 90)])
 @pytest.mark.parametrize("num_crops", [1, 3])
 @pytest.mark.parametrize("short_side", [16, 20])
-def test_eval_clips_are_contiguous_uint8(size, num_crops, short_side):
+def test_eval_clips_are_uint8_of_the_asked_size(size, num_crops, short_side):
     clips = eval_transform(16, short_side, num_crops)(noise(3, *size, 3))
     assert len(clips) == num_crops
     for clip in clips:
         assert clip.shape == (3, 3, 16, 16)
         assert clip.dtype == torch.uint8
-        assert clip.is_contiguous()
 
 
 def test_eval_draws_nothing():
@@ -269,6 +290,30 @@ def test_eval_draws_nothing():
     assert all(map(torch.equal, transform(frames_THWC), transform(frames_THWC)))
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
+
+
+# Crops before the frames come ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_clips_of_boxes_are_those_of_whole_frames(kind):
+    frames_THWC = noise(2, 24, 32, 3)
+    for transform in (train_transform(small_config(KINDS[kind])), eval_transform(16, 18, 3)):
+        seed_all(0)
+        expected = transform(frames_THWC)
+        seed_all(0)
+        boxes = transform.boxes(24, 32)
+        around = Box.around(boxes)
+        part_THWC = around.cut(frames_THWC).clone()
+        clips = [transform.clip(box.seen_from(around).cut(part_THWC)) for box in boxes]
+        assert all(map(torch.equal, clips, expected))
+
+
+def test_the_box_around_others_holds_no_more_than_them():
+    boxes = [Box(3, 8, 10, 4), Box(5, 2, 4, 5), Box(4, 9, 10, 2)]
+    assert Box.around(boxes) == Box(3, 2, 11, 10)
+    assert Box.around(boxes[:1]) == boxes[0]
+    assert boxes[1].seen_from(Box(3, 2, 11, 10)) == Box(2, 0, 4, 5)
 
 
 # Batches ----------------------------------------------------------------------------------------------------------
@@ -281,9 +326,26 @@ def test_normalize_is_the_textbook_formula():
     floats = clips.float()
     assert torch.equal(normalize(floats, mean, std), got)
     assert torch.equal(floats, clips.float())  # its input stays
+    assert got.is_contiguous()
+    last = clips.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+    assert torch.equal(normalize(last, mean, std), got)
+    assert normalize(last, mean, std).is_contiguous()
     for channel in range(3):
         expected = (clips[:, channel].double() / 255 - mean[channel]) / std[channel]
         torch.testing.assert_close(got[:, channel].double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layouts", ["last last", "first first", "last first"])
+def test_clips_stand_side_by_side_in_the_layout_that_they_share(layouts):
+    clips = [noise(3, 2, 4, 5), 255 - noise(3, 2, 4, 5)]
+    laid = [
+        clip if layout == "first" else clip.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+        for clip, layout in zip(clips, layouts.split(), strict=True)
+    ]
+    both = side_by_side(laid)
+    assert torch.equal(both, torch.stack(clips))
+    assert both.movedim(1, -1).is_contiguous() == (layouts == "last last")
+    assert both.is_contiguous() == (layouts != "last last")
 
 
 def test_soft_targets():
