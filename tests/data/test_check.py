@@ -132,12 +132,12 @@ def test_damage_between_the_frames_looked_at_is_found_by_the_thorough_look_alone
     path = Path(write_video(tmp_path / "a.mp4", frames=400, gop=10))
     with av.open(str(path)) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
-        # Far from the middle and the end, and from what libav probes; and not at the packet's beginning, where libav's
-        # parser would see the damage in reading the file.
+        # Far from the middle and the end, and from what libav probes; and no packet's beginning, where libav's parser
+        # would see the damage in reading the file.
         packet = max(packets[290:310], key=lambda packet: packet.size)
-        start, size = packet.pos + packet.size // 2, packet.size // 3
+        start, end = packet.pos + packet.size // 2, packet.pos + packet.size
     data = bytearray(path.read_bytes())
-    data[start : start + size] = bytes(size)
+    data[start:end] = bytes(end - start)
     path.write_bytes(data)
     assert examine(str(path)).problems == []
     assert kinds(path, thorough=True) == ["damaged"]
