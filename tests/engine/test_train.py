@@ -181,7 +181,11 @@ def test_two_processes_train_and_test_as_one_does(data, vit, tmp_path):
     assert both.returncode == 0, both.stderr
     one, two = (weights(tmp_path / name) for name in ("one", "two"))
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-4, msg=name)
+        found, expected = two[name], one[name]
+        if name.endswith("qkv.bias"):
+            # That of the keys adds the same to all logits of a query: its gradient is rounding, and AdamW's steps too.
+            found, expected = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (found, expected))
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5, msg=name)
     # The same checkpoint, tested by one process and by two: every video once, the same answers.
     tested = run_net(settings(data, tmp_path / "retest", **options, TRAIN__ENABLE=False,
                               TEST__CHECKPOINT_FILE_PATH=tmp_path / "one" / "model.pt"), processes=2)  # fmt: skip
