@@ -183,6 +183,16 @@ def write_no_videos(folder: Path) -> list[Damaged]:
 # What is left of a video ----------------------------------------------------------------------------------------------
 
 
+def tree(folder):
+    """Every file below a folder, with what tells that it was written to."""
+    found = {}
+    for parent, folders, files in os.walk(folder):
+        for name in [*folders, *files]:
+            status = os.lstat(os.path.join(parent, name))
+            found[os.path.join(parent, name)] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
 def pictures(path: str | Path) -> list[tuple[float, str]] | None:
     """(seconds, hash of the pixels) of each picture that a plain decode delivers; None: the file cannot be opened.
 

@@ -194,6 +194,8 @@ def predict(
     costs, lost = [], []
     is_table = "-" not in (arguments.json, arguments.csv)
     budget = budget_of(arguments, predictor)
+    if arguments.compile:
+        predictor.compile(arguments.batch_size)
     with ExitStack() as stack:
         kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk))]
         files = [stack.enter_context(AnswerFile(path, kind, arguments.resume)) for path, kind in kinds if path]
@@ -221,8 +223,6 @@ def main() -> int:
     videos, failures = find_videos(arguments.videos, arguments.list)
     check_outputs(arguments, videos)
     predictor = load_model(arguments.checkpoint, arguments.device)
-    if arguments.compile:
-        predictor.compile(arguments.batch_size)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a class may be named in letters that a terminal has not
     lost, costs = predict(arguments, predictor, videos, failures)

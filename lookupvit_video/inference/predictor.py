@@ -215,7 +215,8 @@ class Predictor:
         """Have torch compile the model, with CUDA graphs on GPUs: minutes at first, then less time for each batch.
 
         Each compressed grid that is used is compiled once: smaller batches are filled up to ``batch_size``. Adaptive
-        answers and attention maps do not use it. On a CPU it does not pay (docs/performance.md).
+        answers and attention maps do not use it; a grid within a latency is to be chosen before. On a CPU it does not
+        pay (docs/performance.md).
 
         Args:
             batch_size: clips in one pass of the model; what ``predict`` and ``answers`` are then given.
@@ -251,12 +252,14 @@ class Predictor:
             latency_ms: milliseconds, without decoding; measured once on this device and kept in the user's cache.
 
         Raises:
-            ValueError: even the smallest grid costs more; or not one budget of the two.
+            ValueError: even the smallest grid costs more; not one budget of the two; or a latency after ``compile``.
         """
         if gmacs is not None and latency_ms is None:
             return grid_name(grid_within_macs(self.cfg, gmacs))
         if latency_ms is not None and gmacs is None:
             check_budget(latency_ms)
+            if self._compiled_batch:  # it fills batches up, and a single view is what is measured and kept
+                raise ValueError("latency_ms: choose the grid before the model is compiled")
             times = measured_latencies(self.predict_clips, self.cfg, self.device)
             return grid_name(grid_within_latency(times, latency_ms))
         raise ValueError("gmacs, latency_ms: give one of them")

@@ -1,6 +1,5 @@
 """What the page shows, without a browser; tests/tools/test_app.py has one."""
 
-import os
 import time
 from dataclasses import replace
 
@@ -16,7 +15,7 @@ from lookupvit_video.inference.page import Page, Shown
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.inference.upload import Limits
 from lookupvit_video.models.build import build_model
-from tests.damage import FEW, write_byte_damage, write_no_videos, write_originals
+from tests.damage import FEW, tree, write_byte_damage, write_no_videos, write_originals
 from tests.models.test_models import FACTORISED, IMAGE, SMALL
 from tests.videos import write_video
 
@@ -174,16 +173,6 @@ def test_whatever_goes_wrong_is_a_line(model, video, tmp_path, monkeypatch, capl
 
 
 # Hostile and broken input -------------------------------------------------------------------------------------------
-
-
-def tree(folder):
-    """Every file below a folder, with what tells that it was written to."""
-    found = {}
-    for parent, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            status = os.lstat(os.path.join(parent, name))
-            found[os.path.join(parent, name)] = (status.st_size, status.st_mtime_ns)
-    return found
 
 
 def assert_a_line(shown, *parts):

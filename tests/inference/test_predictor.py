@@ -238,6 +238,8 @@ def test_a_compiled_model_answers_alike_and_compiles_once_for_each_grid(tmp_path
             assert found.labels == expected.labels
             assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
     assert counter.frame_count == 2
+    with pytest.raises(ValueError, match="before the model is compiled"):
+        model.grid_within(latency_ms=1e6)
     torch._dynamo.reset()
 
 

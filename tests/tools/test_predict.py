@@ -18,7 +18,7 @@ from lookupvit_video.inference.batch import AnswerFile, find_videos, list_paths
 from lookupvit_video.inference.budget import Cascade, cascade_macs, save_cascade
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
-from tests.damage import FEW, write_byte_damage, write_no_videos, write_originals
+from tests.damage import FEW, tree, write_byte_damage, write_no_videos, write_originals
 from tests.models.test_models import SMALL
 from tests.small import ROOT, call_tool
 from tests.tools.test_commands import assert_one_clear_line, make_bad_files
@@ -219,6 +219,7 @@ def odd_arguments(folder, tmp):
         (["--adaptive", "--calibration", tmp / "pipe", clip], "no such file"),
         (["--adaptive", "--calibration", tmp / "none.json", clip], "tools/calibrate.py"),
         (["--calibration", junk, clip], "--calibration is for --adaptive"),
+        (["--adaptive", "--compile", clip], "give one of them"),
         (["--resume", clip], "--resume"), (["--resume", "--json", "a", "--csv", "b", clip], "--resume"),
         (["--json", clip, clip], "written to a file that is read"),
         (["--csv", folder / "model.pt", clip], "written to a file that is read"),
@@ -237,16 +238,6 @@ def odd_arguments(folder, tmp):
         ([f"$(touch {tmp}/shell).mp4"], "no such file"), ([f"`touch {tmp}/shell`"], "no such file"),
         (["a\nb\x1b[31m.mp4"], "a?b?[31m.mp4: no file matches"),
     ]  # fmt: skip
-
-
-def tree(folder):
-    """Every file below a folder, with what tells that it was written to."""
-    found = {}
-    for parent, folders, files in os.walk(folder):
-        for name in [*folders, *files]:
-            status = os.lstat(os.path.join(parent, name))
-            found[os.path.join(parent, name)] = (status.st_size, status.st_mtime_ns)
-    return found
 
 
 def test_odd_arguments_give_one_line_and_write_nothing(folder, tmp_path, monkeypatch):
