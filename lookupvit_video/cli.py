@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from lookupvit_video.arguments import expand_arguments
 from lookupvit_video.errors import RunFailure
+from lookupvit_video.text import make_streams_tolerant, one_line, use_utf8
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
@@ -19,7 +21,10 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
     LOOKUPVIT_DEBUG=1 in the environment shows tracebacks.
     """
+    use_utf8()
+    make_streams_tolerant()
     try:
+        sys.argv[1:] = expand_arguments(sys.argv[1:])
         code = main()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -28,7 +33,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         _end_workers()
         if os.environ.get("LOOKUPVIT_DEBUG") == "1":
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ValueError) else 1)
     except Exception:
         _end_workers()

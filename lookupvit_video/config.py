@@ -13,6 +13,9 @@ from typing import Any
 import yaml
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.arguments import expand_user, setting_pairs
+from lookupvit_video.text import decode
+
 logger = logging.getLogger(__name__)
 
 _C = CfgNode()
@@ -212,6 +215,9 @@ LENGTHS = {
     "DATA.TRAIN_JITTER_ASPECT_RELATIVE": (2,),
     "DATA.TRAIN_JITTER_SCALES": (2,),
 }
+# Keys that hold a path; "~" is expanded in them.
+PATHS = """OUTPUT_DIR TEST.CHECKPOINT_FILE_PATH DATA.PATH_TO_DATA_DIR DATA.PATH_PREFIX DATA.TRAIN_LIST DATA.VAL_LIST
+           DATA.TEST_LIST DATA.CLASS_LIST DATA.SKIP_LIST DATA.INDEX_CACHE MODEL.INIT_FROM DISTILL.TEACHER"""
 # What the lists that are empty by default are made of.
 ITEMS: dict[str, Any] = {
     "TEST.GRIDS": [1],
@@ -259,8 +265,8 @@ def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[
     if path in seen:
         raise ValueError(f"{path}: _BASE_ leads back to this file; break the circle")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = decode(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: this config cannot be read ({getattr(error, 'strerror', None) or error})") from None
     tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
@@ -268,7 +274,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[
     base = tree.pop("_BASE_", None)
     if base is not None and not isinstance(base, str):
         raise ValueError(f"{path}: _BASE_ must be the path of one file")
-    parents = _read_tree(path.parent / base, (*seen, path)) if base else []
+    parents = _read_tree(path.parent / expand_user(base), (*seen, path)) if base else []
     return [*parents, (str(path), tree)]
 
 
@@ -295,7 +301,7 @@ def _merge(node: CfgNode, tree: dict[str, Any], source: str, prefix: str = "") -
     for key, value in tree.items():
         name = prefix + key
         if key not in node:
-            near = difflib.get_close_matches(key, list(node), n=1)
+            near = difflib.get_close_matches(key.upper(), list(node), n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else f"; keys here: {', '.join(node)}"
             raise ValueError(f"{source}: unknown key {name}{hint}")
         if isinstance(node[key], CfgNode):
@@ -320,16 +326,23 @@ def _override_tree(name: str, text: str) -> dict[str, Any]:
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults, then ``KEY value`` overrides; check everything; return it frozen.
 
+    Args:
+        overrides: ["KEY", "value", ...], or "KEY=value" in the place of two.
+
     Raises:
         ValueError: names the file, line or key, and what to write instead.
     """
     cfg = get_defaults()
-    for source, tree in _read_tree(Path(path)) if path else []:
+    for source, tree in _read_tree(Path(expand_user(str(path)))) if path else []:
         _merge(cfg, tree, source)
-    if len(overrides) % 2:
-        raise ValueError(f"command line: overrides come in pairs 'KEY value'; {overrides[-1]!r} stands alone")
-    for name, text in zip(overrides[::2], overrides[1::2], strict=True):
+    for name, text in setting_pairs(overrides, set(key_names(cfg))):
         _merge(cfg, _override_tree(name, text), "command line")
+    for name in PATHS.split():
+        group, _, key = name.rpartition(".")
+        try:
+            (get_key(cfg, group) if group else cfg)[key] = expand_user(get_key(cfg, name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     return _finish(cfg)
 
 
@@ -347,6 +360,15 @@ def _finish(cfg: CfgNode) -> CfgNode:
     validate(cfg)
     cfg.freeze()
     return cfg
+
+
+def key_names(cfg: CfgNode, prefix: str = "") -> list[str]:
+    """Return the dotted names of all keys."""
+    return [
+        name
+        for key, value in cfg.items()
+        for name in (key_names(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key])
+    ]
 
 
 def get_key(cfg: CfgNode, name: str) -> Any:

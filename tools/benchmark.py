@@ -35,6 +35,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
+from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Sample, VideoDataset, collate, read_crops, seeded
@@ -599,13 +600,17 @@ def parse_arguments(others: dict[str, dict[str, Any]]) -> argparse.Namespace:
         "--cache", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="folder of made videos"
     )
     loader.add_argument("--json", type=Path, metavar="FILE", help="write the same as JSON")
-    loader.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the config's")
+    loader.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="settings over the config's")
     for name, title in (("model", "LookupViT beside other models"), ("block", "where the time of a block goes")):
         other = what.add_parser(
             name, help=title, epilog=others[name]["EXAMPLES"], formatter_class=argparse.RawDescriptionHelpFormatter
         )
         others[name]["add_arguments"](other, at_least_one)
-    return parser.parse_args()
+    parser.set_defaults(overrides=[])
+    arguments = parse_with_settings(parser)
+    if arguments.overrides and arguments.what != "loader":
+        parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
+    return arguments
 
 
 def main() -> int:

@@ -14,6 +14,7 @@ from typing import Any
 import simplejson
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.check import (
@@ -72,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--sheet", type=int, default=24, metavar="N", help="videos on the contact sheet; 0: none (default: 24)")
     add("--seed", type=int, default=0, metavar="N", help="chooses the videos on the sheet (default: 0)")
     add("--out", type=Path, default=Path("runs/check_dataset"), metavar="FOLDER", help="default: runs/check_dataset")
-    arguments = parser.parse_intermixed_args()
+    arguments = parse_with_settings(parser, "inputs")
     # What follows the splits and is none is the first of the settings.
     splits = list(takewhile(SPLITS.__contains__, arguments.split or ()))
     arguments.inputs = (arguments.split or [])[len(splits) :] + arguments.inputs

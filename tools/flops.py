@@ -18,6 +18,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config, token_grid
 from lookupvit_video.files import written_whole
@@ -53,8 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--grids", nargs="+", default=[], metavar="TxHxW", help="sweep these grids (as TEST.GRIDS)")
     parser.add_argument("--no-measure", action="store_true", help="closed form only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the same as JSON")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings, after all options")
-    arguments = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings over the config's")
+    arguments = parse_with_settings(parser)
     # What follows the grids and is no grid is the first of the settings.
     grids = list(takewhile(GRID.fullmatch, arguments.grids))
     arguments.overrides = arguments.grids[len(grids) :] + arguments.overrides

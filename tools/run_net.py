@@ -8,6 +8,7 @@ from pathlib import Path
 import simplejson
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
@@ -36,8 +37,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--cfg", required=True, metavar="FILE", help="a config, such as configs/demo_motion.yaml")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, make one step, write nothing")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over the config's")
-    return parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="settings over the config's")
+    return parse_with_settings(parser)
 
 
 def main() -> int:

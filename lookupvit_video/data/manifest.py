@@ -1,10 +1,9 @@
 """Lists of videos: one table per split (path, label, optional start and end), class names beside it.
 
 Three forms are read: a CSV with the header ``path,label[,start,end]``; the headerless ``path label`` lines of
-Kinetics' and SlowFast's files; a folder of class folders.
+Kinetics' and SlowFast's files; a folder of class folders. ``tables.py`` says what else a CSV may look like.
 """
 
-import csv
 import logging
 import os
 import re
@@ -14,6 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
+
+from lookupvit_video.data.tables import (
+    COLUMNS,
+    find_header,
+    labelled_lines,
+    lines_of,
+    looks_like_header,
+    read_list,
+    table_rows,
+)
+from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +51,8 @@ def read_class_list(path: str | Path) -> list[str]:
         ValueError: the file is missing, empty, or names a class twice.
     """
     path = Path(path)
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: the class list cannot be read ({getattr(error, 'strerror', error)}); write one "
-            "class name a line, or set DATA.CLASS_LIST"
-        ) from None
+    text = read_list(path, "the class list", "write one class name a line, or set DATA.CLASS_LIST")
+    names = [_class_name(line) for line in lines_of(text)]
     while names and not names[-1]:
         names.pop()
     if not names:
@@ -62,6 +67,12 @@ def read_class_list(path: str | Path) -> list[str]:
     return names
 
 
+def _class_name(line: str) -> str:
+    """Return a line without blanks around, and without the quotes that spreadsheets put around commas and quotes."""
+    quoted = re.fullmatch(r'"((?:[^"]|"")*[,;\t"](?:[^"]|"")*)"', line.strip())
+    return quoted[1].replace('""', '"').strip() if quoted else line.strip()
+
+
 def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") -> list[Video]:
     """Read a list file or a folder of class folders.
 
@@ -74,66 +85,61 @@ def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") ->
     path = Path(path)
     if path.is_dir():
         return _read_class_folders(path, classes)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: the list of videos cannot be read ({getattr(error, 'strerror', error)}); check "
-            "DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys"
-        ) from None
+    text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys")
     folder = Path(prefix) if prefix else path.parent
     numbers = {name: label for label, name in enumerate(classes)}
     videos = []
-    for line, fields in _rows(path, text):
+    for line, fields in _rows(path, text, numbers):
         where = f"{path}, line {line}"
-        if not fields.get("path"):
+        if not fields["path"].strip():
             raise ValueError(f"{where}: no path")
         start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
             raise ValueError(f"{where}: end {end} is not after start {start or 0.0}")
-        label = _label(fields.get("label"), numbers, where)
-        videos.append(Video(str(folder / fields["path"]), label, start, end, where))
+        label = _label(fields["label"], numbers, where)
+        videos.append(Video(str(located(folder, fields["path"])), label, start, end, where))
     if not videos:
         raise ValueError(f"{path}: the list holds no video")
     return videos
 
 
-def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, fields) of a CSV with header, or of headerless ``path label`` lines."""
-    lines = text.splitlines()
-    header = [name.strip() for name in next(csv.reader(lines[:1]), [])]
-    if "path" in header:
-        if "label" not in header:
-            raise ValueError(f"{path}, line 1: the header {lines[0]!r} has no label column; write path,label")
-        reader = csv.DictReader(lines[1:], fieldnames=header)
-        for fields in _whole_rows(reader, path):
-            if None in fields or None in fields.values():
-                raise ValueError(
-                    f"{path}, line {reader.line_num + 1}: expected {len(header)} fields ({','.join(header)}), "
-                    "quote a path that holds a comma"
-                )
-            yield reader.line_num + 1, {key: value.strip() for key, value in fields.items()}
+def located(folder: Path, name: str) -> Path:
+    """Return the path that a list names, relative to a folder: without blanks around it, unless a file has them."""
+    return folder / (name if name == name.strip() or os.path.lexists(folder / name) else name.strip())
+
+
+def _rows(path: Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, fields) of a table with header, or of headerless ``path label`` lines."""
+    header = find_header(text, path)
+    if header:
+        if "label" not in header.columns:
+            raise ValueError(
+                f"{path}, line {header.line}: the header {header.delimiter.join(header.names)!r} has no label column; "
+                "write path,label"
+            )
+        yield from table_rows(header, path)
         return
-    if "youtube_id" in header:
+    lines = lines_of(text)
+    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    names = lines[first].lower().split()
+    if "youtube_id" in re.split(r'[,;\t "]+', lines[first]):
         raise ValueError(
             f"{path}: these are Kinetics' official annotations, which name no files; write a list with "
             "the header path,label, or lines 'path label'"
         )
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        # The label is the last field; the path before it may hold spaces.
-        match = re.fullmatch(r"(.+?)\s*[,\t ;]\s*([^,\t ;]+)", line.strip())
-        if not match:
-            raise ValueError(f"{path}, line {number}: expected 'path label', got {line.strip()!r}")
-        yield number, {"path": match[1], "label": match[2]}
+    if len(names) == 2 and names[0] in COLUMNS["path"] and names[1] in COLUMNS["label"]:
+        lines[first] = ""  # a header of 'path label' lines
+    elif looks_like_header(lines[first]) and not any(lines[first].strip().endswith(name) for name in numbers):
+        raise ValueError(
+            f"{path}, line {first + 1}: the header {lines[first].strip()!r} names no column of paths; write path,label "
+            "(and start,end)"
+        )
+    for number, video, label in labelled_lines("\n".join(lines), path, lambda text: _is_label(text, numbers)):
+        yield number, {"path": video, "label": label}
 
 
-def _whole_rows(reader: "csv.DictReader[str]", path: Path) -> Iterator[dict[str, str]]:
-    try:
-        yield from reader
-    except csv.Error as error:  # a quote left open swallows the lines after it, up to a limit
-        raise ValueError(f"{path}, line {reader.line_num + 2}: {error}; is a quote left open?") from None
+def _is_label(text: str, numbers: dict[str, int]) -> bool:
+    return text in numbers or re.fullmatch(r"[+-]?\d+", text) is not None
 
 
 def _label(text: str | None, numbers: dict[str, int], where: str) -> int:
@@ -142,7 +148,8 @@ def _label(text: str | None, numbers: dict[str, int], where: str) -> int:
     try:
         label = int(text or "")
     except ValueError:
-        raise ValueError(f"{where}: label {text!r} is neither a number nor a name of the class list") from None
+        advice = "" if is_utf8(text or "") else "; it is not UTF-8: save the list as UTF-8"
+        raise ValueError(f"{where}: label {text!r} is neither a number nor a name of the class list{advice}") from None
     if not 0 <= label < len(numbers):
         raise ValueError(
             f"{where}: label {label} is out of range; there are {len(numbers)} classes, so labels go "
@@ -155,7 +162,7 @@ def _seconds(text: str | None, name: str, where: str) -> float | None:
     if not text:
         return None
     try:
-        seconds = float(text)
+        seconds = float(re.sub(r"^(\d+),(\d+)$", r"\1.\2", text))  # spreadsheets of many languages write 1,5
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
@@ -193,9 +200,10 @@ def check_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Vi
     if len(missing) > max_missing_fraction * len(videos):
         first = missing[0]
         more = f" (and {len(missing) - 1} more of {len(videos)})" if len(missing) > 1 else ""
+        advice = "" if is_utf8(first.path) else "; its name is not UTF-8 in the list: is it on the disk?"
         raise ValueError(
             f"{first.source}: video {first.path} does not exist{more}; mend the list, set "
-            "DATA.PATH_PREFIX, or allow more with DATA.MAX_BAD_FRACTION"
+            f"DATA.PATH_PREFIX, or allow more with DATA.MAX_BAD_FRACTION{advice}"
         )
     return missing
 
@@ -229,14 +237,12 @@ def _without_skipped(cfg: CfgNode, path: Path, videos: Sequence[Video]) -> list[
     """Leave out the videos whose path stands in DATA.SKIP_LIST, a CSV with a column ``path``, as in the list itself."""
     skip = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA.SKIP_LIST
     folder = path if path.is_dir() else Path(cfg.DATA.PATH_PREFIX or path.parent)
-    try:
-        with skip.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:  # any file name there is
-            rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise ValueError(f"{skip}: the list cannot be read ({error.strerror}); mend or empty DATA.SKIP_LIST") from None
-    if any(not row.get("path") for row in rows):
+    text = read_list(skip, "the list", "mend or empty DATA.SKIP_LIST")
+    header = find_header(text, skip)
+    rows = [fields["path"] for _, fields in table_rows(header, skip)] if header else []
+    if not header or not all(row.strip() for row in rows):
         raise ValueError(f"{skip}: DATA.SKIP_LIST is a CSV with a header and a column path in every row")
-    skipped = {os.path.abspath(folder / row["path"]) for row in rows}
+    skipped = {os.path.abspath(located(folder, row)) for row in rows}
     kept = [video for video in videos if os.path.abspath(video.path) not in skipped]
     if not kept:
         raise ValueError(f"{skip}: names every video of {path}; mend or empty DATA.SKIP_LIST")

@@ -2,6 +2,7 @@
 
 import csv
 import glob
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,8 +16,10 @@ import simplejson
 from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.data.manifest import VIDEO_SUFFIXES
 from lookupvit_video.data.reader import DecodeError
+from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
+from lookupvit_video.text import decode
 
 MAX_LIST_BYTES = 256 << 20
 _SLACK = 5.0  # seconds beyond the decoder's own limit, after which its process is ended
@@ -31,8 +34,8 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
     Args:
         names: files; folders, for all files below them that have a video's suffix; patterns such as "clips/**/*.mp4",
             where there is no file of that very name; "-": paths from standard input, one a line.
-        lists: text files with a path a line, or tables (CSV) with a column named path; relative paths are taken from
-            the list's own folder.
+        lists: text files with a path a line, or tables (CSV) with a column of paths, see ``data/tables.py``; relative
+            paths are taken from the list's own folder.
 
     Raises:
         ValueError: a list cannot be read.
@@ -58,12 +61,13 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
         if os.path.exists(name) and not os.path.isfile(name):
             raise ValueError(f"{name}: this list is no regular file; for a pipe, write - for standard input")
         try:
-            with open(name, "rb") as file:
-                found |= dict.fromkeys(list_paths(file, name, os.path.dirname(name)))
+            file = open(name, "rb")  # noqa: SIM115 - only this is to be caught
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{name}: this list cannot be read ({getattr(error, 'strerror', None) or error})"
             ) from None
+        with file:
+            found |= dict.fromkeys(list_paths(file, name, os.path.dirname(name)))
     return list(found), failures
 
 
@@ -77,20 +81,34 @@ def _videos_below(folder: str) -> list[str]:
 
 
 def list_paths(file: IO[bytes], name: str, folder: str) -> list[str]:
-    """Return the paths in a list that is open for reading, see ``find_videos``.
+    """Return the paths in a list that is open for reading, see ``find_videos``; also those of ``find -print0``.
 
     Raises:
-        ValueError: it is too long to be one.
+        ValueError: it is too long to be one, or no text; or its rows do not fit its header.
     """
     data = file.read(MAX_LIST_BYTES + 1)
     if len(data) > MAX_LIST_BYTES:
         raise ValueError(f"{name}: longer than {MAX_LIST_BYTES >> 20} MiB")
-    lines = data.decode("utf-8-sig", errors="surrogateescape").split("\n")  # a name may hold other line breaks
-    lines = [line.removesuffix("\r") for line in lines]
-    columns = [column.strip() for column in lines[0].split(",")]
-    if "path" in columns:
-        lines = [row[columns.index("path")] for row in csv.reader(lines[1:]) if len(row) == len(columns)]
-    return [os.path.join(folder, line) for line in lines if line.strip()]
+    if 0 < data.count(0) < len(data) // 3 and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return [os.path.join(folder, line.decode("utf-8", "surrogateescape")) for line in data.split(b"\0") if line]
+    try:
+        text = decode(data)
+    except ValueError as error:
+        raise ValueError(f"{name}: this list cannot be read ({error})") from None
+    header = find_header(text, name)
+    if header and not (len(header.names) == 1 and os.path.isfile(os.path.join(folder, header.names[0]))):
+        return [_located(folder, row["path"]) for _, row in table_rows(header, name) if row["path"].strip()]
+    lines = text.split("\n") if "\n" in text else text.split("\r")  # a name may hold other line breaks
+    return [_located(folder, line.removesuffix("\r")) for line in lines if line.strip()]
+
+
+def _located(folder: str, line: str) -> str:
+    """Return the path that a line names: as it stands, or without blanks or quotes around it where that is no file."""
+    plain = line.strip()
+    if len(plain) > 2 and plain[0] == plain[-1] == '"':
+        plain = plain[1:-1].replace('""', '"')
+    exact = os.path.join(folder, line)
+    return exact if plain == line or os.path.lexists(exact) else os.path.join(folder, plain)
 
 
 # Reading ------------------------------------------------------------------------------------------------------------
@@ -144,6 +162,8 @@ class AnswerFile:
         kept = self._kept(Path(path)) if resume and path != "-" else []
         if path == "-":
             self.file: IO[str] = sys.stdout
+            if columns and isinstance(sys.stdout, io.TextIOWrapper):  # for programs: as in a file
+                sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         elif kept:
             with written_whole(path) as temporary, self._opened(temporary, "w") as self.file:
                 self._start(kept)

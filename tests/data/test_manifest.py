@@ -108,7 +108,7 @@ def test_folder_of_class_folders(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,class\na.mp4,0\n", r"line 1: the header 'path,class' has no label column; write path,label"),
+        ("path,action\na.mp4,0\n", r"line 1: the header 'path,action' has no label column; write path,label"),
         ("path,label\na.mp4,3\n", r"line 2: label 3 is out of range; there are 3 classes, so labels go from 0 to 2"),
         ("path,label\na.mp4,0\nb.mp4,-1\n", r"line 3: label -1 is out of range"),
         ("path,label\na.mp4,jumping\n", r"line 2: label 'jumping' is neither a number nor a name of the class list"),
@@ -327,7 +327,7 @@ def test_names_of_any_bytes_and_commas_are_skipped(tmp_path):
     [
         (None, r"bad\.csv: the list cannot be read \(No such file or directory\); mend or empty DATA\.SKIP_LIST"),
         ("a.mp4\nc.mp4\n", r"bad\.csv: DATA\.SKIP_LIST is a CSV with a header and a column path in every row"),
-        ("split,path\ntrain\n", r"bad\.csv: DATA\.SKIP_LIST is a CSV with a header"),
+        ("split,path\ntrain\n", r"bad\.csv, line 2: expected 2 fields \(split,path\)"),
         ("path\na.mp4\nv/b.mp4\nc.mp4\n", r"bad\.csv: names every video of .*train\.csv; mend or empty"),
     ],
 )

@@ -1,0 +1,113 @@
+"""Text that holds names of files and classes: one convention for what is read, written and shown.
+
+A file name is a sequence of bytes, in any encoding. In this package it is the string that Python itself makes of it:
+UTF-8, and each byte that is not UTF-8 as one of the characters U+DC80 to U+DCFF ("surrogateescape"). Text files that
+hold names are read and written with the functions below, so that every byte comes out as it went in. JSON is written in
+ASCII: such a byte is the escape ``\\udc80`` to ``\\udcff``, which ``json.loads`` turns into the same string.
+"""
+
+import codecs
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from lookupvit_video.files import written_whole
+
+_MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def open_text(path: str | Path, mode: str = "r") -> IO[str]:
+    """Open a text file that holds names, for reading ("r"), writing ("w") or appending ("a"); line breaks are kept."""
+    return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text that holds names, completely or not at all.
+
+    Raises:
+        OSError: the folder cannot be written to or the disk is full.
+    """
+    with written_whole(path) as temporary, open_text(temporary, "w") as file:
+        file.write(text)
+
+
+def decode(data: bytes) -> str:
+    """Return the text of a file that people or other programs wrote: UTF-8, or what its byte order mark says.
+
+    Raises:
+        ValueError: it is no text.
+    """
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            text = data[len(mark) :].decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
+            break
+    else:
+        text = data.decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        raise ValueError("it holds zero bytes: no text, or UTF-16 without a byte order mark; save it as UTF-8")
+    return text
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a name is free of bytes that are not UTF-8."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def printable(text: str) -> str:
+    """Return text that a picture can show: "?" for line breaks, bytes of no alphabet and the like."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def one_line(text: str) -> str:
+    r"""Return text that a terminal shows on one line: control characters and bytes of no alphabet as \n, \x1b, \xff."""
+    return "".join(map(_visible, text))
+
+
+def visible(text: str) -> str:
+    """Return text as ``one_line`` does, with its line breaks kept."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
+def _visible(letter: str) -> str:
+    if letter.isprintable() or unicodedata.category(letter) not in ("Cc", "Cs", "Zl", "Zp"):
+        return letter
+    if "\udc80" <= letter <= "\udcff":
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    return ascii(letter)[1:-1]
+
+
+def shown(names: Iterable[str], limit: int = 10) -> str:
+    """Return names as one line, the first few of many."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(map(one_line, names[:limit])) + more
+
+
+def make_streams_tolerant() -> None:
+    """Let standard output and error take any text: what their encoding lacks is written as a backslash escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def use_utf8() -> None:
+    """Start this process again in Python's UTF-8 mode where file names are not UTF-8 (LC_ALL=C with PYTHONUTF8=0).
+
+    There Python can neither open nor print a name that is not ASCII, whatever this package does.
+    """
+    if sys.getfilesystemencoding().lower().replace("-", "") == "utf8" or os.name == "nt" or sys.flags.utf8_mode:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    arguments = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+    os.execve(sys.executable, arguments, {**os.environ, "PYTHONUTF8": "1"})  # noqa: S606 - this program, its arguments
