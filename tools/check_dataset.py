@@ -36,7 +36,6 @@ from lookupvit_video.data.sheet import (
     draw_sheet,
     model_views,
     pick_rows,
-    printable,
     strip_as_seen,
     strip_of_file,
 )
@@ -44,6 +43,7 @@ from lookupvit_video.data.transforms import mirrored_labels
 from lookupvit_video.engine.log import setup_logging
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
+from lookupvit_video.text import open_text, printable, write_text
 
 EXAMPLE = """examples:
   python tools/check_dataset.py --cfg configs/demo_motion.yaml
@@ -142,16 +142,11 @@ def write_reports(rows: Sequence[Row], summary: dict[str, Any], out: Path) -> No
     ]
     write_csv(out / "report.csv", list(table[0]), table)
     write_csv(out / "bad_videos.csv", ["split", "path", "reason"], bad)
-    with written_whole(out / "report.json") as temporary:
-        temporary.write_text(simplejson.dumps({"summary": summary, "files": table}, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "report.json", simplejson.dumps({"summary": summary, "files": table}, indent=1) + "\n")
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    # A file name may hold any bytes: they come out as they went in.
-    with (
-        written_whole(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
+    with written_whole(path) as temporary, open_text(temporary, "w") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)

@@ -24,6 +24,7 @@ from lookupvit_video.inference.explain import (
 )
 from lookupvit_video.inference.predictor import Predictor, load_model
 from lookupvit_video.models.lookupvit import LookupViT
+from lookupvit_video.text import one_line
 
 EXAMPLE = """examples:
   python tools/explain.py --checkpoint runs/demo_motion/model.pt video.mp4 --out explained --token 0,1,1
@@ -73,11 +74,11 @@ def explain_video(predictor: Predictor, video: str, stem: str, arguments: argpar
     classes = list(zip(prediction.labels, prediction.probabilities, strict=True))
     answers = without_time(predictor, prediction.clip)
     best = {order: int(shares.argmax()) for order, shares in answers.items()}
-    print(video)
+    print(one_line(video))
     for order, shares in answers.items():
         kept = float(shares[best["real"]])
         print(
-            f"  {order:9} {100 * float(shares.max()):5.1f} %  {predictor.classes[best[order]]:30} "
+            f"  {order:9} {100 * float(shares.max()):5.1f} %  {one_line(predictor.classes[best[order]]):30} "
             f"{100 * kept:5.1f} % left of {predictor.classes[best['real']]!r}"
         )
     if isinstance(predictor.model, LookupViT):
@@ -85,7 +86,7 @@ def explain_video(predictor: Predictor, video: str, stem: str, arguments: argpar
         rows = heat_maps(attention, arguments.token, arguments.lookup)
         draw_sheet(frames, rows, classes, Path(video).name, arguments.out / f"{stem}.png")
         write_overlay(frames, attention.answer_map(), arguments.out / f"{stem}.mp4")
-        print(f"  drawn: {arguments.out / stem}.png, .mp4")
+        print(one_line(f"  drawn: {arguments.out / stem}.png, .mp4"))
     shown = {
         order: {"label": predictor.classes[best[order]], "probability": round(float(shares.max()), 4)}
         | {"of the real answer": round(float(shares[best["real"]]), 4)}
@@ -105,7 +106,7 @@ def explain_list(predictor: Predictor, path: str) -> dict[str, Any]:
         print(f"  {order:9} {results[order].top(1):6.2f} % {real - results[order].top(1):7.2f}")
     bad = [{"path": videos[row].path, "reason": reason} for row, reason in results["real"].bad]
     for video in bad:
-        print(f"explain.py: error: {video['reason']}", file=sys.stderr)
+        print(one_line(f"explain.py: error: {video['reason']}"), file=sys.stderr)
     top1 = {order: round(results[order].top(1), 2) for order in ORDERS}
     return {"list": path, "videos": len(videos), "top1": top1, "bad_videos": bad}
 
@@ -121,7 +122,7 @@ def main() -> int:
         try:
             report["videos"].append(explain_video(predictor, video, stem, arguments))
         except DecodeError as error:
-            print(f"explain.py: error: {error}", file=sys.stderr)
+            print(one_line(f"explain.py: error: {error}"), file=sys.stderr)
             report["videos"].append({"path": video, "error": str(error)})
             failures += 1
     if arguments.list:

@@ -2,7 +2,6 @@
 """Name what happens in videos, with a trained checkpoint."""
 
 import argparse
-import io
 import logging
 import math
 import os
@@ -19,7 +18,6 @@ from tqdm import tqdm
 
 from lookupvit_video.cli import run_command
 from lookupvit_video.data.decode import BACKENDS
-from lookupvit_video.data.sheet import printable
 from lookupvit_video.engine.log import setup_logging
 from lookupvit_video.inference.batch import AnswerFile, csv_columns, csv_row, find_videos, read_videos
 from lookupvit_video.inference.budget import check_grid, load_cascade, parse_grid
@@ -27,6 +25,7 @@ from lookupvit_video.inference.draw import draw_prediction
 from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
 from lookupvit_video.inference.views import Failure, make_plan
 from lookupvit_video.progress import progress
+from lookupvit_video.text import printable
 
 logger = logging.getLogger(__name__)
 EXAMPLE = """examples:
@@ -156,7 +155,7 @@ def draw(prediction: Prediction, predictor: Predictor, folder: Path, number: int
     name = printable(Path(prediction.path).name)
     sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
     draw_prediction(replace(prediction, path=name), predictor.attention_maps(prediction.clip), sheet)
-    say(f"  drawn: {sheet}")
+    say(printable(f"  drawn: {sheet}"))
 
 
 def tell_cost(answers: list[tuple[str, float]], largest: float) -> None:
@@ -223,8 +222,6 @@ def main() -> int:
     videos, failures = find_videos(arguments.videos, arguments.list)
     check_outputs(arguments, videos)
     predictor = load_model(arguments.checkpoint, arguments.device)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a class may be named in letters that a terminal has not
     lost, costs = predict(arguments, predictor, videos, failures)
     tell_cost(costs, list(predictor.grids.values())[-1] if predictor.grids else 0.0)
     for failure in lost:

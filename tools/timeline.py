@@ -8,7 +8,6 @@ import simplejson
 
 from lookupvit_video.cli import run_command
 from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.files import written_whole
 from lookupvit_video.inference.annotate import annotate_video, check_video_name
 from lookupvit_video.inference.draw import draw_timeline
 from lookupvit_video.inference.predictor import load_model
@@ -19,6 +18,7 @@ from lookupvit_video.inference.timeline import (
     read_timeline,
     timeline_as_json,
 )
+from lookupvit_video.text import one_line, write_text
 
 EXAMPLE = """example:
   python tools/timeline.py --checkpoint runs/demo_motion/model.pt video.mp4 --json timeline.json --png timeline.png \\
@@ -64,7 +64,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def show(segments: list[Segment]) -> None:
     for segment in segments:
-        print(f"{segment.start:9.2f} s {segment.end:9.2f} s  {100 * segment.probability:5.1f} %  {segment.label}")
+        label = one_line(segment.label)
+        print(f"{segment.start:9.2f} s {segment.end:9.2f} s  {100 * segment.probability:5.1f} %  {label}")
 
 
 def main() -> int:
@@ -83,9 +84,9 @@ def main() -> int:
     segments = find_segments(timeline, change_cost=arguments.change_cost, min_probability=arguments.min_probability)
     show(segments)
     if arguments.json:
-        with written_whole(arguments.json) as temporary:
-            text = simplejson.dumps(timeline_as_json(timeline, segments, arguments.topk), indent=1)
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(
+            arguments.json, simplejson.dumps(timeline_as_json(timeline, segments, arguments.topk), indent=1) + "\n"
+        )
     if arguments.png:
         draw_timeline(timeline, segments, arguments.png, arguments.topk)
     if arguments.annotate:

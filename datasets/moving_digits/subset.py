@@ -9,6 +9,7 @@ from lookupvit_video.cli import run_command
 from lookupvit_video.data.manifest import read_class_list, read_manifest
 from lookupvit_video.data.synthetic import SPLITS
 from lookupvit_video.files import written_whole
+from lookupvit_video.text import open_text, write_text
 
 EXAMPLE = """example:
   python datasets/moving_digits/subset.py --of datasets/moving_digits/data_study/motion \\
@@ -36,14 +37,13 @@ def main() -> int:
     for split in SPLITS:
         videos = [v for v in read_manifest(args.of / f"{split}.csv", names) if names[v.label] in args.classes]
         kept = videos[: args.train or None] if split == "train" else videos
-        with written_whole(args.out / f"{split}.csv") as temporary, temporary.open("w", newline="") as file:
+        with written_whole(args.out / f"{split}.csv") as temporary, open_text(temporary, "w") as file:
             writer = csv.writer(file)
             writer.writerow(("path", "label"))
             for video in kept:
                 writer.writerow((os.path.relpath(video.path, args.out), args.classes.index(names[video.label])))
         print(f"{args.out / split}.csv: {len(kept)} videos")
-    with written_whole(args.out / "classes.txt") as temporary:
-        temporary.write_text("".join(f"{name}\n" for name in args.classes), encoding="utf-8")
+    write_text(args.out / "classes.txt", "".join(f"{name}\n" for name in args.classes))
     return 0
 
 

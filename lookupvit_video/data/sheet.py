@@ -2,7 +2,6 @@
 
 import os
 import random
-import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain, zip_longest
@@ -20,6 +19,7 @@ from lookupvit_video.data.decode import open_video
 from lookupvit_video.data.loader import build_eval_loader, build_train_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.engine.plots import new_figure, save_figure
+from lookupvit_video.text import printable
 
 FRAMES = 4  # of each clip, from its first to its last
 _COLUMNS = 3
@@ -98,11 +98,6 @@ def _side_by_side(frames_THWC: Tensor) -> np.ndarray:
     return torch.cat(parts[1:], dim=1).numpy()
 
 
-def printable(text: str) -> str:
-    """Return text that a terminal and a picture can show: file names may hold line breaks and bytes of no alphabet."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def _shortened(text: str, length: int, keep_end: bool = False) -> str:
     text = printable(text)
     if len(text) <= length:
@@ -127,7 +122,7 @@ def draw_sheet(shown: Sequence[tuple[Row, str, np.ndarray]], path: Path, title: 
             _shortened(label or "no label", 54), loc="left", fontsize=9, weight="bold", pad=3, parse_math=False
         )
         name = _shortened(os.path.normpath(row.video.path), 76 - len(row.split), keep_end=True)
-        axis.set_xlabel(f"{row.split}  {name}", loc="left", fontsize=6.5, color="0.45", labelpad=2, parse_math=False)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box stands in its place
-        save_figure(figure, path)
+        axis.set_xlabel(
+            f"{printable(row.split)}  {name}", loc="left", fontsize=6.5, color="0.45", labelpad=2, parse_math=False
+        )
+    save_figure(figure, path)

@@ -278,7 +278,7 @@ def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     with written_whole(path) as temporary:
-        temporary.write_bytes(text.encode())
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
 
 
 def _write_manifests(out: Path, settings: Settings) -> None:

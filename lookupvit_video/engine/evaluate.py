@@ -24,6 +24,7 @@ from lookupvit_video.engine.plots import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.engine.world import World, gather_objects
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
+from lookupvit_video.text import open_text, write_text
 
 logger = logging.getLogger(__name__)
 CompressedGrid = tuple[int, ...] | None
@@ -132,7 +133,7 @@ def evaluate(
 
 def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write what one checkpoint reaches with each compressed grid: accuracy_vs_gmacs.csv and .png; log the table."""
-    with written_whole(folder / "accuracy_vs_gmacs.csv") as temporary, temporary.open("w", newline="") as file:
+    with written_whole(folder / "accuracy_vs_gmacs.csv") as temporary, open_text(temporary, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -160,9 +161,8 @@ def write_results(
         "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in results.bad],
         "per_class": dict(zip(classes, results.per_class(), strict=True)),
     }
-    with written_whole(folder / "test_results.json") as temporary:
-        temporary.write_text(simplejson.dumps(summary) + "\n", encoding="utf-8")
-    with written_whole(folder / "test_predictions.csv") as temporary, temporary.open("w", newline="") as file:
+    write_text(folder / "test_results.json", simplejson.dumps(summary) + "\n")
+    with written_whole(folder / "test_predictions.csv") as temporary, open_text(temporary, "w") as file:
         writer = csv.writer(file)
         writer.writerow(("path", "label", "prediction", "probability"))
         read = results.read

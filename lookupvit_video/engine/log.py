@@ -6,12 +6,15 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import simplejson
 import torch
 from fvcore.common.config import CfgNode
+
+from lookupvit_video.text import one_line, open_text, visible
 
 try:
     import resource
@@ -21,10 +24,21 @@ except ImportError:  # Windows
 
 def setup_logging(is_main: bool = True) -> None:
     """Send log lines to stderr: everything from the main process, warnings from the others."""
-    logging.basicConfig(
-        format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr, force=True,
-        level=logging.INFO if is_main else logging.WARNING,
-    )  # fmt: skip
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Visible("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], force=True, level=logging.INFO if is_main else logging.WARNING)
+
+
+class _Visible(logging.Formatter):
+    """Shows control characters as escapes: the name of a file may hold any, also those that steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple) and record.msg != "%s":  # that one stands for a report of several lines
+            record = copy(record)
+            record.args = tuple(
+                one_line(str(arg)) if isinstance(arg, (str, Path)) else arg for arg in record.args or ()
+            )
+        return visible(super().format(record))
 
 
 class JsonLines:
@@ -33,14 +47,14 @@ class JsonLines:
     def __init__(self, path: Path, enabled: bool = True):
         self.path, self.enabled = path, enabled
         if enabled and _ends_within_a_line(path):  # what a killed run left must not spoil the first line of this one
-            with path.open("a", encoding="utf-8") as file:
+            with open_text(path, "a") as file:
                 file.write("\n")
 
     def write(self, kind: str, **values: Any) -> None:
         """Append {"kind": kind, "time": seconds since 1970, ...}; numbers that are not finite become null."""
         if self.enabled:
             line = simplejson.dumps({"kind": kind, "time": round(time.time(), 3), **values}, ignore_nan=True)
-            with self.path.open("a", encoding="utf-8") as file:
+            with open_text(self.path, "a") as file:
                 file.write(line + "\n")
 
 
@@ -95,10 +109,10 @@ def read_json_lines(path: Path, kind: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     entries = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             entry = simplejson.loads(line)
-        except simplejson.JSONDecodeError:
+        except ValueError:
             continue  # the line that a killed run left half written
         if entry.get("kind") == kind:
             entries[entry["step"]] = entry
@@ -108,7 +122,7 @@ def read_json_lines(path: Path, kind: str) -> list[dict[str, Any]]:
 def record_bad_videos(output_dir: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """Append (split, path, reason) rows to OUTPUT_DIR/bad_videos.csv; any process may."""
     path = output_dir / "bad_videos.csv"
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with open_text(path, "a") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
             writer.writerow(("split", "path", "reason"))

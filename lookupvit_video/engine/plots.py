@@ -1,5 +1,6 @@
 """Pictures of a run: what the model sees, learning curves and the confusion matrix."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lookupvit_video.files import written_whole
+from lookupvit_video.text import printable
 
 SHOWN_CLIPS, SHOWN_FRAMES = 8, 4
 
@@ -23,8 +25,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write a figure as PNG, whole or not at all."""
-    with written_whole(path) as temporary:
+    with written_whole(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box stands in its place
         figure.savefig(temporary, dpi=dpi, format="png")
+
+
+def plain(name: str) -> str:
+    """Return a name that matplotlib draws as it stands: a dollar would start a formula, some bytes are an error."""
+    return printable(name).replace("$", r"\$")
 
 
 def plot_curves(train: Sequence[dict[str, Any]], val: Sequence[dict[str, Any]], path: Path) -> None:
@@ -74,7 +82,7 @@ def plot_clips(
         axis.imshow(torch.cat(list(pixels.permute(1, 2, 3, 0)), dim=1).numpy())
         weights, labels = target.topk(min(2, len(classes)))
         names = [
-            classes[label] if weight > 0.995 else f"{100 * weight:.0f} % {classes[label]}"
+            printable(classes[label] if weight > 0.995 else f"{100 * weight:.0f} % {classes[label]}")
             for weight, label in zip(weights.tolist(), labels.tolist(), strict=True)
             if weight > 0.005
         ]
@@ -109,8 +117,9 @@ def plot_confusion(counts_KK: np.ndarray, classes: Sequence[str], path: Path) ->
     figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.8)
     axis.set(xlabel="predicted", ylabel="true", title="confusion matrix")
     if len(classes) <= 60:
-        axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor")
-        axis.set_yticks(range(len(classes)), classes)
+        names = list(map(plain, classes))
+        axis.set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(classes)), names)
     if len(classes) <= 20:
         for row, column in np.argwhere(counts_KK > 0):
             dark = share[row, column] > 50

@@ -19,7 +19,7 @@ from lookupvit_video.data.reader import DecodeError
 from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
-from lookupvit_video.text import decode
+from lookupvit_video.text import decode, open_text
 
 MAX_LIST_BYTES = 256 << 20
 _SLACK = 5.0  # seconds beyond the decoder's own limit, after which its process is ended
@@ -165,17 +165,14 @@ class AnswerFile:
             if columns and isinstance(sys.stdout, io.TextIOWrapper):  # for programs: as in a file
                 sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         elif kept:
-            with written_whole(path) as temporary, self._opened(temporary, "w") as self.file:
+            with written_whole(path) as temporary, open_text(temporary, "w") as self.file:
                 self._start(kept)
-            self.file = self._opened(Path(path), "a")
+            self.file = open_text(path, "a")
             return
         else:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self.file = self._opened(Path(path), "w")
+            self.file = open_text(path, "w")
         self._start(kept)
-
-    def _opened(self, path: Path, mode: str) -> IO[str]:
-        return path.open(mode, encoding="utf-8", errors="surrogateescape", newline="" if self.columns else None)
 
     def _start(self, kept: Iterable[dict[str, Any]]) -> None:
         if self.columns:
@@ -187,7 +184,7 @@ class AnswerFile:
         """Return the answers that an earlier run left; the line that it was killed over is none."""
         if not path.exists():
             return []
-        with self._opened(path, "r") as file:
+        with open_text(path, "r") as file:
             if self.columns:
                 reader = csv.DictReader(file)
                 if reader.fieldnames is not None and list(reader.fieldnames) != list(self.columns):

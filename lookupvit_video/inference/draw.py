@@ -1,7 +1,6 @@
 """Pictures of answers: sheets of the frames that the model saw and where it looked, and time lines."""
 
 import colorsys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import torch
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from lookupvit_video.engine.plots import new_figure, save_figure
+from lookupvit_video.engine.plots import new_figure, plain, save_figure
 from lookupvit_video.inference.predictor import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline, leading_classes
+from lookupvit_video.text import printable
 
 MAX_COLUMNS = 8
 
@@ -47,7 +47,8 @@ def draw_sheet(
     shown = np.linspace(0, len(frames_THWC) - 1, min(MAX_COLUMNS, len(frames_THWC))).round().astype(int).tolist()
     rows = 1 + len(heat_maps)
     figure = new_figure(1.5 * len(shown) + 3.2, 1.6 * rows + 0.5)
-    figure.suptitle(f"{title}: {classes[0][0]} ({classes[0][1]:.0%})", fontsize=11, parse_math=False)
+    title = printable(f"{title}: {classes[0][0]} ({classes[0][1]:.0%})")
+    figure.suptitle(title, fontsize=11, parse_math=False)
     panels: Any = figure.subfigures(1, 2, width_ratios=[1.5 * len(shown), 3.2])
     pictures, right = panels
     bars: Any = right.subfigures(2, 1, height_ratios=[2, rows - 2])[0] if rows > 2 else right
@@ -68,24 +69,18 @@ def draw_sheet(
     axis.invert_yaxis()
     axis.set(xlim=(0, 1), xlabel="probability")
     axis.tick_params(labelsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def shortened(text: str, length: int) -> str:
     """Return printable text of at most so many letters."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = printable(text)
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _save(figure: Any, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box stands in its place
-        save_figure(figure, path)
 
 
 def _plain(label: str) -> str:
     """Return a label that matplotlib draws as it stands: an underscore would hide it, a dollar start a formula."""
-    text = shortened(label, 28).replace("$", r"\$")
+    text = plain(shortened(label, 28))
     return " " + text if text.startswith("_") else text
 
 
@@ -147,7 +142,7 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, t
     _add_legend(figure, colours)
     lower.set(xlim=(0, timeline.duration / unit), ylim=(-0.4, 0.4), yticks=[], ylabel="segments")
     lower.set_xlabel(f"time, {letter}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _add_legend(figure: Any, colours: dict[str, tuple[float, float, float]]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from lookupvit_video.config import config_from_text, get_defaults, get_key
 from lookupvit_video.engine.checkpoint import Checkpoint
 from lookupvit_video.files import written_whole
+from lookupvit_video.text import write_text
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL_TYPE = "lookupvit_video"
@@ -46,15 +47,12 @@ def write_pretrained(
         "label2id": {name: label for label, name in enumerate(classes)},
         "lookupvit_video": yaml.safe_load(portable(cfg).dump()),
     }
-    with written_whole(folder / CONFIG) as temporary:
-        temporary.write_text(simplejson.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / CONFIG, simplejson.dumps(content, indent=2) + "\n")
     with written_whole(folder / WEIGHTS) as temporary:
         # Copies, since the format knows no two names for one memory.
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, temporary, metadata={"format": "pt"})
-    with written_whole(folder / CARD) as temporary:
-        card = model_card(folder.resolve().name, cfg, classes, gmacs, parameters, test_results(source))
-        temporary.write_text(card, encoding="utf-8")
+    write_text(folder / CARD, model_card(folder.resolve().name, cfg, classes, gmacs, parameters, test_results(source)))
 
 
 def portable(cfg: CfgNode) -> CfgNode:

@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import Any
 
 from lookupvit_video.data.decode import DecodeError
-from lookupvit_video.data.sheet import printable
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.inference.annotate import write_overlay
 from lookupvit_video.inference.budget import load_cascade, parse_grid
@@ -22,6 +21,7 @@ from lookupvit_video.inference.timeline import find_segments, plan_windows, read
 from lookupvit_video.inference.upload import Limits, Upload, read_upload
 from lookupvit_video.inference.views import Views, make_plan
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.text import one_line, printable
 
 logger = logging.getLogger(__name__)
 ADAPTIVE = "adaptive"
@@ -133,7 +133,7 @@ class Page:
         began = perf_counter()
         prediction = self._predict(upload.views._replace(name=name), budget)
         on = f" on grid {prediction.grid}" if prediction.grid else ""
-        classes = dict(zip(prediction.labels, prediction.probabilities, strict=True))
+        classes = dict(zip(map(one_line, prediction.labels), prediction.probabilities, strict=True))
         step = f"answer{on}: {prediction.gmacs:.3g} GMACs"
         yield (shown := shown.after(f"{name}: drawing …", step, began, classes=classes))
         began = perf_counter()
@@ -164,7 +164,7 @@ class Page:
         _, window = plan_windows(self.predictor.cfg, upload.duration, 1.0, None)
         rest = upload.duration - window
         note = f" ({prediction.note})" if prediction.note else ""
-        status = f"{prediction.path}: {prediction.label}, {prediction.probability:.0%}{note}"
+        status = f"{prediction.path}: {one_line(prediction.label)}, {prediction.probability:.0%}{note}"
         if rest <= 1e-3:  # one window is all of it
             yield replace(shown, status=status)
             return
