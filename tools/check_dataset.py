@@ -29,6 +29,7 @@ from lookupvit_video.data.check import (
     rows_of_path,
     summarize,
 )
+from lookupvit_video.data.coverage import classes_beside, warnings_of_rows
 from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.data.sheet import (
@@ -165,11 +166,13 @@ def show(rows: Sequence[Row], summary: dict[str, Any]) -> None:
         cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
         print("  ".join([f"{printable(first):<{widths[0]}}", *cells]))
     for split, counts in summary["splits"].items():
-        if counts["without_video"]:
-            names = ", ".join(counts["without_video"][:SHOWN]) + (
+        if counts["without_video"] and split != "train":  # a warning below says it of that one
+            names = ", ".join(map(printable, counts["without_video"][:SHOWN])) + (
                 ", ..." if len(counts["without_video"]) > SHOWN else ""
             )
             print(f"{split}: {len(counts['without_video'])} classes without a video ({names})")
+    for warning in summary["class_warnings"]:
+        print(f"warning: {warning}")
     print()
     print(f"files       {summary['files']}, {summary['bytes'] / 1e6:.1f} MB, {summary['hours']:.2f} h")
     print(f"codecs      {most_common(summary['codecs'])}")
@@ -212,6 +215,7 @@ def main() -> int:
         rows = [row for path in arguments.inputs for row in rows_of_path(path)]
     check(rows, cfg, arguments)
     summary = summarize(rows, classes)
+    summary["class_warnings"] = warnings_of_rows(rows, classes or classes_beside(arguments.inputs))
     write_reports(rows, summary, arguments.out)
     drawn = make_sheet(rows, cfg, classes, arguments)
     show(rows, summary)

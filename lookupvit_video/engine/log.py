@@ -14,7 +14,7 @@ import simplejson
 import torch
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.text import one_line, open_text, visible
+from lookupvit_video.text import is_utf8, one_line, open_text, visible
 
 try:
     import resource
@@ -74,7 +74,7 @@ class Journal:
         step: the run starts there; what TensorBoard has of later steps, from a run that was killed, is hidden.
 
     Raises:
-        ValueError: TensorBoard is asked for, but not installed.
+        ValueError: TensorBoard is asked for, but not installed, or cannot write to a folder of that name.
     """
 
     def __init__(self, cfg: CfgNode, enabled: bool = True, step: int = 0):
@@ -87,6 +87,11 @@ class Journal:
                 raise ValueError(
                     "TENSORBOARD.ENABLE is True, but TensorBoard is not installed: pip install -e .[tensorboard]"
                 ) from None
+            if not is_utf8(cfg.OUTPUT_DIR):
+                raise ValueError(
+                    f"OUTPUT_DIR {cfg.OUTPUT_DIR} is not UTF-8; TensorBoard cannot write there: choose another "
+                    "OUTPUT_DIR or set TENSORBOARD.ENABLE False"
+                )
             self._board = SummaryWriter(str(Path(cfg.OUTPUT_DIR) / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:

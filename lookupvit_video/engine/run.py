@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from lookupvit_video.config import differences, get_key
+from lookupvit_video.data.coverage import warnings_of_run
 from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
@@ -279,6 +280,9 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     """
     train_videos = load_split(cfg, "train", classes)
     val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
+    if world.is_main:
+        for warning in warnings_of_run(cfg, classes, train_videos, val_videos):
+            logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
     model = build_model(cfg)
     resumed = starting_point(cfg, classes, model, world)

@@ -7,12 +7,13 @@ from typing import Any
 import simplejson
 import yaml
 from fvcore.common.config import CfgNode
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from lookupvit_video.config import config_from_text, get_defaults, get_key
 from lookupvit_video.engine.checkpoint import Checkpoint
 from lookupvit_video.files import written_whole
+from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.text import write_text
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -170,7 +171,7 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
         ) from None
     cfg = config_from_text(simplejson.dumps(tree), f"{folder / CONFIG} (lookupvit_video)")  # JSON is YAML
     try:
-        state = load_file(folder / WEIGHTS)
+        state = load_safetensors(folder / WEIGHTS)
     except Exception as error:  # a damaged file may raise anything
         reason = "No such file" if isinstance(error, FileNotFoundError) else "damaged, or not a file of weights"
         raise ValueError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from lookupvit_video.config import token_grid
@@ -26,6 +26,7 @@ from lookupvit_video.models.blocks import ACTIVATIONS, TransformerBlock
 from lookupvit_video.models.lookupvit import HEADS, LookupViT
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer, interpolation_matrix
 from lookupvit_video.models.vit import ViT
+from lookupvit_video.text import is_utf8
 
 State = dict[str, Tensor]
 INFLATIONS = ("central", "average")
@@ -511,11 +512,16 @@ def read_state(source: str) -> State:
     return _flat(_read(source), source)
 
 
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a .safetensors file; its own reader opens no path that is not UTF-8."""
+    return load_file(path) if is_utf8(str(path)) else load(path.read_bytes())
+
+
 def _read(source: str) -> Any:
     path = _local(source)
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return load_safetensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE's and VideoMAE's files keep their arguments
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged file may raise anything

@@ -16,10 +16,10 @@ from lookupvit_video.data.sheet import (
     draw_sheet,
     model_views,
     pick_rows,
-    printable,
     strip_as_seen,
     strip_of_file,
 )
+from lookupvit_video.text import printable
 from tests.small import settings
 from tests.videos import read_number, write_video
 
