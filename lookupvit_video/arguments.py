@@ -52,9 +52,8 @@ def parse_with_settings(
         parser: with a positional argument ``dest`` of ``nargs="*"``, which takes the settings.
         arguments: default: those of this process.
     """
-    given = [_DASHED_KEY.sub("", word) for word in (sys.argv[1:] if arguments is None else arguments)]
-    found, rest = parser.parse_known_args(given)
-    rest = [word for word in rest if word != "--"]
+    words = sys.argv[1:] if arguments is None else arguments
+    found, rest = parser.parse_known_args([_DASHED_KEY.sub("", word) for word in words if word != "--"])
     for word in rest:
         if word.startswith("-") and not _NEGATIVE.match(word):
             flag = word.partition("=")[0]
