@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from lookupvit_video.cli import run_command
+from lookupvit_video.text import one_line
 
 EXAMPLE = """example:
   pip install -e .[app]
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> None:
         num_crops=arguments.crops, timeout=arguments.timeout, calibration=arguments.calibration,
     )  # fmt: skip
     warm_up(page.plan)
-    title = f"{Path(arguments.checkpoint).name}: {len(predictor.classes)} classes, on {predictor.device}"
+    title = f"{one_line(Path(arguments.checkpoint).name)}: {len(predictor.classes)} classes, on {predictor.device}"
     serve(gradio, build(gradio, page, title, folder), arguments.port, arguments.max_mb)
 
 

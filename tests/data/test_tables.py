@@ -8,7 +8,9 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_split, read_class_list, read_manifest
+from lookupvit_video.data.tables import COLUMNS
 from lookupvit_video.inference.batch import find_videos
+from tests.small import ROOT
 
 CLASSES = ["abseiling", "jump", "long jump", "zumba, slow"]
 UTF16 = codecs.BOM_UTF16_LE, "utf-16-le"
@@ -161,3 +163,10 @@ def test_lists_to_predict_from(tmp_path):
         names('path,x\na.mp4,1\nb.mp4,"1",2\n')
     with pytest.raises(ValueError, match=r"list: this list cannot be read \(it holds zero bytes"):
         names("a.mp4\n".encode("utf-16-le"))
+
+
+def test_every_name_of_a_column_is_documented():
+    text = (ROOT / "datasets" / "own_videos" / "README.md").read_text(encoding="utf-8")
+    for column, (own, *others) in COLUMNS.items():
+        assert own == column
+        assert f"| `{own}` | {', '.join(f'`{name}`' for name in others)} |" in text
