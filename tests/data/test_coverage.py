@@ -69,7 +69,7 @@ def test_training_and_the_check_warn(tmp_path):
         text = (tmp_path / f"{split}.csv").read_text()
         (tmp_path / f"{split}.csv").write_text(text.replace("0.mp4,0\n", ""))
     small = settings(tmp_path, tmp_path / "out", MODEL__NUM_CLASSES=4, TRAIN__BATCH_SIZE=2)
-    result = run_net([*small, "--dry-run"])
+    result = run_net(["--dry-run", *small])
     assert result.returncode == 0, result.stderr
     for line in ("1 of 4 classes have no training video (class 0)", "no list has a video of label 0 (class 0)"):
         assert f"train.csv: {line}" in result.stderr
