@@ -22,6 +22,7 @@ from lookupvit_video.data.tables import (
     looks_like_header,
     read_list,
     table_rows,
+    ways_to_read,
 )
 from lookupvit_video.text import is_utf8
 
@@ -110,8 +111,11 @@ def located(folder: Path, name: str) -> Path:
 
 def _rows(path: Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, fields) of a table with header, or of headerless ``path label`` lines."""
+    lines = lines_of(text)
+    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
+    is_row = any(_is_label(label, numbers) for _, label in ways_to_read(lines[first].strip()))  # "video 3": no header
     header = find_header(text, path)
-    if header:
+    if header and not (is_row and "label" not in header.columns):
         if "label" not in header.columns:
             raise ValueError(
                 f"{path}, line {header.line}: the header {header.delimiter.join(header.names)!r} has no label column; "
@@ -119,8 +123,6 @@ def _rows(path: Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int,
             )
         yield from table_rows(header, path)
         return
-    lines = lines_of(text)
-    first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     names = lines[first].lower().split()
     if "youtube_id" in re.split(r'[,;\t "]+', lines[first]):
         raise ValueError(
@@ -129,7 +131,7 @@ def _rows(path: Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int,
         )
     if len(names) == 2 and names[0] in COLUMNS["path"] and names[1] in COLUMNS["label"]:
         lines[first] = ""  # a header of 'path label' lines
-    elif looks_like_header(lines[first]) and not any(lines[first].strip().endswith(name) for name in numbers):
+    elif looks_like_header(lines[first]) and not is_row:
         raise ValueError(
             f"{path}, line {first + 1}: the header {lines[first].strip()!r} names no column of paths; write path,label "
             "(and start,end)"

@@ -174,7 +174,7 @@ def labelled_lines(text: str, source: str | Path, is_label: Callable[[str], bool
     """
     for number, line in _logical_lines(text, source):
         where = f"{source}, line {number}"
-        ways = dict.fromkeys(way for way in _ways(line) if is_label(way[1]))
+        ways = dict.fromkeys(way for way in ways_to_read(line) if is_label(way[1]))
         if len(ways) > 1:  # such as the classes "jump" and "long jump"
             named = [way for way in ways if _VIDEO_NAME.search(way[0])]
             if len(named) != 1:
@@ -209,8 +209,8 @@ def _logical_lines(text: str, source: str | Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"{source}, line {begun}: a quote is left open")
 
 
-def _ways(line: str) -> Iterator[tuple[str, str]]:
-    """Yield each (path, label) that a line may mean."""
+def ways_to_read(line: str) -> Iterator[tuple[str, str]]:
+    """Yield each (path, label) that a line without header may mean, if what is the label is one."""
     quoted = _QUOTED.match(line)
     if quoted:
         rest = _BREAK.match(line, quoted.end())

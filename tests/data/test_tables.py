@@ -99,6 +99,8 @@ def test_other_names_of_the_columns(tmp_path, header):
         ('"a\nb.mp4" jump\n', ("a\nb.mp4", 1, None, None)),
         ('"a ""b"".mp4";jump\n', ('a "b".mp4', 1, None, None)),
         ("clip 5 3\n", ("clip 5", 3, None, None)),
+        ("video 3\n", ("video", 3, None, None)),
+        ("file;jump\n", ("file", 1, None, None)),
     ],
 )
 def test_one_row(tmp_path, text, expected):
