@@ -49,9 +49,10 @@ EXAMPLE = """examples:
   python tools/check_dataset.py --cfg configs/k400_lvit.yaml --split train --thorough DATA.PATH_TO_DATA_DIR /data/k400
   python tools/check_dataset.py my_videos/ --duplicates --out runs/my_videos
 
-Writes into --out: report.csv and report.json (every file), bad_videos.csv (files that cannot be used; training leaves
-them out with DATA.SKIP_LIST), contact_sheet.png (some clips as the model sees them, before erasing and mixup).
-Exit code 0: no problem; 1: there are problems; 2: nothing could be checked.
+Writes into --out: report.csv and report.json (every file), bad_videos.csv (files that cannot be used, if there are any;
+training leaves them out with DATA.SKIP_LIST), contact_sheet.png (some clips as the model sees them, before erasing and
+mixup). Exit code 0: every file can be used, notes ("can be used as they are") included; 1: some files, or the spans that a
+list takes of them, cannot be used, or the check failed at run time; 2: invalid input; 130: interrupted.
 """
 SPLITS = ("train", "val", "test")
 SHOWN = 3  # examples of each kind of problem
@@ -140,7 +141,10 @@ def write_reports(rows: Sequence[Row], summary: dict[str, Any], out: Path) -> No
         if row.is_bad
     ]
     write_csv(out / "report.csv", list(table[0]), table)
-    write_csv(out / "bad_videos.csv", ["split", "path", "reason"], bad)
+    if bad:
+        write_csv(out / "bad_videos.csv", ["split", "path", "reason"], bad)
+    else:
+        (out / "bad_videos.csv").unlink(missing_ok=True)  # of an earlier check
     with written_whole(out / "report.json") as temporary:
         temporary.write_text(simplejson.dumps({"summary": summary, "files": table}, indent=1) + "\n", encoding="utf-8")
 
@@ -221,12 +225,14 @@ def main() -> int:
     show(rows, summary)
     show_problems(rows, summary)
     bad = sum(counts["bad"] for counts in summary["splits"].values())
-    print(f"\nwritten to {arguments.out}: report.csv, report.json, bad_videos.csv{', contact_sheet.png' * drawn}")
+    written = ["report.csv", "report.json", *["bad_videos.csv"] * bool(bad), *["contact_sheet.png"] * drawn]
+    print(f"\nwritten to {arguments.out}: {', '.join(written)}")
     if bad:
         skip = (arguments.out / "bad_videos.csv").resolve()
         print(f"{bad} bad; to leave those of the training list out: DATA.SKIP_LIST {skip}")
     logging.shutdown()
-    return 1 if summary["problems"] else 0
+    # A row whose span lies outside of its file is lost, though the file is not bad.
+    return 1 if bad or "span" in summary["problems"] else 0
 
 
 if __name__ == "__main__":
