@@ -29,8 +29,9 @@ def end_children() -> None:
 
 @contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
-    """Let processes that are started in the block never see Ctrl-C, which a terminal sends to all processes at once: the
-    one that started them decides what becomes of them. It gets a Ctrl-C of that moment when the block ends.
+    """Let processes that are started in the block never see Ctrl-C, which a terminal sends to all processes at once.
+
+    The one that started them decides what becomes of them. It gets a Ctrl-C of that moment when the block ends.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

@@ -245,7 +245,8 @@ def _unique_keys(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, A
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse plain YAML in which keys are names and stand once; ValueError with file and line where it is not."""
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that is stricter still
     except yaml.YAMLError as error:
@@ -263,7 +264,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: this config cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    tree = _parse_yaml(text, str(path))
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config holds 'KEY: value' lines; this file holds {type(tree).__name__}")
     base = tree.pop("_BASE_", None)
@@ -312,7 +313,7 @@ def _override_tree(name: str, text: str) -> dict[str, Any]:
     node: Any = _C
     for part in name.split("."):
         node = node.get(part) if isinstance(node, CfgNode) else None
-    value: Any = text if isinstance(node, str) else _parse_yaml(text, f"command line: {name}")
+    value: Any = text if isinstance(node, str) else parse_yaml(text, f"command line: {name}")
     for part in reversed(name.split(".")):
         value = {part: value}
     return value
@@ -336,7 +337,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 def config_from_text(text: str, source: str) -> CfgNode:
     """Rebuild a frozen config from the YAML text that a run saved (``cfg.dump()``)."""
-    tree = _parse_yaml(text, source)
+    tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
         raise ValueError(f"{source}: does not hold a config")
     cfg = get_defaults()

@@ -1,12 +1,13 @@
 """One writer at a time: a second process is refused while the first one lives, and replaces one that has died.
 
-Who writes is recorded in a lock file, with a sign of life every ``BEAT`` seconds. Whether a writer still lives is decided
+Who writes is recorded in a lock file, with a sign of life every ``BEAT`` seconds. Whether a writer still lives is
+decided
 
 1. on its own machine by the kernel: a POSIX record lock on that file, or, where the file system has none, the process's
-   id and start time. Both end with the process, also after kill -9. (Not flock: decoding workers would inherit it, and
-   outlive a killed process for seconds.)
-2. from other machines by the signs of life, since locks do not reach over every network file system: a writer that gives
-   none for ``LOST`` seconds counts as lost. No clocks are compared, except for a sign that is older than ``FORGOTTEN``.
+   id and start time. Both end with the process, also after kill -9. (Not flock, which libraries for locks take:
+   decoding workers would inherit it, and outlive a killed process for seconds.)
+2. from other machines by the signs of life, since locks do not reach over every network file system: a writer that
+   gives none for ``LOST`` seconds counts as lost. No clocks are compared, except for a sign older than ``FORGOTTEN``.
 
 A writer that was only paused and finds itself replaced leaves at once, without writing.
 """
@@ -256,7 +257,7 @@ def _is_here(owner: Owner) -> bool:
 
 
 def _start_of(pid: int) -> str:
-    """Return when a process was started, which tells it from a later one of that id; empty: not known, or it is dead."""
+    """Return when a process was started, which tells it from a later one of that id; empty: not known, or dead."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """A page to try a trained checkpoint: drop a video, see the answer, where the model looked, and when."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import math
 import os
 import signal
 import tempfile
 from pathlib import Path
-
-from lookupvit_video.cli import run_command
 
 EXAMPLE = """example:
   pip install -e .[app]

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Open and decode every video of a data set; report what there is, what is wrong with it, and what to do about it."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import csv
 import logging
@@ -14,7 +17,6 @@ from typing import Any
 import simplejson
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.check import (
     KINDS,
@@ -49,10 +51,10 @@ EXAMPLE = """examples:
   python tools/check_dataset.py --cfg configs/k400_lvit.yaml --split train --thorough DATA.PATH_TO_DATA_DIR /data/k400
   python tools/check_dataset.py my_videos/ --duplicates --out runs/my_videos
 
-Writes into --out: report.csv and report.json (every file), bad_videos.csv (files that cannot be used, if there are any;
-training leaves them out with DATA.SKIP_LIST), contact_sheet.png (some clips as the model sees them, before erasing and
-mixup). Exit code 0: every file can be used, notes ("can be used as they are") included; 1: some files, or the spans that a
-list takes of them, cannot be used, or the check failed at run time; 2: invalid input; 130: interrupted.
+Writes into --out: report.csv and report.json (every file), bad_videos.csv (files that cannot be used, if there are
+any; training leaves them out with DATA.SKIP_LIST), contact_sheet.png (some clips as the model sees them, before erasing
+and mixup). Exit code 0: every file can be used, also with notes ("can be used as they are"); 1: some files, or spans
+that a list takes of them, cannot be used; 2: invalid input; 130: interrupted.
 """
 SPLITS = ("train", "val", "test")
 SHOWN = 3  # examples of each kind of problem

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Train and test a model by config."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import sys
 from pathlib import Path
@@ -8,7 +11,6 @@ from pathlib import Path
 import simplejson
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.engine.dry import dry_run
@@ -27,8 +29,8 @@ EXAMPLE = """examples:
   torchrun --nproc_per_node=8 tools/run_net.py --cfg configs/k400_lvit.yaml DATA.PATH_TO_DATA_DIR /data/k400
   python tools/run_net.py --cfg configs/demo_motion.yaml --dry-run
 
-SIGTERM or SIGUSR1: the step at hand is finished and saved, the exit code is 75, and the same command resumes. Ctrl-C does
-the same with exit code 130; pressed once more it leaves at once, without saving.
+SIGTERM or SIGUSR1: the step at hand is finished and saved, the exit code is 75, and the same command resumes. Ctrl-C
+does the same with exit code 130; pressed once more it leaves at once, without saving.
 Every key stands with its default and reason in lookupvit_video/config.py.
 """
 

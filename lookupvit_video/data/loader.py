@@ -23,7 +23,7 @@ from lookupvit_video.errors import RunFailure
 from lookupvit_video.seeding import mix_seed
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training also: raise TRAIN.ACCUMULATION_STEPS)"
+_FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
 _NO_SHARED_MEMORY = (
     "no shared memory is left for the batches of the decoding workers; make /dev/shm larger (docker run --shm-size=8g, "
     f"mount -o remount,size=8g /dev/shm) or {_FEWER}"
@@ -127,7 +127,7 @@ def _told_plainly(text: str) -> str:
         return f"no more open files are allowed for the decoding workers' batches; raise `ulimit -n`, or {_FEWER}"
     if "DataLoader worker" in text and any(sign in text for sign in _SIGNS_OF_NO_SPACE):
         last = text.splitlines()[-1]
-        return f"a decoding worker has no space for its files ({last}); free space there, or set TMPDIR to another folder"
+        return f"a decoding worker has no space for its files ({last}); free space there, or set TMPDIR elsewhere"
     if text.startswith(("DataLoader worker", "Pin memory thread")):
         return (
             f"{text.splitlines()[0].rstrip('. ')}; if killed, the memory may be full: {_FEWER}; if by a fault, "

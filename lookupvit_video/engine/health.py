@@ -59,8 +59,8 @@ class StopSignals:
 
     Decoding workers that are forked inside let the first one pass too: a scheduler signals all processes of a job, and
     the step that is to be finished needs them. The second one ends them, as torch does with workers that hang. SIGINT
-    does not reach them, see ``children.deaf_to_interrupts``. In this process a second signal that is a SIGINT ends all at
-    once: whoever presses Ctrl-C again does not want to wait.
+    does not reach them, see ``children.deaf_to_interrupts``. In this process a second signal that is a SIGINT ends all
+    at once: whoever presses Ctrl-C again does not want to wait.
 
     Args:
         quiet: say nothing when Ctrl-C comes; for all processes but the main one.

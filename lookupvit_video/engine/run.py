@@ -284,8 +284,8 @@ def _check_source(cfg: CfgNode, resumed: Checkpoint) -> None:
     name = "INIT_INFLATE" if same else "INIT_FROM"
     raise ValueError(
         f"{resumed.path}: this run was started with MODEL.{name} {resumed.config.MODEL[name]!r}, the config says "
-        f"{cfg.MODEL[name]!r}, which a run that resumes does not read; choose another OUTPUT_DIR to start from it, or keep "
-        "the former value to resume"
+        f"{cfg.MODEL[name]!r}, which a run that resumes does not read; choose another OUTPUT_DIR to start from it, or "
+        "keep the former value to resume"
     )
 
 

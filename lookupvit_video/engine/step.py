@@ -175,8 +175,8 @@ def stop_at_too_many_bad(run: Run) -> None:
     if len(run.bad_rows) > allowed_bad(len(run.train_videos), run.cfg.DATA.MAX_BAD_FRACTION):
         listed = os.path.abspath(run.folder / "bad_videos.csv")
         fix = "fix the videos or raise DATA.MAX_BAD_FRACTION" if run.dry else (
-            f"the reasons are in {listed}; to train without them set DATA.SKIP_LIST {listed}, or fix the videos, or raise "
-            "DATA.MAX_BAD_FRACTION"
+            f"the reasons are in {listed}; to train without them set DATA.SKIP_LIST {listed}, or fix the videos, or "
+            "raise DATA.MAX_BAD_FRACTION"
         )  # fmt: skip
         raise RunFailure(f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read; {fix}")
 

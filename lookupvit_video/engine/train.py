@@ -53,7 +53,8 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
             stopped, interrupted = in_any_process(world, bool(stop.name), stop.interrupted)
             if stopped:  # since the last look: the test that follows takes long
                 raise Stopped(
-                    f"stopped by {stop.name or 'a signal to another process'}; training is done, the same command tests",
+                    f"stopped by {stop.name or 'a signal to another process'}; training is done, the same command "
+                    "tests",
                     interrupted,
                 )
         finally:

@@ -5,6 +5,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from lookupvit_video.data.manifest import VIDEO_SUFFIXES
 from lookupvit_video.data.reader import DecodeError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
+from lookupvit_video.lock import only_writer
 
 MAX_LIST_BYTES = 256 << 20
 _SLACK = 5.0  # seconds beyond the decoder's own limit, after which its process is ended
@@ -133,7 +135,8 @@ class AnswerFile:
         resume: keep the answers that the file holds. Failures are forgotten, so that they are tried again.
 
     Raises:
-        ValueError: the path is no regular file, or what is there to resume has other columns.
+        ValueError: the path is no regular file, another process is writing to it, or what is there to resume has other
+            columns.
         OSError: the file cannot be written.
     """
 
@@ -141,6 +144,18 @@ class AnswerFile:
         if path != "-" and os.path.lexists(path) and not os.path.isfile(path):
             raise ValueError(f"{path}: answers go into a regular file, or to standard output (-)")
         self.columns, self.done = columns, set[str]()
+        self._lock = ExitStack()
+        if path != "-":
+            folder, name = os.path.split(path)
+            lock_file, fix = os.path.join(folder, f".{name}.lock"), "choose another file or stop it"
+            self._lock.enter_context(only_writer(lock_file, path, fix))
+        try:
+            self._open(path, resume)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, path: str, resume: bool) -> None:
         kept = self._kept(Path(path)) if resume and path != "-" else []
         if path == "-":
             self.file: IO[str] = sys.stdout
@@ -195,6 +210,7 @@ class AnswerFile:
     ) -> None:
         if self.file is not sys.stdout:
             self.file.close()
+        self._lock.close()
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -132,9 +132,9 @@ def test_seeds_are_put_together_as_mean_and_deviation(tmp_path):
     ({**GOOD, "wrong": {"MODEL.COMPRESED_GRID": [1, 1, 1]}}, {}, ["did you mean MODEL.COMPRESSED_GRID"]),
     ({**GOOD, "wrong": {"MODEL.COMPRESSED_GRID": [9, 9, 9]}}, {}, ["MODEL.COMPRESSED_GRID", "is larger than"]),
     (GOOD, {"configs": {"small": "tests/none.yaml"}}, ["none.yaml", "No such file"]),
-    (GOOD, {"seeds": ["first"]}, ["RNG_SEED", "first"]),
+    (GOOD, {"seeds": ["first"]}, ["study.yaml", "seeds must be a list", "first"]),
     (GOOD, {"seeds": ...}, ["study.yaml", "configs, seeds and rows"]),
-    ({False: {}}, {}, ["study.yaml", "rows", "on, off, yes or no"]),
+    ({False: {}}, {}, ["study.yaml, line", "on, off, yes or no"]),
     (["lookup"], {}, ["study.yaml", "rows", "lines 'name: ...'"]),
     ({"a b": {}, "a_b": {}}, {}, ["study.yaml", "share the folder a_b"]),
 ])  # fmt: skip
@@ -148,7 +148,7 @@ def test_mistakes_are_told_before_any_work(tmp_path, rows, changes, parts):
 def test_a_study_that_cannot_be_read_gives_one_line(tmp_path):
     assert_one_line(call_tool(STUDY, "--study", tmp_path / "none.yaml"), "none.yaml", "No such file")
     (tmp_path / "torn.yaml").write_text("rows: {a: [1\nseeds: [\n")
-    assert_one_line(call_tool(STUDY, "--study", tmp_path / "torn.yaml"), "torn.yaml", "cannot be read")
+    assert_one_line(call_tool(STUDY, "--study", tmp_path / "torn.yaml"), "torn.yaml, line 2")
 
 
 def assert_one_line(done, *parts):
