@@ -6,6 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # which let a training save and leave
+
 
 def end_children() -> None:
     """Kill this process's children, such as decoding workers: one that hangs in a decoder heeds no gentler signal,
@@ -28,15 +30,17 @@ def end_children() -> None:
 
 
 @contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """Let processes that are started in the block never see Ctrl-C, which a terminal sends to all processes at once.
+def deaf_to(*names: str) -> Iterator[None]:
+    """Let processes that are started in the block never get some signals.
 
-    The one that started them decides what becomes of them. It gets a Ctrl-C of that moment when the block ends.
+    A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes at once; the one that started the others decides
+    what becomes of them. It gets a signal of that moment when the block ends.
     """
+    numbers = {getattr(signal, name) for name in names if hasattr(signal, name)}
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

@@ -40,6 +40,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     except Exception:
         end_children()
         raise
+    end_children()  # a decoding worker that hangs would not let this process leave
     sys.exit(code)
 
 

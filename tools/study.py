@@ -21,7 +21,7 @@ import numpy as np
 import simplejson
 import torch
 
-from lookupvit_video.children import deaf_to_interrupts
+from lookupvit_video.children import deaf_to
 from lookupvit_video.config import config_from_text, differences, get_defaults, load_config, parse_yaml
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.engine.health import Stopped, StopSignals
@@ -241,7 +241,7 @@ def do_runs(runs: Sequence[tuple[Path, str, list[str]]], jobs: int) -> list[str]
     """
     failed: list[str] = []
     with StopSignals() as stop, ProcessPoolExecutor(jobs, get_context("spawn"), die_with, (os.getpid(),)) as pool:
-        with deaf_to_interrupts():  # they are ended by SIGTERM, once
+        with deaf_to("SIGINT"):  # they are ended by SIGTERM, once
             folders = {pool.submit(run, *job): job[0] for job in runs}
         left, number = set(folders), 0
         while left:

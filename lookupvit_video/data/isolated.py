@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lookupvit_video.children import deaf_to_interrupts
+from lookupvit_video.children import deaf_to
 from lookupvit_video.errors import RunFailure
 
 Task = TypeVar("Task")
@@ -87,7 +87,7 @@ class _Worker:
     def __init__(self, context: Any, function: Callable[[Any], Any]):
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
-        with deaf_to_interrupts():  # and the server that makes them, while it imports
+        with deaf_to("SIGINT"):  # and the server that makes them, while it imports
             self.process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         self.task: int | None = None

@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
-from lookupvit_video.children import deaf_to_interrupts
+from lookupvit_video.children import STOP_SIGNALS, deaf_to
 from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate
 from lookupvit_video.data.decode import check_backend
 from lookupvit_video.data.manifest import Video
@@ -202,7 +202,8 @@ class Loader(DataLoader[Sample]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator
-        with deaf_to_interrupts(), _start_failures_told():
+        # The step that is to be finished after a signal needs the workers; torch's own handler would end them.
+        with deaf_to(*STOP_SIGNALS), _start_failures_told():
             batches = super().__iter__()  # the workers start now, not when the first batch is asked for
         return self._told(batches)
 

@@ -14,12 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from lookupvit_video.children import end_children
+from lookupvit_video.children import STOP_SIGNALS, end_children
 from lookupvit_video.engine.world import World
 from lookupvit_video.errors import EXIT_INTERRUPTED, EXIT_STOPPED, RunFailure
 
 T = TypeVar("T")
-STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 SAME_KEYPRESS = 0.3  # seconds in which Ctrl-C may come twice: from the terminal, and passed on by torchrun
 SHOWN_VIDEOS = 8  # of each process, where a message names what a step read
 
@@ -57,10 +56,10 @@ class Stopped(RunFailure):
 class StopSignals:
     """Notes SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) instead of dying of them, while its block is active.
 
-    Decoding workers that are forked inside let the first one pass too: a scheduler signals all processes of a job, and
-    the step that is to be finished needs them. The second one ends them, as torch does with workers that hang. SIGINT
-    does not reach them, see ``children.deaf_to_interrupts``. In this process a second signal that is a SIGINT ends all
-    at once: whoever presses Ctrl-C again does not want to wait.
+    They do not reach the decoding workers, see ``data.loader.Loader``: a scheduler signals all processes of a job, and
+    the step that is to be finished needs them. Other processes that are forked in the block let the first signal pass,
+    and die of the second one. In this process a second signal that is a SIGINT ends all at once: whoever presses Ctrl-C
+    again does not want to wait.
 
     Args:
         quiet: say nothing when Ctrl-C comes; for all processes but the main one.
