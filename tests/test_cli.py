@@ -106,7 +106,10 @@ def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch, capsys):
         raise OSError(*arguments)
 
     for arguments, part in (
-        ((errno.ENOSPC, "No space left on device", str(tmp_path / "pymp-x")), f"free space in {tmp_path}, or set TMPDIR"),
+        (
+            (errno.ENOSPC, "No space left on device", str(tmp_path / "pymp-x")),
+            f"free space in {tmp_path}, or set TMPDIR",
+        ),
         ((errno.ENOENT, "No usable temporary directory found in ['/tmp']"), "free space there, or set TMPDIR"),
         ((errno.ENOSPC, "No space left on device", "/elsewhere/x"), "'/elsewhere/x'\n"),
     ):

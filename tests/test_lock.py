@@ -51,8 +51,8 @@ def record(path, **changes):
 def test_a_second_process_is_refused_and_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(lock_module, "PATIENCE", 0.2)
     with holder(tmp_path / ".lock") as process:
-        text = rf"OUTPUT_DIR runs/x: process {process.pid} on {socket.gethostname()} is writing there since 20\d\d-.*; choose"
-        with pytest.raises(InUseError, match=text), take(tmp_path / ".lock"):
+        who = rf"process {process.pid} on {socket.gethostname()} is writing there since 20\d\d-.*"
+        with pytest.raises(InUseError, match=rf"OUTPUT_DIR runs/x: {who}; choose another"), take(tmp_path / ".lock"):
             pass
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         assert json.loads((tmp_path / ".lock").read_text())["pid"] == process.pid
