@@ -24,9 +24,8 @@ from lookupvit_video.seeding import mix_seed
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
-_NO_SHARED_MEMORY = (
-    "no shared memory is left for the batches of the decoding workers; make /dev/shm larger (docker run --shm-size=8g, "
-    f"mount -o remount,size=8g /dev/shm) or {_FEWER}"
+_MORE_SHARED_MEMORY = (
+    "make /dev/shm larger (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm as root) or " + _FEWER
 )
 # What torch or the system say in a worker, or where its batch is taken in.
 _SIGNS_OF_NO_SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch_", "unable to mmap")
@@ -122,7 +121,7 @@ def _told_plainly(text: str) -> str:
     if text.startswith("DataLoader timed out"):
         return f"{text}; does the disk hang? Otherwise raise DATA_LOADER.TIMEOUT"
     if any(sign in text for sign in _SIGNS_OF_NO_SHARED_MEMORY):
-        return _NO_SHARED_MEMORY
+        return f"a decoding worker found no shared memory for its batch; {_MORE_SHARED_MEMORY}"
     if any(sign in text for sign in _SIGNS_OF_NO_FILES):
         return f"no more open files are allowed for the decoding workers' batches; raise `ulimit -n`, or {_FEWER}"
     if "DataLoader worker" in text and any(sign in text for sign in _SIGNS_OF_NO_SPACE):
@@ -147,7 +146,7 @@ def _start_failures_told() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # of a semaphore
-            told = _NO_SHARED_MEMORY
+            told = f"there is no shared memory for the decoding workers; {_MORE_SHARED_MEMORY}"
         elif error.errno in (errno.EMFILE, errno.ENFILE):
             told = f"no more open files are allowed for the decoding workers; raise `ulimit -n`, or {_FEWER}"
         elif error.errno in (errno.EAGAIN, errno.ENOMEM):

@@ -149,7 +149,7 @@ def test_full_shared_memory_is_not_blamed_on_the_output(data, tmp_path, monkeypa
         gc.collect()
         assert done.returncode == 1
         line = done.stderr.splitlines()[-1]
-        assert "error: no shared memory is left for the batches of the decoding workers; make /dev/shm larger" in line
+        assert "error: there is no shared memory for the decoding workers; make /dev/shm larger" in line
         assert "--shm-size" in line
         assert "DATA_LOADER.NUM_WORKERS" in line
         assert "OUTPUT_DIR" not in line
@@ -170,8 +170,8 @@ def test_other_limits_at_the_start_of_the_workers_are_named(data, tmp_path, monk
 
 
 @pytest.mark.parametrize(("text", "part"), [
-    ("DataLoader worker (pid 3) is killed by signal: Bus error. It is possible ...", "no shared memory is left"),
-    ("unable to write to file </torch_3_1>: No space left on device (28)", "no shared memory is left"),
+    ("DataLoader worker (pid 3) is killed by signal: Bus error. It is possible ...", "found no shared memory for its batch"),
+    ("unable to write to file </torch_3_1>: No space left on device (28)", "found no shared memory for its batch"),
     ("Caught OSError in DataLoader worker process 0.\nTrace:\nOSError: [Errno 28] No space left on device: '/tmp/p'",
      "a decoding worker has no space for its files (OSError: [Errno 28] No space left on device: '/tmp/p')"),
     ("Too many open files. Communication with the workers is no longer possible", "raise `ulimit -n`"),
@@ -215,5 +215,5 @@ def test_a_small_shared_memory_gives_one_line(data, tmp_path, size):
     done = run_command(["unshare", "-m", "sh", "-c", mount, "sh", *NET, *overrides])
     print(done.stderr.splitlines()[-1])
     assert done.returncode == 1
-    assert "error: no shared memory is left" in done.stderr.splitlines()[-1]
+    assert "no shared memory for" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
