@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,8 @@ from typing import NoReturn
 
 from lookupvit_video.children import end_children
 from lookupvit_video.errors import EXIT_INTERRUPTED, RunFailure
+
+PATIENCE = 5.0  # seconds that the end of an interrupted command may take
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
@@ -30,6 +33,9 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))  # the second one
         end_children()
         _print_last(f"{interrupt}" or "interrupted")
+        unless_left = threading.Timer(PATIENCE, os._exit, [EXIT_INTERRUPTED])  # some thread may be at work for long
+        unless_left.daemon = True
+        unless_left.start()
         sys.exit(EXIT_INTERRUPTED)
     except (ValueError, RunFailure, OSError) as error:
         end_children()
