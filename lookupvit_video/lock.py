@@ -89,7 +89,7 @@ def only_writer(lock_file: str | Path, what: str, fix: str) -> Iterator[None]:
         yield
     finally:
         lock.done.set()
-        beats.join()  # it writes for a moment at most
+        beats.join(5)  # it writes for a moment at most, unless the disk hangs
         _held.discard(str(path))
         lock.release()
 
@@ -103,7 +103,7 @@ def _acquired(path: Path, what: str, fix: str) -> "_Lock":
         if found and not _is_here(found) and found.token != lost:
             if _shows_life(path, found, what):
                 raise InUseError(f"{what}: {found}; {fix}")
-            lost = found.token
+            lost, deadline = found.token, time.monotonic() + PATIENCE
             continue
         if time.monotonic() > deadline:
             raise InUseError(f"{what}: {found or 'another process is writing there'}; {fix}")

@@ -121,6 +121,7 @@ def test_of_two_without_locks_one_wins(tmp_path, monkeypatch):
 
 def test_another_machine_is_believed_by_its_signs_of_life(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(lock_module, "LOST", 1.0)
+    monkeypatch.setattr(lock_module, "PATIENCE", 0.5)  # shorter than LOST, as by default
     monkeypatch.setattr(lock_module, "SETTLE", 0.05)
     path = tmp_path / ".lock"
     record(path)
