@@ -1,19 +1,27 @@
 """What the commands in tools/ share: clear errors in one line, and exit codes.
 
-0: done. 1: a failure at work. 2: something the user gave is wrong. 75: a run was stopped by
-a signal and has saved (tools/run_net.py). 130: interrupted.
+0: done. 1: a runtime failure. 2: invalid input. 75: a run was stopped by a signal and has saved (tools/run_net.py).
+130: interrupted (Ctrl-C); a training has saved. Commands import this module first: torch takes seconds to import, and
+Ctrl-C is to give one line then too.
 """
 
-import multiprocessing
+import errno
 import os
+import signal
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from lookupvit_video.arguments import expand_arguments
-from lookupvit_video.errors import RunFailure
+from lookupvit_video.children import end_children
+from lookupvit_video.errors import EXIT_INTERRUPTED, RunFailure
 from lookupvit_video.text import make_streams_tolerant, one_line, use_utf8
+
+PATIENCE = 5.0  # seconds that the end of an interrupted command may take
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
@@ -26,23 +34,53 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     try:
         sys.argv[1:] = expand_arguments(sys.argv[1:])
         code = main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        os._exit(130)  # without waiting for decoding workers
+    except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))  # the second one
+        end_children()
+        _print_last(f"{interrupt}" or "interrupted")
+        unless_left = threading.Timer(PATIENCE, os._exit, [EXIT_INTERRUPTED])  # some thread may be at work for long
+        unless_left.daemon = True
+        unless_left.start()
+        sys.exit(EXIT_INTERRUPTED)
     except (ValueError, RunFailure, OSError) as error:
-        _end_workers()
+        end_children()
         if os.environ.get("LOOKUPVIT_DEBUG") == "1":
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {one_line(str(error))}", file=sys.stderr)
+        _print_last(f"error: {one_line(_explained(error))}")
         sys.exit(2 if isinstance(error, ValueError) else 1)
     except Exception:
-        _end_workers()
+        end_children()
         raise
+    end_children()  # a decoding worker that hangs would not let this process leave
     sys.exit(code)
 
 
-def _end_workers() -> None:
-    """Kill this process's children, such as decoding workers: one that hangs in a decoder heeds no gentler signal,
-    and Python waits at its end, without limit, until all are gone."""
-    for child in multiprocessing.active_children():
-        child.kill()
+def _print_last(line: str) -> None:
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+
+
+def _explained(error: Exception) -> str:
+    """Return a message; where a temporary folder is full, with the folder and what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno == errno.ENOENT and "temporary directory" in str(error):
+        return f"{error.strerror}: free space there, or set TMPDIR to a folder with space"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename:
+        folder = os.path.abspath(tempfile.gettempdir())
+        if os.path.abspath(os.fsdecode(error.filename)).startswith(folder + os.sep):
+            return f"{error}; free space in {folder}, or set TMPDIR to a folder with space"
+    return str(error)
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tell in one line of Ctrl-C outside of ``run_command``, while a command is still importing."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    _print_last("interrupted")
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
+
+
+sys.excepthook = _hook

@@ -78,7 +78,7 @@ _C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; class names dec
 _C.DATA.MEAN = [0.485, 0.456, 0.406]  # ImageNet's, as most published weights expect
 _C.DATA.STD = [0.229, 0.224, 0.225]  # likewise
 _C.DATA.CACHE_VIDEOS = False  # keep every decoded video in memory; for small videos, read in one process
-_C.DATA.MAX_BAD_FRACTION = 0.01  # training stops when more of the clips than this cannot be read
+_C.DATA.MAX_BAD_FRACTION = 0.01  # training stops when more videos cannot be read; see manifest.allowed_bad; 0: at one
 
 _C.DATA_LOADER = CfgNode()
 _C.DATA_LOADER.NUM_WORKERS = 8  # decoding processes per training process; 0: decode in the training process
@@ -171,7 +171,6 @@ CHOICES = {
     "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
     "DATA.SAMPLING": ("clip", "segments"),
     "MODEL.ARCH": ("lookupvit", "vit", "mvit", "x3d"),
-    "MODEL.VARIANT": ("Ti", "S", "B", "L", "XS", "M"),
     "MODEL.ENCODER": ("joint", "factorised"),
     "MODEL.RESIZE": ("triangle", "trilinear"),
     "MODEL.REVERSE_WEIGHTS": ("transpose", "scaled", "softmax"),
@@ -240,7 +239,9 @@ def _unique_keys(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, A
     for key_node, _ in node.value:
         key = loader.construct_object(key_node)
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not a name", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is not a name; quote a number, on, off, yes or no", key_node.start_mark
+            )
         if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"key {key} stands twice", key_node.start_mark)
         seen.add(key)
@@ -250,7 +251,8 @@ def _unique_keys(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, A
 _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_keys)
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse plain YAML in which keys are names and stand once; ValueError with file and line where it is not."""
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that is stricter still
     except yaml.YAMLError as error:
@@ -268,7 +270,7 @@ def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[
         text = decode(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: this config cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    tree = _parse_yaml(text, str(path))
+    tree = parse_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a config holds 'KEY: value' lines; this file holds {type(tree).__name__}")
     base = tree.pop("_BASE_", None)
@@ -317,7 +319,7 @@ def _override_tree(name: str, text: str) -> dict[str, Any]:
     node: Any = _C
     for part in name.split("."):
         node = node.get(part) if isinstance(node, CfgNode) else None
-    value: Any = text if isinstance(node, str) else _parse_yaml(text, f"command line: {name}")
+    value: Any = text if isinstance(node, str) else parse_yaml(text, f"command line: {name}")
     for part in reversed(name.split(".")):
         value = {part: value}
     return value
@@ -348,7 +350,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 def config_from_text(text: str, source: str) -> CfgNode:
     """Rebuild a frozen config from the YAML text that a run saved (``cfg.dump()``)."""
-    tree = _parse_yaml(text, source)
+    tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
         raise ValueError(f"{source}: does not hold a config")
     cfg = get_defaults()
@@ -481,7 +483,8 @@ VARIANTS_OF = {"lookupvit": "Ti S B L", "vit": "Ti S B L", "mvit": "Ti B", "x3d"
 def _check_model(cfg: CfgNode) -> None:
     model = cfg.MODEL
     if model.VARIANT not in VARIANTS_OF[model.ARCH].split():
-        raise ValueError(f"MODEL.VARIANT is {model.VARIANT}; MODEL.ARCH {model.ARCH} has {VARIANTS_OF[model.ARCH]}")
+        choices = ", ".join(VARIANTS_OF[model.ARCH].split())
+        raise ValueError(f"MODEL.VARIANT is {model.VARIANT!r}; for MODEL.ARCH {model.ARCH} choose one of {choices}")
     if model.ARCH == "lookupvit" and model.INFERENCE_HEAD not in ("average", *model.HEADS):
         raise ValueError(
             f"MODEL.INFERENCE_HEAD is {model.INFERENCE_HEAD}, which is not among MODEL.HEADS {model.HEADS}"

@@ -13,18 +13,30 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     The temporary name keeps the suffix, for writers that choose a format by it. A failed block leaves nothing.
 
     Raises:
-        OSError: the folder cannot be written to or the disk is full.
+        OSError: the folder cannot be written to or the disk is full; it names the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        yield temporary
-        _sync(temporary)
-        temporary.replace(path)
-        _sync(path.parent)  # the rename itself
+        with named_failures(path):
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)  # the rename itself
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_failures(path: str | Path) -> Iterator[None]:
+    """Let errors of the system name the file that the block writes: those of opening do, those of writing do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """A page to try a trained checkpoint: drop a video, see the answer, where the model looked, and when."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import math
 import os
@@ -8,7 +11,6 @@ import signal
 import tempfile
 from pathlib import Path
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.text import one_line
 
 EXAMPLE = """example:

@@ -11,6 +11,9 @@ operations is saved time.
 `block`: a roofline account of one block: operations, bytes, time and the least time of each part.
 """
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import os
 import platform
@@ -36,7 +39,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookupvit_video.arguments import parse_with_settings
-from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Sample, VideoDataset, collate, read_crops, seeded
 from lookupvit_video.data.decode import BACKENDS, DecodeError, check_backend, open_video

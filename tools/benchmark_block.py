@@ -7,9 +7,12 @@ With --kept instead: the memory that each block keeps for the backward pass.
 """
 
 import argparse
+import runpy
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -248,3 +251,8 @@ def _time(arguments: argparse.Namespace, machine: dict[str, Any], device: torch.
     print(account("LookupViT block", parts, lambda: lookup(p, x), limits, x, arguments.rounds))
     print(account("dense block", dense_parts(dense, x), lambda: dense(x), limits, x, arguments.rounds), end="")
     return 0
+
+
+if __name__ == "__main__":  # the same as tools/benchmark.py block
+    sys.argv[0:1] = [str(Path(__file__).with_name("benchmark.py")), "block"]
+    runpy.run_path(sys.argv[0], run_name="__main__")

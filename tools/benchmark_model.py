@@ -7,6 +7,7 @@ machine down for a while slows all of them. Weights are random. Reading order: c
 import argparse
 import ctypes
 import gc
+import runpy
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -592,3 +593,8 @@ def benchmark(arguments: argparse.Namespace, machine: dict[str, Any]) -> int:
     if arguments.plot:
         plot_scaling([row for row in best if row["mode"] == arguments.mode[0]], arguments.plot)
     return 0
+
+
+if __name__ == "__main__":  # the same as tools/benchmark.py model
+    sys.argv[0:1] = [str(Path(__file__).with_name("benchmark.py")), "model"]
+    runpy.run_path(sys.argv[0], run_name="__main__")

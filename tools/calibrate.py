@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Find out on labelled videos how confident a small compressed grid must be for larger ones not to be asked."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import logging
 import os
@@ -12,7 +15,6 @@ from typing import Any
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video, load_split, read_manifest
 from lookupvit_video.engine.evaluate import evaluate

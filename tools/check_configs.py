@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Load each config strictly and build its model, without data."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 
 import torch
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Open and decode every video of a data set; report what there is, what is wrong with it, and what to do about it."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import csv
 import logging
@@ -15,7 +18,6 @@ import simplejson
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.arguments import parse_with_settings
-from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.check import (
     KINDS,
@@ -51,9 +53,10 @@ EXAMPLE = """examples:
   python tools/check_dataset.py --cfg configs/k400_lvit.yaml --split train --thorough DATA.PATH_TO_DATA_DIR /data/k400
   python tools/check_dataset.py my_videos/ --duplicates --out runs/my_videos
 
-Writes into --out: report.csv and report.json (every file), bad_videos.csv (files that cannot be used; training leaves
-them out with DATA.SKIP_LIST), contact_sheet.png (some clips as the model sees them, before erasing and mixup).
-Exit code 0: no problem; 1: there are problems; 2: nothing could be checked.
+Writes into --out: report.csv and report.json (every file), bad_videos.csv (files that cannot be used, if there are
+any; training leaves them out with DATA.SKIP_LIST), contact_sheet.png (some clips as the model sees them, before erasing
+and mixup). Exit code 0: every file can be used, also with notes ("can be used as they are"); 1: some files, or spans
+that a list takes of them, cannot be used; 2: invalid input; 130: interrupted.
 """
 SPLITS = ("train", "val", "test")
 SHOWN = 3  # examples of each kind of problem
@@ -142,7 +145,10 @@ def write_reports(rows: Sequence[Row], summary: dict[str, Any], out: Path) -> No
         if row.is_bad
     ]
     write_csv(out / "report.csv", list(table[0]), table)
-    write_csv(out / "bad_videos.csv", ["split", "path", "reason"], bad)
+    if bad:
+        write_csv(out / "bad_videos.csv", ["split", "path", "reason"], bad)
+    else:
+        (out / "bad_videos.csv").unlink(missing_ok=True)  # of an earlier check
     write_text(out / "report.json", simplejson.dumps({"summary": summary, "files": table}, indent=1) + "\n")
 
 
@@ -221,12 +227,14 @@ def main() -> int:
     show(rows, summary)
     show_problems(rows, summary)
     bad = sum(counts["bad"] for counts in summary["splits"].values())
-    print(f"\nwritten to {arguments.out}: report.csv, report.json, bad_videos.csv{', contact_sheet.png' * drawn}")
+    written = ["report.csv", "report.json", *["bad_videos.csv"] * bool(bad), *["contact_sheet.png"] * drawn]
+    print(f"\nwritten to {arguments.out}: {', '.join(written)}")
     if bad:
         skip = (arguments.out / "bad_videos.csv").resolve()
         print(f"{bad} bad; to leave those of the training list out: DATA.SKIP_LIST {skip}")
     logging.shutdown()
-    return 1 if summary["problems"] else 0
+    # A row whose span lies outside of its file is lost, though the file is not bad.
+    return 1 if bad or "span" in summary["problems"] else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Show where a LookupViT looks in a video, and what a model would lose without the order of the frames."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import sys
 from pathlib import Path
@@ -8,7 +11,6 @@ from typing import Any
 
 import simplejson
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.data.decode import DecodeError
 from lookupvit_video.data.manifest import read_manifest
 from lookupvit_video.engine.log import setup_logging

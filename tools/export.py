@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Write a checkpoint as torch.export program, ONNX model or compiled AOTInductor package, with its preprocessing."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 from pathlib import Path
 
 import torch
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.data.manifest import read_manifest
 from lookupvit_video.engine.log import setup_logging
 from lookupvit_video.inference.export import (

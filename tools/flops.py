@@ -5,6 +5,9 @@ Papers call billions of MACs GFLOPs. The closed form stands beside what torch co
 without memory; attention is counted, norms and activations are not.
 """
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import math
 import re
@@ -19,7 +22,6 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from lookupvit_video.arguments import parse_with_settings
-from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config, token_grid
 from lookupvit_video.files import written_whole
 from lookupvit_video.models.build import build_model, compressed_grids, lookupvit_parts, macs_by_part, model_shape

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Name what happens in videos, with a trained checkpoint."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import logging
 import math
@@ -16,7 +19,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.data.decode import BACKENDS
 from lookupvit_video.engine.log import setup_logging
 from lookupvit_video.inference.batch import AnswerFile, csv_columns, csv_row, find_videos, read_videos

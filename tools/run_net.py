@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Train and test a model by config."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import sys
 from pathlib import Path
@@ -9,15 +12,16 @@ import simplejson
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.arguments import parse_with_settings
-from lookupvit_video.cli import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.engine.dry import dry_run
-from lookupvit_video.engine.health import EXIT_STOPPED, Stopped, memory_failures_told
+from lookupvit_video.engine.health import Stopped, memory_failures_told
 from lookupvit_video.engine.log import setup_logging
+from lookupvit_video.engine.output import disk_failures_told, sole_writer
 from lookupvit_video.engine.test import test
-from lookupvit_video.engine.train import disk_failures_told, train
+from lookupvit_video.engine.train import train
 from lookupvit_video.engine.world import World, close_world, init_world, lost_processes_told
+from lookupvit_video.errors import EXIT_INTERRUPTED
 from lookupvit_video.files import written_whole
 
 EXAMPLE = """examples:
@@ -26,7 +30,8 @@ EXAMPLE = """examples:
   torchrun --nproc_per_node=8 tools/run_net.py --cfg configs/k400_lvit.yaml DATA.PATH_TO_DATA_DIR /data/k400
   python tools/run_net.py --cfg configs/demo_motion.yaml --dry-run
 
-SIGTERM or SIGUSR1: the step at hand is finished and saved, the exit code is 75, and the same command goes on.
+SIGTERM or SIGUSR1: the step at hand is finished and saved, the exit code is 75, and the same command resumes. Ctrl-C
+does the same with exit code 130; pressed once more it leaves at once, without saving.
 Every key stands with its default and reason in lookupvit_video/config.py.
 """
 
@@ -53,23 +58,29 @@ def main() -> int:
             if arguments.dry_run:
                 dry_run(cfg, classes, world)
             else:
-                run(cfg, classes, world)
+                with sole_writer(cfg, world), disk_failures_told(cfg):
+                    run(cfg, classes, world)
     except Stopped as stopped:
         if world.is_main:
             print(f"run_net.py: {stopped}", file=sys.stderr)
-        code = EXIT_STOPPED
+        code = stopped.exit_code
     close_world()  # not after a failure: nccl would wait there for the processes that are lost, before they are named
     return code
 
 
 def run(cfg: CfgNode, classes: list[str], world: World) -> None:
     if world.is_main:
-        with disk_failures_told(cfg), written_whole(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
+        with written_whole(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
             temporary.write_text(cfg.dump(), encoding="utf-8")
     if cfg.TRAIN.ENABLE:
         train(cfg, classes, world)
     if cfg.TEST.ENABLE:
-        summary = test(cfg, classes, world)
+        try:
+            summary = test(cfg, classes, world)
+        except KeyboardInterrupt:
+            if not world.is_main:
+                raise SystemExit(EXIT_INTERRUPTED) from None
+            raise KeyboardInterrupt("interrupted during the test; the same command tests again") from None
         if summary:
             print(simplejson.dumps({key: value for key, value in summary.items() if key != "per_class"}))
 

@@ -1,37 +1,50 @@
 #!/usr/bin/env python3
 """Train every row of a study for every seed; table of mean and spread of top-1 beside GMACs and parameters."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import logging
 import os
+import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import ExitStack
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import simplejson
 import torch
-import yaml
 
-from lookupvit_video.cli import run_command
-from lookupvit_video.config import load_config
+from lookupvit_video.children import deaf_to
+from lookupvit_video.config import config_from_text, differences, get_defaults, load_config, parse_yaml
 from lookupvit_video.data.manifest import load_classes
+from lookupvit_video.engine.health import Stopped, StopSignals
 from lookupvit_video.engine.log import setup_logging
+from lookupvit_video.engine.output import sole_writer
 from lookupvit_video.engine.test import test
 from lookupvit_video.engine.train import train
 from lookupvit_video.engine.world import World
 from lookupvit_video.files import written_whole
+from lookupvit_video.lock import only_writer
 
 EXAMPLE = """example:
   python tools/study.py --study configs/studies/options_motion.yaml --jobs 2
 
 A study is a YAML file: configs (name: file), seeds, rows (name: {KEY: value}), and settings that hold for all rows.
-A run that is done is not done again: stop it and start it as you like. Runs land in OUT/CONFIG/ROW/SEED, the table in
-OUT/table.md and OUT/table.json.
+A run that is done is not done again: stop it (Ctrl-C saves what runs) and rerun the command to resume. Runs land in
+OUT/CONFIG/ROW/SEED, the table in OUT/table.md and OUT/table.json.
 """
+KEYS = ("configs", "seeds", "rows", "settings")
+# What may have been another when a run was done: it changes no result.
+NO_MATTER = ("OUTPUT_DIR", "LOG_PERIOD", "DIST_TIMEOUT", "TENSORBOARD.", "DATA_LOADER.", "TRAIN.CHECKPOINT_",
+             "TRAIN.KEEP_")  # fmt: skip
+_stopped: Stopped | None = None  # in a process of ``do_runs``: why it takes no more runs
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -46,30 +59,71 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """Read a study file; ValueError where it is none."""
+    """Read a study file; ValueError, which names the key, where something in it is not understood."""
     try:
-        study = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: this study cannot be read ({' '.join(str(error).split())})") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: this study cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    study = parse_yaml(text, str(path))
     if not isinstance(study, dict) or not {"configs", "seeds", "rows"} <= study.keys():
         raise ValueError(f"{path}: a study has the keys configs, seeds and rows")
+    if unknown := [key for key in study if key not in KEYS]:
+        fix = (
+            "settings for all rows go below 'settings:', those of one row below its name"
+            if is_setting(unknown[0]) else f"a study has the keys {', '.join(KEYS)}"
+        )  # fmt: skip
+        raise ValueError(f"{path}: unknown key {unknown[0]}; {fix}")
     for key in ("configs", "rows"):
-        if not isinstance(study[key], dict) or not all(isinstance(name, str) for name in study[key]):
-            raise ValueError(
-                f"{path}: {key} holds lines 'name: ...'; quote a name that is a number, on, off, yes or no"
-            )
-    folders = [row.replace(" ", "_") for row in study["rows"]]
-    if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
-        raise ValueError(f"{path}: two rows would share the folder {twice[0]}; name them apart")
+        if not isinstance(study[key], dict) or not study[key]:
+            raise ValueError(f"{path}: {key} holds lines 'name: ...', at least one")
+    for name, file in study["configs"].items():
+        if not isinstance(file, str):
+            raise ValueError(f"{path}: configs: {name} must be the path of a config, got {file!r}")
+    seeds = study["seeds"]
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise ValueError(f"{path}: seeds must be a list of whole numbers from 0 on, such as [0, 1, 2]; got {seeds!r}")
+    if again := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise ValueError(f"{path}: seeds: {again[0]} is named twice")
+    check_settings(path, "settings", study.get("settings"))
+    for name, changes in study["rows"].items():
+        check_settings(path, f"row {name!r}", changes)
+    for key in ("configs", "rows"):
+        folders = [name.replace(" ", "_") for name in study[key]]
+        if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
+            raise ValueError(f"{path}: two {key} would share the folder {twice[0]}; give them different names")
+        if bad := [name for name in study[key] if "/" in name or name in ("", ".", "..")]:
+            raise ValueError(f"{path}: {key}: {bad[0]!r} cannot be the name of a folder")
     return study
+
+
+def is_setting(key: str) -> bool:
+    """Whether a key is one of a config, or a group of them."""
+    return key.split(".")[0] in get_defaults()
+
+
+def check_settings(path: Path, where: str, settings: Any) -> None:
+    """Raise ValueError where the settings of a row, or of all rows, are not lines 'KEY: value' of a config's keys."""
+    if settings is None:
+        return
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: {where} holds lines 'KEY: value'; got {settings!r}")
+    for key in settings:
+        if not is_setting(key):
+            raise ValueError(f"{path}: {where}: unknown key {key}; write keys of a config, such as MODEL.DEPTH")
+        if key in ("RNG_SEED", "OUTPUT_DIR"):
+            raise ValueError(f"{path}: {where}: {key} is set by the study itself (seeds, --out); remove it")
 
 
 def overrides_of(settings: dict[str, Any]) -> list[str]:
     return [str(part) for pair in settings.items() for part in pair]
 
 
-def plan(study: dict[str, Any], out: Path) -> list[tuple[Path, str, list[str]]]:
-    """Return (folder, config file, overrides) of every run, seed by seed, so that a stopped study is balanced."""
+def plan(study: dict[str, Any], path: Path, out: Path) -> list[tuple[Path, str, list[str]]]:
+    """Return (folder, config file, overrides) of every run, seed by seed, so that a stopped study is balanced.
+
+    Raises:
+        ValueError: some settings are wrong; names the study's file and the row.
+    """
     runs = []
     for seed in study["seeds"]:
         for config, file in study["configs"].items():
@@ -77,7 +131,10 @@ def plan(study: dict[str, Any], out: Path) -> list[tuple[Path, str, list[str]]]:
                 folder = out / config / row.replace(" ", "_") / str(seed)
                 settings = {**(study.get("settings") or {}), **(changes or {}), "RNG_SEED": seed, "OUTPUT_DIR": folder}
                 overrides = overrides_of(settings)
-                load_config(file, overrides)  # what is wrong is told before any work
+                try:
+                    load_config(file, overrides)  # mistakes are reported before any work
+                except ValueError as error:
+                    raise ValueError(f"{path}: config {config!r}, row {row!r}: {error}") from None
                 runs.append((folder, file, overrides))
     return runs
 
@@ -95,18 +152,26 @@ def die_with(parent: int) -> None:
 
 def run(folder: Path, file: str, overrides: list[str]) -> float:
     """Train and test one run in this process, on one thread; return the seconds it took."""
+    global _stopped
+    if _stopped is not None:
+        raise _stopped  # this process was handed another run before it was stopped
     torch.set_num_threads(1)
     logging.disable(logging.INFO)
     setup_logging(True)
     began = time.perf_counter()
-    cfg = load_config(file, overrides)
-    with written_whole(folder / "config.yaml") as temporary:
-        temporary.write_text(cfg.dump(), encoding="utf-8")
-    classes, world = load_classes(cfg), World(0, 1, torch.device("cpu"))
-    train(cfg, classes, world)
-    test(cfg, classes, world)
-    for checkpoint in (folder / "checkpoints").glob("*.pt"):
-        checkpoint.unlink()  # model.pt stays; a study has hundreds of runs
+    cfg, world = load_config(file, overrides), World(0, 1, torch.device("cpu"))
+    with sole_writer(cfg, world):
+        with written_whole(folder / "config.yaml") as temporary:
+            temporary.write_text(cfg.dump(), encoding="utf-8")
+        classes = load_classes(cfg)
+        try:
+            train(cfg, classes, world)
+        except Stopped as stopped:
+            _stopped = stopped
+            raise
+        test(cfg, classes, world)
+        for checkpoint in (folder / "checkpoints").glob("*.pt"):
+            checkpoint.unlink()  # model.pt stays; a study has hundreds of runs
     return time.perf_counter() - began
 
 
@@ -150,30 +215,77 @@ def table_of(entries: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def check_done(runs: Sequence[tuple[Path, str, list[str]]]) -> None:
+    """Raise ValueError where a run was done with other settings than the study has now: its result is another row's."""
+    for folder, file, overrides in runs:
+        written = folder / "config.yaml"
+        if not written.is_file():
+            continue
+        before = config_from_text(written.read_text(encoding="utf-8"), str(written))
+        changed = [
+            f"{name} {old!r}, now {new!r}" for name, old, new in differences(before, load_config(file, overrides))
+            if not name.startswith(NO_MATTER)
+        ]  # fmt: skip
+        if changed:
+            raise ValueError(
+                f"{folder}: this run was done with other settings ({'; '.join(changed)}); remove the folder to do it "
+                "again, or choose another --out"
+            )
+
+
+def do_runs(runs: Sequence[tuple[Path, str, list[str]]], jobs: int) -> list[str]:
+    """Train and test all runs, some at a time; return what failed.
+
+    Raises:
+        Stopped: a signal came; the runs that were at work have saved.
+    """
+    failed: list[str] = []
+    with StopSignals() as stop, ProcessPoolExecutor(jobs, get_context("spawn"), die_with, (os.getpid(),)) as pool:
+        with deaf_to("SIGINT"):  # they are ended by SIGTERM, once
+            folders = {pool.submit(run, *job): job[0] for job in runs}
+        left, number = set(folders), 0
+        while left:
+            done, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
+            if stop.name:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in active_children():
+                    process.terminate()
+                break
+            for future in done:
+                folder, number = folders[future], number + 1
+                if future.exception():
+                    failed.append(f"{folder}: {future.exception()}")
+                    print(f"[{number}/{len(runs)}] failed: {failed[-1]}", flush=True)
+                    continue
+                top1 = simplejson.loads((folder / "test_results.json").read_text(encoding="utf-8"))["top1"]
+                print(f"[{number}/{len(runs)}] {folder}: {top1:.2f} % in {future.result():.0f} s", flush=True)
+    if stop.name:
+        raise Stopped(f"stopped by {stop.name}; the same command resumes where its runs were saved", stop.interrupted)
+    return failed
+
+
 def main() -> int:
     arguments = parse_arguments()
     study = read_study(arguments.study)
     out = arguments.out or Path("runs/studies") / arguments.study.stem
-    runs = [job for job in plan(study, out) if not (job[0] / "test_results.json").exists()]
-    if arguments.table_only:
-        runs = []
+    runs = plan(study, arguments.study, out)
+    done = [job for job in runs if (job[0] / "test_results.json").exists()]
+    check_done(done)
+    runs = [] if arguments.table_only else [job for job in runs if job not in done]
     print(f"{len(runs)} runs to do, {arguments.jobs} side by side; table: {out / 'table.md'}", flush=True)
-    failed = []
-    with ProcessPoolExecutor(arguments.jobs, get_context("spawn"), die_with, (os.getpid(),)) as pool:
-        waiting = {pool.submit(run, *job): job[0] for job in runs}
-        for number, future in enumerate(as_completed(waiting), 1):
-            folder = waiting[future]
-            if future.exception():
-                failed.append(f"{folder}: {future.exception()}")
-                print(f"[{number}/{len(runs)}] failed: {failed[-1]}", flush=True)
-            else:
-                result = simplejson.loads((folder / "test_results.json").read_text(encoding="utf-8"))
-                print(f"[{number}/{len(runs)}] {folder}: {result['top1']:.2f} % in {future.result():.0f} s", flush=True)
-    entries = results_of(study, out)
-    table = table_of(entries)
-    for name, text in (("table.md", table), ("table.json", simplejson.dumps(entries, indent=1) + "\n")):
-        with written_whole(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with ExitStack() as stack:
+        if not arguments.table_only:
+            stack.enter_context(only_writer(out / ".lock", f"--out {out}", "choose another --out or stop it"))
+        try:
+            failed = do_runs(runs, arguments.jobs)
+        except Stopped as stopped:
+            print(f"study.py: {stopped}", file=sys.stderr)
+            return stopped.exit_code
+        entries = results_of(study, out)
+        table = table_of(entries)
+        for name, text in (("table.md", table), ("table.json", simplejson.dumps(entries, indent=1) + "\n")):
+            with written_whole(out / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
     print(table)
     return 1 if failed else 0
 

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Name what happens when in a long video: a time line, its segments, and the video with both drawn in."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 from pathlib import Path
 
 import simplejson
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.engine.log import setup_logging
 from lookupvit_video.inference.annotate import annotate_video, check_video_name
 from lookupvit_video.inference.draw import draw_timeline

@@ -1,10 +1,12 @@
 """Write the lists of Kinetics-400, -600, -700 or -700-2020 from the official annotations and the videos at hand."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import logging
 from pathlib import Path
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.data.kinetics import CLASSES, prepare_kinetics
 from lookupvit_video.data.prepare import add_options, read_options
 

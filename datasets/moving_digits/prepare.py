@@ -1,11 +1,13 @@
 """Make Moving Digits: handwritten digits in motion, as H.264 videos with a motion label and a digit label."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import logging
 import os
 from pathlib import Path
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.data.synthetic import make_moving_digits
 
 

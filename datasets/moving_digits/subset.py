@@ -1,11 +1,13 @@
 """Make a smaller label set of Moving Digits: some of the classes, and at most so many training videos."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import csv
 import os
 from pathlib import Path
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.data.manifest import read_class_list, read_manifest
 from lookupvit_video.data.synthetic import SPLITS
 from lookupvit_video.files import written_whole

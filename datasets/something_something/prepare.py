@@ -1,10 +1,12 @@
 """Write the lists of Something-Something V1 or V2 from the official annotations and the videos at hand."""
 
+from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+
+# isort: split
 import argparse
 import logging
 from pathlib import Path
 
-from lookupvit_video.cli import run_command
 from lookupvit_video.data.prepare import add_options, read_options
 from lookupvit_video.data.something_something import PUBLISHED, prepare_something_something
 

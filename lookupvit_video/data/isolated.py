@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from lookupvit_video.children import deaf_to
 from lookupvit_video.errors import RunFailure
 
 Task = TypeVar("Task")
@@ -86,7 +87,8 @@ class _Worker:
     def __init__(self, context: Any, function: Callable[[Any], Any]):
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
-        self.process.start()
+        with deaf_to("SIGINT"):  # and the server that makes them, while it imports
+            self.process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         self.task: int | None = None
         self.answer: Any = None
@@ -127,7 +129,6 @@ def _how_it_died(code: int | None) -> str:
 
 def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
     """What each process does: one task after the other, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     # Where memory runs out, the kernel is to take this process, not the one that counts.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")

@@ -1,6 +1,8 @@
 """Samplers and loaders. The order of samples follows from (seed, step) alone: not from ranks, workers or restarts."""
 
 import ctypes
+import errno
+import multiprocessing.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -9,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from lookupvit_video.children import STOP_SIGNALS, deaf_to
 from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate
 from lookupvit_video.data.decode import check_backend
 from lookupvit_video.data.manifest import Video
@@ -19,6 +23,14 @@ from lookupvit_video.errors import RunFailure
 from lookupvit_video.seeding import mix_seed
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
+_MORE_SHARED_MEMORY = (
+    "make /dev/shm larger (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm as root) or " + _FEWER
+)
+# What torch or the system say in a worker, or where its batch is taken in.
+_SIGNS_OF_NO_SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch_", "unable to mmap")
+_SIGNS_OF_NO_SPACE = ("No space left on device", "Disk quota exceeded")
+_SIGNS_OF_NO_FILES = ("Too many open files", "received 0 items of ancdata")
 
 
 class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
@@ -85,7 +97,7 @@ def keep_freed_memory(_worker: int = 0) -> None:
 
 @contextmanager
 def worker_failures_told() -> Iterator[None]:
-    """Turn what torch raises when a decoding worker dies or hangs into one line that says what to do.
+    """Turn what torch raises when a decoding worker dies, hangs or finds no room into one line that says what to do.
 
     Raises:
         RunFailure: in its place. Torch may raise at any line of this process, not only where a batch is asked for.
@@ -95,8 +107,9 @@ def worker_failures_told() -> Iterator[None]:
         return
     except RunFailure:
         raise
-    except RuntimeError as error:
-        told = _told_plainly(f"{error.__cause__ or error}".strip())
+    except (RuntimeError, OSError) as error:
+        of_system = isinstance(error, OSError) and error.errno is not None  # not one that a worker sent here
+        told = "" if of_system else _told_plainly(f"{error.__cause__ or error}".strip())
         if not told:
             raise
     # Out here, so that no traceback keeps torch's iterator: as long as it lives, torch goes on raising for its dead.
@@ -107,17 +120,57 @@ def _told_plainly(text: str) -> str:
     """What became of a worker and what to do, from torch's message; empty where it is about something else."""
     if text.startswith("DataLoader timed out"):
         return f"{text}; does the disk hang? Otherwise raise DATA_LOADER.TIMEOUT"
-    if "Bus error" in text or "shared memory" in text:
-        return (
-            "a decoding worker found no shared memory for its batch; make /dev/shm larger (docker run --shm-size) or "
-            "lower DATA_LOADER.PREFETCH_FACTOR or DATA_LOADER.NUM_WORKERS"
-        )
+    if any(sign in text for sign in _SIGNS_OF_NO_SHARED_MEMORY):
+        return f"a decoding worker found no shared memory for its batch; {_MORE_SHARED_MEMORY}"
+    if any(sign in text for sign in _SIGNS_OF_NO_FILES):
+        return f"no more open files are allowed for the decoding workers' batches; raise `ulimit -n`, or {_FEWER}"
+    if "DataLoader worker" in text and any(sign in text for sign in _SIGNS_OF_NO_SPACE):
+        last = text.splitlines()[-1]
+        return f"a decoding worker has no space for its files ({last}); free space there, or set TMPDIR elsewhere"
     if text.startswith(("DataLoader worker", "Pin memory thread")):
         return (
-            f"{text.splitlines()[0].rstrip('. ')}; if killed, the memory may be full: lower DATA_LOADER.NUM_WORKERS or "
-            "DATA_LOADER.PREFETCH_FACTOR; if by a fault, tools/check_dataset.py finds the video"
+            f"{text.splitlines()[0].rstrip('. ')}; if killed, the memory may be full: {_FEWER}; if by a fault, "
+            "tools/check_dataset.py finds the video"
         )
     return ""
+
+
+@contextmanager
+def _start_failures_told() -> Iterator[None]:
+    """Turn the system's errors when workers and their queues are made into one line.
+
+    Raises:
+        RunFailure: in their place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # of a semaphore
+            told = f"there is no shared memory for the decoding workers; {_MORE_SHARED_MEMORY}"
+        elif error.errno in (errno.EMFILE, errno.ENFILE):
+            told = f"no more open files are allowed for the decoding workers; raise `ulimit -n`, or {_FEWER}"
+        elif error.errno in (errno.EAGAIN, errno.ENOMEM):
+            told = f"the system allows no more processes or memory for decoding workers ({error.strerror}); {_FEWER}"
+        else:
+            raise
+        raise RunFailure(told) from None
+
+
+def _prepare_worker(worker: int) -> None:
+    """What each decoding worker does first."""
+    keep_freed_memory(worker)
+    multiprocessing.util.get_temp_dir()  # batches travel by a socket in it: better an error here than a thread's later
+
+
+class _Workers(_MultiProcessingDataLoaderIter):
+    """Torch's iterator, which does not try to shut down at its end what it could not start."""
+
+    def __init__(self, loader: "Loader"):
+        try:
+            super().__init__(loader)
+        except OSError:
+            self._shutdown = True
+            raise
 
 
 class Loader(DataLoader[Sample]):
@@ -139,7 +192,7 @@ class Loader(DataLoader[Sample]):
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,
-            worker_init_fn=keep_freed_memory,
+            worker_init_fn=_prepare_worker,
             pin_memory=pin and cfg.DATA_LOADER.PIN_MEMORY,
             prefetch_factor=cfg.DATA_LOADER.PREFETCH_FACTOR if workers else None,
             timeout=cfg.DATA_LOADER.TIMEOUT if workers else 0,
@@ -148,7 +201,16 @@ class Loader(DataLoader[Sample]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator
-        return self._told(super().__iter__())  # the workers start now, not when the first batch is asked for
+        # The step that is to be finished after a signal needs the workers; torch's own handler would end them.
+        with deaf_to(*STOP_SIGNALS), _start_failures_told():
+            batches = super().__iter__()  # the workers start now, not when the first batch is asked for
+        return self._told(batches)
+
+    def _get_iterator(self) -> _BaseDataLoaderIter:
+        if not self.num_workers:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return _Workers(self)
 
     @staticmethod
     def _told(batches: Iterator[Batch]) -> Iterator[Batch]:

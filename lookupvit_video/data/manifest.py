@@ -190,16 +190,25 @@ def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
     return videos
 
 
+def allowed_bad(count: int, max_fraction: float) -> int:
+    """Return how many of ``count`` videos may be unreadable: DATA.MAX_BAD_FRACTION of them.
+
+    In a short list, of which 1 % is no video at all, a few may be in any case: 3, but no more than a tenth of it. A
+    fraction of 0 allows none.
+    """
+    return max(int(max_fraction * count), min(3, count // 10)) if max_fraction else 0
+
+
 def check_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Video]:
     """Return the videos whose file does not exist.
 
     Raises:
-        ValueError: more than ``max_missing_fraction`` of them are missing; names the first.
+        ValueError: more are missing than ``allowed_bad`` says; names the first.
     """
     with ThreadPoolExecutor(16) as pool:  # on network file systems one look-up takes milliseconds
         exists = list(pool.map(lambda video: Path(video.path).is_file(), videos))
     missing = [video for video, there in zip(videos, exists, strict=True) if not there]
-    if len(missing) > max_missing_fraction * len(videos):
+    if len(missing) > allowed_bad(len(videos), max_missing_fraction):
         first = missing[0]
         more = f" (and {len(missing) - 1} more of {len(videos)})" if len(missing) > 1 else ""
         advice = "" if is_utf8(first.path) else "; its name is not UTF-8 in the list: is it on the disk?"

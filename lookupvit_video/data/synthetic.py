@@ -26,6 +26,7 @@ import av
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from lookupvit_video.children import deaf_to, end_children
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
 
@@ -334,9 +335,14 @@ def _write_videos(out: Path, settings: Settings, videos: list[tuple[str, int]], 
         return
     # Spawned, not forked: the caller may hold threads (PyTorch's do not survive a fork).
     with ProcessPoolExecutor(processes, get_context("spawn"), _limit_threads) as workers:
-        results = workers.map(write, videos, chunksize=16)
-        for _ in progress(results, total=len(videos), label="making", unit="videos"):
-            pass
+        with deaf_to("SIGINT"):
+            results = workers.map(write, videos, chunksize=16)
+        try:
+            for _ in progress(results, total=len(videos), label="making", unit="videos"):
+                pass
+        except KeyboardInterrupt:
+            end_children()  # rather than wait until they are done with what they were given
+            raise
 
 
 def _remove(out: Path) -> None:

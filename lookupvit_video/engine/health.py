@@ -6,6 +6,7 @@ docs/reliability.md lists the faults, how each was made, and what happened.
 import os
 import signal
 import statistics
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -13,12 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from lookupvit_video.children import STOP_SIGNALS, end_children
 from lookupvit_video.engine.world import World
-from lookupvit_video.errors import RunFailure
+from lookupvit_video.errors import EXIT_INTERRUPTED, EXIT_STOPPED, RunFailure
 
 T = TypeVar("T")
-STOP_SIGNALS = ("SIGTERM", "SIGUSR1")
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again; for Slurm's RequeueExit
+SAME_KEYPRESS = 0.3  # seconds in which Ctrl-C may come twice: from the terminal, and passed on by torchrun
 SHOWN_VIDEOS = 8  # of each process, where a message names what a step read
 
 
@@ -41,20 +42,34 @@ def memory_failures_told() -> Iterator[None]:
 
 
 class Stopped(RunFailure):
-    """The run was asked to stop, and has saved where it stood: the same command goes on."""
+    """The run was asked to stop, and has saved where it stood: the same command resumes it.
+
+    Args:
+        interrupted: by Ctrl-C, in some process.
+    """
+
+    def __init__(self, message: str, interrupted: bool = False):
+        super().__init__(message)
+        self.exit_code = EXIT_INTERRUPTED if interrupted else EXIT_STOPPED
 
 
 class StopSignals:
-    """Notes SIGTERM and SIGUSR1 instead of dying of them, as long as its block runs.
+    """Notes SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) instead of dying of them, while its block is active.
 
-    Decoding workers that are forked inside let the first one pass too: a scheduler signals all processes of a job, and
-    the step that is to be finished needs them. The second one ends them, as torch does with workers that hang.
+    They do not reach the decoding workers, see ``data.loader.Loader``: a scheduler signals all processes of a job, and
+    the step that is to be finished needs them. Other processes that are forked in the block let the first signal pass,
+    and die of the second one. In this process a second signal that is a SIGINT ends all at once: whoever presses Ctrl-C
+    again does not want to wait.
+
+    Args:
+        quiet: say nothing when Ctrl-C comes; for all processes but the main one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         self.name = ""
         """Of the signal that came; empty: none did."""
-        self._owner = os.getpid()
+        self._came = 0.0
+        self._owner, self._quiet = os.getpid(), quiet
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -71,9 +86,29 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.name and os.getpid() != self._owner:
-            os._exit(128 + number)
-        self.name = signal.Signals(number).name
+        if os.getpid() != self._owner:
+            if self.name:
+                os._exit(128 + number)
+        elif self.name and number == signal.SIGINT:
+            if time.monotonic() - self._came > SAME_KEYPRESS:
+                self._leave()
+            return
+        elif number == signal.SIGINT and not self._quiet:
+            # Not by print: a handler may run within another print.
+            os.write(2, b"\ninterrupted: finishing the step and saving; Ctrl-C once more leaves at once\n")
+        if not self.name:
+            self.name, self._came = signal.Signals(number).name, time.monotonic()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was Ctrl-C."""
+        return self.name == "SIGINT"
+
+    @staticmethod
+    def _leave() -> None:
+        end_children()
+        os.write(2, b"interrupted twice: left without saving; the same command resumes from the newest checkpoint\n")
+        os._exit(EXIT_INTERRUPTED)
 
     def until_stopped(self, items: Iterable[T]) -> Iterator[T]:
         """Pass items through until a signal comes."""

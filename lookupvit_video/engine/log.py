@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import simplejson
 import torch
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.files import named_failures, written_whole
 from lookupvit_video.text import is_utf8, one_line, open_text, visible
 
 try:
@@ -47,14 +48,14 @@ class JsonLines:
     def __init__(self, path: Path, enabled: bool = True):
         self.path, self.enabled = path, enabled
         if enabled and _ends_within_a_line(path):  # what a killed run left must not spoil the first line of this one
-            with open_text(path, "a") as file:
+            with named_failures(path), open_text(path, "a") as file:
                 file.write("\n")
 
     def write(self, kind: str, **values: Any) -> None:
         """Append {"kind": kind, "time": seconds since 1970, ...}; numbers that are not finite become null."""
         if self.enabled:
             line = simplejson.dumps({"kind": kind, "time": round(time.time(), 3), **values}, ignore_nan=True)
-            with open_text(self.path, "a") as file:
+            with named_failures(self.path), open_text(self.path, "a") as file:
                 file.write(line + "\n")
 
 
@@ -80,6 +81,7 @@ class Journal:
     def __init__(self, cfg: CfgNode, enabled: bool = True, step: int = 0):
         self.lines = JsonLines(Path(cfg.OUTPUT_DIR) / "log.jsonl", enabled)
         self._board = None
+        self._board_folder = Path(cfg.OUTPUT_DIR) / "tensorboard"
         if cfg.TENSORBOARD.ENABLE and enabled:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -92,16 +94,18 @@ class Journal:
                     f"OUTPUT_DIR {cfg.OUTPUT_DIR} is not UTF-8; TensorBoard cannot write there: choose another "
                     "OUTPUT_DIR or set TENSORBOARD.ENABLE False"
                 )
-            self._board = SummaryWriter(str(Path(cfg.OUTPUT_DIR) / "tensorboard"), purge_step=step + 1)
+            with named_failures(self._board_folder):
+                self._board = SummaryWriter(str(self._board_folder), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Write the numbers of a step: {"kind": kind, "step": step, ...}, and curves of the same names."""
         self.lines.write(kind, step=step, **values)
         if self._board:
-            for name, value in values.items():
-                if isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
-            self._board.flush()
+            with named_failures(self._board_folder):
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        self._board.add_scalar(f"{kind}/{name}", value, step)
+                self._board.flush()
 
     def close(self) -> None:
         """Finish TensorBoard's file."""
@@ -124,14 +128,50 @@ def read_json_lines(path: Path, kind: str) -> list[dict[str, Any]]:
     return [entries[step] for step in sorted(entries)]
 
 
+_BAD_COLUMNS = ("split", "path", "reason")
+
+
 def record_bad_videos(output_dir: Path, rows: Iterable[tuple[str, str, str]]) -> None:
-    """Append (split, path, reason) rows to OUTPUT_DIR/bad_videos.csv; any process may."""
+    """Append (split, path, reason) rows to OUTPUT_DIR/bad_videos.csv, each video once; any process may.
+
+    The file is a DATA.SKIP_LIST: it has absolute paths, which mean the same wherever it is read.
+    """
     path = output_dir / "bad_videos.csv"
-    with open_text(path, "a") as file:
+    listed = {(row["split"], row["path"]) for row in _bad_videos(path)}
+    new = [(split, os.path.abspath(video), reason) for split, video, reason in rows]
+    new = [row for row in new if row[:2] not in listed]
+    if not new:
+        return
+    with named_failures(path), open_text(path, "a") as file:
         writer = csv.writer(file)
         if file.tell() == 0:
-            writer.writerow(("split", "path", "reason"))
-        writer.writerows(rows)
+            writer.writerow(_BAD_COLUMNS)
+        writer.writerows(new)
+
+
+def forget_bad_videos(output_dir: Path, splits: Sequence[str], skip_list: Path) -> None:
+    """Take the rows of some splits, which an earlier run left, out of OUTPUT_DIR/bad_videos.csv; no rows, no file.
+
+    Args:
+        skip_list: DATA.SKIP_LIST; where it is this very file, it stays as it is.
+    """
+    path = output_dir / "bad_videos.csv"
+    rows = _bad_videos(path)
+    if not path.is_file() or os.path.realpath(path) == os.path.realpath(skip_list):
+        return
+    kept = [tuple(row[name] for name in _BAD_COLUMNS) for row in rows if row["split"] not in splits]
+    if not kept:
+        path.unlink()
+    elif len(kept) < len(rows):
+        with written_whole(path) as temporary, open_text(temporary, "w") as file:
+            csv.writer(file).writerows([_BAD_COLUMNS, *kept])
+
+
+def _bad_videos(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open_text(path) as file:
+        return [row for row in csv.DictReader(file) if row.keys() == set(_BAD_COLUMNS) and None not in row.values()]
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """One training run: what it is made of, where it starts, and its state, which a checkpoint holds."""
 
 import logging
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +31,7 @@ from lookupvit_video.engine.checkpoint import (
 from lookupvit_video.engine.distill import Teacher, load_teacher
 from lookupvit_video.engine.ema import Ema
 from lookupvit_video.engine.health import StopSignals
-from lookupvit_video.engine.log import Journal
+from lookupvit_video.engine.log import Journal, forget_bad_videos
 from lookupvit_video.engine.optim import build_optimizer, build_schedule
 from lookupvit_video.engine.parallel import autocast_dtype, full_state, load_optimizer, parallelize
 from lookupvit_video.engine.random_state import random_state, restore_random_state
@@ -48,7 +49,7 @@ KEPT = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DA
         "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
 # What changes no result, so that nothing is said where it is another than before.
 NO_MATTER = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
-             "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE", "MODEL.INIT_")  # fmt: skip
+             "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE", "MODEL.INIT_INFLATE")  # fmt: skip
 
 
 @dataclass
@@ -185,7 +186,9 @@ class Run:
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.steps.settled = [(loss, norm) for loss, norm in state.get("losses", [])]
-        self.bad_rows, self.bad_steps = set(state.get("bad_rows", [])), state.get("bad_steps", 0)
+        same_list = state.get("position", {}).get("videos") == len(self.train_videos)
+        self.bad_rows = set(state.get("bad_rows", [])) if same_list else set()  # rows of another list are other videos
+        self.bad_steps = state.get("bad_steps", 0)
         self.to_validate = state.get("to_validate", False)
         restore_random_state(state.get("random", []), self.world)
         threads = gather_objects(torch.get_num_threads(), self.world)
@@ -264,12 +267,27 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
                     f"{resumed.path}: {name} was {before} and is now {now}; its steps would be others. "
                     "Keep it, or choose another OUTPUT_DIR"
                 )
+        _check_source(cfg, resumed)
         check_settings(cfg, resumed)
         load_weights(model, resumed)
         logger.info("resume: %s, step %d", resumed.path, resumed.step)
     elif cfg.MODEL.INIT_FROM:
         logger.info("%s", init_from(model, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE))
     return resumed
+
+
+def _check_source(cfg: CfgNode, resumed: Checkpoint) -> None:
+    """Raise ValueError where a run that resumes is asked to start from other weights than it did."""
+    before, now = (c.MODEL.INIT_FROM and os.path.expanduser(c.MODEL.INIT_FROM) for c in (resumed.config, cfg))
+    same = os.path.abspath(before) == os.path.abspath(now) if before and now else before == now
+    if same and (not now or resumed.config.MODEL.INIT_INFLATE == cfg.MODEL.INIT_INFLATE):
+        return
+    name = "INIT_INFLATE" if same else "INIT_FROM"
+    raise ValueError(
+        f"{resumed.path}: this run was started with MODEL.{name} {resumed.config.MODEL[name]!r}, the config says "
+        f"{cfg.MODEL[name]!r}, which a run that resumes does not read; choose another OUTPUT_DIR to start from it, or "
+        "keep the former value to resume"
+    )
 
 
 def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *, dry: bool = False) -> Run:
@@ -311,6 +329,8 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         ema=Ema(parallel_model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None,
         dry=dry,
     )
+    if writes and not resumed:
+        forget_bad_videos(run.folder, ("train", "val"), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
     if resumed:
         if writes:
             set_aside_after(cfg.OUTPUT_DIR, resumed.step)

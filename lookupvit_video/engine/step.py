@@ -4,6 +4,7 @@ Everything random follows from (RNG_SEED, step, rank), so a resumed run repeats 
 """
 
 import logging
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookupvit_video.data.dataset import Batch
+from lookupvit_video.data.manifest import allowed_bad
 from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
 from lookupvit_video.engine.distill import distill, mean_over_clips
 from lookupvit_video.engine.health import lost_folder
@@ -166,15 +168,17 @@ def _note_bad_videos(run: Run, batch: Batch) -> None:
 
 
 def stop_at_too_many_bad(run: Run) -> None:
-    """Raise RunFailure where more training videos than DATA.MAX_BAD_FRACTION are known to be bad.
+    """Raise RunFailure where more training videos are known to be bad than DATA.MAX_BAD_FRACTION allows.
 
     A process knows its own at once, and those of all processes from each log line on.
     """
-    if len(run.bad_rows) > run.cfg.DATA.MAX_BAD_FRACTION * len(run.train_videos):
-        raise RunFailure(
-            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read; the reasons are in "
-            f"{run.folder / 'bad_videos.csv'}; mend the list or raise DATA.MAX_BAD_FRACTION"
-        )
+    if len(run.bad_rows) > allowed_bad(len(run.train_videos), run.cfg.DATA.MAX_BAD_FRACTION):
+        listed = os.path.abspath(run.folder / "bad_videos.csv")
+        fix = "fix the videos or raise DATA.MAX_BAD_FRACTION" if run.dry else (
+            f"the reasons are in {listed}; to train without them set DATA.SKIP_LIST {listed}, or fix the videos, or "
+            "raise DATA.MAX_BAD_FRACTION"
+        )  # fmt: skip
+        raise RunFailure(f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read; {fix}")
 
 
 def stop_if_lost(paths: list[str]) -> None:

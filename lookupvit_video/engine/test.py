@@ -12,7 +12,7 @@ from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.engine.checkpoint import Checkpoint, check_settings, load_checkpoint, load_weights
 from lookupvit_video.engine.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
-from lookupvit_video.engine.log import record_bad_videos
+from lookupvit_video.engine.log import forget_bad_videos, record_bad_videos
 from lookupvit_video.engine.parallel import autocast_dtype
 from lookupvit_video.engine.world import World
 from lookupvit_video.models.build import build_model, model_shape
@@ -68,7 +68,7 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
     }
     if len(grids) > 1:
         facts["grids"] = _grid_table(cfg, grids, macs, results)
-    return _write(results[0], videos, classes, Path(cfg.OUTPUT_DIR), facts)
+    return _write(results[0], videos, classes, cfg, facts)
 
 
 def _check_fit(cfg: CfgNode, classes: list[str], checkpoint: Checkpoint) -> None:
@@ -97,9 +97,11 @@ def _grid_table(
 
 
 def _write(
-    results: Results, videos: list[Video], classes: list[str], folder: Path, facts: dict[str, Any]
+    results: Results, videos: list[Video], classes: list[str], cfg: CfgNode, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Write all files of the test and return the summary."""
+    folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
+    forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
     record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in results.bad])
     if "grids" in facts:
         write_grids(facts["grids"], folder)

@@ -4,21 +4,19 @@ Everything random follows from (RNG_SEED, step, rank), and a checkpoint holds th
 interrupted, wherever, ends as one that was not.
 """
 
-import errno
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
-from lookupvit_video.engine.checkpoint import checkpoint_path, save_checkpoint, training_checkpoints
+from lookupvit_video.engine.checkpoint import checkpoint_path, save_checkpoint
 from lookupvit_video.engine.evaluate import evaluate
 from lookupvit_video.engine.health import Stopped, StopSignals
 from lookupvit_video.engine.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
+from lookupvit_video.engine.output import disk_failures_told
 from lookupvit_video.engine.parallel import describe_world
 from lookupvit_video.engine.plots import plot_curves
 from lookupvit_video.engine.run import Run, prepare, train_batches
@@ -26,12 +24,9 @@ from lookupvit_video.engine.step import one_step, stop_at_too_many_bad, stop_if_
 from lookupvit_video.engine.steplog import StepLog
 from lookupvit_video.engine.utilisation import utilisation
 from lookupvit_video.engine.world import World, gather_objects, in_any_process
-from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.complexity import count_parameters
 
 logger = logging.getLogger(__name__)
-# Why a file that a run writes may fail, other than by a fault of the program.
-DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EIO ESTALE EACCES ENOENT ENOTDIR".split()}
 
 
 def train(cfg: CfgNode, classes: list[str], world: World) -> None:
@@ -40,9 +35,9 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
     Raises:
         ValueError: the config and the data do not fit, found before the first step.
         RunFailure: the numbers, too many of the videos, or the disk went bad on the way.
-        Stopped: SIGTERM or SIGUSR1 came; where the run stood is saved.
+        Stopped: SIGTERM, SIGUSR1 or SIGINT came; where the run stood is saved.
     """
-    with StopSignals() as stop, disk_failures_told(cfg):
+    with StopSignals(quiet=not world.is_main) as stop, disk_failures_told(cfg):
         run = prepare(cfg, classes, world, stop)
         loader = train_batches(run)
         for line in describe_world(cfg, world, len(run.train_videos)).splitlines():
@@ -55,36 +50,15 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
             with worker_failures_told():
                 _run_steps(run, iter(loader))
             _finish(run)
-            if any(in_any_process(world, bool(stop.name))):  # since the last look: the test that follows takes long
+            stopped, interrupted = in_any_process(world, bool(stop.name), stop.interrupted)
+            if stopped:  # since the last look: the test that follows takes long
                 raise Stopped(
-                    f"stopped by {stop.name or 'a signal to another process'}; training is done, the same command tests"
+                    f"stopped by {stop.name or 'a signal to another process'}; training is done, the same command "
+                    "tests",
+                    interrupted,
                 )
         finally:
             run.close()
-
-
-@contextmanager
-def disk_failures_told(cfg: CfgNode) -> Iterator[None]:
-    """Turn the system's errors about OUTPUT_DIR into one line that says what is still there.
-
-    Raises:
-        RunFailure: in their place.
-    """
-    try:
-        yield
-    except OSError as error:
-        elsewhere = error.filename and Path(cfg.OUTPUT_DIR).absolute() not in [
-            (path := Path(error.filename).absolute()),
-            *path.parents,
-        ]
-        if error.errno not in DISK_ERRORS or elsewhere:
-            raise
-        kept = training_checkpoints(cfg.OUTPUT_DIR)
-        what = f"{kept[0]} is whole, and the same command goes on from it" if kept else "there is no checkpoint yet"
-        where = f" ({error.filename})" if error.filename else ""
-        raise RunFailure(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} cannot be written to: {error.strerror}{where}; mend the disk. {what}"
-        ) from None
 
 
 def _run_steps(run: Run, batches: Iterator[Batch]) -> None:
@@ -158,10 +132,12 @@ def _stop(run: Run) -> None:
     """Save and leave, for a signal that came to one of the processes at least."""
     _save(run)
     run.saver.wait()
-    gather_objects(None, run.world)  # no process leaves before the checkpoint is there
+    # no process leaves before the checkpoint is there
+    interrupted = any(gather_objects(run.stop.interrupted, run.world))
     raise Stopped(
         f"stopped by {run.stop.name or 'a signal to another process'} after step {run.step}; saved "
-        f"{checkpoint_path(run.folder, run.step)}, the same command goes on from it"
+        f"{checkpoint_path(run.folder, run.step)}, the same command resumes from it",
+        interrupted,
     )
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from lookupvit_video.data.reader import DecodeError
 from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
+from lookupvit_video.lock import only_writer
 from lookupvit_video.text import decode, open_text
 
 MAX_LIST_BYTES = 256 << 20
@@ -151,7 +153,8 @@ class AnswerFile:
         resume: keep the answers that the file holds. Failures are forgotten, so that they are tried again.
 
     Raises:
-        ValueError: the path is no regular file, or what is there to resume has other columns.
+        ValueError: the path is no regular file, another process is writing to it, or what is there to resume has other
+            columns.
         OSError: the file cannot be written.
     """
 
@@ -159,10 +162,22 @@ class AnswerFile:
         if path != "-" and os.path.lexists(path) and not os.path.isfile(path):
             raise ValueError(f"{path}: answers go into a regular file, or to standard output (-)")
         self.columns, self.done = columns, set[str]()
+        self._lock = ExitStack()
+        if path != "-":
+            folder, name = os.path.split(path)
+            lock_file, fix = os.path.join(folder, f".{name}.lock"), "choose another file or stop it"
+            self._lock.enter_context(only_writer(lock_file, path, fix))
+        try:
+            self._open(path, resume)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, path: str, resume: bool) -> None:
         kept = self._kept(Path(path)) if resume and path != "-" else []
         if path == "-":
             self.file: IO[str] = sys.stdout
-            if columns and isinstance(sys.stdout, io.TextIOWrapper):  # for programs: as in a file
+            if self.columns and isinstance(sys.stdout, io.TextIOWrapper):  # for programs: as in a file
                 sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         elif kept:
             with written_whole(path) as temporary, open_text(temporary, "w") as self.file:
@@ -212,6 +227,7 @@ class AnswerFile:
     ) -> None:
         if self.file is not sys.stdout:
             self.file.close()
+        self._lock.close()
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

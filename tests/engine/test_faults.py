@@ -305,7 +305,7 @@ def test_a_disk_that_takes_no_more_gives_one_line_and_loses_no_checkpoint(data, 
     assert full.returncode == 1
     line = full.stderr.splitlines()[-1]
     assert f"OUTPUT_DIR {folder} cannot be written to: File too large" in line
-    assert f"{checkpoint_path(folder, 4)} is whole, and the same command goes on from it" in line
+    assert f"{checkpoint_path(folder, 4)} is complete, and the same command resumes from it" in line
     assert "Traceback" not in full.stderr
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000004.pt"]
     assert run_net(settings(data, folder, **options)).returncode == 0
@@ -336,7 +336,7 @@ def test_a_small_disk_gets_full_or_read_only(data, tmp_path, fault):
         assert done.returncode == 1
         reason = "No space left on device" if fault == "full" else "Read-only file system"
         assert reason in done.stderr.splitlines()[-1]
-        assert "is whole, and the same command goes on from it" in done.stderr.splitlines()[-1]
+        assert "is complete, and the same command resumes from it" in done.stderr.splitlines()[-1]
         assert_newest_is_sound(disk)
         subprocess.run(["mount", "-o", "remount,rw,size=9m", disk], check=True, timeout=60)
         assert run_net(settings(data, disk, **options)).returncode == 0

@@ -62,7 +62,7 @@ def test_a_sound_data_set(data, tmp_path):
     assert (first["fps"], first["frames"], first["duration"], first["label"]) == ("24.0", "12", "0.5", "class 0")
     assert first["source"] == f"{data / 'train.csv'}, line 2"
     assert {row["problems"] for row in table} == {""}
-    assert read_csv(tmp_path / "bad_videos.csv") == []
+    assert not (tmp_path / "bad_videos.csv").exists()
     assert (tmp_path / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
     assert "h264 in mp4 (9)" in done.stdout
     assert "64x48 (9)" in done.stdout
@@ -126,7 +126,7 @@ def test_lists_folders_and_files_without_a_config(data, tmp_path):
     assert check(data / "train.csv", data / "8.mp4", out=tmp_path).returncode == 0
     assert [row["label"] for row in read_csv(tmp_path / "report.csv")] == ["class 0", "class 1", "class 2", ""]
     done = check(data / "train.csv", data / "0.mp4", out=tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 0
     assert "train and test" in done.stdout
 
 
@@ -135,9 +135,9 @@ def test_splits_and_settings_stand_side_by_side(data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert Counter(row["split"] for row in read_csv(tmp_path / "report.csv")) == {"val": 3, "test": 3}
     done = with_config(data, tmp_path, "--split", "train", DATA__SAMPLING_RATE=8)
-    assert done.returncode == 1
+    assert done.returncode == 0  # a note only
     assert "short: 3 (can be used as they are)" in done.stdout
-    assert read_csv(tmp_path / "bad_videos.csv") == []
+    assert not (tmp_path / "bad_videos.csv").exists()
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

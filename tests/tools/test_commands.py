@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from tests.small import call_tool, make_videos, run_net, settings
+from tests.small import ROOT, call_tool, make_videos, run_net, settings
 from tests.videos import write_audio, write_video
 
 
@@ -135,6 +135,19 @@ def test_help_shows_an_example(tool):
     done = call_tool(f"tools/{tool}.py", "--help")
     assert done.returncode == 0
     assert f"tools/{tool}.py" in done.stdout.split("example")[1]
+
+
+SCRIPTS = sorted(
+    str(path.relative_to(ROOT)) for folder in ("tools", "datasets") for path in ROOT.glob(folder + "/**/*.py")
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_has_help(script):
+    done = call_tool(script, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    assert "--help" in done.stdout
 
 
 def kinetics_layout(folder, suffix, codec):

@@ -1,6 +1,8 @@
 """Studies of a few small runs: the table, and that a study can be stopped, started again and survive a failure."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.small import SMALL, call_tool, make_videos, run_tool
+from lookupvit_video.config import load_config
+from tests.small import SMALL, call_tool, make_videos, run_tool, settings, started
 
 STUDY = "tools/study.py"
 GOOD = {"lookup": {"TEST.GRIDS": [[1, 1, 1]]}, "dense vit": {"MODEL.ARCH": "vit"}}
@@ -90,13 +93,14 @@ def test_no_run_goes_on_alone_after_a_kill(tmp_path):
     make_videos(tmp_path / "data")
     write_study(tmp_path / "study.yaml", tmp_path / "data", {"long": {"SOLVER.MAX_EPOCH": 10000}})
     command = [sys.executable, STUDY, "--study", tmp_path / "study.yaml", "--out", tmp_path / "out"]
-    study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: (tmp_path / "out" / "small" / "long" / "3" / "log.jsonl").exists(), 60)
-    children = Path(f"/proc/{study.pid}/task/{study.pid}/children").read_text().split()
-    assert children
-    study.kill()
-    study.wait(60)
-    until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 20)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with started(command, 400, **silent) as study:
+        until(lambda: (tmp_path / "out" / "small" / "long" / "3" / "log.jsonl").exists(), 300)
+        children = Path(f"/proc/{study.pid}/task/{study.pid}/children").read_text().split()
+        assert children
+        study.kill()
+        study.wait(60)
+        until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 60)
 
 
 def until(holds, seconds):
@@ -132,11 +136,23 @@ def test_seeds_are_put_together_as_mean_and_deviation(tmp_path):
     ({**GOOD, "wrong": {"MODEL.COMPRESED_GRID": [1, 1, 1]}}, {}, ["did you mean MODEL.COMPRESSED_GRID"]),
     ({**GOOD, "wrong": {"MODEL.COMPRESSED_GRID": [9, 9, 9]}}, {}, ["MODEL.COMPRESSED_GRID", "is larger than"]),
     (GOOD, {"configs": {"small": "tests/none.yaml"}}, ["none.yaml", "No such file"]),
-    (GOOD, {"seeds": ["first"]}, ["RNG_SEED", "first"]),
+    (GOOD, {"seeds": ["first"]}, ["study.yaml", "seeds must be a list", "first"]),
     (GOOD, {"seeds": ...}, ["study.yaml", "configs, seeds and rows"]),
-    ({False: {}}, {}, ["study.yaml", "rows", "on, off, yes or no"]),
+    ({False: {}}, {}, ["study.yaml, line", "on, off, yes or no"]),
     (["lookup"], {}, ["study.yaml", "rows", "lines 'name: ...'"]),
     ({"a b": {}, "a_b": {}}, {}, ["study.yaml", "share the folder a_b"]),
+    (GOOD, {"MODEL.DEPTH": 1}, ["study.yaml: unknown key MODEL.DEPTH; settings for all rows go below 'settings:'"]),
+    (GOOD, {"SOLVER": {"MAX_EPOCH": 1}}, ["study.yaml: unknown key SOLVER; settings for all rows go below"]),
+    (GOOD, {"setings": {}}, ["study.yaml: unknown key setings; a study has the keys configs, seeds, rows, settings"]),
+    ({**GOOD, "more": {"settings": {"MODEL.DEPTH": 1}}}, {}, ["row 'more': unknown key settings; write keys"]),
+    ({**GOOD, "more": "MODEL.DEPTH 1"}, {}, ["study.yaml: row 'more' holds lines 'KEY: value'; got 'MODEL.DEPTH 1'"]),
+    ({**GOOD, "more": {"RNG_SEED": 1}}, {}, ["study.yaml: row 'more': RNG_SEED is set by the study itself"]),
+    (GOOD, {"settings": ["MODEL.DEPTH"]}, ["study.yaml: settings holds lines 'KEY: value'; got ['MODEL.DEPTH']"]),
+    (GOOD, {"settings": {"MODEL.DEPHT": 1}}, ["study.yaml: config 'small', row 'lookup'", "did you mean MODEL.DEPTH"]),
+    (GOOD, {"seeds": [0, 0]}, ["study.yaml: seeds: 0 is named twice"]),
+    (GOOD, {"seeds": 3}, ["study.yaml: seeds must be a list of whole numbers"]),
+    ({}, {}, ["study.yaml: rows holds lines 'name: ...', at least one"]),
+    ({"a/b": {}}, {}, ["study.yaml: rows: 'a/b' cannot be the name of a folder"]),
 ])  # fmt: skip
 def test_mistakes_are_told_before_any_work(tmp_path, rows, changes, parts):
     write_study(tmp_path / "study.yaml", tmp_path, rows, **changes)
@@ -148,7 +164,51 @@ def test_mistakes_are_told_before_any_work(tmp_path, rows, changes, parts):
 def test_a_study_that_cannot_be_read_gives_one_line(tmp_path):
     assert_one_line(call_tool(STUDY, "--study", tmp_path / "none.yaml"), "none.yaml", "No such file")
     (tmp_path / "torn.yaml").write_text("rows: {a: [1\nseeds: [\n")
-    assert_one_line(call_tool(STUDY, "--study", tmp_path / "torn.yaml"), "torn.yaml", "cannot be read")
+    assert_one_line(call_tool(STUDY, "--study", tmp_path / "torn.yaml"), "torn.yaml, line 2")
+
+
+def test_a_row_that_stands_twice_is_not_lost(tmp_path):
+    write_study(tmp_path / "study.yaml", tmp_path, {"same": None})
+    with (tmp_path / "study.yaml").open("a") as file:
+        file.write("  same: {MODEL.ARCH: vit}\n")
+    done = call_tool(STUDY, "--study", tmp_path / "study.yaml", "--out", tmp_path / "out")
+    assert_one_line(done, "study.yaml, line ", "key same stands twice")
+
+
+def test_a_result_of_other_settings_is_not_taken_for_a_rows(tmp_path):
+    folder = tmp_path / "out" / "small" / "deep" / "3"
+    folder.mkdir(parents=True)
+    write_study(tmp_path / "study.yaml", tmp_path, {"deep": {"MODEL.DEPTH": 3}})
+    result = {"top1": 40.0, "gmacs_per_view": 0.00125, "parameters": 12345, "videos": 50}
+    (folder / "test_results.json").write_text(json.dumps(result))
+    changes = {"SOLVER__MAX_EPOCH": 1, "SOLVER__WARMUP_EPOCHS": 0, "RNG_SEED": 3}
+    for depth, code in ((3, 0), (2, 2)):
+        cfg = load_config("tests/small.yaml", settings(tmp_path, folder, **changes, MODEL__DEPTH=depth, LOG_PERIOD=7))
+        (folder / "config.yaml").write_text(cfg.dump())
+        done = call_tool(STUDY, "--study", tmp_path / "study.yaml", "--out", tmp_path / "out", "--table-only")
+        assert done.returncode == code, done.stderr
+    assert_one_line(done, f"{folder}: this run was done with other settings (MODEL.DEPTH 2, now 3); remove the folder")
+
+
+def test_ctrl_c_saves_the_runs_and_two_studies_keep_apart(tmp_path):
+    make_videos(tmp_path / "data")
+    write_study(tmp_path / "study.yaml", tmp_path / "data", {"long": {"SOLVER.MAX_EPOCH": 10000}, "next": None})
+    command = [sys.executable, STUDY, "--study", tmp_path / "study.yaml", "--out", tmp_path / "out"]
+    folder = tmp_path / "out" / "small" / "long" / "3"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started(command, 400, **pipes) as process:
+        until(lambda: (folder / "log.jsonl").exists(), 300)
+        second = call_tool(*command[1:])
+        assert_one_line(
+            second, f"--out {tmp_path / 'out'}: process {process.pid} on ", "choose another --out or stop it"
+        )
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=100)
+    assert process.returncode == 130, told
+    assert told.splitlines()[-1] == ("study.py: stopped by SIGINT; the same command resumes where its runs were saved")
+    assert "Traceback" not in told
+    assert list((folder / "checkpoints").glob("step_*.pt"))
+    assert not (tmp_path / "out" / "small" / "next").exists()
 
 
 def assert_one_line(done, *parts):
