@@ -34,6 +34,7 @@ from lookupvit_video.data.manifest import (
     read_class_list,
     read_manifest,
 )
+from lookupvit_video.data.orientation import UPRIGHT, Orientation, orientation_of_frame
 from lookupvit_video.data.pyav_reader import NOT_LOOKED_AT
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,9 @@ KINDS = {
     "picture": Kind(True, "single pictures under a video's name: take them out of the list"),
     "no video stream": Kind(True, "sound without pictures: fetch these files again, with the video"),
     "unknown codec": Kind(True, "re-encode these files, for example to H.264"),
+    "encrypted": Kind(True, "copy protection, or a stream saved without its key: get copies without it"),
+    "no frames": Kind(True, "headers without a picture, such as the initial segment of a stream: join the segments, or "
+                            "fetch these files again"),
     "truncated": Kind(True, "cut off in a download or copy: fetch these files again"),
     "damaged": Kind(True, "players hide such frames, training takes them for true: fetch these files again"),
     "unreadable": Kind(True, "the reason stands with each file"),
@@ -69,6 +73,9 @@ KINDS = {
                          "if there are many"),
     "blank": Kind(False, "nothing but one colour in the frames looked at: see for yourself"),
     "still": Kind(False, "the frames looked at are all alike: see for yourself"),
+    "orientation": Kind(False, "turned by other than quarter turns, or differently from some frame on: see for yourself"),
+    "interlaced": Kind(False, "two fields in each frame, which are not taken apart: moving edges look like combs; "
+                              "deinterlace these files (ffmpeg -vf bwdif) if there are many"),
     "suffix": Kind(False, "read all the same, by content: rename these files if other programs stumble"),
     "train and test": Kind(False, "the same video in training and in validation or test flatters the accuracy: "
                                   "take it out of one of them"),
@@ -84,9 +91,12 @@ _REASONS = {
     "is empty": "empty",
     "git-lfs": "git-lfs pointer",
     "is text": "text",
+    "is encrypted": "encrypted",
+    "holds no frames|is a fragment": "no frames",
     "truncated": "truncated",
     "no video stream": "no video stream",
     "codec that this build": "unknown codec",
+    "is damaged or cut off": "damaged",
     "cannot be opened": "not a video",
     "cannot be decoded|no frame|frame rate|the same twice": "damaged",
     "longer than": "timeout",
@@ -127,7 +137,11 @@ class Facts:
     frames: int = 0
     variable_rate: bool = False
     rotation: int = 0
-    """Degrees clockwise by which a player turns the pictures."""
+    """Degrees clockwise by which a player turns the first picture, after mirroring it where `mirrored`."""
+    mirrored: bool = False
+    """Whether a player mirrors the first picture left to right, before it turns it."""
+    interlaced: bool = False
+    """Whether a frame that was looked at holds two fields."""
     pixel_aspect: str = "1:1"
     """Width to height of a stored pixel."""
     problems: list[Problem] = field(default_factory=list)
@@ -265,6 +279,9 @@ def _look(facts: Facts, reader: VideoReader) -> None:
     places = sorted({0, len(times) // 2, len(times) - 1})
     frames_THWC = reader.frames_at(times[places].tolist()).numpy()
     info, times = reader.info, reader.times  # the decode may have corrected both
+    facts.interlaced = reader.interlaced
+    if reader.remark:
+        facts.problems.append(Problem("orientation", reader.remark))
     facts.codec, facts.width, facts.height = info.codec, info.width, info.height
     facts.fps, facts.duration, facts.frames = round(info.fps, 3), round(info.duration, 3), info.num_frames
     gaps = np.diff(times)
@@ -299,6 +316,7 @@ def _walk(facts: Facts, path: str, thorough: bool) -> int:
         if facts.container == "mpegts":
             av.logging.set_level(av.logging.DEBUG)
         damaged, shown, end, before = 0, 0, 0.0, None
+        orientations: list[Orientation] = []
         for packet in container.demux():
             if packet.size and packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -311,13 +329,27 @@ def _walk(facts: Facts, path: str, thorough: bool) -> int:
                 try:
                     frames: Any = packet.decode()
                     for frame in frames:
-                        facts.rotation = -round(frame.rotation) % 360
+                        orientations.append(orientation_of_frame(frame, orientations[-1] if orientations else UPRIGHT))
+                        facts.interlaced |= frame.interlaced_frame
                         damaged += frame.is_corrupt
                         shown += 1
                 except av.FFmpegError:
                     damaged += 1
         _check_end(facts, container, end)
+    _note_pictures(facts, orientations)
     return damaged
+
+
+def _note_pictures(facts: Facts, orientations: Sequence[Orientation]) -> None:
+    """Note how the decoded pictures lie, from the first to the last, and whether they are interlaced."""
+    if orientations:
+        facts.rotation, facts.mirrored = orientations[0].degrees, orientations[0].mirrored
+        other = next((number for number, found in enumerate(orientations) if found != orientations[0]), None)
+        if other is not None:
+            change = f"frame {other} and others are {orientations[other]}, the first is {orientations[0]}"
+            facts.problems.append(Problem("orientation", change))
+    if facts.interlaced:
+        facts.problems.append(Problem("interlaced", "its frames hold two fields each"))
 
 
 def _note_container(facts: Facts, path: str, container: Any, stream: Any) -> None:
@@ -485,6 +517,8 @@ def summarize(rows: Sequence[Row], classes: Sequence[str] = ()) -> dict[str, Any
         "frames": _spread([fact.frames for fact in facts]),
         "variable_rate": sum(fact.variable_rate for fact in facts),
         "rotated": sum(fact.rotation != 0 for fact in facts),
+        "mirrored": sum(fact.mirrored for fact in facts),
+        "interlaced": sum(fact.interlaced for fact in facts),
         "not_square_pixels": sum(fact.pixel_aspect not in ("1:1", "0:1") for fact in facts),
         "problems": {kind: numbers for kind, numbers in problems.items() if numbers},
     }

@@ -76,6 +76,10 @@ class VideoReader:
 
     times: np.ndarray
     duration: float
+    remark: str | None = None
+    """What the file asks for and is not done, such as a turn by 45 degrees; known once a frame was decoded."""
+    interlaced: bool = False
+    """Whether a frame handed out by PyAV so far holds two fields; they are not taken apart."""
 
     @property
     def info(self) -> VideoInfo:
