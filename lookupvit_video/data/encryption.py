@@ -71,6 +71,8 @@ def why_not_opened(path: str) -> str | None:
             return _why_no_mp4(file)
         if head.startswith(b"\x1a\x45\xdf\xa3"):
             how = _matroska_scheme(file)
+            if not how and _TRACKS in (kinds := _segment_kinds(file)) and _CLUSTER not in kinds:
+                return "holds no frames: a header, and nothing after it; fetch it again"
         elif head[:1] == b"G" or head[4:5] == b"G":
             how = _scrambled_transport(file, None)
         elif head.startswith(bytes.fromhex("3026b2758e66cf11")):
@@ -198,6 +200,14 @@ def _matroska_scheme(file: IO[bytes]) -> str | None:
             if inner in (_CLUSTER, _TRACKS):
                 return None
     return None
+
+
+def _segment_kinds(file: IO[bytes]) -> set[int]:
+    """The IDs of the elements in the first segment."""
+    for identity, start, end in _elements(file, 0, _size(file)):
+        if identity == _SEGMENT:
+            return {inner for inner, _, _ in _elements(file, start, end)}
+    return set()
 
 
 def _is_protected(file: IO[bytes], start: int, end: int) -> bool:

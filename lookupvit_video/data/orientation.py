@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from av.sidedata.sidedata import Type
+
+from lookupvit_video.data.frame_filter import FrameFilter
 
 _TOLERANCE = 0.5  # degrees: what FFmpeg's command line rounds to a quarter turn
 _ORIENTATION_MESSAGE = 47  # payload type of a display orientation SEI message (ITU-T H.264 and H.265, annex D)
 # Type of the NAL units that hold such messages; the one before a key picture holds up to the next key picture.
 _MESSAGE_NAL = {"h264": 6, "hevc": 39}
 _ALWAYS_PER_PICTURE = frozenset({"mjpeg"})
+
+_UNKNOWN_TYPES = set(range(64)) - {kind.value for kind in Type}
+_DROP_UNKNOWN = [("sidedata", f"mode=delete:type={number}") for number in sorted(_UNKNOWN_TYPES)]
 
 
 class Orientation(NamedTuple):
@@ -76,10 +81,17 @@ def remark_on_frame(frame: Any) -> str | None:
 
 def _matrix(frame: Any) -> tuple[int, ...] | None:
     # The first of several is the container's, and the one that libav's own tools take.
-    for data in frame.side_data:
+    for data in _side_data(frame):
         if data.type is Type.DISPLAYMATRIX:
             return struct.unpack("=9i", bytes(data))
     return None
+
+
+def _side_data(frame: Any) -> Iterable[Any]:
+    try:
+        return frame.side_data
+    except ValueError:  # PyAV, of a kind that it does not know, such as EXIF
+        return FrameFilter(_DROP_UNKNOWN).apply(frame).side_data
 
 
 def orientation_of_matrix(matrix: tuple[int, ...]) -> tuple[Orientation, str | None]:
@@ -119,7 +131,7 @@ def carries_message(data: bytes, codec: str, length_size: int) -> bool:
         return True
     if codec not in _MESSAGE_NAL:
         return False
-    for unit in _units_before_picture(data, codec, length_size):
+    for unit in filter(None, _units_before_picture(data, codec, length_size)):
         kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
         header = 1 if codec == "h264" else 2
         if kind == _MESSAGE_NAL[codec] and _ORIENTATION_MESSAGE in _payload_types(unit[header:].replace(b"\0\0\3", b"\0\0")):
@@ -128,8 +140,9 @@ def carries_message(data: bytes, codec: str, length_size: int) -> bool:
 
 
 def _units_before_picture(data: bytes, codec: str, length_size: int) -> Iterator[bytes]:
-    at = length_size if length_size else data.find(b"\0\0\1") + 3
-    while length_size <= at < len(data) and at > 2:
+    first = data.find(b"\0\0\1")
+    at = length_size if length_size else first + 3 if first >= 0 else len(data)
+    while at < len(data):
         if 1 <= data[at] & 31 <= 5 if codec == "h264" else data[at] >> 1 & 63 < 32:
             return
         if length_size:

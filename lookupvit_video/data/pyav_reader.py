@@ -35,7 +35,7 @@ from av.video.format import VideoFormat
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from lookupvit_video.data.encryption import ENCRYPTED, refuse_encrypted, why_not_opened
-from lookupvit_video.data.interlace import FieldJoiner
+from lookupvit_video.data.frame_filter import field_joiner
 from lookupvit_video.data.orientation import UPRIGHT, Orientation, carries_message, orientation_of_frame, remark_on_frame
 from lookupvit_video.data.reader import Box, Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
 from lookupvit_video.data.timeline import (
@@ -213,7 +213,7 @@ class PyAVReader(VideoReader):
             width, height = height, width
         if frame.interlaced_frame:
             self.interlaced = True
-            frame = self._joiner.joined(frame)
+            frame = self._joiner.apply(frame)
         # one thread: swscale would take every core of the machine, in every loader worker
         picture = self._reformatter.reformat(
             frame, width=width, height=height, format=_RGB, interpolation=_BICUBIC, threads=1
@@ -313,7 +313,7 @@ class PyAVReader(VideoReader):
         self._stream.codec_context.thread_count = 1
         self._stated_size = (self._stream.codec_context.width, self._stream.codec_context.height)
         self._nal = nal_layout(self._stream)
-        self._reformatter, self._joiner = VideoReformatter(), FieldJoiner()
+        self._reformatter, self._joiner = VideoReformatter(), field_joiner()
 
     def _packets(self) -> Iterator[Any]:
         return _demux(self._container, self._stream, self._deadline)

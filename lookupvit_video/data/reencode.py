@@ -21,7 +21,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from lookupvit_video.data.decode import DecodeError, open_video
-from lookupvit_video.data.interlace import FieldJoiner
+from lookupvit_video.data.frame_filter import field_joiner
 from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.data.orientation import UPRIGHT, Orientation, orientation_of_frame
 from lookupvit_video.errors import RunFailure
@@ -208,7 +208,7 @@ class _Writer:
         self, container: Any, source: Any, first: av.VideoFrame, orientation: Orientation, encoding: Encoding
     ) -> None:
         self._container, self._packets = container, 0
-        self._reformatter, self._joiner = VideoReformatter(), FieldJoiner()
+        self._reformatter, self._joiner = VideoReformatter(), field_joiner()
         width, height = output_size(
             first.width, first.height, source.sample_aspect_ratio, orientation.transposed, encoding.short_side
         )
@@ -248,7 +248,7 @@ class _Writer:
         turned = orientation.transposed
         width, height = self._stream.width, self._stream.height
         small = self._reformatter.reformat(
-            self._joiner.joined(frame) if frame.interlaced_frame else frame,
+            self._joiner.apply(frame) if frame.interlaced_frame else frame,
             width=height if turned else width,
             height=width if turned else height,
             format="yuv420p",
