@@ -64,7 +64,8 @@ KINDS = {
     "truncated": Kind(True, "cut off in a download or copy: fetch these files again"),
     "damaged": Kind(True, "players hide such frames, training takes them for true: fetch these files again"),
     "unreadable": Kind(True, "the reason stands with each file"),
-    "timeout": Kind(True, "a hung disk, or a long video: try again with a larger --timeout"),
+    "timeout": Kind(True, "took too long twice, the second time alone: a hung disk, or a long video: try again with a "
+                          "larger --timeout"),
     "memory": Kind(True, "a header that asks for a giant picture, or too many processes: try again with fewer"),
     "error": Kind(True, "this check itself failed on them: please report it"),
     "crash": Kind(True, "the decoder itself fell over: leave these files out, or fetch them again"),
@@ -391,14 +392,15 @@ def check_files(
     """Examine the file of every row, each file once, and note the findings in the rows.
 
     Args:
-        timeout: seconds for one file.
+        timeout: seconds for one file, see `run_isolated`; tried a second time, alone, before it counts as a time-out.
         follow: given the outcomes as they come and their number, passes them through; a progress bar.
     """
     of_file = defaultdict(list)
     for row in rows:
         of_file[os.path.abspath(row.video.path)].append(row)
     paths = list(of_file)
-    outcomes = run_isolated(partial(examine, thorough=thorough), paths, processes=processes, timeout=timeout)
+    look = partial(examine, thorough=thorough)
+    outcomes = run_isolated(look, paths, processes=processes, timeout=timeout, second_try=True)
     for number, facts, lost in follow(outcomes, len(paths)):
         if facts is None:
             assert lost is not None

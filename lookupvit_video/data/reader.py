@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from lookupvit_video.waiting import seconds_without_processor
+
 _Pixels = TypeVar("_Pixels", np.ndarray, torch.Tensor)
 _TIME_TOLERANCE = 1e-6  # seconds: a time computed as index / fps may fall a rounding error short of the frame's own
 
@@ -118,7 +120,10 @@ class VideoReader:
 
 
 class Deadline:
-    """The time that one call of a reader may take; `seconds` 0: as long as it likes."""
+    """The time that one call of a reader may take; `seconds` 0: as long as it likes.
+
+    Time in which this thread was ready to run and other processes had the processor does not count.
+    """
 
     def __init__(self, path: str, seconds: float) -> None:
         self.path, self.seconds = path, seconds
@@ -127,9 +132,14 @@ class Deadline:
     def restart(self) -> None:
         """Count from now."""
         self._end = time.monotonic() + self.seconds if self.seconds else math.inf
+        self._waited = (seconds_without_processor() or 0.0) if self.seconds else 0.0
 
     def check(self) -> None:
         """Raise DecodeError once the time is over."""
+        if time.monotonic() <= self._end:
+            return
+        waited = seconds_without_processor() or 0.0
+        self._end, self._waited = self._end + waited - self._waited, waited
         if time.monotonic() > self._end:
             raise DecodeError(self.path, f"took longer than {self.seconds:g} s to decode (DATA.DECODE_TIMEOUT)")
 
