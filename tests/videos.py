@@ -65,6 +65,7 @@ def write_video(
     decoys: int = 0,
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
+    container_format: str | None = None,
 ) -> str:
     """Write a video whose picture i is `draw_frame(first_number + i)`; the suffix of `path` chooses the container.
 
@@ -89,13 +90,14 @@ def write_video(
         decoys: video streams before and after the right one, which alone is flagged as the default; 24 times 9999.
         codec_options: further settings of the encoder.
         container_options: further settings of the container.
+        container_format: libav's name of the container; None: what the suffix says.
 
     Returns:
         The path, as text.
     """
     path = Path(path)
     base = Fraction(1, _TICKS) if times is not None else 1 / Fraction(fps)
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
         before = [_add_decoy(container) for _ in range(decoys)]
         video = container.add_stream(codec, rate=fps)
         after = [_add_decoy(container) for _ in range(decoys)]

@@ -27,15 +27,10 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.data.decode import DecodeError, VideoReader, open_video
 from lookupvit_video.data.isolated import run_isolated
-from lookupvit_video.data.manifest import (
-    VIDEO_SUFFIXES,
-    Video,
-    class_folders,
-    read_class_list,
-    read_manifest,
-)
+from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
 from lookupvit_video.data.orientation import UPRIGHT, Orientation, orientation_of_frame
 from lookupvit_video.data.pyav_reader import NOT_LOOKED_AT
+from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, no_video_below
 
 logger = logging.getLogger(__name__)
 
@@ -200,16 +195,18 @@ def rows_of_path(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+        files, left_out = find_video_files(path)
         if not files:
-            raise ValueError(f"{path}: no file below it has the suffix of a video ({' '.join(sorted(VIDEO_SUFFIXES))})")
+            raise ValueError(f"{path}: {no_video_below(left_out)}")
+        if left_out:
+            logger.info("%s: %s", path, left_out_line(left_out))
         folders = class_folders(path)
         inner = [file.relative_to(path).parts for file in files]
         return [
             Row(path.name, Video(str(file), -1, source=str(file)), parts[0] if parts[0] in folders else "")
             for file, parts in zip(files, inner, strict=True)
         ]
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if is_video_name(path):
         return [Row("", Video(str(path), -1, source="command line"), "")]
     names = path.parent / "classes.txt"
     classes = read_class_list(names) if names.is_file() else [str(number) for number in range(100_000)]

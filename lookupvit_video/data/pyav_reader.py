@@ -420,7 +420,7 @@ def _is_matroska(name: str) -> bool:
         return True
     if head.startswith(b"version https://git-lfs"):
         raise DecodeError(name, "is a git-lfs pointer, not the video: run `git lfs pull`")
-    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+    if head[:10] != b"YUV4MPEG2 " and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
         start = head[:40].decode("utf-8", "replace").splitlines()[0]
         raise DecodeError(name, f"is text, not a video (it starts with {start!r})")
     return False
