@@ -57,7 +57,8 @@ def fairplay(path: Path) -> None:
 
 def lone_fragment(path: Path) -> None:
     traf = box(b"traf", box(b"tfhd", bytes(8)) + box(b"senc", bytes(8)))
-    path.write_bytes(box(b"styp", b"msdh\0\0\0\0msdh") + box(b"moof", box(b"mfhd", bytes(8)) + traf) + box(b"mdat", b"x"))
+    moof = box(b"moof", box(b"mfhd", bytes(8)) + traf)
+    path.write_bytes(box(b"styp", b"msdh\0\0\0\0msdh") + moof + box(b"mdat", b"x"))
 
 
 def matroska(path: Path, **settings) -> None:

@@ -1,4 +1,4 @@
-"""Videos that are stored turned and mirrored, as containers, codecs and EXIF say it, and what a player shows of them."""
+"""Videos stored turned and mirrored, as containers, codecs and EXIF say it, and what a player shows of them."""
 
 from pathlib import Path
 

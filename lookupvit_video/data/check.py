@@ -69,7 +69,8 @@ KINDS = {
                          "if there are many"),
     "blank": Kind(False, "nothing but one colour in the frames looked at: see for yourself"),
     "still": Kind(False, "the frames looked at are all alike: see for yourself"),
-    "orientation": Kind(False, "turned by other than quarter turns, or differently from some frame on: see for yourself"),
+    "orientation": Kind(False, "turned by other than quarter turns, or in another way from some frame on: see "
+                                "for yourself"),
     "interlaced": Kind(False, "two fields in each frame, which are not taken apart: moving edges look like combs; "
                               "deinterlace these files (ffmpeg -vf bwdif) if there are many"),
     "suffix": Kind(False, "read all the same, by content: rename these files if other programs stumble"),

@@ -17,6 +17,7 @@ import numpy as np
 from lookupvit_video.data.reader import DecodeError
 
 _LOOK = 4 << 20  # bytes of a stream without a header that are looked at
+_HEAD = 4 << 10  # bytes of a header that are enough, nearly always
 _SHARE = 0.1  # of packets marked as scrambled: fewer are damage
 _PROTECTED = frozenset({b"encv", b"drmi"})  # sample entries of video; enca and drms are sound
 _FRAGMENT_SIGNS = frozenset({b"senc", b"saiz"})
@@ -46,9 +47,10 @@ def refuse_encrypted(path: str, container: Any, stream: Any) -> None:
     """
     names = container.format.name.split(",")
     how = None
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:  # each look is at another place: a buffer would be filled in vain
         if "mp4" in names:
-            how = _mp4_scheme(file)
+            is_plain = len(container.streams.video) == 1 and _is_plain_mp4(file)
+            how = None if is_plain else _mp4_scheme(file)
         elif "matroska" in names:
             how = _matroska_scheme(file)
         elif "mpegts" in names:
@@ -65,7 +67,7 @@ def refuse_encrypted(path: str, container: Any, stream: Any) -> None:
 
 def why_not_opened(path: str) -> str | None:
     """Why libav cannot open a file, where its structure shows that; None: it is in no form known here."""
-    with open(path, "rb") as file:
+    with open(path, "rb", buffering=0) as file:
         head = file.read(16)
         if head[4:8] in (b"ftyp", b"styp", b"moov", b"moof", b"sidx", b"mdat"):
             return _why_no_mp4(file)
@@ -114,6 +116,22 @@ def _mp4_scheme(file: IO[bytes]) -> str | None:
         if kind == b"moov":
             return _moov_scheme(file, start, end)
     return None
+
+
+def _is_plain_mp4(file: IO[bytes]) -> bool:
+    """Whether a short look is enough to see that the only video of a file is not protected; it nearly always is."""
+    for kind, start, _ in _boxes(file, 0, _size(file)):
+        if kind == b"moov":
+            file.seek(start)
+            head = file.read(_HEAD)
+            entry = head.find(b"stsd", max(0, head.find(b"vide")))
+            found = b"vide" in head and 0 <= entry <= len(head) - 20
+            return (
+                found
+                and head[entry + 8 : entry + 12] == b"\0\0\0\1"
+                and head[entry + 16 : entry + 20] not in _PROTECTED
+            )
+    return False
 
 
 def _moov_scheme(file: IO[bytes], start: int, end: int) -> str | None:
@@ -191,6 +209,13 @@ def _elements(file: IO[bytes], start: int, end: int) -> Iterator[tuple[int, int,
 
 
 def _matroska_scheme(file: IO[bytes]) -> str | None:
+    file.seek(0)
+    head = file.read(_HEAD)
+    clusters = head.find(_CLUSTER.to_bytes(4, "big"))
+    while clusters >= 0 and head[clusters - 3 : clusters - 1] == b"\x53\xab":  # in a table of contents
+        clusters = head.find(_CLUSTER.to_bytes(4, "big"), clusters + 4)
+    if clusters >= 0 and not any(identity.to_bytes(2, "big") in head[:clusters] for identity in _ENCRYPTION_PATH):
+        return None  # what nearly every file looks like; the rest is looked at element by element
     for identity, start, end in _elements(file, 0, _size(file)):
         if identity != _SEGMENT:
             continue

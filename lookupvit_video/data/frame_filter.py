@@ -9,7 +9,7 @@ from av.filter import Graph
 
 
 class FrameFilter:
-    """A chain of libav's filters, (name, arguments) each; one for each stream, since it is built for a kind of frame."""
+    """A chain of libav's filters, (name, arguments) each; one a stream, since it is built for a kind of frame."""
 
     def __init__(self, filters: Sequence[tuple[str, str]]) -> None:
         self._filters = filters

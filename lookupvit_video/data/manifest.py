@@ -187,7 +187,7 @@ def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
         logger.info("%s: %s", folder, skipped)
     stray = [entry for entry in sorted(folder.iterdir()) if is_video_name(entry) and not entry.is_dir()]
     if stray:
-        logger.warning("%s: %d videos lie in no class folder and are left out, such as %s", folder, len(stray), stray[0])
+        logger.warning("%s: left out %d videos in no class folder, such as %s", folder, len(stray), stray[0])
     return videos
 
 

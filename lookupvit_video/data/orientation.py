@@ -1,4 +1,4 @@
-"""How stored pictures are turned and mirrored to be seen upright: display matrices, as FFmpeg's command line reads them.
+"""How stored pictures are turned and mirrored to be upright: display matrices, as FFmpeg's command line reads them.
 
 A matrix comes from the container (mp4, mov, 3gp, mkv, webm: one for the video), from the pictures' own data (H.264 and
 HEVC display orientation messages, EXIF in JPEG pictures), or from both; the container's holds then. Turns that are no
@@ -21,7 +21,8 @@ _TOLERANCE = 0.5  # degrees: what FFmpeg's command line rounds to a quarter turn
 _ORIENTATION_MESSAGE = 47  # payload type of a display orientation SEI message (ITU-T H.264 and H.265, annex D)
 # Type of the NAL units that hold such messages; the one before a key picture holds up to the next key picture.
 _MESSAGE_NAL = {"h264": 6, "hevc": 39}
-_ALWAYS_PER_PICTURE = frozenset({"mjpeg"})
+MAY_CARRY_MESSAGES = frozenset(_MESSAGE_NAL)
+ALWAYS_PER_PICTURE = frozenset({"mjpeg"})
 
 _UNKNOWN_TYPES = set(range(64)) - {kind.value for kind in Type}
 _DROP_UNKNOWN = [("sidedata", f"mode=delete:type={number}") for number in sorted(_UNKNOWN_TYPES)]
@@ -112,7 +113,7 @@ def orientation_of_matrix(matrix: tuple[int, ...]) -> tuple[Orientation, str | N
     off = [math.degrees(math.atan2(*pair)) for pair in (_aside(a, b, transposed), _aside(d, c, transposed))]
     if u or v or max(off) > _TOLERANCE:
         turn = math.degrees(math.atan2(b, a)) % 360
-        return orientation, f"its display matrix turns by {turn:.3g} degrees: only quarter turns are done ({orientation})"
+        return orientation, f"its display matrix turns by {turn:.3g} degrees, no quarter turn: {orientation} instead"
     return orientation, None
 
 
@@ -121,29 +122,37 @@ def _aside(straight: int, across: int, transposed: bool) -> tuple[int, int]:
     return pair[::-1] if transposed else pair
 
 
-def carries_message(data: bytes, codec: str, length_size: int) -> bool:
+def carries_message(packet: Any, codec: str, length_size: int) -> bool:
     """Whether an H.264 or HEVC packet, up to its first picture, holds a display orientation message.
 
     Args:
+        packet: anything with bytes in it, such as a packet of PyAV.
         length_size: bytes before each NAL unit that hold its length; 0: start codes stand there.
     """
-    if codec in _ALWAYS_PER_PICTURE:
-        return True
     if codec not in _MESSAGE_NAL:
         return False
-    for unit in filter(None, _units_before_picture(data, codec, length_size)):
+    if length_size:
+        view = memoryview(packet)
+        if len(view) > length_size and _is_picture(view[length_size], codec):
+            return False  # most packets begin with their picture
+    for unit in filter(None, _units_before_picture(bytes(packet), codec, length_size)):
         kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
-        header = 1 if codec == "h264" else 2
-        if kind == _MESSAGE_NAL[codec] and _ORIENTATION_MESSAGE in _payload_types(unit[header:].replace(b"\0\0\3", b"\0\0")):
+        messages = unit[1 if codec == "h264" else 2 :].replace(b"\0\0\3", b"\0\0")  # without emulation prevention
+        if kind == _MESSAGE_NAL[codec] and _ORIENTATION_MESSAGE in _payload_types(messages):
             return True
     return False
+
+
+def _is_picture(first: int, codec: str) -> bool:
+    """Whether a NAL unit with this first byte holds picture data (table 7-1 of either standard)."""
+    return 1 <= first & 31 <= 5 if codec == "h264" else first >> 1 & 63 < 32
 
 
 def _units_before_picture(data: bytes, codec: str, length_size: int) -> Iterator[bytes]:
     first = data.find(b"\0\0\1")
     at = length_size if length_size else first + 3 if first >= 0 else len(data)
     while at < len(data):
-        if 1 <= data[at] & 31 <= 5 if codec == "h264" else data[at] >> 1 & 63 < 32:
+        if _is_picture(data[at], codec):
             return
         if length_size:
             end = at + int.from_bytes(data[at - length_size : at], "big")

@@ -36,7 +36,15 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from lookupvit_video.data.encryption import ENCRYPTED, refuse_encrypted, why_not_opened
 from lookupvit_video.data.frame_filter import field_joiner
-from lookupvit_video.data.orientation import UPRIGHT, Orientation, carries_message, orientation_of_frame, remark_on_frame
+from lookupvit_video.data.orientation import (
+    ALWAYS_PER_PICTURE,
+    MAY_CARRY_MESSAGES,
+    UPRIGHT,
+    Orientation,
+    carries_message,
+    orientation_of_frame,
+    remark_on_frame,
+)
 from lookupvit_video.data.reader import Box, Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
 from lookupvit_video.data.timeline import (
     Key,
@@ -360,11 +368,14 @@ class PyAVReader(VideoReader):
     def _watched(self, packets: Iterable[Any]) -> Iterator[Any]:
         """Pass packets through; refuse those that are encrypted, note whether pictures carry their orientation."""
         codec, size = codec_name(self._stream), length_size(self._stream)
+        self._oriented = codec in ALWAYS_PER_PICTURE
+        may_carry = codec in MAY_CARRY_MESSAGES
         for packet in packets:
-            if packet.has_sidedata("encryption_info"):
-                raise DecodeError(self.path, ENCRYPTED)
-            if packet.is_keyframe and not self._oriented:
-                self._oriented = carries_message(bytes(packet), codec, size)
+            if packet.is_keyframe:
+                if packet.has_sidedata("encryption_info"):
+                    raise DecodeError(self.path, ENCRYPTED)
+                if may_carry and not self._oriented:
+                    self._oriented = carries_message(packet, codec, size)
             yield packet
 
     def _play(self) -> Timeline:

@@ -131,15 +131,25 @@ class Deadline:
 
     def restart(self) -> None:
         """Count from now."""
-        self._end = time.monotonic() + self.seconds if self.seconds else math.inf
-        self._waited = (seconds_without_processor() or 0.0) if self.seconds else 0.0
+        now = time.monotonic()
+        self._end = now + self.seconds if self.seconds else math.inf
+        self._look = (
+            now + min(1.0, self.seconds / 10) if self.seconds else math.inf
+        )  # short calls ask the system nothing
+        self._waited: float | None = None  # without a processor, up to that look
 
     def check(self) -> None:
         """Raise DecodeError once the time is over."""
-        if time.monotonic() <= self._end:
+        now = time.monotonic()
+        if now <= self._look:
+            return
+        if self._waited is None:
+            self._waited, self._look = seconds_without_processor() or 0.0, self._end
+        if now <= self._end:
             return
         waited = seconds_without_processor() or 0.0
-        self._end, self._waited = self._end + waited - self._waited, waited
+        self._end += waited - self._waited
+        self._waited, self._look = waited, self._end
         if time.monotonic() > self._end:
             raise DecodeError(self.path, f"took longer than {self.seconds:g} s to decode (DATA.DECODE_TIMEOUT)")
 

@@ -174,7 +174,7 @@ def _open(source: Path) -> Any:
 def _decode(
     container: Any, stream: Any, plan: _Plan, *, seek: bool
 ) -> Iterator[tuple[int, av.VideoFrame, Orientation]]:
-    """(index, frame, how it is turned) from plan.first to plan.last; by counting, or after a seek by the frames' times."""
+    """(index, frame, orientation) from plan.first to plan.last; by counting, or after a seek by the frames' times."""
     stream.thread_type = "NONE"  # one thread: there is a process for every core
     origin, orientation = None, UPRIGHT
     try:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from av.format import ContainerFormat
 
-# libav's demuxers of video, and suffixes that libav does not list for them. Sound, pictures, text and raw pixels without
-# a header are none of them; a demuxer that the installed libav lacks adds nothing.
+# libav's demuxers of video, and suffixes that libav does not list for them. Sound, pictures, text and raw pixels
+# without a header are none of them; a demuxer that the installed libav lacks adds nothing.
 _DEMUXERS = {
     "mov": ".qt .mqv .insv .lrv .360", "matroska": "", "avi": ".divx .amv", "flv": "", "live_flv": "", "kux": "",
-    "asf": ".asf .wmv", "mpegts": ".ts .m2ts .mts .m2t .trp .tp .tod", "mpeg": ".mpg .mpeg .mpe .m2p .vob .dvd .evo .vro",
+    "asf": ".asf .wmv", "mpegts": ".ts .m2ts .mts .m2t .trp .tp .tod",
+    "mpeg": ".mpg .mpeg .mpe .m2p .vob .dvd .evo .vro",
     "mpegvideo": ".m1v .m2v .mpv", "ogg": ".ogv .ogm", "rm": ".rm .rmvb", "mxf": ".mxf", "dv": "", "gxf": ".gxf",
     "gif": "", "apng": ".apng", "nut": "", "nsv": ".nsv", "nuv": ".nuv", "ivf": ".ivf", "wtv": ".wtv", "dhav": "",
     "h261": "", "h263": ".h263", "h264": "", "hevc": "", "vvc": "", "evc": "", "apv": "", "av1": "", "obu": "",
@@ -117,4 +118,4 @@ def _by_count(counts: Counter[str]) -> Iterable[tuple[str, int]]:
 def no_video_below(left_out: Counter[str]) -> str:
     """Why a folder holds nothing to use, for messages that begin with its name."""
     there = left_out_line(left_out) or "there is no file at all"
-    return f"no file below it has the suffix of a video, such as .mp4, .webm, .mkv, .avi or .mov ({there})"
+    return f"no video below it: no file has the suffix of one, such as .mp4, .webm, .mkv, .avi or .mov ({there})"
