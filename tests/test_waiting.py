@@ -4,13 +4,12 @@ import time
 
 import pytest
 
-from lookupvit_video import waiting
 from lookupvit_video.data.reader import Deadline, DecodeError
 from lookupvit_video.waiting import seconds_without_processor
-from tests.busy import busy_core, compete, needs_counts
+from tests.busy import busy_core, compete, for_real
 
 
-@needs_counts
+@for_real
 def test_only_the_wait_for_a_processor_counts():
     start = seconds_without_processor()
     time.sleep(0.3)
@@ -23,7 +22,7 @@ def test_only_the_wait_for_a_processor_counts():
     assert took > 0.5
 
 
-@needs_counts
+@for_real
 def test_a_deadline_leaves_out_what_others_took():
     with busy_core():
         deadline, began = Deadline("a.mp4", 0.5), time.monotonic()
@@ -36,6 +35,28 @@ def test_a_deadline_leaves_out_what_others_took():
         deadline.check()
 
 
+def test_time_without_a_processor_does_not_count(monkeypatch):
+    """Pretended: half of the time that passes, others have the processor."""
+    start = time.monotonic()
+    monkeypatch.setattr(
+        "lookupvit_video.data.reader.seconds_without_processor", lambda: (time.monotonic() - start) / 2
+    )
+    deadline = Deadline("a.mp4", 0.4)
+    taken = None
+    try:
+        while time.monotonic() < start + 5:
+            time.sleep(0.01)
+            deadline.check()
+    except DecodeError:
+        taken = time.monotonic() - start
+    assert 0.7 < taken < 2, "the first look, after a tenth of the time, is where the count begins"
+
+
+def test_this_system_counts_or_says_that_it_does_not():
+    start = seconds_without_processor()
+    assert start is None or 0 <= start <= seconds_without_processor()
+
+
 def test_a_system_without_these_counts_is_no_error(monkeypatch):
     assert seconds_without_processor("none") is None
     assert seconds_without_processor(-1) is None
@@ -46,4 +67,3 @@ def test_a_system_without_these_counts_is_no_error(monkeypatch):
     with pytest.raises(DecodeError, match="took longer"):
         deadline.check()
     Deadline("a.mp4", 0).check()
-    assert waiting.__doc__

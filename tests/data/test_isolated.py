@@ -10,7 +10,7 @@ import pytest
 
 from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.errors import RunFailure
-from tests.busy import busy_core, compete, needs_counts
+from tests.busy import busy_core, compete, for_real
 
 
 def work(task):
@@ -23,6 +23,8 @@ def work(task):
             time.sleep(0.01)
     if task == "hang":
         time.sleep(600)
+    if task == "pause":
+        time.sleep(1.5)
     if isinstance(task, tuple):  # a file that counts attempts, and how many of them hang
         with task[0].open("a") as file:
             file.write("x")
@@ -92,7 +94,21 @@ def test_a_hanging_task_is_ended_and_its_process_replaced():
     assert found[1].answer[1] == found[2].answer[1]
 
 
-@needs_counts
+def test_time_without_a_processor_does_not_count(monkeypatch):
+    """Pretended: for the first 3 s of a task, its process was ready to run and others had the processor."""
+    began = {}
+
+    def pretended(process):
+        return min(time.monotonic() - began.setdefault(process, time.monotonic()), 3.0)
+
+    monkeypatch.setattr("lookupvit_video.data.isolated.seconds_without_processor", pretended)
+    start = time.monotonic()
+    found = outcomes(["pause", "hang"], processes=2, timeout=0.5)
+    assert [outcome.lost and outcome.lost.cause for outcome in found] == [None, "timeout"]
+    assert 3.4 < time.monotonic() - start
+
+
+@for_real
 def test_a_busy_machine_condemns_nothing(tmp_path):
     """Seven processes on one core: a task of 0.3 s takes 2 s and more, and has 0.9 s."""
     with busy_core():
