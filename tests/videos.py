@@ -56,6 +56,7 @@ def write_video(
     start: int = 0,
     first_number: int = 0,
     rotation: int = 0,
+    display_matrix: tuple[float, float, float, float] | None = None,
     with_audio: bool = False,
     pix_fmt: str = "yuv420p",
     pixel_shape: Fraction | None = None,
@@ -64,6 +65,7 @@ def write_video(
     decoys: int = 0,
     codec_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
+    container_format: str | None = None,
 ) -> str:
     """Write a video whose picture i is `draw_frame(first_number + i)`; the suffix of `path` chooses the container.
 
@@ -79,6 +81,7 @@ def write_video(
         start: time stamp of the first picture, in pictures; in mp4 those below zero are cut off by an edit list.
         first_number: number on the first picture.
         rotation: degrees clockwise by which a player turns the pictures (0, 90, 180, 270); mp4 and mov only.
+        display_matrix: how a player turns and mirrors the pictures (a b, c d); mkv and webm, see tests/orientations.py.
         with_audio: a sine tone as long as the video beside it.
         pix_fmt: how the encoder stores pixels.
         pixel_shape: width of a pixel over its height, as the header tells.
@@ -87,13 +90,14 @@ def write_video(
         decoys: video streams before and after the right one, which alone is flagged as the default; 24 times 9999.
         codec_options: further settings of the encoder.
         container_options: further settings of the container.
+        container_format: libav's name of the container; None: what the suffix says.
 
     Returns:
         The path, as text.
     """
     path = Path(path)
     base = Fraction(1, _TICKS) if times is not None else 1 / Fraction(fps)
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
         before = [_add_decoy(container) for _ in range(decoys)]
         video = container.add_stream(codec, rate=fps)
         after = [_add_decoy(container) for _ in range(decoys)]
@@ -105,6 +109,9 @@ def write_video(
         ):
             if value is not None:
                 setattr(video.codec_context, name, value)
+        if display_matrix is not None:
+            a, b, c, d = (round(number * 65536) for number in display_matrix)
+            video.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
         if decoys:
             video.disposition = Disposition.default
         video.codec_context.time_base = base

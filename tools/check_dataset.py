@@ -186,7 +186,10 @@ def show(rows: Sequence[Row], summary: dict[str, Any]) -> None:
     print(f"frames/s    {most_common(summary['rates'])}; variable {summary['variable_rate']}")
     print(f"seconds     {spread(summary['duration'])} (min / median / max)")
     print(f"frames      {spread(summary['frames'])} (min / median / max)")
-    print(f"rotated     {summary['rotated']}; pixels not square {summary['not_square_pixels']}")
+    print(
+        f"rotated     {summary['rotated']}; mirrored {summary['mirrored']}; interlaced {summary['interlaced']}; "
+        f"pixels not square {summary['not_square_pixels']}"
+    )
 
 
 def most_common(counts: dict[str, int], shown: int = 5) -> str:

@@ -27,14 +27,10 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.data.decode import DecodeError, VideoReader, open_video
 from lookupvit_video.data.isolated import run_isolated
-from lookupvit_video.data.manifest import (
-    VIDEO_SUFFIXES,
-    Video,
-    class_folders,
-    read_class_list,
-    read_manifest,
-)
+from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
+from lookupvit_video.data.orientation import UPRIGHT, Orientation, orientation_of_frame
 from lookupvit_video.data.pyav_reader import NOT_LOOKED_AT
+from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, no_video_below
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +53,14 @@ KINDS = {
     "picture": Kind(True, "single pictures under a video's name: take them out of the list"),
     "no video stream": Kind(True, "sound without pictures: fetch these files again, with the video"),
     "unknown codec": Kind(True, "re-encode these files, for example to H.264"),
+    "encrypted": Kind(True, "copy protection, or a stream saved without its key: get copies without it"),
+    "no frames": Kind(True, "headers without a picture, such as the initial segment of a stream: join the segments, or "
+                            "fetch these files again"),
     "truncated": Kind(True, "cut off in a download or copy: fetch these files again"),
     "damaged": Kind(True, "players hide such frames, training takes them for true: fetch these files again"),
     "unreadable": Kind(True, "the reason stands with each file"),
-    "timeout": Kind(True, "a hung disk, or a long video: try again with a larger --timeout"),
+    "timeout": Kind(True, "took too long twice, the second time alone: a hung disk, or a long video: try again with a "
+                          "larger --timeout"),
     "memory": Kind(True, "a header that asks for a giant picture, or too many processes: try again with fewer"),
     "error": Kind(True, "this check itself failed on them: please report it"),
     "crash": Kind(True, "the decoder itself fell over: leave these files out, or fetch them again"),
@@ -69,6 +69,10 @@ KINDS = {
                          "if there are many"),
     "blank": Kind(False, "nothing but one colour in the frames looked at: see for yourself"),
     "still": Kind(False, "the frames looked at are all alike: see for yourself"),
+    "orientation": Kind(False, "turned by other than quarter turns, or in another way from some frame on: see "
+                                "for yourself"),
+    "interlaced": Kind(False, "two fields in each frame, which are not taken apart: moving edges look like combs; "
+                              "deinterlace these files (ffmpeg -vf bwdif) if there are many"),
     "suffix": Kind(False, "read all the same, by content: rename these files if other programs stumble"),
     "train and test": Kind(False, "the same video in training and in validation or test flatters the accuracy: "
                                   "take it out of one of them"),
@@ -84,9 +88,12 @@ _REASONS = {
     "is empty": "empty",
     "git-lfs": "git-lfs pointer",
     "is text": "text",
+    "is encrypted": "encrypted",
+    "holds no frames|is a fragment": "no frames",
     "truncated": "truncated",
     "no video stream": "no video stream",
     "codec that this build": "unknown codec",
+    "is damaged or cut off": "damaged",
     "cannot be opened": "not a video",
     "cannot be decoded|no frame|frame rate|the same twice": "damaged",
     "longer than": "timeout",
@@ -127,7 +134,11 @@ class Facts:
     frames: int = 0
     variable_rate: bool = False
     rotation: int = 0
-    """Degrees clockwise by which a player turns the pictures."""
+    """Degrees clockwise by which a player turns the first picture, after mirroring it where `mirrored`."""
+    mirrored: bool = False
+    """Whether a player mirrors the first picture left to right, before it turns it."""
+    interlaced: bool = False
+    """Whether a frame that was looked at holds two fields."""
     pixel_aspect: str = "1:1"
     """Width to height of a stored pixel."""
     problems: list[Problem] = field(default_factory=list)
@@ -185,16 +196,18 @@ def rows_of_path(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+        files, left_out = find_video_files(path)
         if not files:
-            raise ValueError(f"{path}: no file below it has the suffix of a video ({' '.join(sorted(VIDEO_SUFFIXES))})")
+            raise ValueError(f"{path}: {no_video_below(left_out)}")
+        if left_out:
+            logger.info("%s: %s", path, left_out_line(left_out))
         folders = class_folders(path)
         inner = [file.relative_to(path).parts for file in files]
         return [
             Row(path.name, Video(str(file), -1, source=str(file)), parts[0] if parts[0] in folders else "")
             for file, parts in zip(files, inner, strict=True)
         ]
-    if path.suffix.lower() in VIDEO_SUFFIXES:
+    if is_video_name(path):
         return [Row("", Video(str(path), -1, source="command line"), "")]
     names = path.parent / "classes.txt"
     classes = read_class_list(names) if names.is_file() else [str(number) for number in range(100_000)]
@@ -265,6 +278,9 @@ def _look(facts: Facts, reader: VideoReader) -> None:
     places = sorted({0, len(times) // 2, len(times) - 1})
     frames_THWC = reader.frames_at(times[places].tolist()).numpy()
     info, times = reader.info, reader.times  # the decode may have corrected both
+    facts.interlaced = reader.interlaced
+    if reader.remark:
+        facts.problems.append(Problem("orientation", reader.remark))
     facts.codec, facts.width, facts.height = info.codec, info.width, info.height
     facts.fps, facts.duration, facts.frames = round(info.fps, 3), round(info.duration, 3), info.num_frames
     gaps = np.diff(times)
@@ -299,6 +315,7 @@ def _walk(facts: Facts, path: str, thorough: bool) -> int:
         if facts.container == "mpegts":
             av.logging.set_level(av.logging.DEBUG)
         damaged, shown, end, before = 0, 0, 0.0, None
+        orientations: list[Orientation] = []
         for packet in container.demux():
             if packet.size and packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -311,13 +328,27 @@ def _walk(facts: Facts, path: str, thorough: bool) -> int:
                 try:
                     frames: Any = packet.decode()
                     for frame in frames:
-                        facts.rotation = -round(frame.rotation) % 360
+                        orientations.append(orientation_of_frame(frame, orientations[-1] if orientations else UPRIGHT))
+                        facts.interlaced |= frame.interlaced_frame
                         damaged += frame.is_corrupt
                         shown += 1
                 except av.FFmpegError:
                     damaged += 1
         _check_end(facts, container, end)
+    _note_pictures(facts, orientations)
     return damaged
+
+
+def _note_pictures(facts: Facts, orientations: Sequence[Orientation]) -> None:
+    """Note how the decoded pictures lie, from the first to the last, and whether they are interlaced."""
+    if orientations:
+        facts.rotation, facts.mirrored = orientations[0].degrees, orientations[0].mirrored
+        other = next((number for number, found in enumerate(orientations) if found != orientations[0]), None)
+        if other is not None:
+            change = f"frame {other} and others are {orientations[other]}, the first is {orientations[0]}"
+            facts.problems.append(Problem("orientation", change))
+    if facts.interlaced:
+        facts.problems.append(Problem("interlaced", "its frames hold two fields each"))
 
 
 def _note_container(facts: Facts, path: str, container: Any, stream: Any) -> None:
@@ -359,14 +390,15 @@ def check_files(
     """Examine the file of every row, each file once, and note the findings in the rows.
 
     Args:
-        timeout: seconds for one file.
+        timeout: seconds for one file, see `run_isolated`; tried a second time, alone, before it counts as a time-out.
         follow: given the outcomes as they come and their number, passes them through; a progress bar.
     """
     of_file = defaultdict(list)
     for row in rows:
         of_file[os.path.abspath(row.video.path)].append(row)
     paths = list(of_file)
-    outcomes = run_isolated(partial(examine, thorough=thorough), paths, processes=processes, timeout=timeout)
+    look = partial(examine, thorough=thorough)
+    outcomes = run_isolated(look, paths, processes=processes, timeout=timeout, second_try=True)
     for number, facts, lost in follow(outcomes, len(paths)):
         if facts is None:
             assert lost is not None
@@ -485,6 +517,8 @@ def summarize(rows: Sequence[Row], classes: Sequence[str] = ()) -> dict[str, Any
         "frames": _spread([fact.frames for fact in facts]),
         "variable_rate": sum(fact.variable_rate for fact in facts),
         "rotated": sum(fact.rotation != 0 for fact in facts),
+        "mirrored": sum(fact.mirrored for fact in facts),
+        "interlaced": sum(fact.interlaced for fact in facts),
         "not_square_pixels": sum(fact.pixel_aspect not in ("1:1", "0:1") for fact in facts),
         "problems": {kind: numbers for kind, numbers in problems.items() if numbers},
     }

@@ -11,9 +11,12 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lookupvit_video.children import deaf_to
 from lookupvit_video.errors import RunFailure
+from lookupvit_video.waiting import seconds_without_processor
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
+
+_HANGS_IN_A_ROW = 3  # tasks that time out once more, alone: then the others are not tried again, which may take hours
 
 
 class Lost(NamedTuple):
@@ -34,22 +37,51 @@ class Outcome(NamedTuple, Generic[Answer]):
 
 
 def run_isolated(
-    function: Callable[[Task], Answer], tasks: Sequence[Task], *, processes: int, timeout: float
+    function: Callable[[Task], Answer],
+    tasks: Sequence[Task],
+    *,
+    processes: int,
+    timeout: float,
+    second_try: bool = False,
 ) -> Iterator[Outcome[Answer]]:
     """Yield the outcome of ``function`` on each task, as they are done.
 
-    A process that dies or takes more than ``timeout`` seconds over a task is replaced, and loses that task alone.
+    A process that dies or takes more than ``timeout`` seconds over a task is replaced, and loses that task alone. Time
+    in which it was ready to run and others had the processor does not count, where the system knows it (Linux).
     ``function`` must be importable (or a partial of one that is); each process works on one task at a time.
+
+    Args:
+        second_try: try tasks that timed out once more at the end, one at a time, so that these tasks cannot have
+            slowed each other down; until three in a row time out again.
 
     Raises:
         RunFailure: processes die before their first task.
     """
+    late: list[Outcome[Answer]] = []
+    for outcome in _run(function, tasks, range(len(tasks)), processes, timeout):
+        if second_try and outcome.lost and outcome.lost.cause == "timeout":
+            late.append(outcome)
+        else:
+            yield outcome
+    late.sort()
+    in_a_row = 0
+    for first in late:
+        outcome = first
+        if in_a_row < _HANGS_IN_A_ROW:
+            (outcome,) = _run(function, tasks, [first.number], 1, timeout)
+            in_a_row = in_a_row + 1 if outcome.lost and outcome.lost.cause == "timeout" else 0
+        yield outcome
+
+
+def _run(
+    function: Callable[[Task], Answer], tasks: Sequence[Task], numbers: Sequence[int], processes: int, timeout: float
+) -> Iterator[Outcome[Answer]]:
     # A fork server imports once what its children need, so that a lost process is replaced in milliseconds.
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload([name for name in sys.modules if name.startswith(f"{__package__}.")])
-    waiting = iter(range(len(tasks)))
-    workers = [_Worker(context, function) for _ in range(min(processes, len(tasks)))]
+    waiting = iter(numbers)
+    workers = [_Worker(context, function) for _ in range(min(processes, len(numbers)))]
     try:
         while workers:
             deadline = min(worker.deadline for worker in workers)
@@ -58,7 +90,7 @@ def run_isolated(
             for worker in list(workers):
                 if worker.connection.poll():
                     lost = worker.receive()
-                elif time.monotonic() > worker.deadline:
+                elif worker.is_late():
                     lost = Lost("timeout", f"took longer than {timeout:g} s")
                 else:
                     continue
@@ -75,7 +107,7 @@ def run_isolated(
                     workers.remove(worker)
                     worker.kill()
                 else:
-                    worker.send(index, tasks[index], time.monotonic() + timeout)
+                    worker.send(index, tasks[index], timeout)
     finally:
         for worker in workers:
             worker.kill()
@@ -93,12 +125,25 @@ class _Worker:
         self.task: int | None = None
         self.answer: Any = None
         self.deadline = float("inf")  # imports take as long as they take
+        self.waited = 0.0
 
-    def send(self, index: int, task: Any, deadline: float) -> None:
-        """Give the process a task, to be done by a time of the monotonic clock."""
-        self.task, self.deadline = index, deadline
+    def send(self, index: int, task: Any, seconds: float) -> None:
+        """Give the process a task, to be done within some seconds."""
+        self.task, self.deadline = index, time.monotonic() + seconds
+        self.waited = self._without_processor()
         with contextlib.suppress(BrokenPipeError):  # it died in between: the next receive tells
             self.connection.send(task)
+
+    def is_late(self) -> bool:
+        """Whether the time for the task is over, that without a processor left out."""
+        if time.monotonic() <= self.deadline:
+            return False
+        waited = self._without_processor()
+        self.deadline, self.waited = self.deadline + waited - self.waited, waited
+        return time.monotonic() > self.deadline
+
+    def _without_processor(self) -> float:
+        return seconds_without_processor(self.process.pid or 0) or 0.0
 
     def receive(self) -> Lost | None:
         """Take in what the process sends: it is ready, it has the answer, or it has none."""

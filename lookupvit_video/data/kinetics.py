@@ -18,8 +18,9 @@ from typing import Any
 
 import av
 
-from lookupvit_video.data.manifest import VIDEO_SUFFIXES, read_class_list
+from lookupvit_video.data.manifest import read_class_list
 from lookupvit_video.data.prepare import Annotation, Found, Key, Options, find_videos, finish, match
+from lookupvit_video.data.video_files import is_video_name
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
 
@@ -172,7 +173,7 @@ def _unpack(tarball: Path, target: Path) -> None:
     with tarfile.open(tarball, "r|*") as archive:  # what the compression is, the content tells: one part is a plain tar
         for member in archive:
             name = PurePosixPath(member.name)
-            if name.suffix.lower() not in VIDEO_SUFFIXES or name.name.startswith("."):
+            if not is_video_name(name):
                 continue
             if name.is_absolute() or ".." in name.parts or "\\" in member.name or ":" in member.name:
                 raise ValueError(f"{tarball}: {member.name!r} would be written outside {target}; do not use it")

@@ -7,6 +7,7 @@ Kinetics' and SlowFast's files; a folder of class folders. ``tables.py`` says wh
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,11 +25,10 @@ from lookupvit_video.data.tables import (
     table_rows,
     ways_to_read,
 )
+from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line
 from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)
-
-VIDEO_SUFFIXES = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +179,23 @@ def class_folders(folder: Path) -> list[str]:
 
 def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
     numbers = {name: label for label, name in enumerate(classes)}
-    videos = []
+    videos: list[Video] = []
+    left_out: Counter[str] = Counter()
     for name in class_folders(folder):
         if name not in numbers:
             raise ValueError(f"{folder / name}: {name!r} is not in the class list; rename the folder or add the class")
-        files = sorted(p for p in (folder / name).rglob("*") if p.suffix.lower() in VIDEO_SUFFIXES and p.name[0] != ".")
-        videos += [Video(str(file), numbers[name], source=str(file)) for file in files]
+        found = find_video_files(folder / name)
+        videos += [Video(str(file), numbers[name], source=str(file)) for file in found.videos]
+        left_out += found.left_out
+    skipped = left_out_line(left_out)
     if not videos:
-        raise ValueError(f"{folder}: no videos in class folders below it; expected {folder}/CLASS/VIDEO.mp4")
+        more = f" ({skipped})" if skipped else ""
+        raise ValueError(f"{folder}: no videos in class folders below it; expected {folder}/CLASS/VIDEO.mp4{more}")
+    if skipped:
+        logger.info("%s: %s", folder, skipped)
+    stray = [entry for entry in sorted(folder.iterdir()) if is_video_name(entry) and not entry.is_dir()]
+    if stray:
+        logger.warning("%s: left out %d videos in no class folder, such as %s", folder, len(stray), stray[0])
     return videos
 
 

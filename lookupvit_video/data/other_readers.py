@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from lookupvit_video.data.orientation import UPRIGHT
 from lookupvit_video.data.pyav_reader import PyAVReader
 from lookupvit_video.data.reader import Box, DecodeError
 from lookupvit_video.data.timeline import codec_name, format_names
@@ -81,8 +82,8 @@ class _OtherReader(PyAVReader):
         info = self.info  # decodes a picture: only now the rest is known
         if self._timeline.sequential or not self._timeline.closed:
             return "it is not exact where key frames or time stamps are irregular"
-        if self._quarter_turns:
-            return "it cannot turn pictures of every size upright"
+        if self._timeline.oriented or self._orientation != UPRIGHT or self.remark:
+            return "it cannot turn and mirror pictures of every size upright"
         if self._squares != 1:
             return "it does not make oblong pixels square"
         if self._stream.codec_context.pix_fmt not in _PLAIN_PIXELS or info.height % 2:

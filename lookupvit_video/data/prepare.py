@@ -9,15 +9,15 @@ import csv
 import io
 import logging
 import os
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lookupvit_video.data.manifest import VIDEO_SUFFIXES
 from lookupvit_video.data.reencode import FRAME_SUFFIX, Encoding, Job, reencode_all
+from lookupvit_video.data.video_files import is_video_name, left_out_line, no_video_below, walk_files
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
 
@@ -82,32 +82,25 @@ def find_videos(folders: Iterable[Path], *, pictures: bool = False) -> list[Path
     """
     seen: set[tuple[int, int]] = set()
     found: list[Path] = []
+    left_out: Counter[str] = Counter()
     for folder in folders:
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; --videos names the folder that holds the videos")
         logger.info("looking for videos below %s", folder)
-        found += sorted(_walk(folder.resolve(), seen, pictures))
+        below: set[Path] = set()
+        for file in walk_files(folder.resolve(), seen):
+            if is_video_name(file):
+                below.add(file)
+            elif pictures and file.suffix.lower() == FRAME_SUFFIX:
+                below.add(file.parent)
+            else:
+                left_out[file.suffix.lower()] += 1
+        found += sorted(below)
     if not found:
-        suffixes = " ".join(sorted(VIDEO_SUFFIXES))
-        raise ValueError(f"{folder}: no video below it (known endings: {suffixes}); check --videos")
+        raise ValueError(f"{folder}: {no_video_below(left_out)}; check --videos")
+    if left_out:
+        logger.info(left_out_line(left_out))
     return found
-
-
-def _walk(folder: Path, seen: set[tuple[int, int]], pictures: bool) -> Iterator[Path]:
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in seen:
-        return
-    seen.add((status.st_dev, status.st_ino))
-    with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if not entry.name.startswith(".")]
-    for entry in kept:
-        suffix = os.path.splitext(entry.name)[1].lower()
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), seen, pictures)
-        elif suffix in VIDEO_SUFFIXES:
-            yield Path(entry.path)
-    if pictures and any(entry.name.lower().endswith(FRAME_SUFFIX) for entry in kept):
-        yield folder
 
 
 def empty_files(paths: Sequence[Path]) -> set[Path]:

@@ -20,8 +20,9 @@ import logging
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, islice
 from typing import Any, ClassVar, TypeVar
@@ -33,6 +34,17 @@ from av.stream import Disposition
 from av.video.format import VideoFormat
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from lookupvit_video.data.encryption import ENCRYPTED, refuse_encrypted, why_not_opened
+from lookupvit_video.data.frame_filter import field_joiner
+from lookupvit_video.data.orientation import (
+    ALWAYS_PER_PICTURE,
+    MAY_CARRY_MESSAGES,
+    UPRIGHT,
+    Orientation,
+    carries_message,
+    orientation_of_frame,
+    remark_on_frame,
+)
 from lookupvit_video.data.reader import Box, Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
 from lookupvit_video.data.timeline import (
     Key,
@@ -42,6 +54,7 @@ from lookupvit_video.data.timeline import (
     format_names,
     index_path,
     is_unreferenced,
+    length_size,
     load_timeline,
     longest_rise,
     nal_layout,
@@ -100,6 +113,9 @@ class PyAVReader(VideoReader):
     _shown: set[int | None] | None = None
     _spared: set[int | None]
     _lying_size: tuple[int, int] | None = None  # (width, height) before turning; None: no picture was decoded yet
+    _orientation: Orientation = UPRIGHT  # of the first picture, and of all that do not carry one of their own
+    _own: Orientation = UPRIGHT  # of the picture decoded last, where `_timeline.oriented`
+    _oriented: bool = False  # what the packets read so far say of that
 
     def __init__(
         self, path: str | os.PathLike[str], *, timeout: float = 0.0, index_cache: str | os.PathLike[str] = ""
@@ -182,21 +198,30 @@ class PyAVReader(VideoReader):
         """Note how pictures lie, from the first asked for, or from the video's first where the header differs."""
         self._ask_for(indices)
         frame = self._frame(indices[0])
-        if indices[0] and (frame.width, frame.height) != self._stated_size:
+        if indices[0] and (self._timeline.oriented or (frame.width, frame.height) != self._stated_size):
             self._ask_for([0])
             frame = self._frame(0)
         self._squares = _width_of_pixel(self._stream)
-        self._quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+        self._orientation = orientation_of_frame(frame)
+        self.remark = remark_on_frame(frame)
+        if self.remark:
+            logger.info("%s: %s", self.path, self.remark)
         self._lying_size = (max(1, round(frame.width * self._squares)), frame.height)
 
     def _upright_size(self) -> tuple[int, int]:
         assert self._lying_size is not None
         width, height = self._lying_size
-        return (height, width) if self._quarter_turns % 2 else (width, height)
+        return (height, width) if self._orientation.transposed else (width, height)
 
     def _upright_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         assert self._lying_size is not None
         width, height = self._lying_size  # a stream may change its size midway; the clip may not
+        orientation = self._own if self._timeline.oriented else self._orientation
+        if orientation.transposed != self._orientation.transposed:
+            width, height = height, width
+        if frame.interlaced_frame:
+            self.interlaced = True
+            frame = self._joiner.apply(frame)
         # one thread: swscale would take every core of the machine, in every loader worker
         picture = self._reformatter.reformat(
             frame, width=width, height=height, format=_RGB, interpolation=_BICUBIC, threads=1
@@ -204,7 +229,7 @@ class PyAVReader(VideoReader):
         plane = picture.planes[0]
         strides = (plane.line_size, 3, 1)  # a line may be longer than its pixels
         pixels: np.ndarray = np.ndarray((height, width, 3), np.uint8, buffer=plane, strides=strides)
-        return np.rot90(pixels, self._quarter_turns) if self._quarter_turns else pixels
+        return orientation.upright(pixels)
 
     def _ask_for(self, indices: list[int]) -> None:
         """Say which timeline indices `_frame` will be asked for, so that other pictures may be spared."""
@@ -264,6 +289,8 @@ class PyAVReader(VideoReader):
         """Move the cursor to the next frame decoded, and check that it is the one the timeline names."""
         pts = self._timeline.pts
         for frame in self._frames:
+            if self._timeline.oriented:
+                self._own = orientation_of_frame(frame, self._own)
             if self._floor is not None and frame.pts is not None and frame.pts < self._floor:
                 continue  # shown before the key frame: it may lean on pictures from before the seek
             due = self._index + 1
@@ -285,14 +312,16 @@ class PyAVReader(VideoReader):
         self._container = _open_container(self._deadline)
         self._stream = self._container.streams.best("video")
         if self._stream is None or self._stream.disposition & Disposition.attached_pic:  # an album's cover
+            refuse_encrypted(self.path, self._container, None)
             raise DecodeError(self.path, "holds no video stream")
         if self._stream.codec_context is None:
+            refuse_encrypted(self.path, self._container, None)
             raise DecodeError(self.path, "its video is in a codec that this build of PyAV cannot decode")
         self._stream.thread_type = "NONE"
         self._stream.codec_context.thread_count = 1
         self._stated_size = (self._stream.codec_context.width, self._stream.codec_context.height)
         self._nal = nal_layout(self._stream)
-        self._reformatter = VideoReformatter()
+        self._reformatter, self._joiner = VideoReformatter(), field_joiner()
 
     def _packets(self) -> Iterator[Any]:
         return _demux(self._container, self._stream, self._deadline)
@@ -309,7 +338,7 @@ class PyAVReader(VideoReader):
         if self._timeline.sequential:
             raise DecodeError(self.path, f"does not decode the same twice ({mismatch}); is it being written?")
         logger.info("%s: %s; decoding all of it", self.path, mismatch)
-        self._use(self._play())
+        self._use(replace(self._play(), oriented=self._timeline.oriented))
 
     def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
         """What an earlier opening found out about this very file, or what this one does."""
@@ -328,9 +357,26 @@ class PyAVReader(VideoReader):
         """
         if self._container.size <= _SMALL_FILE:
             self._read = list(self._packets())
-        packets = note_packets(self._read or self._packets(), self._stream)
+        refuse_encrypted(self.path, self._container, self._stream)
+        packets = note_packets(self._watched(self._read or self._packets()), self._stream)
         _check_whole(self._deadline, self._container, self._stream, packets)
-        return timeline_of_packets(packets, self._container, self._stream) or self._play()
+        if not packets:
+            raise DecodeError(self.path, f"holds no frames: a header for {codec_name(self._stream)} video without any")
+        timeline = timeline_of_packets(packets, self._container, self._stream) or self._play()
+        return replace(timeline, oriented=self._oriented)
+
+    def _watched(self, packets: Iterable[Any]) -> Iterator[Any]:
+        """Pass packets through; refuse those that are encrypted, note whether pictures carry their orientation."""
+        codec, size = codec_name(self._stream), length_size(self._stream)
+        self._oriented = codec in ALWAYS_PER_PICTURE
+        may_carry = codec in MAY_CARRY_MESSAGES
+        for packet in packets:
+            if packet.is_keyframe:
+                if packet.has_sidedata("encryption_info"):
+                    raise DecodeError(self.path, ENCRYPTED)
+                if may_carry and not self._oriented:
+                    self._oriented = carries_message(packet, codec, size)
+            yield packet
 
     def _play(self) -> Timeline:
         """The timeline of a full decode; it holds one frame at a time."""
@@ -385,7 +431,7 @@ def _is_matroska(name: str) -> bool:
         return True
     if head.startswith(b"version https://git-lfs"):
         raise DecodeError(name, "is a git-lfs pointer, not the video: run `git lfs pull`")
-    if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+    if head[:10] != b"YUV4MPEG2 " and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
         start = head[:40].decode("utf-8", "replace").splitlines()[0]
         raise DecodeError(name, f"is text, not a video (it starts with {start!r})")
     return False
@@ -429,10 +475,7 @@ def _opened(deadline: Deadline, container_format: str | None = None, **options: 
         )
     except av.FFmpegError as error:
         deadline.check()
-        with open(path, "rb") as file:
-            is_mp4 = file.read(8)[4:] == b"ftyp"
-        why = "its index (moov) is missing: truncated, fetch it again" if is_mp4 else f"not a video ({error.strerror})"
-        raise DecodeError(path, f"cannot be opened: {why}") from error
+        raise DecodeError(path, why_not_opened(path) or f"cannot be opened: not a video ({error.strerror})") from error
 
 
 def _needs_no_look(container: Any) -> bool:

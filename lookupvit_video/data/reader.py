@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from lookupvit_video.waiting import seconds_without_processor
+
 _Pixels = TypeVar("_Pixels", np.ndarray, torch.Tensor)
 _TIME_TOLERANCE = 1e-6  # seconds: a time computed as index / fps may fall a rounding error short of the frame's own
 
@@ -76,6 +78,10 @@ class VideoReader:
 
     times: np.ndarray
     duration: float
+    remark: str | None = None
+    """What the file asks for and is not done, such as a turn by 45 degrees; known once a frame was decoded."""
+    interlaced: bool = False
+    """Whether a frame handed out by PyAV so far holds two fields; they are not taken apart."""
 
     @property
     def info(self) -> VideoInfo:
@@ -114,7 +120,10 @@ class VideoReader:
 
 
 class Deadline:
-    """The time that one call of a reader may take; `seconds` 0: as long as it likes."""
+    """The time that one call of a reader may take; `seconds` 0: as long as it likes.
+
+    Time in which this thread was ready to run and other processes had the processor does not count.
+    """
 
     def __init__(self, path: str, seconds: float) -> None:
         self.path, self.seconds = path, seconds
@@ -122,10 +131,25 @@ class Deadline:
 
     def restart(self) -> None:
         """Count from now."""
-        self._end = time.monotonic() + self.seconds if self.seconds else math.inf
+        now = time.monotonic()
+        self._end = now + self.seconds if self.seconds else math.inf
+        self._look = (
+            now + min(1.0, self.seconds / 10) if self.seconds else math.inf
+        )  # short calls ask the system nothing
+        self._waited: float | None = None  # without a processor, up to that look
 
     def check(self) -> None:
         """Raise DecodeError once the time is over."""
+        now = time.monotonic()
+        if now <= self._look:
+            return
+        if self._waited is None:
+            self._waited, self._look = seconds_without_processor() or 0.0, self._end
+        if now <= self._end:
+            return
+        waited = seconds_without_processor() or 0.0
+        self._end += waited - self._waited
+        self._waited, self._look = waited, self._end
         if time.monotonic() > self._end:
             raise DecodeError(self.path, f"took longer than {self.seconds:g} s to decode (DATA.DECODE_TIMEOUT)")
 

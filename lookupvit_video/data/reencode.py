@@ -21,7 +21,9 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from lookupvit_video.data.decode import DecodeError, open_video
+from lookupvit_video.data.frame_filter import field_joiner
 from lookupvit_video.data.isolated import run_isolated
+from lookupvit_video.data.orientation import UPRIGHT, Orientation, orientation_of_frame
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
@@ -146,12 +148,12 @@ def _write(job: Job, encoding: Encoding, plan: _Plan, *, seek: bool) -> None:
                 raise DecodeError(str(job.source), "has frames whose times cannot be told apart")
             writer: _Writer | None = None
             due = plan.first
-            for index, frame in _decode(source, stream, plan, seek=seek):
+            for index, frame, orientation in _decode(source, stream, plan, seek=seek):
                 if index != due or due > plan.last:
                     raise _Mismatch(f"frame {due} does not arrive as announced")
-                writer = writer or _Writer(container, stream, frame, encoding)
+                writer = writer or _Writer(container, stream, frame, orientation, encoding)
                 at = due - plan.first
-                writer.add(frame, int(stamps[at]), int(stamps[at + 1] - stamps[at]))
+                writer.add(frame, orientation, int(stamps[at]), int(stamps[at + 1] - stamps[at]))
                 due += 1
             if writer is None or due != plan.last + 1:
                 raise _Mismatch(f"frame {due} does not arrive as announced")
@@ -169,10 +171,12 @@ def _open(source: Path) -> Any:
         raise DecodeError(str(source), f"cannot be opened: {error.strerror}") from error
 
 
-def _decode(container: Any, stream: Any, plan: _Plan, *, seek: bool) -> Iterator[tuple[int, av.VideoFrame]]:
-    """(index, frame) from plan.first to plan.last; by counting, or after a seek by the frames' times."""
+def _decode(
+    container: Any, stream: Any, plan: _Plan, *, seek: bool
+) -> Iterator[tuple[int, av.VideoFrame, Orientation]]:
+    """(index, frame, orientation) from plan.first to plan.last; by counting, or after a seek by the frames' times."""
     stream.thread_type = "NONE"  # one thread: there is a process for every core
-    origin = None
+    origin, orientation = None, UPRIGHT
     try:
         frames = container.decode(stream)
         if seek:
@@ -183,14 +187,14 @@ def _decode(container: Any, stream: Any, plan: _Plan, *, seek: bool) -> Iterator
             container.seek(origin + round(run_up), stream=stream)
             frames = container.decode(stream)
         for count, frame in enumerate(frames):
-            index = count
+            index, orientation = count, orientation_of_frame(frame, orientation)
             if seek:
                 if frame.pts is None:
                     raise _Mismatch("it has no time stamps")
                 at = (frame.pts - origin) * float(stream.time_base)
                 index = int(np.searchsorted(plan.times, at + 1e-6, side="right")) - 1
             if index >= plan.first:
-                yield index, frame
+                yield index, frame, orientation
             if index == plan.last and plan.last + 1 < len(plan.times):
                 return  # of a video that is not cut, the end is read too: there may be more than was announced
     except av.FFmpegError as error:
@@ -200,12 +204,13 @@ def _decode(container: Any, stream: Any, plan: _Plan, *, seek: bool) -> Iterator
 class _Writer:
     """Frames of a source -> packets of an H.264 stream."""
 
-    def __init__(self, container: Any, source: Any, first: av.VideoFrame, encoding: Encoding):
+    def __init__(
+        self, container: Any, source: Any, first: av.VideoFrame, orientation: Orientation, encoding: Encoding
+    ) -> None:
         self._container, self._packets = container, 0
-        self._reformatter = VideoReformatter()
-        self._quarter_turns = round(first.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
+        self._reformatter, self._joiner = VideoReformatter(), field_joiner()
         width, height = output_size(
-            first.width, first.height, source.sample_aspect_ratio, self._quarter_turns, encoding.short_side
+            first.width, first.height, source.sample_aspect_ratio, orientation.transposed, encoding.short_side
         )
         # No B-frames: decoding order is showing order, so a seek finds its frame at once. No scene cuts: a key frame
         # every `gop` frames, no more.
@@ -223,9 +228,9 @@ class _Writer:
         context.colorspace = Colorspace.ITU601 if self._is_rgb else first.colorspace
         context.color_primaries, context.color_trc = first.color_primaries, first.color_trc
 
-    def add(self, frame: av.VideoFrame, stamp: int, duration: int) -> None:
+    def add(self, frame: av.VideoFrame, orientation: Orientation, stamp: int, duration: int) -> None:
         """Encode a frame shown from ``stamp`` for ``duration``, both in the source's unit of time."""
-        frame = self._reformat(frame)
+        frame = self._reformat(frame, orientation)
         frame.pts, frame.time_base, frame.duration = stamp, self._time_base, duration
         frame.pict_type = 0  # of the source's encoder; this one chooses for itself
         self._mux(self._stream.encode(frame))
@@ -239,11 +244,11 @@ class _Writer:
         self._packets += len(packets)
         self._container.mux(packets)
 
-    def _reformat(self, frame: av.VideoFrame) -> av.VideoFrame:
-        turned = self._quarter_turns % 2
+    def _reformat(self, frame: av.VideoFrame, orientation: Orientation) -> av.VideoFrame:
+        turned = orientation.transposed
         width, height = self._stream.width, self._stream.height
         small = self._reformatter.reformat(
-            frame,
+            self._joiner.apply(frame) if frame.interlaced_frame else frame,
             width=height if turned else width,
             height=width if turned else height,
             format="yuv420p",
@@ -253,7 +258,7 @@ class _Writer:
             interpolation=Interpolation.BICUBIC,
             threads=1,
         )
-        return _turned(small, self._quarter_turns) if self._quarter_turns else small
+        return small if orientation == UPRIGHT else _turned(small, orientation)
 
 
 def output_size(
@@ -268,17 +273,17 @@ def output_size(
     return wide, high
 
 
-def _turned(frame: av.VideoFrame, quarter_turns: int) -> av.VideoFrame:
-    """Turn a yuv420p frame counter-clockwise, plane by plane."""
+def _turned(frame: av.VideoFrame, orientation: Orientation) -> av.VideoFrame:
+    """Turn and mirror a yuv420p frame, plane by plane."""
     height, width = frame.height, frame.width
     data = frame.to_ndarray().ravel()
     bounds = np.cumsum([height * width, height * width // 4])
     shapes = [(height, width), (height // 2, width // 2), (height // 2, width // 2)]
     planes = [
-        np.rot90(part.reshape(shape), quarter_turns).ravel()
+        orientation.upright(part.reshape(shape)).ravel()
         for part, shape in zip(np.split(data, bounds), shapes, strict=True)
     ]
-    if quarter_turns % 2:
+    if orientation.transposed:
         height, width = width, height
     turned = av.VideoFrame.from_ndarray(np.concatenate(planes).reshape(height * 3 // 2, width), format="yuv420p")
     turned.colorspace, turned.color_range = frame.colorspace, frame.color_range

@@ -46,6 +46,7 @@ class Timeline:
     keys: list[Key]
     sequential: bool  # made of decoded frames, not of packets
     closed: bool  # every key packet is an entry point and no picture after it is shown before it; none is discarded
+    oriented: bool = False  # pictures may carry an orientation each, beside the container's
 
 
 class PacketNote(NamedTuple):
@@ -157,10 +158,14 @@ def is_unreferenced(packet: Any, nal: int | None) -> bool:
 
 def nal_layout(stream: Any) -> int | None:
     """How many bytes before each NAL unit hold its length (0: a start code stands there); None: not H.264."""
-    if codec_name(stream) != "h264":
-        return None
+    return length_size(stream) if codec_name(stream) == "h264" else None
+
+
+def length_size(stream: Any) -> int:
+    """How many bytes before each NAL unit of H.264 or HEVC hold its length; 0: a start code stands there."""
     setup = stream.codec_context.extradata or b""
-    return (setup[4] & 3) + 1 if setup[:1] == b"\x01" and len(setup) > 4 else 0  # 1: as in mp4 and mkv
+    at = 21 if codec_name(stream) == "hevc" else 4
+    return (setup[at] & 3) + 1 if setup[:1] == b"\x01" and len(setup) > at else 0  # 1: as in mp4 and mkv
 
 
 def _picture_headers(data: bytes, nal: int) -> Iterator[int]:
@@ -198,7 +203,7 @@ def longest_rise(stamps: list[int]) -> list[int]:
 def index_path(folder: str | os.PathLike[str], video: str) -> Path:
     """Where a folder keeps the timeline of a video: another name once the file or libav is another."""
     state = os.stat(video)
-    facts = (1, os.path.abspath(video), state.st_size, state.st_mtime_ns, av.library_versions)  # 1: of the format below
+    facts = (2, os.path.abspath(video), state.st_size, state.st_mtime_ns, av.library_versions)  # 2: of the format below
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     return Path(folder, name[:2], f"{name[2:]}.npz")  # folders of hundreds of thousands of files are slow
 
@@ -210,7 +215,7 @@ def save_timeline(path: Path, timeline: Timeline) -> None:
         row[0], row[1] = key.frame, _NONE if key.pts is None else key.pts
         row[2 : 2 + len(key.seek)] = key.seek
     pts = np.array([_NONE if stamp is None else stamp for stamp in timeline.pts], dtype=np.int64)
-    flags = np.array([timeline.sequential, timeline.closed])
+    flags = np.array([timeline.sequential, timeline.closed, timeline.oriented])
     with written_whole(path) as temporary:
         np.savez(temporary, pts=pts, times=timeline.times, keys=keys, flags=flags)
 
@@ -230,6 +235,7 @@ def load_timeline(path: Path) -> Timeline | None:
             keys=[Key(row[0], known(row[1]), tuple(at for at in row[2:] if at != _NONE)) for row in keys.tolist()],
             sequential=bool(flags[0]),
             closed=bool(flags[1]),
+            oriented=bool(flags[2]),
         )
     except Exception as error:  # a damaged file makes zipfile, zlib and numpy raise all sorts; it is made anew
         logger.debug("%s: %s", path, error)

@@ -3,6 +3,7 @@
 import csv
 import glob
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +16,15 @@ from typing import IO, Any
 import simplejson
 
 from lookupvit_video.data.isolated import run_isolated
-from lookupvit_video.data.manifest import VIDEO_SUFFIXES
 from lookupvit_video.data.reader import DecodeError
 from lookupvit_video.data.tables import find_header, table_rows
+from lookupvit_video.data.video_files import find_video_files, left_out_line, no_video_below
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
 from lookupvit_video.lock import only_writer
 from lookupvit_video.text import decode, open_text
+
+logger = logging.getLogger(__name__)
 
 MAX_LIST_BYTES = 256 << 20
 _SLACK = 5.0  # seconds beyond the decoder's own limit, after which its process is ended
@@ -49,11 +52,7 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
         if name == "-":
             files = list_paths(sys.stdin.buffer, "standard input", "")
         elif os.path.isdir(name):
-            files = _videos_below(name)
-            if not files:
-                failures.append(
-                    Failure(name, f"holds no file with a video's suffix ({' '.join(sorted(VIDEO_SUFFIXES))})")
-                )
+            files = _videos_below(name, failures)
         elif glob.has_magic(name) and not os.path.lexists(name):
             files = sorted(file for file in glob.glob(name, recursive=True) if not os.path.isdir(file))
             if not files:
@@ -73,13 +72,17 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
     return list(found), failures
 
 
-def _videos_below(folder: str) -> list[str]:
-    return sorted(
-        os.path.join(parent, file)
-        for parent, _, files in os.walk(folder)
-        for file in files
-        if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES
-    )
+def _videos_below(folder: str, failures: list[Failure]) -> list[str]:
+    try:
+        videos, left_out = find_video_files(folder)
+    except ValueError as error:
+        failures.append(Failure(folder, str(error)))
+        return []
+    if not videos:
+        failures.append(Failure(folder, no_video_below(left_out)))
+    elif left_out:
+        logger.info("%s: %s", folder, left_out_line(left_out))
+    return [str(video) for video in videos]
 
 
 def list_paths(file: IO[bytes], name: str, folder: str) -> list[str]:

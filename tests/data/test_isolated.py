@@ -10,6 +10,7 @@ import pytest
 
 from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.errors import RunFailure
+from tests.busy import busy_core, compete, for_real
 
 
 def work(task):
@@ -22,6 +23,15 @@ def work(task):
             time.sleep(0.01)
     if task == "hang":
         time.sleep(600)
+    if task == "pause":
+        time.sleep(1.5)
+    if isinstance(task, tuple):  # a file that counts attempts, and how many of them hang
+        with task[0].open("a") as file:
+            file.write("x")
+        if len(task[0].read_text()) <= task[1]:
+            time.sleep(600)
+    if isinstance(task, float):  # seconds of one processor
+        compete(task)
     if task == "exit":
         os._exit(3)
     if task == "raise":
@@ -82,6 +92,47 @@ def test_a_hanging_task_is_ended_and_its_process_replaced():
     assert [outcome.lost and outcome.lost.detail for outcome in found] == ["took longer than 0.5 s", None, None,
                                                                          "took longer than 0.5 s"]  # fmt: skip
     assert found[1].answer[1] == found[2].answer[1]
+
+
+def test_time_without_a_processor_does_not_count(monkeypatch):
+    """Pretended: for the first 3 s of a task, its process was ready to run and others had the processor."""
+    began = {}
+
+    def pretended(process):
+        return min(time.monotonic() - began.setdefault(process, time.monotonic()), 3.0)
+
+    monkeypatch.setattr("lookupvit_video.data.isolated.seconds_without_processor", pretended)
+    start = time.monotonic()
+    found = outcomes(["pause", "hang"], processes=2, timeout=0.5)
+    assert [outcome.lost and outcome.lost.cause for outcome in found] == [None, "timeout"]
+    assert 3.4 < time.monotonic() - start
+
+
+@for_real
+def test_a_busy_machine_condemns_nothing(tmp_path):
+    """Seven processes on one core: a task of 0.3 s takes 2 s and more, and has 0.9 s."""
+    with busy_core():
+        start = time.monotonic()
+        found = outcomes([0.3, "hang", 0.3], processes=2, timeout=0.9)
+        took = time.monotonic() - start
+    assert took > 1.5, "the machine was busy"
+    assert [outcome.lost and outcome.lost.cause for outcome in found] == [None, "timeout", None]
+
+
+def test_what_times_out_is_tried_again_alone(tmp_path):
+    tasks = [(tmp_path / "a", 1), "b", (tmp_path / "c", 0), (tmp_path / "d", 2)]
+    found = list(run_isolated(work, tasks, processes=2, timeout=0.7, second_try=True))
+    lost = {outcome.number: outcome.lost and outcome.lost.cause for outcome in found}
+    assert lost == {0: None, 1: None, 2: None, 3: "timeout"}
+    assert [outcome.number for outcome in found][2:] == [0, 3], "in order, after all others"
+    assert [len((tmp_path / name).read_text()) for name in "acd"] == [2, 1, 2]
+
+
+def test_a_hanging_disk_is_not_waited_for_again_and_again(tmp_path):
+    tasks = [(tmp_path / str(number), 9) for number in range(6)]
+    found = list(run_isolated(work, tasks, processes=6, timeout=0.5, second_try=True))
+    assert [outcome.lost.cause for outcome in found] == ["timeout"] * 6
+    assert sorted(len(path.read_text()) for path in tmp_path.iterdir()) == [1, 1, 1, 2, 2, 2]
 
 
 def test_a_task_killed_from_outside_is_told():
