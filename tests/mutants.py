@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -194,38 +194,43 @@ def _is_message(node: ast.AST) -> bool:
     return isinstance(call, ast.Call) and ast.unparse(call.func).startswith(("logger.", "warnings.", "print"))
 
 
-def mutants_of(module: str) -> list[Mutant]:
-    """All faults of a module that leave it valid Python."""
+def mutants_of(module: str, rng: random.Random | None = None) -> Iterator[Mutant]:
+    """The faults of a module that leave it valid Python, in the order of the lines or shuffled."""
     text = (ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8")
-    source, found = text.encode(), []
-    for edit in edits_of(text):
+    source, lines, edits = text.encode(), text.splitlines(), edits_of(text)
+    if rng:
+        rng.shuffle(edits)
+    for edit in edits:
         changed = (source[: edit.start] + edit.new.encode() + source[edit.end :]).decode()
         line = source[: edit.start].count(b"\n")
-        try:
-            ast.parse(changed)
-        except SyntaxError:
-            continue
-        before = text.splitlines()[line].strip()
-        gone = source[edit.start : edit.end].count(b"\n")
-        after = changed.splitlines()[line].strip() + (" ..." if gone else "")
-        if changed != text:
-            found.append(Mutant(module, line + 1, before, after, changed))
-    return found
+        cut = " ..." if source[edit.start : edit.end].count(b"\n") else ""
+        if changed != text and _is_valid(changed):
+            yield Mutant(module, line + 1, lines[line].strip(), changed.splitlines()[line].strip() + cut, changed)
 
 
-def sample(modules: list[str], seed: int, per_module: int) -> list[Mutant]:
+def _is_valid(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+def sample(modules: Sequence[str], seed: int, per_module: int) -> list[Mutant]:
     """Draw the same faults at every call; at most one a line, so that they are spread."""
     chosen: list[Mutant] = []
     for module in modules:
-        candidates = [mutant for mutant in mutants_of(module) if mutant.key not in EQUIVALENT]
-        random.Random(f"{seed} {module}").shuffle(candidates)
-        one_a_line = {mutant.line: mutant for mutant in candidates}
-        drawn = [mutant for mutant in candidates if one_a_line[mutant.line] is mutant][:per_module]
-        chosen += sorted(drawn, key=lambda mutant: mutant.line)
+        drawn: dict[int, Mutant] = {}
+        for mutant in mutants_of(module, random.Random(f"{seed} {module}")):
+            if len(drawn) == per_module:
+                break
+            if mutant.key not in EQUIVALENT:
+                drawn.setdefault(mutant.line, mutant)
+        chosen += [drawn[line] for line in sorted(drawn)]
     return chosen
 
 
-def tests_of(module: str) -> list[str]:
+def covering_files(module: str) -> list[str]:
     """The test files of a module, relative to the project."""
     folder, _, name = module.rpartition("/")
     own = Path(folder, f"test_{name}.py").as_posix()
@@ -300,7 +305,7 @@ def judge(mutants: list[Mutant], folder: Path, limits: dict[str, float]) -> Iter
         file = folder / PACKAGE / f"{mutant.module}.py"
         sound = file.read_text(encoding="utf-8")
         file.write_text(mutant.text, encoding="utf-8")
-        passed, _ = run_tests(folder, tests_of(mutant.module), limits[mutant.module])
+        passed, _ = run_tests(folder, covering_files(mutant.module), limits[mutant.module])
         file.write_text(sound, encoding="utf-8")
         yield mutant, not passed
 
@@ -310,7 +315,7 @@ def measure_sound(modules: list[str], folder: Path) -> dict[str, float]:
     limits = {}
     for module in modules:
         start = time.monotonic()
-        passed, printed = run_tests(folder, tests_of(module), 3600)
+        passed, printed = run_tests(folder, covering_files(module), 3600)
         if not passed:
             sys.exit(f"{module}: its tests fail without any fault:\n{printed[-3000:]}")
         limits[module] = 60 + 4 * (time.monotonic() - start)

@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.mutants import MODULES, edits_of, mutants_of, sample, tests_of
+from tests.mutants import MODULES, edits_of, mutants_of, sample, covering_files
 
 
 def faults(text):
@@ -53,7 +53,7 @@ def test_the_list_follows_from_the_seed_and_covers_150_faults():
 
 
 def test_every_module_has_tests():
-    assert [module for module in MODULES if not tests_of(module)] == []
+    assert [module for module in MODULES if not covering_files(module)] == []
 
 
 def test_a_fault_is_named_by_its_line():
