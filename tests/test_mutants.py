@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tests.mutants import MODULES, edits_of, mutants_of, sample, covering_files
+from tests.mutants import MODULES, covering_files, edits_of, mutants_of, sample
 
 
 def faults(text):
