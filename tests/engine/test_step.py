@@ -15,6 +15,7 @@ from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import IGNORED, BatchAugment
 from lookupvit_video.engine import step as step_module
+from lookupvit_video.engine.distill import Teacher
 from lookupvit_video.engine.ema import Ema
 from lookupvit_video.engine.optim import build_optimizer, build_schedule
 from lookupvit_video.engine.run import Run
@@ -167,6 +168,19 @@ def test_the_model_is_asked_for_a_grid_and_for_features_where_they_are_needed(tm
     forward(run, noise_batch(), None)
     forward(run, noise_batch(), (1, 2, 2))
     assert [call.options for call in run.model.calls] == [wanted, {"grid": (1, 2, 2), **wanted}]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_a_teacher_sees_the_same_clips_and_is_mixed_in(tmp_path, weight):
+    logits, theirs = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
+    run = make_run(tmp_path, model=Watched(logits), DISTILL__TEACHER="x.pt", DISTILL__WEIGHT=weight)
+    teacher, batch = Watched(theirs), noise_batch()
+    run.teacher = Teacher(teacher, with_tokens=False)
+    teacher.forward = lambda clips: teacher.calls.append(clips) or theirs
+    loss = forward(run, batch, None)
+    assert torch.equal(teacher.calls[0], run.model.calls[0].clips)
+    distance = F.kl_div(logits.log_softmax(-1), theirs.softmax(-1), reduction="batchmean")
+    torch.testing.assert_close(loss.detach(), (1 - weight) * F.cross_entropy(logits, batch.labels) + weight * distance)
 
 
 @pytest.mark.parametrize(
@@ -495,6 +509,8 @@ def test_a_dry_run_records_none(tmp_path):
     run.dry = True
     one_step(run, iter([bad_batch(3)]))
     assert run.bad_rows == {3}
+    run.dry = False
+    one_step(run, iter([noise_batch(), noise_batch()]))  # nor does one in which all could be read
     assert not (tmp_path / "bad_videos.csv").exists()
 
 
