@@ -32,14 +32,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 PACKAGE = "lookupvit_video"
 
-# The modules that matter, each with the tests that cover it besides tests/**/test_NAME.py; cheapest first.
+# The modules that matter, each with the tests that cover it besides tests/**/test_NAME.py, which runs first unless it is
+# in the list; cheapest first.
 MODULES: dict[str, tuple[str, ...]] = {
     "files": ("engine/test_checkpoint.py",),
     "engine/step": ("engine/test_train.py", "engine/test_parallel.py"),
     "engine/checkpoint": ("engine/test_resume.py",),
-    "engine/world": ("engine/test_parallel.py", "engine/test_faults.py"),
+    "engine/world": ("engine/test_generation.py", "engine/test_parallel.py", "engine/test_faults.py"),
     "engine/saving": ("engine/test_resume.py", "engine/test_faults.py"),
-    "engine/parallel": (),
+    "engine/parallel": ("engine/test_parallel_alone.py", "engine/test_parallel.py"),
     "engine/optim": (),
     "engine/ema": ("engine/test_train.py", "engine/test_resume.py"),
     "engine/distill": (),
@@ -53,6 +54,8 @@ MODULES: dict[str, tuple[str, ...]] = {
     "models/adapters": (),
     "models/pretrained": (),
     "models/reduce": (),
+    "models/build": ("models/test_models.py", "models/test_adapters.py", "models/test_complexity.py"),
+    "models/complexity": (),
     "data/transforms": ("data/test_dataset.py",),
     "data/sampling": ("data/test_dataset.py",),
     "data/loader": (),
@@ -161,7 +164,7 @@ def edits_of(text: str) -> list[Edit]:
                 if name in NAMES:
                     yield Edit(span(func)[1] - len(name), span(func)[1], NAMES[name])
                 parts = [*args, *keywords]
-                if len(parts) > 1:
+                if len(parts) > 1 and getattr(parts[-1], "arg", None) not in NO_FAULTS:
                     yield Edit(span(parts[-2])[1], span(parts[-1])[1], "")
             case ast.Attribute(attr=attr) if attr in NAMES and attr.endswith("float16"):
                 yield Edit(end - len(attr), end, NAMES[attr])
@@ -234,7 +237,8 @@ def covering_files(module: str) -> list[str]:
     """The test files of a module, relative to the project."""
     folder, _, name = module.rpartition("/")
     own = Path(folder, f"test_{name}.py").as_posix()
-    files = dict.fromkeys(f"tests/{file}" for file in (own, *MODULES.get(module, ())))
+    listed = MODULES.get(module, ())
+    files = dict.fromkeys(f"tests/{file}" for file in (listed if own in listed else (own, *listed)))
     return [file for file in files if (ROOT / file).is_file()]
 
 

@@ -58,6 +58,12 @@ def test_the_first_process_is_the_main_one_and_each_has_a_name():
     assert World(0, 3, CPU).name(2) == "process 2 of 3"
 
 
+def test_connections_are_no_part_of_what_a_world_is():
+    connected = World(0, 3, CPU, ("a",), control="gloo's", store="the store")
+    assert connected == World(0, 3, CPU, ("a",))
+    assert repr(connected) == "World(rank=0, size=3, device=device(type='cpu'), hosts=('a',))"
+
+
 # Starting ---------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +245,23 @@ def test_who_does_not_come_is_absent():
     threading.Timer(0.2, lambda: [store.set(f"join/{rank}", "x") for rank in (0, 2)]).start()
     assert world_module._absent(store, "join", World(3, 4, CPU), 20) == []
     assert world_module._absent(store, "join", World(3, 4, CPU), 0) == []
+
+
+def test_waiting_leaves_the_store_to_others():
+    class Counting:
+        def __init__(self):
+            self.looks = 0
+
+        def set(self, *_):
+            pass
+
+        def check(self, names):
+            self.looks += 1
+            return False
+
+    store = Counting()
+    assert world_module._absent(store, "join", World(0, 2, CPU), 0.3) == [0, 1]
+    assert store.looks < 12
 
 
 def test_where_the_store_is_gone_the_first_process_is():
