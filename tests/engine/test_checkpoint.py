@@ -59,7 +59,7 @@ def test_a_hostile_file_is_not_run(tmp_path):
     (tmp_path / "bad.pt").write_bytes(pickle.dumps(Payload()))
     torch.save({"format": "lookupvit_video/1", "x": Payload()}, tmp_path / "zip.pt")
     for name in ("bad.pt", "zip.pt"):
-        with pytest.raises(ValueError, match=f"{name}: this checkpoint cannot be read"):
+        with pytest.raises(ValueError, match=f"{name}: this checkpoint cannot be read .* holds code, which is not run"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "was_run").exists()
 
@@ -229,14 +229,14 @@ def test_older_files_lack_what_came_later_and_others_are_refused(tmp_path):
     assert (found.step, found.ema, found.state, found.versions) == (4, None, {}, {})
     for change in ({"format": "lookupvit_video/2"}, {"format": None}):
         torch.save(content | change, tmp_path / "other.pt")
-        with pytest.raises(ValueError, match="other.pt: no checkpoint of this project"):
+        with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
             load_checkpoint(tmp_path / "other.pt")
     for name in ("config", "classes", "model", "optimizer", "step", "best_top1"):
         torch.save({key: value for key, value in content.items() if key != name}, tmp_path / "other.pt")
-        with pytest.raises(ValueError, match="other.pt: no checkpoint of this project"):
+        with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
             load_checkpoint(tmp_path / "other.pt")
     torch.save([content], tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="other.pt: no checkpoint of this project"):
+    with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
         load_checkpoint(tmp_path / "other.pt")
 
 
@@ -358,7 +358,7 @@ def test_a_checkpoint_that_another_machine_sees_late(tmp_path, monkeypatch):
 
 
 def test_only_resized_positions_are_spoken_of(tmp_path, caplog):
-    cfg, model = saved(tmp_path / "x.pt")
+    _, model = saved(tmp_path / "x.pt")
     with caplog.at_level(logging.INFO):
         load_weights(model, load_checkpoint(tmp_path / "x.pt"), resize_positions=True)
         assert "resized" not in caplog.text

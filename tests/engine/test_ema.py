@@ -1,6 +1,7 @@
 """The average of the weights in plain numbers."""
 
-import pytest
+import contextlib
+
 import torch
 from torch import nn
 
@@ -44,7 +45,7 @@ def test_weights_and_averages_come_back_also_after_an_error():
     fill(model, 3.0)
     ema.update()
     for _ in range(2):
-        with pytest.raises(KeyError), ema.in_place():
+        with contextlib.suppress(KeyError), ema.in_place():
             assert model[0].weight.eq(2).all()
             raise KeyError
         assert model[0].weight.eq(3).all()

@@ -187,9 +187,7 @@ def test_a_teacher_sees_the_same_clips_and_is_mixed_in(tmp_path, weight):
     ("rank", "dry", "picture", "drawn"),
     [(0, False, True, 1), (0, False, False, 0), (0, True, True, 0), (1, False, True, 0)],
 )
-def test_the_main_process_draws_the_first_clips_unless_the_run_is_dry(
-    tmp_path, monkeypatch, rank, dry, picture, drawn
-):
+def test_the_main_process_draws_the_first_clips_unless_the_run_is_dry(tmp_path, monkeypatch, rank, dry, picture, drawn):
     calls = []
     monkeypatch.setattr(step_module, "plot_clips", lambda *arguments: calls.append(arguments))
     run = make_run(tmp_path, World(rank, 2, CPU), model=Watched())
@@ -240,9 +238,7 @@ def test_what_a_step_draws_does_not_change_with_the_version_of_this_package(tmp_
 
 def test_the_grid_is_the_same_for_every_rank_and_another_for_other_steps(tmp_path):
     options = {"MODEL__COMPRESSED_GRIDS": "[[1,2,2],[1,1,1],[2,3,3]]"}
-    grids = [
-        [seen_by(tmp_path, step, rank, 0, **options)[0].options["grid"] for step in range(9)] for rank in (0, 1)
-    ]
+    grids = [[seen_by(tmp_path, step, rank, 0, **options)[0].options["grid"] for step in range(9)] for rank in (0, 1)]
     assert grids[0] == grids[1]
     assert len(set(grids[0])) > 1
     both = seen_by(tmp_path, 3, 0, 0, parts=2, **options)

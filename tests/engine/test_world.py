@@ -158,7 +158,11 @@ def test_half_of_what_torchrun_sets_is_no_start(monkeypatch, missing):
         ("rendezvous", OSError(), r"did not meet the others at node1:1234 \(OSError\); check that torchrun"),
         ("fresh_store", RunFailure("waited for process 1"), r"waited for process 1; check that torchrun runs on every"),
         ("fresh_store", distributed.DistNetworkError("x"), r"lost process 0; check that torchrun runs on every"),
-        ("init_process_group", RuntimeError("no route\n"), r"found the others at node1:1234 but .* \(no route\); set G"),
+        (
+            "init_process_group",
+            RuntimeError("no route\n"),
+            r"found the others at node1:1234 but .* \(no route\); set G",
+        ),
     ],
 )
 def test_a_failure_names_the_stage_and_what_to_check(monkeypatch, stage, error, message):

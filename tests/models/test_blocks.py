@@ -282,7 +282,12 @@ def test_rates_by_depth():
 
 def test_a_plain_block_has_vits_epsilon_and_no_extras():
     options = BlockOptions()
-    assert (options.activation, options.layer_scale, options.qk_norm, options.reverse) == ("gelu", 0.0, False, "softmax")
+    assert (options.activation, options.layer_scale, options.qk_norm, options.reverse) == (
+        "gelu",
+        0.0,
+        False,
+        "softmax",
+    )
     assert options.norm_eps == options.norm(4).eps == 1e-6  # ViT's, MAE's and VideoMAE's
     assert type(options.scale(4)) is nn.Identity
     block = LookupViTBlock(DIM, HEADS)

@@ -798,7 +798,10 @@ def test_a_classifier_wants_the_pooling_it_was_trained_with(names, state, pool):
 @pytest.mark.parametrize(
     ("lists", "told"),
     [
-        ({"left_out": ["norm_pre.weight"]}, "outputs differ from the source's, as these were left out: norm_pre.weight"),
+        (
+            {"left_out": ["norm_pre.weight"]},
+            "outputs differ from the source's, as these were left out: norm_pre.weight",
+        ),
         ({"left_out": ["reg_token", "decoder.x"]}, "as these were left out: reg_token"),
         ({"left_out": ["decoder.x"]}, ""),
         ({"fresh": ["tokenizer.positions"]}, "no table of positions"),
@@ -894,7 +897,8 @@ def test_whose_weights_they_are():
     cases = (
         ({kernel: five, "class_token": 0}, "", "ViViT"), ({kernel: five, bias: 0}, "", "video ViT"),
         ({kernel: five, "blocks.0.attention.qkv.bias": 0}, "", "video ViT"), ({kernel: five}, "", "VideoMAE"),
-        ({kernel: four, positions: 0}, "norm_pre.weight", "CLIP"), ({kernel: four, positions: 0}, "head.probe", "SigLIP"),
+        ({kernel: four, positions: 0}, "norm_pre.weight", "CLIP"),
+        ({kernel: four, positions: 0}, "head.probe", "SigLIP"),
         ({kernel: four}, "", "ViT without positions (as DINOv3)"), ({kernel: four, positions: 0}, "", "ViT"),
         ({kernel: four, positions: 0, "blocks.0.scale_mlp.gamma": 0}, "", "ViT with layer scale (as DINOv2)"),
         ({positions: 0}, "", "ViT"),
