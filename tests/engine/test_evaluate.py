@@ -189,3 +189,5 @@ def test_figures_by_grid_are_written_and_logged(tmp_path, caplog):
     assert text.split() == ["grid,tokens,gmacs_per_view,top1,top5", "1x1x1,1,0.25,10.0,99.0", "1x2x2,4,0.5,20.0,99.0"]
     assert (tmp_path / "accuracy_vs_gmacs.png").read_bytes().startswith(b"\x89PNG")
     assert "grid 1x2x2         4 compressed tokens       0.5 GMACs a view  top-1 20.00 %  top-5 99.00 %" in caplog.text
+    write_grids(rows[:1], tmp_path)  # one grid is a table too
+    assert (tmp_path / "accuracy_vs_gmacs.csv").read_text().split()[1:] == ["1x1x1,1,0.25,10.0,99.0"]

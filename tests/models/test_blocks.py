@@ -362,4 +362,10 @@ def test_a_temporal_encoder_begins_with_positions_of_its_times_and_blocks_withou
     torch.testing.assert_close(encoder.positions[0, :, 0], torch.arange(4.0).sin())
     assert encoder.positions.requires_grad
     assert len(encoder.blocks) == 3
+    options = BlockOptions(layer_scale=0.5, qk_norm=True, norm_eps=1e-3)
+    for block in TemporalEncoder(length=4, dim=DIM, depth=2, num_heads=HEADS, options=options).blocks:
+        assert block.scale_mlp.gamma.eq(0.5).all()
+        assert block.norm_mlp.eps == 1e-3
+        assert block.attention.norm_key.normalized_shape == (DIM // HEADS,)
+        assert block.attention.num_heads == HEADS
     assert not any(m.bias.any() for m in encoder.modules() if isinstance(m, nn.Linear))

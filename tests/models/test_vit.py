@@ -127,3 +127,18 @@ def test_linear_layers_begin_as_vits():
             bound = math.sqrt(6 / (module.in_features + module.out_features))
             assert 0.95 * bound < module.weight.abs().max() <= bound, name
             assert not module.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"pool": "mean"}, "pool 'mean': choose average, average_norm, class, attentive"),
+     ({"tokens": "few"}, "tokens 'few': choose all, resize, random, merge"),
+     ({"encoder": "factorised", "pool": "class"}, "takes all tokens and has no class token"),
+     ({"encoder": "factorised", "tokens": "merge"}, "takes all tokens and has no class token"),
+     ({"encoder": "factorised", "tokens": "resize"}, "takes all tokens and has no class token")],
+)  # fmt: skip
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ViT(**SMALL, **arguments)
+    for pool in ("average", "average_norm", "attentive"):
+        ViT(**{**SMALL, "depth": 1}, encoder="factorised", pool=pool)
