@@ -4,6 +4,7 @@ In several processes: test_parallel.py.
 """
 
 import contextlib
+import copy
 import socket
 
 import pytest
@@ -284,3 +285,63 @@ def test_what_a_step_is_in_words(monkeypatch):
         "a step: 24 clips = world size 2 x 3 accumulation steps x 4, ddp, bfloat16; peak learning rate 0.25 for any "
         "world size; 17 training videos"
     )
+
+
+def test_what_of_a_block_is_computed_again():
+    """By the method that the model calls; names stay, and a block that has no such part stays what it was."""
+    _, looking, _ = small(MODEL__ENCODER="factorised", MODEL__COMPRESSED_GRID="[2,2]")
+    _, merging, _ = small(MODEL__ARCH="vit", MODEL__TOKENS="merge")
+    blocks = {"lookup": looking.blocks[0], "dense": looking.temporal.blocks[0], "merging": merging.blocks[0]}
+    for kind, names in {
+        "none": {"lookup": "", "dense": "", "merging": ""},
+        "write_back": {"lookup": "write_back", "dense": "", "merging": ""},
+        "selective": {"lookup": "forward", "dense": "forward", "merging": "forward_merging"},
+        "full": {"lookup": "forward", "dense": "forward", "merging": "forward_merging"},
+    }.items():
+        for which, name in names.items():
+            block = copy.deepcopy(blocks[which])
+            parallel_module.checkpoint_activations(block, kind)
+            changed = {key: value for key, value in vars(block).items() if callable(value)}
+            assert list(changed) == [name] * bool(name), (kind, which)
+            for method in changed.values():
+                assert method.func is torch.utils.checkpoint.checkpoint
+                assert method.args == (getattr(type(block), name).__get__(block),)
+                assert method.keywords["use_reentrant"] is False
+                assert ("context_fn" in method.keywords) == (kind == "selective")
+
+
+def test_the_method_that_the_model_calls_is_compiled(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch, "compile", lambda method, **options: given.append((method.__name__, options)) or "fast")
+    limits = torch._dynamo.config
+    with limits.patch(recompile_limit=8, accumulated_recompile_limit=8):
+        for changes, name in (({}, "forward"), ({"MODEL__ARCH": "vit", "MODEL__TOKENS": "merge"}, "forward_merging")):
+            blocks = list(small(**changes)[1].blocks)
+            compile_blocks(blocks)
+            assert [vars(block)[name] for block in blocks] == ["fast"] * 2
+            assert given == [(name, {"backend": "inductor", "dynamic": None})] * 2
+            given.clear()
+        compile_blocks(list(small()[1].blocks), "eager", dynamic=True)
+        assert given == [("forward", {"backend": "eager", "dynamic": True})] * 2
+
+
+def test_states_are_whole_and_on_the_cpu_wherever_the_shards_are(monkeypatch):
+    asked = {}
+    for name in ("get_model_state_dict", "get_optimizer_state_dict", "set_optimizer_state_dict"):
+        plain = getattr(parallel_module, name)
+
+        def watched(*given, options, name=name, plain=plain):
+            asked[name] = (options.full_state_dict, options.cpu_offload, options.strict)
+            return plain(*given, options=options)
+
+        monkeypatch.setattr(parallel_module, name, watched)
+    cfg, model, _ = small()
+    optimizer = build_optimizer(cfg, model)
+    sum(head.square().sum() for head in model(CLIPS)).backward()
+    optimizer.step()
+    _, state = full_state(model, optimizer)
+    load_optimizer(model, optimizer, state)
+    assert asked == {"get_model_state_dict": (True, True, True), "get_optimizer_state_dict": (True, True, True),
+                     "set_optimizer_state_dict": (True, True, False)}  # fmt: skip
+    monkeypatch.setattr(parallel_module, "get_optimizer_state_dict", lambda *_, **__: {})
+    assert full_state(model, optimizer)[1] == {}  # in a process that is not the main one

@@ -15,7 +15,7 @@ from lookupvit_video.engine import evaluate as evaluate_module
 from lookupvit_video.engine import test as test_module
 from lookupvit_video.engine.checkpoint import load_checkpoint, save_checkpoint
 from lookupvit_video.engine.world import World
-from lookupvit_video.models.build import build_model
+from lookupvit_video.models.build import build_model, macs_by_part
 from tests.small import run_net, settings
 
 CLASSES = ["class 0", "class 1", "class 2"]
@@ -166,7 +166,9 @@ def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch
         assert [video.path for video in videos] == [str(data / f"{number}.mp4") for number in range(9)]
         return [results]
 
+    loaders, plain_loader = [], test_module.build_eval_loader
     monkeypatch.setattr(test_module, "evaluate", watched)
+    monkeypatch.setattr(test_module, "build_eval_loader", lambda *a, **g: loaders.append(g) or plain_loader(*a, **g))
     (tmp_path / "run").mkdir()
     assert test_module.test(cfg, CLASSES, World(1, 2, torch.device("cpu"))) is None
     assert list((tmp_path / "run").iterdir()) == []
@@ -175,6 +177,8 @@ def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch
     facts = {name: first[name] for name in ("checkpoint", "arch", "step", "views", "precision", "videos")}
     assert facts == {"checkpoint": str(tmp_path / "model.pt"), "arch": "lookupvit", "step": 7, "views": "2x1",
                      "precision": "float32", "videos": 9}  # fmt: skip
+    assert [given["pin_memory"] for given in loaders] == [False, False]  # there is no GPU to copy to
+    assert first["gmacs_per_view"] == test_module.gmacs(sum(macs_by_part(cfg).values()))
     assert first["parameters"] == sum(p.numel() for p in build_model(cfg).parameters())
     assert first == json.loads((tmp_path / "run" / "test_results.json").read_text())
 

@@ -236,3 +236,51 @@ def test_heads_are_averaged_in_float32_without_gradient():
     assert mean.dtype == torch.float32
     assert not mean.requires_grad
     torch.testing.assert_close(mean, sum(weights.bfloat16().float().unbind(1)).detach() / HEADS)
+
+
+def noted(monkeypatch, *names):
+    """Note each call of a kernel by its name; those that need a GPU or a compiler are the plain ones here."""
+    calls, plain = [], {name: getattr(attention_module.kernels, name.removeprefix("flex_")) for name in names}
+    for name in names:
+        monkeypatch.setattr(
+            attention_module.kernels, name, lambda *given, name=name: calls.append(name) or plain[name](*given)
+        )
+    return calls
+
+
+def test_self_attention_takes_the_devices_kernel_where_it_may_choose(monkeypatch):
+    calls = noted(monkeypatch, "attention")
+    attention, x = SelfAttention(DIM, HEADS), torch.randn(2, N, DIM)
+    attention.with_keys(x, torch.zeros(2, N))  # with a bias of the keys there is one way only
+    for kernel in ("eager", "fused", "flex"):
+        set_kernel(attention, kernel)
+        attention(x)
+    assert calls == []
+    set_kernel(attention, "auto")
+    attention(x)
+    assert calls == ["attention"]
+
+
+@pytest.mark.parametrize(
+    ("reverse", "kernel", "wanted"),
+    [
+        ("softmax", "eager", []), ("scaled", "eager", []), ("softmax", "fused", ["attention", "attention"]),
+        ("softmax", "flex", ["attention", "attention"]), ("scaled", "fused", ["gather", "infuse"]),
+        ("transpose", "fused", ["gather", "infuse"]), ("scaled", "flex", ["flex_gather", "flex_infuse"]),
+        ("transpose", "flex", ["flex_gather", "flex_infuse"]),
+    ],
+)  # fmt: skip
+def test_both_directions_go_through_the_kernel_that_was_set(monkeypatch, reverse, kernel, wanted):
+    mhbc = sharpened(BidirectionalCrossAttention(DIM, HEADS, reverse))
+    compressed, lookup_tokens = double(2, M, DIM), double(2, N, DIM)
+    with torch.no_grad():
+        set_kernel(mhbc, "eager")
+        update, lookup = mhbc.gather(compressed, lookup_tokens)
+        expected = update, mhbc.infuse(compressed, lookup), lookup.weights
+        calls = noted(monkeypatch, "attention", "gather", "infuse", "flex_gather", "flex_infuse")
+        set_kernel(mhbc, kernel)
+        update, lookup = mhbc.gather(compressed, lookup_tokens)
+        found = update, mhbc.infuse(compressed, lookup), lookup.weights
+    assert calls == wanted
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
