@@ -52,7 +52,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "models/vit": ("models/test_models.py", "models/test_build.py"),
     "models/tokenizer": ("models/test_models.py",),
     "models/adapters": (),
-    "models/pretrained": (),
+    "models/pretrained": ("models/test_pretrained_parts.py", "models/test_pretrained.py"),
     "models/reduce": (),
     "models/build": ("models/test_models.py", "models/test_adapters.py", "models/test_complexity.py"),
     "models/complexity": (),
