@@ -4,13 +4,14 @@ BIN := .venv/bin
 DATA := datasets/moving_digits/data
 RUN := runs/demo_motion
 
-.PHONY: help demo test lint check-configs clean
+.PHONY: help demo test lint check-configs mutants clean
 
 help:
 	@echo "make demo           make the demo videos, train on them, test, predict, draw (minutes on 2 CPU cores)"
 	@echo "make test           run the test suite"
 	@echo "make lint           ruff and mypy"
 	@echo "make check-configs  load every YAML of configs/ strictly and build its model"
+	@echo "make mutants        how many of a list of small faults the tests notice (an hour; tests/mutants.py --help)"
 	@echo "make clean          remove .venv, runs/ and the demo videos"
 
 # The stamp is newer than the files that name the dependencies, or the installation is done again.
@@ -43,6 +44,9 @@ lint: .venv/installed
 
 check-configs: .venv/installed
 	$(BIN)/python tools/check_configs.py configs/*.yaml
+
+mutants: .venv/installed
+	$(BIN)/python -m tests.mutants
 
 clean:
 	rm -rf .venv runs $(DATA)

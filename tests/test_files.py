@@ -1,12 +1,15 @@
 """A file is written whole or not at all, also where the process is killed midway."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lookupvit_video import files
 from lookupvit_video.files import written_whole
 
 KILLED = """
@@ -82,3 +85,83 @@ def test_killed_midway_leaves_the_old_file(tmp_path):
     with written_whole(target) as path:  # and what it left stands in nobody's way
         path.write_bytes(b"newer")
     assert target.read_bytes() == b"newer"
+
+
+def test_content_is_synced_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
+    """Else a power cut could leave the new name on an empty file, or lose the name."""
+    events = []
+    plain_sync, plain_replace = os.fsync, Path.replace
+
+    def fsync(descriptor):
+        events.append(("sync", os.fstat(descriptor).st_ino))
+        plain_sync(descriptor)
+
+    def replace(path, target):
+        events.append(("rename", path.stat().st_ino))
+        return plain_replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
+    with written_whole(tmp_path / "a.json") as path:
+        path.write_text("new")
+        number = path.stat().st_ino
+        assert events == []
+    assert events == [("sync", number), ("rename", number), ("sync", tmp_path.stat().st_ino)]
+
+
+def test_what_failed_is_not_synced_or_renamed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
+    with contextlib.suppress(KeyError), written_whole(tmp_path / "a.json") as path:
+        path.write_text("half")
+        raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_are_opened_to_write_where_they_are_synced_and_folders_are_not(tmp_path, monkeypatch):
+    """Windows syncs no file that is opened to read, and cannot open a folder at all."""
+    opened, plain = {}, os.open
+
+    def watched(path, flags, *args, **options):
+        opened[os.path.basename(path)] = flags & os.O_ACCMODE
+        return plain(path, flags, *args, **options)
+
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(os, "open", watched)
+    for name in ("file", "folder"):
+        files._sync(tmp_path / name)
+    assert opened == {"file": os.O_RDWR, "folder": os.O_RDONLY}
+    opened.clear()
+    monkeypatch.setattr(os, "name", "nt")
+    try:
+        for name in ("file", "folder"):
+            files._sync(tmp_path / name)
+    finally:
+        monkeypatch.undo()
+    assert opened == {"file": os.O_RDWR}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="nothing counts open files here")
+def test_no_file_stays_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3):
+        with written_whole(tmp_path / f"{number}.txt") as path:
+            path.touch()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_two_processes_do_not_write_to_one_temporary(tmp_path, monkeypatch):
+    names = set()
+    for pid in (11, 12):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        with written_whole(tmp_path / "a.pt") as path:
+            path.touch()
+            names.add(path.name)
+    assert names == {".a.11.tmp.pt", ".a.12.tmp.pt"}  # hidden, and found by what removes unfinished files
+
+
+def test_a_folder_that_is_there_is_no_matter_and_a_file_in_its_place_is(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError), written_whole(tmp_path / "file" / "a.txt"):  # noqa: PT011 - which one differs
+        pass
+    assert (tmp_path / "file").read_text() == "x"

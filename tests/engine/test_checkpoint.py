@@ -1,19 +1,28 @@
+import logging
 import pickle
 import random
 import resource
+import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
+from lookupvit_video.engine import checkpoint as checkpoint_module
 from lookupvit_video.engine.checkpoint import (
+    check_settings,
     checkpoint_path,
+    checkpoint_seen_by_main,
     latest_checkpoint,
     load_checkpoint,
     load_weights,
     remove_old_checkpoints,
     remove_unfinished,
     save_checkpoint,
+    set_aside_after,
+    training_checkpoints,
 )
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.tokenizer import GridResize
@@ -50,7 +59,7 @@ def test_a_hostile_file_is_not_run(tmp_path):
     (tmp_path / "bad.pt").write_bytes(pickle.dumps(Payload()))
     torch.save({"format": "lookupvit_video/1", "x": Payload()}, tmp_path / "zip.pt")
     for name in ("bad.pt", "zip.pt"):
-        with pytest.raises(ValueError, match=f"{name}: this checkpoint cannot be read"):
+        with pytest.raises(ValueError, match=f"{name}: this checkpoint cannot be read .* holds code, which is not run"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "was_run").exists()
 
@@ -181,3 +190,178 @@ def test_positions_are_resized_where_asked_for_and_nothing_else_is(tmp_path, kin
     back = build_model(cfg)
     load_weights(back, checkpoint, resize_positions=True)
     assert all(torch.equal(value, given[name]) for name, value in back.state_dict().items())
+
+
+# What a file holds ------------------------------------------------------------------------------------------------
+
+
+def test_all_that_a_training_checkpoint_is_given_comes_back(tmp_path):
+    cfg = load_config(None, SMALL)
+    given = {
+        "classes": CLASSES, "model": {"a": torch.randn(2)}, "optimizer": {"state": {"a": {"step": torch.tensor(3.0)}}},
+        "ema": {"a": torch.randn(2)}, "step": 7, "best_top1": 62.5, "state": {"losses": [(0.5, 1.0)], "bad_steps": 2},
+    }  # fmt: skip
+    save_checkpoint(tmp_path / "x.pt", cfg=cfg, **given)
+    found = load_checkpoint(str(tmp_path / "x.pt"))
+    for name in ("classes", "step", "best_top1", "state"):
+        assert getattr(found, name) == given[name], name
+    for name in ("model", "ema"):
+        assert torch.equal(getattr(found, name)["a"], given[name]["a"])
+    assert found.optimizer["state"]["a"]["step"] == 3
+    assert found.path == tmp_path / "x.pt"
+    assert found.versions["torch"] == torch.__version__
+
+
+def test_a_file_for_use_says_that_there_is_nothing_to_go_on_with(tmp_path):
+    saved(tmp_path / "x.pt")
+    found = load_checkpoint(tmp_path / "x.pt")
+    assert (found.step, found.best_top1, found.state) == (0, -1.0, {})
+    assert found.optimizer is None
+    assert found.ema is None
+
+
+def test_older_files_lack_what_came_later_and_others_are_refused(tmp_path):
+    saved(tmp_path / "x.pt", step=4)
+    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    later = ("ema", "state", "versions")
+    torch.save({name: value for name, value in content.items() if name not in later}, tmp_path / "old.pt")
+    found = load_checkpoint(tmp_path / "old.pt")
+    assert (found.step, found.ema, found.state, found.versions) == (4, None, {}, {})
+    for change in ({"format": "lookupvit_video/2"}, {"format": None}):
+        torch.save(content | change, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
+            load_checkpoint(tmp_path / "other.pt")
+    for name in ("config", "classes", "model", "optimizer", "step", "best_top1"):
+        torch.save({key: value for key, value in content.items() if key != name}, tmp_path / "other.pt")
+        with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
+            load_checkpoint(tmp_path / "other.pt")
+    torch.save([content], tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
+        load_checkpoint(tmp_path / "other.pt")
+
+
+def test_tensors_come_to_the_cpu_whatever_they_were_on(tmp_path, monkeypatch):
+    saved(tmp_path / "x.pt")
+    plain = torch.load
+    places = []
+    monkeypatch.setattr(torch, "load", lambda *a, **given: places.append(given) or plain(*a, **given))
+    load_checkpoint(tmp_path / "x.pt")
+    assert places == [{"map_location": "cpu", "weights_only": True}]
+
+
+def test_torch_that_cannot_write_is_an_error_of_the_file(tmp_path, monkeypatch):
+    def fail(content, file):
+        raise RuntimeError("unexpected pos")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match=r"x\.pt: torch could not write it"):
+        saved(tmp_path / "x.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_that_no_shape_tells(tmp_path):
+    saved(tmp_path / "x.pt")
+    checkpoint = load_checkpoint(tmp_path / "x.pt")
+    check_settings(checkpoint.config, checkpoint)
+    check_settings(load_config(None, [*SMALL, "SOLVER.BASE_LR", "1", "MODEL.DROP_PATH", "0.5"]), checkpoint)
+    for change, told in (
+        ("NUM_HEADS 4", "NUM_HEADS 3, the config says 4"),
+        ("NORM_EPS 1e-5", "NORM_EPS 1e-06, the config says 1e-05"),
+        ("POOL average_norm", "POOL average, the config says average_norm"),
+        ("RESIZE trilinear", "RESIZE triangle, the config says trilinear"),
+        ("ACTIVATION quick_gelu", "ACTIVATION gelu, the config says quick_gelu"),
+        ("REVERSE_WEIGHTS scaled", "REVERSE_WEIGHTS softmax, the config says scaled"),
+    ):
+        with pytest.raises(ValueError, match=f"it was trained with MODEL.{told}"):
+            check_settings(load_config(None, [*SMALL, *f"MODEL.{change}".split()]), checkpoint)
+    check_settings(load_config(None, [*SMALL, "MODEL.ARCH", "mvit", "MODEL.VARIANT", "Ti"]), checkpoint)
+
+
+def test_weights_of_more_or_fewer_parameters_are_named(tmp_path):
+    saved(tmp_path / "x.pt")
+    checkpoint = load_checkpoint(tmp_path / "x.pt")
+    model = build_model(checkpoint.config)
+    more = replace(checkpoint, model=checkpoint.model | {"extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match="extra is missing in the model"):
+        load_weights(model, more)
+    first = next(iter(checkpoint.model))
+    fewer = replace(checkpoint, model={name: value for name, value in checkpoint.model.items() if name != first})
+    with pytest.raises(ValueError, match=f"{first} is missing in the checkpoint"):
+        load_weights(model, fewer)
+
+
+# The files of a run -----------------------------------------------------------------------------------------------
+
+
+def empty_checkpoints(folder, *steps):
+    (folder / "checkpoints").mkdir()
+    for step in steps:
+        checkpoint_path(folder, step).touch()
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def test_training_checkpoints_have_their_steps_as_names_and_the_newest_is_first(tmp_path):
+    assert checkpoint_path("runs/a", 42) == Path("runs/a/checkpoints/step_00000042.pt")
+    assert training_checkpoints(tmp_path) == []
+    empty_checkpoints(tmp_path, 3, 12, 5)
+    (tmp_path / "checkpoints" / "step_00000099.pt.damaged").touch()
+    (tmp_path / "checkpoints" / ".step_00000098.77.tmp.pt").touch()
+    assert training_checkpoints(str(tmp_path)) == [checkpoint_path(tmp_path, step) for step in (12, 5, 3)]
+
+
+@pytest.mark.parametrize("resumed", [3, 6, 9])
+def test_checkpoints_after_the_resumed_one_are_set_aside_and_no_other(tmp_path, resumed, caplog):
+    empty_checkpoints(tmp_path, 3, 6, 9)
+    set_aside_after(tmp_path, resumed)
+    kept = [checkpoint_path("", step).name for step in (3, 6, 9) if step <= resumed]
+    aside = [f"{checkpoint_path('', step).name}.damaged" for step in (3, 6, 9) if step > resumed]
+    assert names(tmp_path) == sorted([*kept, *aside])
+    assert caplog.text.count("set aside as") == len(aside)
+
+
+def test_the_newest_stay(tmp_path):
+    empty_checkpoints(tmp_path, 1, 2, 3, 10)
+    for keep, left in ((9, 4), (4, 4), (3, 3), (1, 1)):
+        remove_old_checkpoints(tmp_path, keep)
+        assert len(names(tmp_path)) == left
+    assert names(tmp_path) == ["step_00000010.pt"]
+
+
+def test_a_checkpoint_that_another_machine_sees_late(tmp_path, monkeypatch):
+    path, now = tmp_path / "x.pt", [100.0]
+
+    def sleep(seconds):
+        assert 0 < seconds <= 1
+        now[0] += seconds
+        if now[0] > 188:
+            saved(path, step=3)
+
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint_module.time, "sleep", sleep)
+    assert checkpoint_seen_by_main(path).step == 3  # within 90 s
+    began = now[0]
+    assert checkpoint_seen_by_main(path).step == 3  # there is nothing to wait for
+    assert now[0] == began
+    path.unlink()
+    monkeypatch.setattr(checkpoint_module.time, "sleep", lambda seconds: now.append(now.pop() + seconds))
+    with pytest.raises(ValueError, match="that all machines share"):
+        checkpoint_seen_by_main(path, patience=5)
+    assert 5 < now[0] - began < 6
+    monkeypatch.undo()
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="that all machines share"):
+        checkpoint_seen_by_main(path, patience=0.1)
+    assert time.monotonic() - began < 5
+
+
+def test_only_resized_positions_are_spoken_of(tmp_path, caplog):
+    _, model = saved(tmp_path / "x.pt")
+    with caplog.at_level(logging.INFO):
+        load_weights(model, load_checkpoint(tmp_path / "x.pt"), resize_positions=True)
+        assert "resized" not in caplog.text
+        longer = build_model(load_config(None, [*SMALL, "DATA.NUM_FRAMES", "8"]))
+        load_weights(longer, load_checkpoint(tmp_path / "x.pt"), resize_positions=True)
+    assert "tokenizer.positions: resized from a grid of (2, 4, 4) to (4, 4, 4)" in caplog.text

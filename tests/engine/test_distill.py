@@ -167,6 +167,16 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, theirs, own, message):
     assert "DISTILL." in str(caught.value)
 
 
+@pytest.mark.parametrize(("theirs", "own"), [
+    ("MODEL.TUBELET [4,16,16] MODEL.COMPRESSED_GRID [1,1,1]", "MODEL.COMPRESSED_GRID [1,2,2]"),
+    ("", "MODEL.COMPRESSED_GRIDS [[2,4,4],[1,2,2]]"),
+    ("", "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [4,4]"),
+])  # fmt: skip
+def test_a_teachers_grid_may_be_as_small_as_the_compressed_one(tmp_path, theirs, own):
+    cfg = config(write_teacher(tmp_path, theirs) + f"DISTILL.FEATURE_WEIGHT 0.5 {own}")
+    assert load_teacher(cfg, CLASSES, CPU).with_tokens
+
+
 def test_a_teacher_of_other_classes_is_refused(tmp_path):
     cfg = config(write_teacher(tmp_path))
     with pytest.raises(ValueError, match=r"DISTILL\.TEACHER .*teacher\.pt: its classes are not those of the data"):

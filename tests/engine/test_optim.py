@@ -11,6 +11,7 @@ from lookupvit_video.engine.optim import (
     build_schedule,
     freeze_or_thaw,
     layer_of,
+    learning_rate_factor,
     parameter_groups,
     set_learning_rate,
 )
@@ -136,6 +137,79 @@ def test_an_optimizer_step_follows_the_groups_factors(method, caplog):
     torch.stack(model.train()(torch.randn(2, 3, 4, 32, 32))).square().sum().backward()
     optimizer.step()
     assert not torch.equal(before, model.heads["lookup"].linear.weight)
+
+
+def test_the_optimizers_settings_are_the_configs():
+    model = small_model()
+    adamw = build_optimizer(load_config(None, [*SMALL, "SOLVER.BETAS", "[0.8,0.95]", "SOLVER.WEIGHT_DECAY", "0.3",
+                                               "SOLVER.BASE_LR", "0.25"]), model)  # fmt: skip
+    assert type(adamw) is torch.optim.AdamW
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.0, 0.3}
+    for group in adamw.param_groups:
+        assert (group["betas"], group["lr"], group["eps"]) == ((0.8, 0.95), 0.25, 1e-8)
+        assert not group["amsgrad"]
+    default = build_optimizer(load_config(None, SMALL), model)
+    assert {group["betas"] for group in default.param_groups} == {(0.9, 0.999)}  # as VideoMAE's and MAE's
+    sgd = [*SMALL, "SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.BASE_LR_BATCH", "256", "TRAIN.BATCH_SIZE", "64"]
+    for momentum in (0.0, 0.7):
+        optimizer = build_optimizer(load_config(None, [*sgd, "SOLVER.MOMENTUM", str(momentum)]), model)
+        assert type(optimizer) is torch.optim.SGD
+        for group in optimizer.param_groups:
+            assert group["momentum"] == momentum
+            assert group["nesterov"] == (momentum > 0)  # torch has none without momentum
+            assert group["dampening"] == 0
+            assert group["lr"] == pytest.approx(5e-4 / 4)
+
+
+def test_two_steps_of_sgd_are_nesterovs():
+    """v = m v + g; w = w - lr (g + m v): with a gradient of 1, steps of 1 + m and 1 + m (1 + m)."""
+    cfg = load_config(None, [*SMALL, "SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.MOMENTUM", "0.5",
+                             "SOLVER.WEIGHT_DECAY", "0"])  # fmt: skip
+    model = small_model()
+    optimizer = build_optimizer(cfg, model)
+    set_learning_rate(optimizer, 0.1)
+    weight = model.tokenizer.projection.bias
+    steps = []
+    for _ in range(2):
+        before = weight.detach().clone()
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        steps.append((before - weight.detach()).mean().item())
+    assert steps == pytest.approx([0.15, 0.175], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "freeze", "fused"),
+    [("adamw", "", True), ("adamw", "SOLVER.FREEZE_EPOCHS 2", True), ("sgd", "", True),
+     ("sgd", "SOLVER.FREEZE_EPOCHS 2", None)],
+)  # fmt: skip
+def test_steps_are_fused_where_torch_can(method, freeze, fused, caplog):
+    overrides = ["SOLVER.OPTIMIZING_METHOD", method, "MODEL.FREEZE_ENCODER", "True", *freeze.split()]
+    with caplog.at_level(logging.INFO):
+        model = small_model("lookupvit", " ".join(overrides))
+        optimizer = build_optimizer(load_config(None, [*SMALL, *overrides]), model)
+    assert {group["fused"] for group in optimizer.param_groups} == {fused}
+    assert (f"{method}, fused, peak learning rate 0.0005, trains" in caplog.text) == bool(fused)
+    assert ("the frozen ones from epoch 2 on" in caplog.text) == bool(freeze)
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for n, p in model.named_parameters() if freeze or n.startswith("heads."))
+    assert f"trains {trained} of {total} parameters ({100 * trained / total:.2f} %)" in caplog.text
+
+
+def test_the_linear_scaling_rule():
+    for batch, written_for, factor in ((64, 256, 0.25), (512, 256, 2.0), (64, 0, 1.0)):
+        cfg = load_config(None, ["TRAIN.BATCH_SIZE", str(batch), "SOLVER.BASE_LR_BATCH", str(written_for)])
+        assert learning_rate_factor(cfg) == factor
+
+
+def test_warmup_is_counted_in_epochs():
+    cfg = load_config(None, "SOLVER.MAX_EPOCH 8 SOLVER.WARMUP_EPOCHS 2 SOLVER.BASE_LR 1.0 SOLVER.WARMUP_START_LR 0.5 \
+                             SOLVER.COSINE_END_LR 0.2".split())  # fmt: skip
+    rate = build_schedule(cfg)
+    wanted = {0: 0.5, 1 / 8: 0.75, 2 / 8: 1.0, 3.5 / 8: 0.6 + 0.4 * 2**-0.5, 5 / 8: 0.6, 6.5 / 8: 0.6 - 0.4 * 2**-0.5}
+    assert [rate(share) for share in wanted] == pytest.approx(list(wanted.values()))
+    assert rate(1 - 1e-9) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("method", ["adamw", "sgd"])

@@ -11,8 +11,11 @@ from torch import nn
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data import dataset
-from lookupvit_video.engine.checkpoint import save_checkpoint
-from lookupvit_video.models.build import build_model
+from lookupvit_video.engine import evaluate as evaluate_module
+from lookupvit_video.engine import test as test_module
+from lookupvit_video.engine.checkpoint import load_checkpoint, save_checkpoint
+from lookupvit_video.engine.world import World
+from lookupvit_video.models.build import build_model, macs_by_part
 from tests.small import run_net, settings
 
 CLASSES = ["class 0", "class 1", "class 2"]
@@ -126,3 +129,61 @@ def test_a_model_whose_positions_cannot_be_resized_says_so(data, tmp_path):
     assert "model.pt: tokenizer.positions." in done.stderr
     assert "geometry must be those of the checkpoint" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_classes_must_be_the_checkpoints_in_its_order(tmp_path):
+    write_checkpoint(tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "model.pt")
+    test_module._check_fit(checkpoint.config, CLASSES, checkpoint)
+    for others in (CLASSES[::-1], CLASSES[:2], [*CLASSES, "class 3"], ["class 0", "class 2", "class 1"]):
+        with pytest.raises(ValueError, match=r"model\.pt: its classes are not those of the data"):
+            test_module._check_fit(checkpoint.config, others, checkpoint)
+
+
+@pytest.mark.parametrize(("macs", "wanted"), [(8_512_345_678, 8.512), (180_280_000_000, 180.3), (12_345_678, 0.01235)])
+def test_billions_have_four_digits(macs, wanted):
+    assert test_module.gmacs(macs) == wanted
+
+
+def test_only_a_lookupvit_is_tested_with_several_grids():
+    cfg = load_config("tests/small.yaml", settings("", "", TEST__GRIDS="[[2,4,4],[1,2,2],[1,1,1]]"))
+    assert test_module._grids(cfg) == [(1, 2, 2), (2, 4, 4), (1, 1, 1)]
+    assert test_module._grids(load_config("tests/small.yaml", settings("", "", MODEL__ARCH="vit"))) == [None]
+
+
+def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch):
+    """The second of two processes reads the second, fourth, ... video, and writes nothing."""
+    write_checkpoint(tmp_path)
+    monkeypatch.setattr(evaluate_module, "gather_objects", lambda own, world: [own])
+    overrides = settings(data, tmp_path / "run", TEST__CHECKPOINT_FILE_PATH=tmp_path / "model.pt",
+                         TEST__NUM_ENSEMBLE_VIEWS=2)  # fmt: skip
+    cfg = load_config("tests/small.yaml", overrides)
+    shares, plain = [], test_module.evaluate
+
+    def watched(model, loader, videos, *rest):
+        (results,) = plain(model, loader, videos, *rest)
+        shares.append([row for row in range(9) if results.probabilities[row].any()])
+        assert [video.path for video in videos] == [str(data / f"{number}.mp4") for number in range(9)]
+        return [results]
+
+    loaders, plain_loader = [], test_module.build_eval_loader
+    monkeypatch.setattr(test_module, "evaluate", watched)
+    monkeypatch.setattr(test_module, "build_eval_loader", lambda *a, **g: loaders.append(g) or plain_loader(*a, **g))
+    (tmp_path / "run").mkdir()
+    assert test_module.test(cfg, CLASSES, World(1, 2, torch.device("cpu"))) is None
+    assert list((tmp_path / "run").iterdir()) == []
+    first = test_module.test(cfg, CLASSES, World(0, 2, torch.device("cpu")))
+    assert shares == [[1, 3, 5, 7], [0, 2, 4, 6, 8]]
+    facts = {name: first[name] for name in ("checkpoint", "arch", "step", "views", "precision", "videos")}
+    assert facts == {"checkpoint": str(tmp_path / "model.pt"), "arch": "lookupvit", "step": 7, "views": "2x1",
+                     "precision": "float32", "videos": 9}  # fmt: skip
+    assert [given["pin_memory"] for given in loaders] == [False, False]  # there is no GPU to copy to
+    assert first["gmacs_per_view"] == test_module.gmacs(sum(macs_by_part(cfg).values()))
+    assert first["parameters"] == sum(p.numel() for p in build_model(cfg).parameters())
+    assert first == json.loads((tmp_path / "run" / "test_results.json").read_text())
+
+
+def test_the_runs_own_model_is_tested_unless_another_is_named(data, tmp_path):
+    write_checkpoint(tmp_path)
+    cfg = load_config("tests/small.yaml", settings(data, tmp_path))
+    assert test_module.test(cfg, CLASSES, World(0, 1, torch.device("cpu")))["checkpoint"] == str(tmp_path / "model.pt")

@@ -1,5 +1,7 @@
 """Adapters and LoRA in every kind of block; what is frozen. What every model must do: test_models.py."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.engine.checkpoint import load_checkpoint
 from lookupvit_video.engine.optim import build_optimizer
 from lookupvit_video.inference.predictor import load_model
-from lookupvit_video.models.adapters import AdaptedMLP, LoRALinear, add_adapters, is_adapter, merge_lora
+from lookupvit_video.models.adapters import AdaptedMLP, Adapter, LoRALinear, add_adapters, is_adapter, merge_lora
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import init_from
 from tests.models.test_models import SMALL, clips, config, loss, small_model
@@ -291,3 +293,85 @@ def test_the_scale_is_part_of_what_a_checkpoint_computes():
     b.load_state_dict(state)
     with torch.no_grad():
         assert not torch.allclose(a(clips()), b(clips()), atol=1e-4)
+
+
+# The additions in plain numbers -----------------------------------------------------------------------------------
+
+
+def test_what_is_not_given_is_as_the_papers_have_it():
+    """AdaptFormer (arXiv 2205.13535): 64 wide, s = 0.1; LoRA (2106.09685): rank 8, alpha = rank."""
+    for kind, overrides, width, scale in (
+        ("adaptformer", "", 64, 0.1), ("lora", "", 8, 1.0),
+        ("adaptformer", "MODEL.ADAPTER_WIDTH 5 MODEL.ADAPTER_SCALE 0.5", 5, 0.5),
+        ("lora", "MODEL.ADAPTER_WIDTH 5 MODEL.ADAPTER_SCALE 0.5", 5, 0.5),
+    ):  # fmt: skip
+        model = build_model(config("factorised", f"MODEL.ADAPTER {kind} {overrides}"))
+        for stage in (model.blocks, model.temporal.blocks):
+            found = [module for module in stage.modules() if isinstance(module, Adapter | LoRALinear)]
+            assert found
+            assert {module.scale for module in found} == {scale}
+            widths = {(module.lora_down if kind == "lora" else module.down.weight).shape[0] for module in found}
+            assert widths == {width}
+
+
+def test_an_adapter_is_down_relu_up_beside_the_mlp():
+    mlp = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 4)).double()
+    adapted = AdaptedMLP(mlp, 3, 0.25)
+    adapter = adapted.adapter
+    assert adapter.down.weight.dtype == torch.float64  # as the layers beside it
+    assert not any(x.any() for x in (adapter.down.bias, adapter.up.weight, adapter.up.bias))
+    assert adapter.down.weight.any()
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(adapted(x), mlp(x))
+        for parameter in adapter.parameters():
+            nn.init.normal_(parameter)
+        hidden = (x @ adapter.down.weight.T + adapter.down.bias).clamp(min=0)
+        wanted = mlp(x) + 0.25 * (hidden @ adapter.up.weight.T + adapter.up.bias)
+        torch.testing.assert_close(adapted(x), wanted)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_lora_is_the_layer_and_a_product_of_two_thin_ones(bias):
+    linear = nn.Linear(4, 6, bias=bias).double()
+    lora = LoRALinear(linear, 3, 0.25)
+    assert lora.weight is linear.weight
+    assert lora.bias is linear.bias
+    assert lora.lora_down.shape == (3, 4)
+    assert lora.lora_up.shape == (6, 3)
+    assert lora.lora_down.any()
+    assert not lora.lora_up.any()
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(lora(x), linear(x))
+        nn.init.normal_(lora.lora_up)
+        wanted = linear(x) + 0.25 * x @ lora.lora_down.T @ lora.lora_up.T
+        torch.testing.assert_close(lora(x), wanted)
+        merged = lora.merged()
+        assert not isinstance(merged, LoRALinear)
+        assert merged.bias is linear.bias
+        assert merged.weight.requires_grad
+        assert merged.weight.dtype == torch.float64
+        torch.testing.assert_close(merged(x), wanted)
+
+
+def test_the_way_down_begins_as_torchs_linear_layers():
+    """Kaiming's uniform start with a = sqrt(5): at most 1 / sqrt(inputs), as LoRA's and AdaptFormer's code."""
+    torch.manual_seed(0)
+    down = LoRALinear(nn.Linear(400, 10), 50, 1.0).lora_down, Adapter(400, 50, 1.0).down.weight
+    for weight in down:
+        assert 0.99 / math.sqrt(400) < weight.abs().max() <= 1 / math.sqrt(400)
+
+
+def test_merging_in_float32_rounds_once():
+    torch.manual_seed(0)
+    lora = LoRALinear(nn.Linear(64, 64), 8, 0.3)
+    nn.init.normal_(lora.lora_up)
+    exact = lora.weight.double() + 0.3 * lora.lora_up.double() @ lora.lora_down.double()
+    assert torch.equal(lora.merged().weight, exact.float())
+
+
+def test_names_of_additions():
+    names = ("blocks.0.mlp.adapter.down.weight", "blocks.1.attention.qkv.lora_up", "temporal.blocks.0.mlp.0.lora_down")
+    assert all(is_adapter(name) for name in names)
+    assert not any(is_adapter(name) for name in ("blocks.0.mlp.0.weight", "adapter.weight", "blocks.0.explorato"))

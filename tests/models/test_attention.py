@@ -1,10 +1,12 @@
 """MHBC's way back and attentive pooling against their formulas. The whole block against loops: test_blocks.py."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 
+from lookupvit_video.models import attention as attention_module
 from lookupvit_video.models.attention import (
     REVERSE_WEIGHTS,
     AttentivePooling,
@@ -12,6 +14,7 @@ from lookupvit_video.models.attention import (
     SelfAttention,
     head_mean,
     set_kernel,
+    using_kernel,
 )
 
 DIM, HEADS, M, N = 12, 3, 4, 10
@@ -118,3 +121,166 @@ def test_mistakes_are_named():
     for make in (SelfAttention, BidirectionalCrossAttention, AttentivePooling):
         with pytest.raises(ValueError, match="width 12 cannot be split over 5 heads"):
             make(DIM, 5)
+
+
+# Kernels and starts -----------------------------------------------------------------------------------------------
+
+
+class Queries:
+    """What the choice of a kernel looks at."""
+
+    def __init__(self, on_gpu, width=64):
+        self.is_cuda, self.shape = on_gpu, (2, HEADS, M, width)
+
+
+@pytest.mark.parametrize(
+    ("reverse", "on_gpu", "wide", "compiling", "width", "wanted"),
+    [
+        ("softmax", True, False, False, 64, "fused"),
+        ("softmax", False, True, False, 64, "fused"),
+        ("softmax", False, False, False, 64, "eager"),
+        ("softmax", True, False, True, 24, "fused"),
+        ("scaled", False, True, False, 64, "eager"),
+        ("transpose", False, False, True, 64, "eager"),
+        ("scaled", True, False, False, 24, "fused"),
+        ("transpose", True, False, True, 16, "flex"),
+        ("transpose", True, False, True, 32, "flex"),
+        ("scaled", True, False, True, 64, "flex"),
+        ("scaled", True, False, True, 128, "flex"),
+        ("scaled", True, False, True, 24, "eager"),
+        ("scaled", True, False, True, 256, "eager"),
+    ],
+)
+def test_the_kernel_is_chosen_by_device_and_way_back(monkeypatch, reverse, on_gpu, wide, compiling, width, wanted):
+    monkeypatch.setattr(attention_module, "has_fast_products", lambda _: wide)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    mhbc = BidirectionalCrossAttention(DIM, HEADS, reverse)
+    assert mhbc._choose(Queries(on_gpu, width)) == wanted
+    for kernel in ("eager", "fused", "flex"):
+        set_kernel(mhbc, kernel)
+        assert mhbc._choose(Queries(on_gpu, width)) == kernel
+
+
+def test_kernels_are_set_in_every_attention_and_put_back():
+    model = torch.nn.ModuleList([SelfAttention(DIM, HEADS), BidirectionalCrossAttention(DIM, HEADS)])
+    assert [part.kernel for part in model] == ["auto", "auto"]
+    set_kernel(model[1], "fused")
+    with contextlib.suppress(KeyError), using_kernel(model, "eager"):
+        assert [part.kernel for part in model] == ["eager", "eager"]
+        raise KeyError
+    assert [part.kernel for part in model] == ["auto", "fused"]
+    with pytest.raises(ValueError, match="kernel 'fast': choose auto, eager, fused, flex"):
+        set_kernel(model, "fast")
+    assert [part.kernel for part in model] == ["auto", "fused"]
+
+
+@pytest.mark.parametrize("kernel", ["auto", "eager"])
+def test_self_attention_is_torchs_own_layer(kernel):
+    attention = sharpened(SelfAttention(DIM, HEADS))
+    set_kernel(attention, kernel)
+    theirs = torch.nn.MultiheadAttention(DIM, HEADS, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(attention.qkv.weight)
+        theirs.in_proj_bias.copy_(attention.qkv.bias)
+        theirs.out_proj.load_state_dict(attention.projection.state_dict())
+        x = double(2, N, DIM)
+        torch.testing.assert_close(attention(x), theirs(x, x, x, need_weights=False)[0])
+        bias = double(2, N)  # of each key, for all heads and queries
+        mask = bias[:, None, None].expand(2, HEADS, N, N).flatten(0, 1)
+        biased, keys = attention.with_keys(x, bias)
+        torch.testing.assert_close(biased, theirs(x, x, x, attn_mask=mask, need_weights=False)[0])
+        torch.testing.assert_close(keys.transpose(1, 2).flatten(2), attention.qkv(x)[..., DIM : 2 * DIM])
+
+
+@pytest.mark.parametrize("reverse", REVERSE_WEIGHTS)
+def test_what_a_gather_leaves_behind_is_what_its_kernel_needs(reverse):
+    for kernel, kept in (("eager", {"scores", "kept"}), ("fused", set() if reverse == "softmax" else {"lse"})):
+        mhbc = BidirectionalCrossAttention(DIM, HEADS, reverse)
+        set_kernel(mhbc, kernel)
+        _, lookup = mhbc.gather(torch.randn(2, M, DIM), torch.randn(2, N, DIM))
+        assert {name for name in ("scores", "kept", "lse") if getattr(lookup, name) is not None} == kept
+        assert lookup.queries.shape == (2, HEADS, M, DIM // HEADS)
+        assert lookup.keys.shape == (2, HEADS, N, DIM // HEADS)
+
+
+def test_keys_are_laid_out_anew_only_where_that_is_faster(monkeypatch):
+    """Both directions read them head by head."""
+    mhbc, values = BidirectionalCrossAttention(DIM, HEADS), torch.randn(2, N, HEADS, 4).transpose(1, 2)
+    for wide in (True, False):
+        monkeypatch.setattr(attention_module, "has_fast_products", lambda _, wide=wide: wide)
+        _, lookup = mhbc.attend(torch.randn(2, HEADS, M, 4), values, values)
+        assert lookup.keys.is_contiguous() == wide
+
+
+def test_norms_of_heads_have_vits_epsilon_and_exist_only_where_asked_for():
+    for make in (SelfAttention, BidirectionalCrossAttention):
+        plain, normed = make(DIM, HEADS), make(DIM, HEADS, qk_norm=True)
+        for name in ("norm_query", "norm_key"):
+            assert type(getattr(plain, name)) is torch.nn.Identity
+            assert getattr(normed, name).eps == 1e-6
+            assert getattr(normed, name).normalized_shape == (DIM // HEADS,)
+    assert BidirectionalCrossAttention(DIM, HEADS).reverse == "softmax"
+    assert hasattr(BidirectionalCrossAttention(DIM, HEADS), "infuse_value")
+
+
+def test_the_query_of_attentive_pooling_begins_small():
+    torch.manual_seed(0)
+    query = AttentivePooling(600, 2).query
+    assert query.shape == (1, 1, 600)
+    assert 0.018 < query.std() < 0.022
+
+
+def test_heads_are_averaged_in_float32_without_gradient():
+    weights = torch.rand(2, HEADS, M, N, requires_grad=True)
+    mean = head_mean(weights.bfloat16())
+    assert mean.dtype == torch.float32
+    assert not mean.requires_grad
+    torch.testing.assert_close(mean, sum(weights.bfloat16().float().unbind(1)).detach() / HEADS)
+
+
+def noted(monkeypatch, *names):
+    """Note each call of a kernel by its name; those that need a GPU or a compiler are the plain ones here."""
+    calls, plain = [], {name: getattr(attention_module.kernels, name.removeprefix("flex_")) for name in names}
+    for name in names:
+        monkeypatch.setattr(
+            attention_module.kernels, name, lambda *given, name=name: calls.append(name) or plain[name](*given)
+        )
+    return calls
+
+
+def test_self_attention_takes_the_devices_kernel_where_it_may_choose(monkeypatch):
+    calls = noted(monkeypatch, "attention")
+    attention, x = SelfAttention(DIM, HEADS), torch.randn(2, N, DIM)
+    attention.with_keys(x, torch.zeros(2, N))  # with a bias of the keys there is one way only
+    for kernel in ("eager", "fused", "flex"):
+        set_kernel(attention, kernel)
+        attention(x)
+    assert calls == []
+    set_kernel(attention, "auto")
+    attention(x)
+    assert calls == ["attention"]
+
+
+@pytest.mark.parametrize(
+    ("reverse", "kernel", "wanted"),
+    [
+        ("softmax", "eager", []), ("scaled", "eager", []), ("softmax", "fused", ["attention", "attention"]),
+        ("softmax", "flex", ["attention", "attention"]), ("scaled", "fused", ["gather", "infuse"]),
+        ("transpose", "fused", ["gather", "infuse"]), ("scaled", "flex", ["flex_gather", "flex_infuse"]),
+        ("transpose", "flex", ["flex_gather", "flex_infuse"]),
+    ],
+)  # fmt: skip
+def test_both_directions_go_through_the_kernel_that_was_set(monkeypatch, reverse, kernel, wanted):
+    mhbc = sharpened(BidirectionalCrossAttention(DIM, HEADS, reverse))
+    compressed, lookup_tokens = double(2, M, DIM), double(2, N, DIM)
+    with torch.no_grad():
+        set_kernel(mhbc, "eager")
+        update, lookup = mhbc.gather(compressed, lookup_tokens)
+        expected = update, mhbc.infuse(compressed, lookup), lookup.weights
+        calls = noted(monkeypatch, "attention", "gather", "infuse", "flex_gather", "flex_infuse")
+        set_kernel(mhbc, kernel)
+        update, lookup = mhbc.gather(compressed, lookup_tokens)
+        found = update, mhbc.infuse(compressed, lookup), lookup.weights
+    assert calls == wanted
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

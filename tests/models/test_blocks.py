@@ -11,10 +11,13 @@ from lookupvit_video.models.blocks import (
     ACTIVATIONS,
     BlockOptions,
     Classifier,
+    DropPath,
+    LayerScale,
     LookupViTBlock,
     TemporalEncoder,
     TransformerBlock,
     drop_path_rates,
+    init_linear,
 )
 
 DIM, HEADS = 12, 3
@@ -216,3 +219,153 @@ def test_drop_path_drops_whole_rows_and_only_in_training():
     kept_p, _, _ = block.eval()(p, x)
     assert not torch.allclose(kept_p, p)
     assert drop_path_rates(0.2, 3) == pytest.approx([0.0, 0.1, 0.2])
+
+
+# Stochastic depth -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2000, 3, 4), (2000, 2), (2000, 1, 1, 2)])
+@pytest.mark.parametrize("rate", [0.2, 0.75])
+def test_a_kept_row_is_divided_by_the_share_of_kept_ones(shape, rate):
+    """Stochastic depth (arXiv 1603.09382): all tokens of a clip together, and the mean stays."""
+    torch.manual_seed(0)
+    x = torch.rand(shape) + 1
+    out = DropPath(rate).train()(x)
+    rows = (out / x).flatten(1)
+    assert torch.equal(rows.min(1).values == 0, rows.max(1).values == 0)  # a row is dropped as one
+    kept = rows.min(1).values > 0
+    torch.testing.assert_close(rows[kept], torch.full_like(rows[kept], 1 / (1 - rate)))
+    assert kept.float().mean() == pytest.approx(1 - rate, abs=0.04)
+    assert out.dtype == x.dtype
+
+
+def test_nothing_is_dropped_in_eval_mode_or_at_a_rate_of_0():
+    x = torch.randn(5, 3, 2)
+    assert DropPath(0.5).eval()(x) is x
+    assert DropPath(0.0).train()(x) is x
+    assert not DropPath(0.5).state_dict()
+    assert DropPath(0.5).train()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_every_branch_of_a_block_is_dropped_by_itself():
+    """Residual branches that give 1 for each row: their sum says how many were kept."""
+
+    class One(nn.Module):
+        def forward(self, x):
+            return torch.ones_like(x)
+
+    torch.manual_seed(0)
+    block = TransformerBlock(DIM, HEADS, drop_path=0.5).train()
+    block.scale_attention = block.scale_mlp = One()
+    out = block(torch.zeros(400, 2, DIM))[:, 0, 0] / 2
+    assert [(out == n).float().mean().item() for n in range(3)] == pytest.approx([0.25, 0.5, 0.25], abs=0.08)
+    block = LookupViTBlock(DIM, HEADS, drop_path=0.5).train()
+    for part in (block, block.refine):
+        for name in ("scale_gather", "scale_attention", "scale_mlp", "scale_infuse", "scale_lookup_mlp"):
+            if hasattr(part, name):
+                setattr(part, name, One())
+    compressed, lookup, _ = block(torch.zeros(400, 2, DIM), torch.zeros(400, 4, DIM))
+    for out, branches in ((compressed, 3), (lookup, 2)):
+        found = out[:, 0, 0] / 2
+        assert found.mean() == pytest.approx(branches / 2, abs=0.15)
+        assert set(found.tolist()) == set(range(branches + 1))
+
+
+def test_rates_by_depth():
+    assert drop_path_rates(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert drop_path_rates(0.3, 1) == [0.0]
+    assert drop_path_rates(0.0, 3) == [0.0] * 3
+
+
+# How it begins ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_block_has_vits_epsilon_and_no_extras():
+    options = BlockOptions()
+    assert (options.activation, options.layer_scale, options.qk_norm, options.reverse) == (
+        "gelu",
+        0.0,
+        False,
+        "softmax",
+    )
+    assert options.norm_eps == options.norm(4).eps == 1e-6  # ViT's, MAE's and VideoMAE's
+    assert type(options.scale(4)) is nn.Identity
+    block = LookupViTBlock(DIM, HEADS)
+    assert {m.eps for m in block.modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
+    assert [layer.out_features for layer in (block.refine.mlp[0], block.refine.mlp[2])] == [4 * DIM, DIM]
+    assert [layer.out_features for layer in (block.lookup_mlp[0], block.lookup_mlp[2])] == [DIM // 2, DIM]
+    assert not block.drop_path.drops
+    assert not block.refine.drop_path.drops
+    head_norms = TransformerBlock(DIM, HEADS, options=BlockOptions(qk_norm=True)).attention
+    assert head_norms.norm_query.normalized_shape == head_norms.norm_key.normalized_shape == (DIM // HEADS,)
+    assert head_norms.norm_query.eps == 1e-6
+
+
+def test_layer_scale_begins_as_it_is_told():
+    scale = BlockOptions(layer_scale=0.25).scale(5)
+    assert isinstance(scale, LayerScale)
+    assert scale.gamma.tolist() == [0.25] * 5
+    assert scale.gamma.requires_grad
+    scale.gamma.data = torch.arange(5.0)
+    assert scale(torch.full((2, 3, 5), 2.0))[1, 2].tolist() == [0, 2, 4, 6, 8]
+
+
+def test_activations_in_plain_numbers():
+    for name, formula in {
+        "gelu": lambda x: x * (1 + math.erf(x / math.sqrt(2))) / 2,
+        "gelu_tanh": lambda x: x / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "quick_gelu": lambda x: x / (1 + math.exp(-1.702 * x)),
+    }.items():
+        for x in (-3.0, -0.5, 0.0, 0.7, 2.5):
+            assert ACTIVATIONS[name]()(torch.tensor(x, dtype=torch.float64)).item() == pytest.approx(formula(x)), name
+
+
+def test_classifiers_begin_with_even_answers():
+    torch.manual_seed(0)
+    head = Classifier(400, 300)
+    assert 0.019 < head.linear.weight.std() < 0.021
+    assert not head.linear.bias.any()
+    assert head.pool == "average"
+    assert head.dropout.p == 0
+    assert not hasattr(head, "attentive")
+    assert Classifier(12, 2, pool="attentive", num_heads=3).attentive.num_heads == 3
+    assert Classifier(12, 2, pool="attentive").attentive.num_heads == 1
+
+
+def test_dropout_lies_between_pooling_and_the_linear_layer():
+    torch.manual_seed(0)
+    head = Classifier(DIM, 5, dropout=0.5).train()
+    tokens = torch.randn(1, 7, DIM)
+    draws = torch.cat([head(tokens) for _ in range(2000)])
+    torch.testing.assert_close(draws.mean(0), head.eval()(tokens)[0], atol=0.01, rtol=0)
+    assert draws.std(0).min() > 0.005
+
+
+def test_only_linear_layers_are_initialised():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(300, 100), nn.LayerNorm(100), nn.Conv1d(2, 2, 1))
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    nn.init.ones_(layers[0].bias)
+    layers.apply(init_linear)
+    bound = math.sqrt(6 / 400)
+    assert 0.99 * bound < layers[0].weight.abs().max() <= bound
+    assert layers[0].weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.03)  # uniform
+    assert not layers[0].bias.any()
+    for name in ("1.weight", "1.bias", "2.weight", "2.bias"):
+        assert torch.equal(layers.state_dict()[name], before[name])
+
+
+def test_a_temporal_encoder_begins_with_positions_of_its_times_and_blocks_without_bias():
+    torch.manual_seed(0)
+    encoder = TemporalEncoder(length=4, dim=DIM, depth=3, num_heads=HEADS)
+    assert encoder.positions.shape == (1, 4, DIM)
+    torch.testing.assert_close(encoder.positions[0, :, 0], torch.arange(4.0).sin())
+    assert encoder.positions.requires_grad
+    assert len(encoder.blocks) == 3
+    options = BlockOptions(layer_scale=0.5, qk_norm=True, norm_eps=1e-3)
+    for block in TemporalEncoder(length=4, dim=DIM, depth=2, num_heads=HEADS, options=options).blocks:
+        assert block.scale_mlp.gamma.eq(0.5).all()
+        assert block.norm_mlp.eps == 1e-3
+        assert block.attention.norm_key.normalized_shape == (DIM // HEADS,)
+        assert block.attention.num_heads == HEADS
+    assert not any(m.bias.any() for m in encoder.modules() if isinstance(m, nn.Linear))

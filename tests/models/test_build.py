@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from lookupvit_video.config import CHOICES, load_config
-from lookupvit_video.models.build import compressed_grids
+from lookupvit_video.models.blocks import BlockOptions
+from lookupvit_video.models.build import (
+    build_model,
+    compressed_grids,
+    is_frozen,
+    macs_by_part,
+    model_arguments,
+    model_shape,
+    shapeless_settings,
+)
+from lookupvit_video.models.tokenizer import sine_cosine_positions
 from tests.models.test_models import MODELS, SMALL, clips, config, every_model, small_model
 
 
@@ -53,3 +63,110 @@ def test_weights_follow_from_the_seed_and_are_finite(name):
         assert a.isfinite().all(), key
         differ += not torch.equal(a, c)
     assert differ > 10
+
+
+# Arguments --------------------------------------------------------------------------------------------------------
+
+NAMED = """MODEL.NUM_CLASSES 7 DATA.NUM_FRAMES 8 DATA.TRAIN_CROP_SIZE 64 DATA.TEST_CROP_SIZE 64 MODEL.TUBELET [2,16,8]
+           MODEL.COMPRESSED_GRID [2,3,1] MODEL.RESIZE trilinear MODEL.TEMPORAL_DEPTH 3 MODEL.POOL average_norm
+           MODEL.DROP_PATH 0.25 MODEL.DROPOUT_RATE 0.5 MODEL.ACTIVATION quick_gelu MODEL.NORM_EPS 1e-3
+           MODEL.LAYER_SCALE 0.125 MODEL.QK_NORM True MODEL.REVERSE_WEIGHTS scaled""".split()
+
+
+def test_every_argument_is_the_configs():
+    arguments = model_arguments(load_config(None, [*NAMED, *"MODEL.DIM 40 MODEL.DEPTH 5 MODEL.NUM_HEADS 4".split()]))
+    assert arguments == {
+        "num_classes": 7, "num_frames": 8, "size": 64, "tubelet": (2, 16, 8), "compressed_grid": (2, 3, 1),
+        "resize": "trilinear", "encoder": "joint", "temporal_depth": 3, "dim": 40, "depth": 5, "num_heads": 4,
+        "pool": "average_norm", "drop_path": 0.25, "dropout": 0.5,
+        "options": BlockOptions("quick_gelu", 1e-3, 0.125, True, "scaled"),
+    }  # fmt: skip
+    for variant, sizes in (("S", (384, 12, 6)), ("L", (1024, 24, 16))):
+        arguments = model_arguments(load_config(None, [*NAMED, "MODEL.VARIANT", variant]))
+        assert tuple(arguments[name] for name in ("dim", "depth", "num_heads")) == sizes
+
+
+def test_what_counts_operations_gets_the_models_shape():
+    cfg = load_config(None, [*NAMED, *"MODEL.DIM 40 MODEL.DEPTH 5 MODEL.NUM_HEADS 4 MODEL.ADAPTER lora".split()])
+    shape = model_shape(cfg)
+    assert (shape.grid, shape.tubelet, shape.dim, shape.depth, shape.num_heads) == ((4, 4, 8), (2, 16, 8), 40, 5, 4)
+    assert (shape.num_classes, shape.encoder, shape.temporal_depth, shape.pool) == (7, "joint", 3, "average_norm")
+    assert (shape.adapter, shape.adapter_width, shape.temporal_adapter) == ("lora", 8, False)
+    factorised = ["MODEL.ENCODER", "factorised", "MODEL.COMPRESSED_GRID", "[7,7]"]
+    for overrides, adapter, width, temporal in (
+        ("", "none", 0, False), ("MODEL.ADAPTER adaptformer", "adaptformer", 64, True),
+        ("MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3", "lora", 3, True),
+        ("MODEL.ADAPTER lora MODEL.FREEZE_SPATIAL True", "lora", 8, False),
+    ):  # fmt: skip
+        shape = model_shape(load_config(None, [*factorised, *overrides.split()]))
+        assert (shape.adapter, shape.adapter_width, shape.temporal_adapter) == (adapter, width, temporal)
+    assert macs_by_part(load_config(None, "MODEL.ARCH x3d MODEL.VARIANT XS".split())) == {}
+
+
+def test_settings_that_no_shape_tells_are_of_this_projects_models():
+    cfg = load_config(None, "MODEL.VARIANT S MODEL.ADAPTER lora MODEL.ADAPTER_SCALE 2".split())
+    assert shapeless_settings(cfg) == {
+        "NUM_HEADS": 6, "POOL": "average", "RESIZE": "triangle", "REVERSE_WEIGHTS": "softmax", "ACTIVATION": "gelu",
+        "NORM_EPS": 1e-6, "ADAPTER_SCALE": 2.0,
+    }  # fmt: skip
+    assert shapeless_settings(load_config(None, ["MODEL.ARCH", "vit"]))["NUM_HEADS"] == 12
+    assert shapeless_settings(load_config(None, "MODEL.ARCH mvit MODEL.VARIANT Ti".split())) == {}
+
+
+PARTS = (
+    "tokenizer.positions",
+    "class_token",
+    "blocks.0.mlp.0.weight",
+    "blocks.0.norm_mlp.weight",
+    "temporal.positions",
+    "temporal.blocks.0.norm_mlp.bias",
+    "frame_norm.weight",
+    "head.linear.weight",
+    "heads.lookup.norm.weight",
+    "blocks.0.mlp.adapter.down.weight",
+    "blocks.0.mlp.0.lora_up",
+)
+SPATIAL = "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.FREEZE_SPATIAL True"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "frozen"),
+    [
+        ("", ""), ("MODEL.FREEZE_ENCODER True", "YYYYYYY...."), ("MODEL.ADAPTER lora", "YYYYYYY...."),
+        ("MODEL.ADAPTER lora MODEL.TRAIN_NORMS True", "YYY.Y......"),
+        ("MODEL.FREEZE_ENCODER True MODEL.TRAIN_NORMS True", "YYY.Y......"), (SPATIAL, "Y.YY......."),
+        (f"{SPATIAL} MODEL.TRAIN_NORMS True", "Y.Y........"),
+        ("MODEL.FREEZE_ENCODER True SOLVER.FREEZE_EPOCHS 2", "YYYYYYY...."),
+    ],
+)  # fmt: skip
+def test_what_is_frozen(overrides, frozen):
+    cfg = load_config(None, overrides.split())
+    assert "".join("Y" if is_frozen(cfg, name) else "." for name in PARTS) == (frozen or "." * len(PARTS))
+
+
+def test_a_temporal_transformer_that_begins_as_the_identity():
+    torch.manual_seed(0)
+    cfg = config("vit factorised", "MODEL.TEMPORAL_INIT identity MODEL.TEMPORAL_DEPTH 3")
+    temporal = build_model(cfg).temporal
+    torch.testing.assert_close(temporal.positions.detach()[0], 0.02 * sine_cosine_positions((2, 1, 1), 24))
+    for block in temporal.blocks:
+        assert not any(p.any() for p in (*block.attention.projection.parameters(), *block.mlp[2].parameters()))
+        assert block.attention.qkv.weight.any()
+        assert block.mlp[0].weight.any()
+
+
+def test_tokens_that_a_config_names_are_taken_as_they_are():
+    for tokens, key in (("random", "KEEP_TOKENS"), ("merge", "MERGE_TOKENS")):
+        model = build_model(config("vit", f"MODEL.TOKENS {tokens} MODEL.{key} 3"))
+        assert (model.reduce.keep if tokens == "random" else model.merged) == (3 if tokens == "random" else [3, 3])
+    assert build_model(config("vit", "MODEL.KEEP_TOKENS 3 MODEL.MERGE_TOKENS 3")).merged is None
+
+
+def test_where_nothing_is_as_cheap_the_cheapest_is_taken_and_told(caplog):
+    cheap = "MODEL.COMPRESSED_GRID [1,1,1] MODEL.DEPTH 1"
+    model = build_model(config("vit", f"{cheap} MODEL.TOKENS merge"))
+    assert model.merged == [16]  # half of 32
+    assert "MODEL.TOKENS merge: even the cheapest, taken here, costs more" in caplog.text
+    caplog.clear()
+    assert build_model(config("vit", f"{cheap} MODEL.TOKENS random")).reduce.keep >= 1
+    assert caplog.text == ""

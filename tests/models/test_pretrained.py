@@ -6,7 +6,6 @@ import re
 import sys
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 import transformers
@@ -16,15 +15,11 @@ from torch import nn
 from lookupvit_video.config import load_config
 from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.models import pretrained
-from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.pretrained import init_from, read_state, to_vit_names
 from lookupvit_video.models.tokenizer import GridResize
-from lookupvit_video.models.vit import ViT
+from tests.models.vits import CLASSES, DEPTH, DIM, HEADS, PATCH, SIZE, complete, lookupvit, randomised, saved, vit
 
-DIM, DEPTH, HEADS, CLASSES = 24, 3, 2, 5
-SIZE, PATCH = 16, 4
 HF = {
     "hidden_size": DIM,
     "num_hidden_layers": DEPTH,
@@ -42,35 +37,6 @@ TIMM = {
 }
 
 
-def randomised(model):
-    """Make every parameter random: zeros and ones would fit anywhere."""
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            spread = 0.5 / parameter.shape[-1] ** 0.5 if parameter.dim() == 2 else 0.3
-            parameter.copy_(noise * spread + float("norm" in name and name.endswith("weight")))
-    return model.eval()
-
-
-def vit(*, num_frames=1, tubelet=(1, PATCH, PATCH), options=None, **changed):
-    torch.manual_seed(0)
-    arguments = {"num_classes": CLASSES, "size": SIZE, "dim": DIM, "depth": DEPTH, "num_heads": HEADS, **changed}
-    return ViT(num_frames=num_frames, tubelet=tubelet, options=BlockOptions(**options or {}), **arguments).eval()
-
-
-def lookupvit(*, num_frames=4, tubelet=(2, PATCH, PATCH), compressed_grid=(1, 2, 2), options=None, **changed):
-    torch.manual_seed(0)
-    arguments = {"num_classes": CLASSES, "size": SIZE, "dim": DIM, "depth": DEPTH, "num_heads": HEADS, **changed}
-    return LookupViT(
-        num_frames=num_frames,
-        tubelet=tubelet,
-        compressed_grid=compressed_grid,
-        options=BlockOptions(**options or {}),
-        **arguments,
-    ).eval()
-
-
 def clip(num_frames=4, batch=2):
     return torch.randn(batch, 3, num_frames, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
 
@@ -79,26 +45,10 @@ def images():
     return clip(1)[:, :, 0]
 
 
-def saved(path, content):
-    state = content.state_dict() if isinstance(content, nn.Module) else content
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file(state, path)
-    else:
-        torch.save(state, path)
-    return str(path)
-
-
 def same(ours, theirs):
     """Compare to a few units in the last place of float32, at values around 1."""
     assert theirs.std() > 0.05  # else they would agree by being nothing
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=5e-6)
-
-
-def complete(report, model):
-    """Every entry of the model's state is in one list, and only there."""
-    told = [*report.loaded, *report.made, *report.resized, *report.fresh]
-    assert sorted(told) == sorted(model.state_dict())
-    return report
 
 
 # --- the same function ---

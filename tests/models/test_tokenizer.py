@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -88,3 +90,52 @@ def test_starting_positions_tell_every_place_apart(dim):
     assert torch.equal(grid[:, 0, 0, :third], grid[:, 3, 4, :third])  # the first third is t's alone
     assert torch.equal(grid[0, :, 0, third : 2 * third], grid[2, :, 4, third : 2 * third])
     assert torch.equal(grid[0, 0, :, 2 * third : 3 * third], grid[2, 3, :, 2 * third : 3 * third])
+
+
+@pytest.mark.parametrize("dim", [12, 24, 27, 4])
+def test_starting_positions_are_sines_and_cosines_of_frequencies_falling_to_one_in_ten_thousand(dim):
+    """MAE's and VideoMAE's formula for each of three axes: sin and cos of place / 10000^(i / n), for i below n."""
+    grid = (3, 4, 5)
+    positions = sine_cosine_positions(grid, dim)
+    n = dim // 6
+    row = 0
+    for place in ((t, h, w) for t in range(3) for h in range(4) for w in range(5)):
+        wanted = []
+        for axis in place:
+            angles = [axis / 10000 ** (i / n) for i in range(n)]
+            wanted += [math.sin(angle) for angle in angles] + [math.cos(angle) for angle in angles]
+        wanted += [0.0] * (dim - 6 * n)
+        torch.testing.assert_close(positions[row], torch.tensor(wanted))
+        row += 1
+    assert positions.shape == (row, dim)
+
+
+def test_the_tokenizer_begins_as_a_linear_layer_on_flattened_tubelets():
+    torch.manual_seed(0)
+    model = TubeletTokenizer(num_frames=4, size=16, tubelet=(2, 4, 4), dim=48)
+    bound = math.sqrt(6 / (48 + 3 * 2 * 4 * 4))  # Xavier, uniform
+    assert 0.98 * bound < model.projection.weight.abs().max() <= bound
+    assert model.projection.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)
+    assert not model.projection.bias.any()
+    assert torch.equal(model.positions[0], sine_cosine_positions((2, 4, 4), 48))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert model.clip_shape == (3, 4, 16, 16)  # three channels unless said otherwise
+    grey = TubeletTokenizer(num_frames=4, size=16, tubelet=(2, 4, 4), dim=48, in_channels=1)
+    assert grey(torch.zeros(2, 1, 4, 16, 16)).shape == (2, 32, 48)
+    assert grey.num_tokens == 32
+
+
+@pytest.mark.parametrize("tubelet", [(3, 4, 4), (2, 3, 4), (2, 4, 5)])
+def test_each_side_must_be_a_multiple(tubelet):
+    with pytest.raises(ValueError, match="cannot be cut into tubelets"):
+        TubeletTokenizer(num_frames=4, size=16, tubelet=tubelet, dim=6)
+
+
+def test_a_reduction_by_half_in_plain_numbers():
+    """The triangle filter of 8 to 4 spans four samples at distances 1/2 and 3/2 of 2; at the ends what is there."""
+    wide, narrow = (interpolation_matrix(8, 4, antialias=antialias) for antialias in (True, False))
+    torch.testing.assert_close(wide[1], torch.tensor([0, 1, 3, 3, 1, 0, 0, 0], dtype=torch.float64) / 8)
+    torch.testing.assert_close(wide[0], torch.tensor([3, 3, 1, 0, 0, 0, 0, 0], dtype=torch.float64) / 7)
+    torch.testing.assert_close(narrow[1], torch.tensor([0, 0, 1, 1, 0, 0, 0, 0], dtype=torch.float64) / 2)
+    up = interpolation_matrix(2, 4, antialias=True)
+    torch.testing.assert_close(up, torch.tensor([[4, 0], [3, 1], [1, 3], [0, 4]], dtype=torch.float64) / 4)

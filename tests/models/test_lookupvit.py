@@ -1,0 +1,146 @@
+"""How a LookupViT is put together; what it then does: test_models.py and test_blocks.py."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lookupvit_video.config import load_config
+from lookupvit_video.models.blocks import BlockOptions
+from lookupvit_video.models.build import build_model
+from lookupvit_video.models.lookupvit import VARIANTS, LookupViT, grid_name
+from tests.models.test_models import clips, small_model
+
+SMALL = {"num_classes": 2, "num_frames": 4, "size": 32, "tubelet": (2, 8, 8), "dim": 24, "depth": 4, "num_heads": 3,
+         "compressed_grid": (1, 2, 2)}  # fmt: skip
+FACTORISED = {**SMALL, "encoder": "factorised", "compressed_grid": (2, 2)}
+
+
+def test_the_variants_are_vits():
+    """Width, blocks and heads: ViT (arXiv 2010.11929), table 1, and DeiT (2012.12877), table 1."""
+    assert VARIANTS == {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
+
+
+@pytest.mark.parametrize("arch", ["lookupvit", "vit"])
+@pytest.mark.parametrize(("variant", "heads"), [("Ti", 3), ("S", 6), ("B", 12), ("L", 16)])
+def test_every_attention_has_the_variants_heads_each_64_wide(arch, variant, heads):
+    temporal = "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.POOL attentive MODEL.DEPTH 1".split()
+    with torch.device("meta"):
+        model = build_model(load_config(None, ["MODEL.ARCH", arch, "MODEL.VARIANT", variant, *temporal]))
+    attentions = [module for module in model.modules() if hasattr(module, "num_heads")]
+    assert len(attentions) == (1 + 1 + 4 + 2 if arch == "lookupvit" else 1 + 4 + 1)
+    assert {module.num_heads for module in attentions} == {heads}
+    assert model.tokenizer.projection.out_channels == 64 * heads
+
+
+def test_what_is_not_given_is_as_the_config_has_it():
+    with torch.device("meta"):
+        model, built = LookupViT(num_classes=400), build_model(load_config(None, []))
+    assert repr(model) == repr(built)
+    assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in built.named_parameters()]
+    assert model.tokenizer.clip_shape == (3, 16, 224, 224)
+    assert model.tokenizer.grid == (8, 14, 14)
+    assert model.default_grid == (4, 7, 7)
+    assert len(model.blocks) == 12
+    assert [part.kernel for part in model.modules() if hasattr(part, "num_heads")] == ["auto"] * 24
+    assert [part.reverse for part in model.modules() if hasattr(part, "reverse")] == ["softmax"] * 12
+    assert {part.drops for part in model.modules() if hasattr(part, "drops")} == {False}
+    assert {part.p for part in model.modules() if isinstance(part, nn.Dropout)} == {0.0}
+    assert model.read == ("compressed", "lookup")
+    assert len(LookupViT(**FACTORISED).temporal.blocks) == 4  # as ViViT's factorised encoder
+
+
+def test_rates_rise_from_the_first_block_to_the_last_and_act_in_both_halves():
+    model = LookupViT(**FACTORISED, drop_path=0.3, dropout=0.25)
+    for block, rate in zip(model.blocks, (0.0, 0.1, 0.2, 0.3), strict=True):
+        for part in (block, block.refine):
+            assert part.drop_path.kept.item() == pytest.approx(1 - rate)
+            assert part.drop_path.drops == (rate > 0)
+    assert not any(block.drop_path.drops for block in model.temporal.blocks)
+    assert {head.dropout.p for head in model.heads.values()} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("heads", "infusing"), [(("compressed",), [True, True, True, False]), (("lookup",), [True] * 4)]
+)
+def test_the_last_block_writes_back_where_a_head_reads_it(heads, infusing):
+    model = LookupViT(**SMALL, heads=heads)
+    assert [block.infuses for block in model.blocks] == infusing
+    assert [hasattr(block, "lookup_mlp") for block in model.blocks] == infusing
+    assert list(model.heads) == list(heads)
+    assert model.read == heads
+
+
+def test_options_reach_every_part():
+    options = BlockOptions(activation="quick_gelu", norm_eps=1e-3, layer_scale=0.5, qk_norm=True, reverse="scaled")
+    model = LookupViT(**FACTORISED, options=options)
+    parts = list(model.modules())
+    head_norms = {id(part) for name, part in model.named_modules() if "norm_query" in name or "norm_key" in name}
+    assert len(head_norms) == 2 * (4 + 4 + 4)
+    for part in parts:
+        if isinstance(part, nn.LayerNorm) and id(part) not in head_norms:
+            assert part.eps == 1e-3
+        assert not isinstance(part, nn.GELU)
+    assert sum(hasattr(part, "gamma") for part in parts) == 4 * 5 + 4 * 2
+    assert all(part.gamma.eq(0.5).all() for part in parts if hasattr(part, "gamma"))
+
+
+@pytest.mark.parametrize("make", [SMALL, FACTORISED], ids=["joint", "factorised"])
+def test_linear_layers_begin_as_vits(make):
+    """Xavier, uniform, biases 0, as ViT's JAX code and MAE; the classifiers small, so that answers begin even."""
+    torch.manual_seed(0)
+    model = LookupViT(**make)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith(("blocks.", "temporal.")):
+            bound = math.sqrt(6 / (module.in_features + module.out_features))
+            assert 0.95 * bound < module.weight.abs().max() <= bound, name
+            assert not module.bias.any()
+        elif isinstance(module, nn.Linear):
+            assert 0.005 < module.weight.std() < 0.04, name
+            assert not module.bias.any()
+
+
+def test_a_grid_may_be_as_large_as_the_lookup_tokens_and_no_larger():
+    assert LookupViT(**{**SMALL, "compressed_grid": (2, 4, 4)}).compress["2x4x4"].num_in == 32
+    assert LookupViT(**{**FACTORISED, "compressed_grid": (4, 4)}).compress["4x4"].grid_out == (1, 4, 4)
+    for grid in ((3, 1, 1), (1, 5, 1), (1, 1, 5)):
+        with pytest.raises(ValueError, match="is larger than the grid of lookup tokens"):
+            LookupViT(**{**SMALL, "compressed_grid": grid})
+        with pytest.raises(ValueError, match="is larger than the grid of lookup tokens"):
+            LookupViT(**SMALL, grids=[(1, 1, 1), grid])
+    with pytest.raises(ValueError, match="is larger than the grid of lookup tokens"):
+        LookupViT(**{**FACTORISED, "compressed_grid": (2, 2, 2)})  # a block sees one time index
+
+
+def test_kinds_of_resize_reach_every_grid():
+    for kind in ("triangle", "trilinear"):
+        model = LookupViT(**SMALL, grids=[(1, 3, 3)], resize=kind)
+        for grid, resize in model.compress.items():
+            t, h, w = (int(n) for n in grid.split("x"))
+            own = [resize.get_buffer(f"matrix_{axis}") for axis in range(3)]
+            assert [tuple(matrix.shape) for matrix in own] == [(t, 2), (h, 4), (w, 4)]
+            # 4 to 2: the triangle filter looks at all four, plain interpolation at the two in the middle of each half.
+            if grid == "1x2x2":
+                assert ((own[1] > 0).sum(1) == (3 if kind == "triangle" else 2)).all()
+
+
+@pytest.mark.parametrize("name", ["lookupvit", "read compressed", "factorised", "read lookup"])
+@pytest.mark.parametrize("training", [True, False])
+def test_features_returned_with_the_answer_are_those_of_all_blocks(name, training):
+    model = small_model(name).train(training)
+    with torch.no_grad():
+        answer, features = model(clips(), with_features=True)
+        torch.testing.assert_close(answer, model(clips()))
+        whole = model.forward_features(clips())
+        for found, wanted in zip(features[:2], whole[:2], strict=True):
+            torch.testing.assert_close(found, wanted)
+        assert features[2:] == whole[2:]
+        read = model.forward_features(clips(), heads=("compressed",))
+        torch.testing.assert_close(read.compressed, whole.compressed)
+        assert not torch.allclose(read.lookup, whole.lookup)  # the last block wrote nothing back
+
+
+def test_names_of_grids():
+    assert grid_name((4, 7, 7)) == grid_name([4, 7, 7]) == "4x7x7"
+    assert grid_name((10, 10)) == "10x10"

@@ -1,0 +1,391 @@
+"""Mutation testing: does the suite notice a fault of one line?
+
+Makes a fixed, seeded list of small faults (a reversed comparison, a changed constant, a missing argument or call, a
+condition that always holds, ...) in the modules that matter, puts each into a copy of the project, runs the tests of
+its module there and counts the faults that make a test fail.
+
+    python -m tests.mutants                               # the list that CONTRIBUTING.md quotes: make mutants
+    python -m tests.mutants --module engine/step --seed 7 --per-module 20
+    python -m tests.mutants --module data/transforms --list
+
+mutmut and cosmic-ray do not fit: mutmut runs its mutants inside one process and does not reach the code that tests run
+in other processes (loader workers, torchrun, commands); cosmic-ray cannot choose the tests by module.
+"""
+
+import argparse
+import ast
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = "lookupvit_video"
+
+# The modules that matter, each with the tests that cover it besides tests/**/test_NAME.py; cheapest first. That
+# one runs before them, or where the list has it.
+MODULES: dict[str, tuple[str, ...]] = {
+    "files": ("engine/test_checkpoint.py",),
+    "engine/step": ("engine/test_train.py", "engine/test_parallel.py"),
+    "engine/checkpoint": ("engine/test_resume.py",),
+    "engine/world": ("engine/test_generation.py", "engine/test_parallel.py", "engine/test_faults.py"),
+    "engine/saving": ("engine/test_resume.py", "engine/test_faults.py"),
+    "engine/parallel": ("engine/test_parallel_alone.py", "engine/test_parallel.py"),
+    "engine/optim": (),
+    "engine/ema": ("engine/test_train.py", "engine/test_resume.py"),
+    "engine/distill": (),
+    "engine/evaluate": ("engine/test_test.py",),
+    "engine/test": (),
+    "models/attention": ("models/test_models.py",),
+    "models/blocks": ("models/test_models.py",),
+    "models/lookupvit": ("models/test_models.py", "models/test_build.py", "models/test_blocks.py"),
+    "models/vit": ("models/test_models.py", "models/test_build.py"),
+    "models/tokenizer": ("models/test_models.py",),
+    "models/adapters": (),
+    "models/pretrained": ("models/test_pretrained_parts.py", "models/test_pretrained.py"),
+    "models/reduce": (),
+    "models/build": ("models/test_models.py", "models/test_adapters.py", "models/test_complexity.py"),
+    "models/complexity": (),
+    "data/transforms": ("data/test_dataset.py",),
+    "data/sampling": ("data/test_dataset.py",),
+    "data/loader": (),
+    "data/timeline": ("data/test_decode.py", "data/test_exactness.py"),
+    "data/pyav_reader": ("data/test_decode.py", "data/test_exactness.py"),
+    "inference/predictor": (),
+    "inference/views": ("inference/test_predictor.py", "data/test_loader.py"),
+    "inference/budget": ("tools/test_calibrate.py",),
+    "inference/batch": ("tools/test_predict.py",),
+    "inference/timeline": ("tools/test_timeline.py",),
+    "inference/explain": (),
+    "inference/export": ("tools/test_export.py",),
+}
+
+# Faults that change nothing that anyone could see, with the reason; they are left out of the score.
+EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        "engine/checkpoint",
+        'if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys(): -> '
+        'if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS < content.keys():',
+    ): "a file with the format has a key more than KEYS, the format itself",
+    (
+        "engine/saving",
+        'self._thread = ThreadPoolExecutor(1, "checkpoint") -> self._thread = ThreadPoolExecutor(2, "checkpoint")',
+    ): "a write waits for the one before, so that a second thread would have nothing to do",
+    ("engine/evaluate", "CompressedGrid = tuple[int, ...] | None -> CompressedGrid = tuple | None"): "only a type",
+    ("models/tokenizer", "Grid = tuple[int, int, int] -> Grid = tuple"): "only a type",
+    ("models/pretrained", "State = dict[str, Tensor] -> State = dict"): "only a type",
+}
+
+COMPARISONS = {
+    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="), ast.In: (" in ", " not in "), ast.NotIn: (" not in ", " in "),
+    ast.Is: (" is ", " is not "), ast.IsNot: (" is not ", " is "),
+}  # fmt: skip
+ARITHMETIC = {
+    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*"),
+    ast.Mod: ("%", "//"),
+}  # fmt: skip
+NAMES = {
+    "any": "all", "all": "any", "min": "max", "max": "min", "sorted": "list", "floor": "ceil", "ceil": "floor",
+    "bfloat16": "float16", "minimum": "maximum", "maximum": "minimum", "argmax": "argmin", "sum": "mean",
+}  # fmt: skip
+
+
+NO_FAULTS = {"non_blocking", "strict", "exist_ok", "encoding", "label", "unit"}  # keywords: speed, checks, texts
+
+
+class Mutant(NamedTuple):
+    """A fault: where it is, the line as it is and as it would be, and the file's new text."""
+
+    module: str
+    line: int
+    before: str
+    after: str
+    text: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What stays the same when lines move."""
+        return self.module, f"{self.before} -> {self.after}"
+
+
+class Edit(NamedTuple):
+    """Bytes of a file and what replaces them."""
+
+    start: int
+    end: int
+    new: str
+
+
+def edits_of(text: str) -> list[Edit]:
+    """Every fault that can be put into a module's source."""
+    starts = [0]
+    for line in text.encode().splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    source = text.encode()
+
+    def span(node: ast.AST) -> tuple[int, int]:
+        return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore
+
+    def between(left: ast.AST, right: ast.AST, old: str, new: str) -> Iterator[Edit]:
+        """An operator lies somewhere between its operands, perhaps beside brackets and line breaks."""
+        first, last = span(left)[1], span(right)[0]
+        at = source[first:last].decode().find(old)
+        if at >= 0:
+            yield Edit(first + at, first + at + len(old), new)
+
+    def visit(node: ast.AST) -> Iterator[Edit]:
+        start, end = span(node) if hasattr(node, "lineno") else (0, 0)
+        match node:
+            case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in COMPARISONS:
+                yield from between(left, right, *COMPARISONS[type(op)])
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC:
+                yield from between(left, right, *ARITHMETIC[type(op)])
+            case ast.BoolOp(op=op, values=[left, right, *_]):
+                yield from between(left, right, *((" and ", " or ") if isinstance(op, ast.And) else (" or ", " and ")))
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                yield Edit(start, span(operand)[0], "")
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Name() | ast.Call() | ast.Attribute()):
+                yield Edit(start, start + 1, "")
+            case ast.Constant(value=bool(value)):
+                yield Edit(start, end, str(not value))
+            case ast.Constant(value=int(value)):
+                yield Edit(start, end, str(value + 1))
+            case ast.Constant(value=float(value)):
+                yield Edit(start, end, repr(value * 2 if value else 1.0))
+            case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
+                yield Edit(*span(test), "True" if not isinstance(node, ast.While) else "False")
+                yield Edit(*span(test), "False")
+            case ast.Expr(value=ast.Call()):
+                yield Edit(start, end, "pass")
+            case ast.AugAssign(target=target, value=value):
+                yield Edit(span(target)[1], span(value)[0], " = ")
+            case ast.Subscript(value=value, ctx=ast.Load()):
+                yield Edit(span(value)[1], end, "")
+            case ast.Call(func=func, args=args, keywords=keywords):
+                name = func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
+                if name in NAMES:
+                    yield Edit(span(func)[1] - len(name), span(func)[1], NAMES[name])
+                parts = [*args, *keywords]
+                if len(parts) > 1 and getattr(parts[-1], "arg", None) not in NO_FAULTS:
+                    yield Edit(span(parts[-2])[1], span(parts[-1])[1], "")
+            case ast.Attribute(attr=attr) if attr in NAMES and attr.endswith("float16"):
+                yield Edit(end - len(attr), end, NAMES[attr])
+
+    return [edit for node in _code(ast.parse(text)) for edit in visit(node)]
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that do something: no annotations, imports, messages of errors and logs, class attributes' texts."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list", "bases"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if not isinstance(child, ast.AST) or isinstance(
+                child, ast.Import | ast.ImportFrom | ast.Raise | ast.Assert
+            ):
+                continue
+            if isinstance(child, ast.JoinedStr) or _is_message(child):
+                continue
+            if isinstance(child, ast.keyword) and child.arg in NO_FAULTS:
+                continue
+            yield child
+            yield from _code(child)
+
+
+def _is_message(node: ast.AST) -> bool:
+    call = node.value if isinstance(node, ast.Expr) else node
+    if isinstance(call, ast.Constant) and isinstance(call.value, str):
+        return True
+    return isinstance(call, ast.Call) and ast.unparse(call.func).startswith(("logger.", "warnings.", "print"))
+
+
+def mutants_of(module: str, rng: random.Random | None = None) -> Iterator[Mutant]:
+    """The faults of a module that leave it valid Python, in the order of the lines or shuffled."""
+    text = (ROOT / PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    source, lines, edits = text.encode(), text.splitlines(), edits_of(text)
+    if rng:
+        rng.shuffle(edits)
+    for edit in edits:
+        changed = (source[: edit.start] + edit.new.encode() + source[edit.end :]).decode()
+        line = source[: edit.start].count(b"\n")
+        cut = " ..." if source[edit.start : edit.end].count(b"\n") else ""
+        if changed != text and _is_valid(changed):
+            yield Mutant(module, line + 1, lines[line].strip(), changed.splitlines()[line].strip() + cut, changed)
+
+
+def _is_valid(text: str) -> bool:
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
+
+
+def sample(modules: Sequence[str], seed: int, per_module: int) -> list[Mutant]:
+    """Draw the same faults at every call; at most one a line, so that they are spread."""
+    chosen: list[Mutant] = []
+    for module in modules:
+        drawn: dict[int, Mutant] = {}
+        for mutant in mutants_of(module, random.Random(f"{seed} {module}")):
+            if len(drawn) == per_module:
+                break
+            if mutant.key not in EQUIVALENT:
+                drawn.setdefault(mutant.line, mutant)
+        chosen += [drawn[line] for line in sorted(drawn)]
+    return chosen
+
+
+def covering_files(module: str) -> list[str]:
+    """The test files of a module, relative to the project."""
+    folder, _, name = module.rpartition("/")
+    own = Path(folder, f"test_{name}.py").as_posix()
+    listed = MODULES.get(module, ())
+    files = dict.fromkeys(f"tests/{file}" for file in (listed if own in listed else (own, *listed)))
+    return [file for file in files if (ROOT / file).is_file()]
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def copy_project(folder: Path) -> None:
+    """Copy what git tracks, and what is new; no compiled files, which could hide a fault."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in listed.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+
+
+_forking = threading.Lock()
+
+
+def run_tests(folder: Path, files: list[str], limit: float) -> tuple[bool, str]:
+    """Run test files in a project's copy until one fails: whether all passed, and what pytest printed.
+
+    The process is forked from this one, which has imported torch already.
+    """
+    output = folder / ".mutants.txt"
+    with _forking:
+        child = os.fork()
+    if not child:
+        _run_pytest(folder, files, output)
+    end, status = time.monotonic() + limit, None
+    while status is None and time.monotonic() < end:
+        done, code = os.waitpid(child, os.WNOHANG)
+        status = code if done else None
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what hangs, and what a failed test left running
+    if status is None:
+        os.waitpid(child, 0)
+    return status == 0, output.read_text(errors="replace") if output.exists() else ""
+
+
+def _run_pytest(folder: Path, files: list[str], output: Path) -> None:
+    os.setsid()
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1")
+    sys.dont_write_bytecode = True
+    for name in [name for name in sys.modules if name.split(".")[0] in ("tests", PACKAGE)]:
+        del sys.modules[name]
+    out = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(out, stream)
+    code = 3
+    try:
+        import pytest
+
+        code = int(pytest.main(["-x", "-q", "--no-header", "-p", "no:randomly", "-p", "no:cacheprovider", *files]))
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def judge(mutants: list[Mutant], folder: Path, limits: dict[str, float]) -> Iterator[tuple[Mutant, bool]]:
+    """Put each fault into a copy of the project in turn: whether a test noticed it."""
+    for mutant in mutants:
+        file = folder / PACKAGE / f"{mutant.module}.py"
+        sound = file.read_text(encoding="utf-8")
+        file.write_text(mutant.text, encoding="utf-8")
+        passed, _ = run_tests(folder, covering_files(mutant.module), limits[mutant.module])
+        file.write_text(sound, encoding="utf-8")
+        yield mutant, not passed
+
+
+def measure_sound(modules: list[str], folder: Path) -> dict[str, float]:
+    """How long the tests of each module may take, from how long they take without a fault; they must pass."""
+    limits = {}
+    for module in modules:
+        start = time.monotonic()
+        passed, printed = run_tests(folder, covering_files(module), 3600)
+        if not passed:
+            sys.exit(f"{module}: its tests fail without any fault:\n{printed[-3000:]}")
+        limits[module] = 60 + 4 * (time.monotonic() - start)
+        print(f"{module}: {time.monotonic() - start:.0f} s without a fault", flush=True)
+    return limits
+
+
+def run(mutants: list[Mutant], jobs: int) -> list[tuple[Mutant, bool]]:
+    """Try all faults, ``jobs`` at a time, each job in a copy of its own; prints a line for each."""
+    modules = list(dict.fromkeys(mutant.module for mutant in mutants))
+    with tempfile.TemporaryDirectory(prefix="mutants") as parent:
+        folders = [Path(parent, str(job)) for job in range(jobs)]
+        for folder in folders:
+            copy_project(folder)
+
+        def work(job: int) -> list[tuple[Mutant, bool]]:
+            own = modules[job::jobs]
+            limits, found = measure_sound(own, folders[job]), []
+            for mutant, noticed in judge([m for m in mutants if m.module in own], folders[job], limits):
+                word = "noticed " if noticed else "SURVIVED"
+                print(f"{word} {mutant.module}.py:{mutant.line}: {mutant.before} -> {mutant.after}", flush=True)
+                found.append((mutant, noticed))
+            return found
+
+        with ThreadPoolExecutor(jobs) as pool:
+            return [outcome for outcomes in pool.map(work, range(jobs)) for outcome in outcomes]
+
+
+def main() -> None:
+    """Parse the command line, try the faults, print the score."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--module", nargs="+", default=list(MODULES), metavar="NAME", help="e.g. engine/step")
+    parser.add_argument("--seed", type=int, default=0, help="which faults are drawn (default 0)")
+    parser.add_argument("--per-module", type=int, default=6, help="faults a module (default 6)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side (default 2)")
+    parser.add_argument("--list", action="store_true", help="print the faults, run nothing")
+    args = parser.parse_args()
+    mutants = sample(args.module, args.seed, args.per_module)
+    if args.list:
+        for mutant in mutants:
+            print(f"{mutant.module}.py:{mutant.line}: {mutant.before} -> {mutant.after}")
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch  # noqa: F401  (once, for all the processes forked from this one)
+    import torchvision.transforms.v2  # noqa: F401
+
+    outcomes = run(mutants, min(args.jobs, len(args.module)))
+    noticed = sum(found for _, found in outcomes)
+    print(f"\n{noticed} of {len(outcomes)} faults noticed: {100 * noticed / len(outcomes):.1f} %")
+    for mutant, found in outcomes:
+        if not found:
+            print(f"  survived: {mutant.module}.py:{mutant.line}: {mutant.before} -> {mutant.after}")
+
+
+if __name__ == "__main__":
+    main()
