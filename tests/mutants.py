@@ -55,7 +55,11 @@ MODULES: dict[str, tuple[str, ...]] = {
     "models/reduce": (),
     "data/transforms": ("data/test_dataset.py",),
     "data/sampling": ("data/test_dataset.py",),
+    "data/dataset": ("data/test_loader.py",),
     "data/loader": (),
+    "data/reader": ("data/test_decode.py",),
+    "data/decode": (),
+    "data/sheet": ("tools/test_check_dataset.py",),
     "data/timeline": ("data/test_decode.py", "data/test_exactness.py"),
     "data/pyav_reader": ("data/test_decode.py", "data/test_exactness.py"),
     "inference/predictor": (),
@@ -65,6 +69,9 @@ MODULES: dict[str, tuple[str, ...]] = {
     "inference/timeline": ("tools/test_timeline.py",),
     "inference/explain": (),
     "inference/export": ("tools/test_export.py",),
+    "inference/draw": ("inference/test_predictor.py",),
+    "inference/annotate": ("inference/test_draw.py", "tools/test_timeline.py"),
+    "inference/hub": (),
 }
 
 # Faults that change nothing that anyone could see, with the reason; they are left out of the score.
