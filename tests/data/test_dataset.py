@@ -381,7 +381,9 @@ def test_a_data_set_opens_videos_as_it_was_told(asked):
 
 def test_a_sample_of_one_clip_is_not_copied(asked):
     clip = torch.ones(3, 2, 6, 8, dtype=torch.uint8)
-    dataset = VideoDataset([Video("a.mp4", 4)], times=fixed([0.0, 0.1]), transform=lambda _: [clip], shape=(1, 3, 2, 6, 8))
+    dataset = VideoDataset(
+        [Video("a.mp4", 4)], times=fixed([0.0, 0.1]), transform=lambda _: [clip], shape=(1, 3, 2, 6, 8)
+    )
     sample = dataset[0]
     assert sample.clips.shape == (1, 3, 2, 6, 8)
     assert sample.clips.data_ptr() == clip.data_ptr()
