@@ -287,6 +287,8 @@ def run_tests(folder: Path, files: list[str], limit: float) -> tuple[bool, str]:
 
 def _run_pytest(folder: Path, files: list[str], output: Path) -> None:
     os.setsid()
+    # Only a main thread hears of the death of a loader's worker, and torch knows one by its class.
+    threading.current_thread().__class__ = threading._MainThread  # type: ignore[attr-defined]
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1")
