@@ -75,7 +75,13 @@ MODULES: dict[str, tuple[str, ...]] = {
 }
 
 # Faults that change nothing that anyone could see, with the reason; they are left out of the score.
-EQUIVALENT: dict[tuple[str, str], str] = {}
+EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        "data/reader",
+        "super().__init__(path, reason)  # both in args: it must survive pickling, on its way out of a loader worker -> "
+        "pass  # both in args: it must survive pickling, on its way out of a loader worker",
+    ): "BaseException.__new__ keeps the arguments too",
+}
 
 COMPARISONS = {
     ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Eq: ("==", "!="),
@@ -168,7 +174,7 @@ def edits_of(text: str) -> list[Edit]:
                 if name in NAMES:
                     yield Edit(span(func)[1] - len(name), span(func)[1], NAMES[name])
                 parts = [*args, *keywords]
-                if len(parts) > 1:
+                if len(parts) > 1 and getattr(parts[-1], "arg", None) not in NO_FAULTS:
                     yield Edit(span(parts[-2])[1], span(parts[-1])[1], "")
             case ast.Attribute(attr=attr) if attr in NAMES and attr.endswith("float16"):
                 yield Edit(end - len(attr), end, NAMES[attr])
@@ -186,12 +192,20 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
                 child, ast.Import | ast.ImportFrom | ast.Raise | ast.Assert
             ):
                 continue
-            if isinstance(child, ast.JoinedStr) or _is_message(child):
+            if isinstance(child, ast.JoinedStr) or _is_message(child) or _is_type_alias(child):
                 continue
             if isinstance(child, ast.keyword) and child.arg in NO_FAULTS:
                 continue
             yield child
             yield from _code(child)
+
+
+def _is_type_alias(node: ast.AST) -> bool:
+    """Whether a node is a line such as ``Grid = tuple[int, ...]``, by the name's capital."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
+        return False
+    name = node.targets[0].id.lstrip("_")
+    return name[:1].isupper() and not name.isupper()
 
 
 def _is_message(node: ast.AST) -> bool:
