@@ -78,8 +78,8 @@ MODULES: dict[str, tuple[str, ...]] = {
 EQUIVALENT: dict[tuple[str, str], str] = {
     (
         "data/reader",
-        "super().__init__(path, reason)  # both in args: it must survive pickling, on its way out of a loader worker -> "
-        "pass  # both in args: it must survive pickling, on its way out of a loader worker",
+        "super().__init__(path, reason)  # both in args: it must survive pickling, on its way out of a loader worker "
+        "-> pass  # both in args: it must survive pickling, on its way out of a loader worker",
     ): "BaseException.__new__ keeps the arguments too",
 }
 
