@@ -310,7 +310,7 @@ def test_a_transform_in_place_does_not_reach_the_memory(path):
 class FakeReader:
     """A video of ten seconds whose frames hold nothing; notes what it is asked for."""
 
-    duration = 10.0
+    duration, damage = 10.0, ()
 
     def __init__(self, asked, height=6, width=8):
         self.asked, self.size = asked, (height, width)

@@ -172,7 +172,7 @@ def opened(monkeypatch):
     record = types.SimpleNamespace(asked=[], options=[], size=(8, 12))
 
     class Reader:
-        duration = 10.0
+        duration, damage = 10.0, ()
 
         @property
         def info(self):
