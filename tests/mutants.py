@@ -63,14 +63,14 @@ MODULES: dict[str, tuple[str, ...]] = {
     "data/timeline": ("data/test_decode.py", "data/test_exactness.py"),
     "data/pyav_reader": ("data/test_decode.py", "data/test_exactness.py"),
     "inference/predictor": (),
-    "inference/views": ("inference/test_predictor.py", "data/test_loader.py"),
+    "inference/views": ("inference/test_predictor.py",),
     "inference/budget": ("tools/test_calibrate.py",),
     "inference/batch": ("tools/test_predict.py",),
     "inference/timeline": ("tools/test_timeline.py",),
     "inference/explain": (),
     "inference/export": ("tools/test_export.py",),
-    "inference/draw": ("inference/test_predictor.py",),
-    "inference/annotate": ("inference/test_draw.py", "tools/test_timeline.py"),
+    "inference/draw": (),
+    "inference/annotate": ("inference/test_draw.py",),
     "inference/hub": (),
 }
 

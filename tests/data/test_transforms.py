@@ -487,7 +487,7 @@ def test_published_constants():
 @pytest.mark.parametrize("transform", [eval_transform(16, 16, 1), train_transform(small_config(JITTER))])
 def test_smaller_pictures_are_averages_not_samples(transform):
     """Stripes finer than a pixel of the clip turn grey; without antialiasing they would turn into coarse stripes."""
-    frames_THWC = torch.zeros(2, 96, 96, 3, dtype=torch.uint8)
+    frames_THWC = torch.zeros(2, 80, 80, 3, dtype=torch.uint8)
     frames_THWC[:, :, ::2] = 255
     for seed in range(5):
         seed_all(seed)
