@@ -103,7 +103,8 @@ def export_model(
             run = load_exported(temporary, kind)
             # Another batch than the traced one, where any will do: a batch that was frozen in would show.
             batches = [example, example[:1], example.repeat(2, 1, 1, 1, 1)[:3]] if any_batch else [example]
-            difference = max(float((run(clips).cpu() - deployed(clips).cpu()).abs().max()) for clips in batches)
+            # Of tensors: Python's max passes over what is no number.
+            difference = float(torch.stack([(run(x).cpu() - deployed(x).cpu()).abs().max() for x in batches]).max())
             if not difference <= TOLERANCE:
                 raise ValueError(
                     f"{path}: as {kind} the model answers otherwise: a probability differs by {difference:.2g}, more "

@@ -3,14 +3,16 @@
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data import decode
-from lookupvit_video.data.dataset import Sample, VideoDataset, collate, read_clips, seeded
+from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate, read_clips, seeded
 from lookupvit_video.data.loader import build_eval_loader, build_train_loader
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.reader import DecodeError
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED, eval_transform, frames_to_clip, train_transform
 from tests.videos import read_number, write_video
@@ -300,3 +302,110 @@ def test_a_transform_in_place_does_not_reach_the_memory(path):
     assert read(spoil).eq(7).all()
     assert torch.equal(read(keep_pixels), before)
     assert before.unique().numel() > 9
+
+
+# What the reader is asked for -----------------------------------------------------------------------------------------
+
+
+class FakeReader:
+    """A video of ten seconds whose frames hold nothing; notes what it is asked for."""
+
+    duration, damage = 10.0, ()
+
+    def __init__(self, asked, height=6, width=8):
+        self.asked, self.size = asked, (height, width)
+
+    def frames_at(self, seconds, window=None):
+        self.asked.append(list(seconds))
+        box = window(*self.size) if window else None
+        return torch.zeros(len(seconds), *(self.size if box is None else box[2:]), 3, dtype=torch.uint8)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The times that a fake reader is asked for, and how it is opened."""
+    times, opened = [], []
+    monkeypatch.setattr(
+        "lookupvit_video.data.dataset.open_video", lambda *given, **options: opened.append((given, options)) or
+        FakeReader(times),
+    )  # fmt: skip
+    return times, opened
+
+
+def fixed(*rows):
+    return lambda duration: np.array(rows) * duration
+
+
+def test_a_span_is_sampled_from_its_start_and_ends_before_the_frame_after_it(asked):
+    times = fixed([0.0, 0.5, 1.0, 2.0])
+    for start, end, expected in (
+        (None, None, [0.0, 5.0, 9.9999, 9.9999]),
+        (2.0, 6.0, [2.0, 4.0, 5.9999, 5.9999]),
+        (2.0, 99.0, [2.0, 6.0, 9.9999, 9.9999]),
+        (0.0, 5e-5, [0.0, 0.0, 0.0, 0.0]),
+    ):
+        asked[0].clear()
+        read_clips(Video("a.mp4", 0, start, end), times, keep_pixels, "pyav")
+        assert asked[0] == [pytest.approx(expected, abs=2e-5 if end else 1e-9)]
+
+
+def test_a_span_of_no_length_is_told(asked):
+    for start, end in ((10.0, None), (3.0, 3.0), (12.0, 11.0)):
+        with pytest.raises(DecodeError, match=r"a\.mp4: starts at [0-9]+ s, but the video ends at"):
+            read_clips(Video("a.mp4", 0, start, end), fixed([0.0]), keep_pixels, "pyav")
+    assert asked[0] == []
+
+
+def test_a_data_set_opens_videos_as_it_was_told(asked):
+    times, shape = fixed([0.0, 0.1]), (1, 3, 2, 6, 8)
+    plain = VideoDataset([Video("a.mp4", 0)], times=times, transform=keep_pixels, shape=shape)
+    assert plain.seed == 0
+    assert plain.mirror is None
+    plain[0]
+    asked[1].append(0)
+    options = {"backend": "decord", "cache": True, "timeout": 7.0, "index_cache": "index"}
+    VideoDataset([Video("a.mp4", 0)], times=times, transform=keep_pixels, shape=shape, **options)[0]
+    read_clips(Video("a.mp4", 0), times, keep_pixels, "torchcodec")
+    assert asked[1] == [
+        (("a.mp4", "pyav", False), {"timeout": 60.0, "index_cache": ""}), 0,
+        (("a.mp4", "decord", True), {"timeout": 7.0, "index_cache": "index"}),
+        (("a.mp4", "torchcodec", False), {"timeout": 60.0, "index_cache": ""}),
+    ]  # fmt: skip
+
+
+def test_a_sample_of_one_clip_is_not_copied(asked):
+    clip = torch.ones(3, 2, 6, 8, dtype=torch.uint8)
+    dataset = VideoDataset(
+        [Video("a.mp4", 4)], times=fixed([0.0, 0.1]), transform=lambda _: [clip], shape=(1, 3, 2, 6, 8)
+    )
+    sample = dataset[0]
+    assert sample.clips.shape == (1, 3, 2, 6, 8)
+    assert sample.clips.data_ptr() == clip.data_ptr()
+    assert (sample.labels, sample.index, sample.error) == ([4], 0, "")
+
+
+def test_a_batch_is_pinned_with_its_labels():
+    class Pinned(torch.Tensor):
+        def pin_memory(self):
+            return self + 1
+
+    clips, labels = torch.zeros(2).as_subclass(Pinned), torch.ones(2).as_subclass(Pinned)
+    pinned = Batch(clips, labels, torch.tensor([5, 6]), [(5, "x")]).pin_memory()
+    assert (pinned.clips.tolist(), pinned.labels.tolist()) == ([1, 1], [2, 2])
+    assert (pinned.indices.tolist(), pinned.errors) == ([5, 6], [(5, "x")])
+
+
+def test_every_part_of_a_seed_counts():
+    def drawn(*parts):
+        with seeded(*parts):
+            return random.random(), torch.rand(()).item()
+
+    draws = [drawn(*parts) for parts in ((0, 1, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2), (0, 1), (0, 1, 2, 0))]
+    assert draws[0] == drawn(0, 1, 2)
+    assert len({one for one, _ in draws}) == len({other for _, other in draws}) == len(draws)

@@ -10,19 +10,23 @@ import sys
 import time
 from contextlib import closing
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
+from lookupvit_video.data import loader as loader_module
 from lookupvit_video.data.loader import (
     DataWatch,
+    Loader,
     TrainBatchSampler,
     build_eval_loader,
     build_train_loader,
     worker_failures_told,
 )
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.errors import RunFailure
 from tests.videos import read_number, write_video
@@ -129,6 +133,143 @@ def test_length_is_told():
 def test_batch_that_does_not_fit(changes, message):
     with pytest.raises(ValueError, match=message):
         sampler(**changes)
+
+
+# What a loader is made of -----------------------------------------------------------------------------------------
+
+
+def test_freed_memory_is_kept_up_to_a_limit(monkeypatch):
+    """M_TRIM_THRESHOLD is -1 and M_MMAP_THRESHOLD -3 in glibc's malloc.h."""
+    calls = []
+    monkeypatch.setattr(
+        loader_module.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: calls.append(given))
+    )
+    loader_module.keep_freed_memory()
+    assert sorted(calls) == [(-3, 33_554_432), (-1, 268_435_456)]
+    for error in (AttributeError, OSError, TypeError):  # no glibc
+        monkeypatch.setattr(loader_module.ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error))
+        loader_module.keep_freed_memory(3)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("DataLoader timed out after 5 seconds", ["timed out after 5 seconds; ", "raise DATA_LOADER.TIMEOUT"]),
+        ("x: Bus error. It is possible", ["no shared memory", "larger (docker run --shm-size)", "PREFETCH_FACTOR"]),
+        ("unable to allocate shared memory", ["no shared memory"]),
+        ("DataLoader worker (pid 7) is killed by signal: Killed. \nmore",
+         ["DataLoader worker (pid 7) is killed by signal: Killed; if killed, the memory may be full"]),
+        ("Pin memory thread exited unexpectedly", ["Pin memory thread exited unexpectedly; if killed"]),
+    ],
+)  # fmt: skip
+def test_what_torch_says_of_its_workers_becomes_one_line(text, parts):
+    for error in (RuntimeError(text), RuntimeError("outer")):
+        if str(error) == "outer":
+            error.__cause__ = RuntimeError(text)
+        with pytest.raises(RunFailure) as raised, worker_failures_told():
+            raise error
+        assert "\n" not in str(raised.value)
+        assert all(part in str(raised.value) for part in parts)
+
+
+def test_other_errors_are_left_alone():
+    for error in (
+        RuntimeError("CUDA out of memory"),
+        ValueError("DataLoader worker"),
+        RunFailure("DataLoader worker x"),
+    ):
+        with pytest.raises(type(error)) as raised, worker_failures_told():
+            raise error
+        assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("workers", "pin", "key"), [(0, True, True), (2, True, True), (2, False, True), (2, True, False)]
+)
+def test_a_loader_is_what_the_config_says(videos, monkeypatch, workers, pin, key):
+    kept, given = [], []
+    monkeypatch.setattr(loader_module, "keep_freed_memory", lambda *_: kept.append(1))
+    monkeypatch.setattr(
+        loader_module.DataLoader, "__init__", lambda self, *args, **options: given.append((args, options))
+    )
+    cfg = small_config(f"DATA_LOADER.PREFETCH_FACTOR 5 DATA_LOADER.TIMEOUT 7 DATA_LOADER.PIN_MEMORY {key}", workers)
+    Loader(cfg, "dataset", "batches", pin)
+    (args, options), generator = given[0], given[0][1].pop("generator")
+    assert args == ("dataset",)
+    assert isinstance(generator, torch.Generator)
+    assert generator is not torch.default_generator
+    assert options == {
+        "batch_sampler": "batches", "num_workers": workers, "collate_fn": loader_module.collate,
+        "worker_init_fn": loader_module.keep_freed_memory, "pin_memory": pin and key,
+        "prefetch_factor": 5 if workers else None, "timeout": 7 if workers else 0,
+    }  # fmt: skip
+    assert len(kept) == (workers == 0)  # workers do it themselves
+
+
+KEYS = """DATA.CACHE_VIDEOS True DATA.DECODE_TIMEOUT 7 DATA.INDEX_CACHE index RNG_SEED 5 DATA.SAMPLING_RATE 3
+          DATA.TARGET_FPS 24 AUG.NUM_SAMPLE 2 TRAIN.BATCH_SIZE 4 TRAIN.ACCUMULATION_STEPS 2 TEST.BATCH_SIZE 3"""
+
+
+def test_a_training_loader_reads_as_the_config_says(videos):
+    built = build_train_loader(small_config(KEYS), videos, total_steps=9, start_step=2, mirror=[1, 0])
+    data, batches = built.dataset, built.batch_sampler
+    assert data.times == TimeSampler(2, 0.125, num_clips=2, training=True)
+    assert (data.shape, data.backend, data.cache, data.timeout) == ((2, 3, 2, 16, 16), "pyav", True, 7.0)
+    assert (data.index_cache, data.seed, data.mirror, data.videos) == ("index", 5, [1, 0], videos)
+    assert (batches.batch_size, batches.seed, batches.total_steps, batches.start_step) == (2, 5, 9, 2)
+    assert (batches.parts, batches.rank, batches.world_size, batches.num_videos) == (2, 0, 1, 7)
+    assert not built.pin_memory
+    second = build_train_loader(
+        small_config(KEYS.replace("STEPS 2", "STEPS 1")), videos, total_steps=9, rank=1, world_size=2
+    )
+    assert (second.batch_sampler.rank, second.batch_sampler.world_size, second.batch_sampler.start_step) == (1, 2, 0)
+    assert second.dataset.mirror is None
+
+
+@pytest.mark.parametrize(("short_side", "size"), [(0, 16), (20, 20)])
+def test_a_test_loader_reads_as_the_config_says(videos, short_side, size):
+    built = build_eval_loader(
+        small_config(f"{KEYS} DATA.TEST_SHORT_SIDE {short_side}"), videos, num_views=2, num_crops=3
+    )
+    data = built.dataset
+    assert data.times == TimeSampler(2, 0.125, num_clips=2)
+    assert (data.shape, data.backend, data.cache, data.timeout) == ((6, 3, 2, 16, 16), "pyav", True, 7.0)
+    assert (data.index_cache, data.mirror) == ("index", None)
+    assert data.transform.size == 16
+    assert data.transform.boxes.args == (16, size, 3)
+    assert built.batch_sampler == [[0, 1, 2], [3, 4, 5], [6]]
+    other = build_eval_loader(small_config(KEYS), videos, num_views=1, num_crops=1, rank=1, world_size=3)
+    assert other.batch_sampler == [[1, 4]]
+
+
+def test_the_waiting_that_is_told_is_more_than_three_tenths():
+    watch = DataWatch(workers=1)
+    assert (watch.workers, watch.share, watch.pause) == (1, 0.3, 20)
+    assert [bool(watch.advice(data, 1.0)) for data in (0.9, 0.3, 0.301, *[0.9] * 21)] == [False] * 2 + [True] + [
+        False
+    ] * 20 + [True]
+
+
+@pytest.mark.parametrize(
+    ("workers", "processes", "more"), [(6, "1", True), (7, "1", False), (2, "2", True), (3, "2", False)]
+)
+def test_more_workers_are_advised_while_cores_are_free(monkeypatch, workers, processes, more):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    watch = DataWatch(workers=workers)
+    watch.advice(1, 1)
+    told = watch.advice(1.0, 2.0)
+    assert told.startswith("training waits for data 50 % of the time; ")
+    assert (f"raise DATA_LOADER.NUM_WORKERS, now {workers}: this machine has 8 cores" in told) == more
+    assert ("the 8 cores here are busy: re-encode the videos" in told) != more
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    watch = DataWatch(workers=6, pause=0)
+    watch.advice(1, 1)
+    assert "raise DATA_LOADER.NUM_WORKERS" in watch.advice(1, 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    for count, cores in ((9, 9), (None, 1)):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        assert f"{cores} cores" in watch.advice(1, 1)
 
 
 # Training batches -------------------------------------------------------------------------------------------------

@@ -140,3 +140,20 @@ def test_config_says_which():
     cfg = load_config(None, [*overrides, "DATA.SAMPLING", "segments", "DATA.SINGLE_FRAME", "True"])
     assert build_time_sampler(cfg, training=True, num_clips=3) == TimeSampler(8, 0.25, "segments", 3, True, True)
     assert build_time_sampler(load_config(), training=False, num_clips=1) == TimeSampler(16, 4 / 30)
+
+
+def test_a_sampler_draws_one_fixed_clip_unless_told():
+    assert TimeSampler(T, STEP) == TimeSampler(
+        num_frames=T, step=STEP, mode="clip", num_clips=1, training=False, single_frame=False
+    )
+
+
+@pytest.mark.parametrize("mode", ["clip", "segments"])
+def test_the_frame_that_is_repeated_is_drawn_from_all_of_the_clip(mode, monkeypatch):
+    sampler = TimeSampler(T, STEP, mode, 2, training=True, single_frame=True)
+    plain = TimeSampler(T, STEP, mode, 2, training=True)
+    asked = []
+    for column in (0, T - 1):
+        monkeypatch.setattr(random, "randrange", lambda count, column=column: asked.append(count) or column)
+        assert np.array_equal(draw(sampler, seed=4)[:, 0], draw(plain, seed=4)[:, column])
+    assert asked == [T, T]

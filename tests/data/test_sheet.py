@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
+from lookupvit_video.data import sheet
 from lookupvit_video.data.check import Facts, Problem, Row
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
@@ -102,3 +103,98 @@ def test_sheet_takes_any_label_name_and_shape(tmp_path):
 
 def test_printable():
     assert printable("a\nb\udcff\x1b[2J ü 跳") == "a?b??[2J ü 跳"
+
+
+# Parts of a sheet -------------------------------------------------------------------------------------------------
+
+
+def test_rows_with_a_wrong_span_are_left_out_and_others_with_remarks_are_not():
+    rows = [Row("val", Video(kind, 0), "a", problems=[Problem(kind, "")]) for kind in ("span", "empty", "other")]
+    assert {row.video.path for row in pick_rows(rows, 9, seed=0)} == {"empty", "other"}
+    rows = [Row("val", Video("a", 0), "a", Facts(problems=[Problem("empty", "")])), Row("val", Video("b", 0), "a")]
+    assert [row.video.path for row in pick_rows(rows, 9, seed=0)] == ["b"]
+
+
+def test_splits_come_in_the_order_of_the_list_and_each_has_its_turn():
+    rows = [Row(split, Video(f"{split}{n}", 0), "") for split in ("val", "train", "test") for n in range(3)]
+    assert [row.split for row in pick_rows(rows, 4, seed=0)] == ["val", "val", "train", "test"]
+    assert [row.split for row in pick_rows(rows, 3, seed=3)] == ["val", "train", "test"]
+    assert len({tuple(row.video.path for row in pick_rows(rows, 6, seed=seed)) for seed in range(20)}) > 5
+
+
+def test_a_model_sees_one_video_at_a_time_by_the_seed_given(video):
+    cfg = config(DATA__CACHE_VIDEOS=True, AUG__NUM_SAMPLE=2, TRAIN__ACCUMULATION_STEPS=2, DATA_LOADER__NUM_WORKERS=3)
+    before = cfg.dump()
+    views = model_views(cfg, [video], [0, 1, 2], seed=7)
+    assert cfg.dump() == before
+    assert set(views) == {True, False}
+    assert (views[True].seed, views[True].cache, views[True].mirror) == (7, False, [0, 1, 2])
+    assert (views[False].cache, views[False].mirror, views[False].shape[0]) == (False, None, 1)
+    assert views[True].times.training
+    assert not views[False].times.training
+
+
+@pytest.mark.parametrize(
+    ("frames", "shown"), [(4, [0, 1, 2, 3]), (16, [0, 5, 10, 15]), (8, [0, 2, 5, 7]), (2, [0, 0, 1, 1])]
+)
+@pytest.mark.parametrize(("height", "gap"), [(128, 3), (256, 6), (84, 1), (16, 1)])
+def test_a_strip_is_four_frames_with_white_between_them(frames, shown, height, gap):
+    pictures = torch.arange(frames, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, height, 5, 3)
+    strip = sheet._side_by_side(pictures)
+    assert strip.shape == (height, 4 * 5 + 3 * gap, 3)
+    row = strip[0, :, 0].tolist()
+    assert row == [value for number in shown for value in [255] * gap + [number] * 5][gap:]
+    assert (strip == strip[:1]).all()
+
+
+def test_a_strip_of_a_file_keeps_its_shape_and_its_span(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=24, size=(96, 64))
+    for start, end, numbers in ((None, None, [0, 7, 15, 23]), (0.75, 99.0, [18, 19, 21, 23]), (5.0, 9.0, [23] * 4)):
+        strip = strip_of_file(0, [Row("", Video(path, 2, start, end), "")])
+        assert strip.picture.shape == (128, 4 * 192 + 9, 3)
+        assert strip.label == 2
+        assert [read_number(strip.picture[:, 195 * n : 195 * n + 192]) for n in range(4)] == numbers
+
+
+def test_text_that_is_too_long_loses_its_end_or_its_beginning():
+    for length, end, beginning in ((6, "abcdef", "abcdef"), (5, "abcd…", "…cdef"), (2, "a…", "…f")):
+        assert sheet._shortened("abcdef", length) == end
+        assert sheet._shortened("abcdef", length, keep_end=True) == beginning
+    assert sheet._shortened("a\nb", 3) == "a?b"
+
+
+@pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 1), (4, 2), (7, 3)])
+def test_a_sheet_has_three_strips_in_a_row_each_with_its_label_and_file(monkeypatch, count, rows):
+    saved = []
+    monkeypatch.setattr(sheet, "save_figure", lambda figure, path: saved.append((figure, path)))
+    shown = [
+        (Row("train", Video(f"/v/../w/{number}.mp4", 0), ""), f"label {number}" * (number != 1),
+         np.full((30, 120, 3), number, dtype=np.uint8))
+        for number in range(count)
+    ]  # fmt: skip
+    draw_sheet(shown, Path("sheet.png"), "title")
+    ((figure, path),) = saved
+    assert path == Path("sheet.png")
+    assert figure.get_suptitle() == "title"
+    assert figure.get_size_inches().tolist() == pytest.approx([3 * 4.2, rows * (4.2 / 4 + 0.5) + 0.4])
+    assert len(figure.axes) == 3 * rows
+    for number, axis in enumerate(figure.axes):
+        if number >= count:
+            assert not axis.axison
+            continue
+        assert int(axis.images[0].get_array()[0, 0, 0]) == number
+        assert axis.get_title(loc="left") == (f"label {number}" if number != 1 else "no label")
+        assert axis.get_xlabel() == f"train  /w/{number}.mp4"
+        assert not any(spine.get_visible() for spine in axis.spines.values())
+        assert len(axis.get_xticks()) == len(axis.get_yticks()) == 0
+
+
+def test_a_long_path_keeps_its_end(monkeypatch):
+    saved = []
+    monkeypatch.setattr(sheet, "save_figure", lambda figure, path: saved.append(figure))
+    shown = [(Row("val", Video("/" + "d" * 99 + "/x.mp4", 0), ""), "l" * 99, np.zeros((30, 120, 3), dtype=np.uint8))]
+    draw_sheet(shown, Path("x"), "t" * 200)
+    axis = saved[0].axes[0]
+    assert axis.get_xlabel() == "val  …" + "d" * 66 + "/x.mp4"
+    assert axis.get_title(loc="left") == "l" * 53 + "…"
+    assert saved[0].get_suptitle() == "t" * 149 + "…"

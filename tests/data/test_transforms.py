@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 from lookupvit_video.config import load_config
 from lookupvit_video.data.reader import Box
 from lookupvit_video.data.transforms import (
+    FILL,
     IGNORED,
     BatchAugment,
     eval_transform,
@@ -473,3 +474,150 @@ def test_nothing_asked_for_nothing_done():
     assert same is clips
     assert same_targets is targets
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Constants and chances as published ---------------------------------------------------------------------------------
+
+
+def test_published_constants():
+    assert FILL == [124.0, 116.0, 104.0]  # 255 x (0.485, 0.456, 0.406), ImageNet's mean colour
+    assert IGNORED == torch.nn.CrossEntropyLoss().ignore_index == -100
+
+
+@pytest.mark.parametrize("transform", [eval_transform(16, 16, 1), train_transform(small_config(JITTER))])
+def test_smaller_pictures_are_averages_not_samples(transform):
+    """Stripes finer than a pixel of the clip turn grey; without antialiasing they would turn into coarse stripes."""
+    frames_THWC = torch.zeros(2, 80, 80, 3, dtype=torch.uint8)
+    frames_THWC[:, :, ::2] = 255
+    for seed in range(5):
+        seed_all(seed)
+        (clip,) = transform(frames_THWC)
+        assert 100 < clip[..., 2:-2].min() <= clip[..., 2:-2].max() < 155
+
+
+def rand_augment_of(overrides, monkeypatch, draws):
+    """What torchvision's RandAugment is made with for each draw of the strength, and what was drawn from."""
+    made, drawn = [], []
+
+    class Recorder:
+        def __init__(self, *given, **options):
+            made.append((given, options))
+
+        def __call__(self, frames_TCHW):
+            return frames_TCHW
+
+    transform = train_transform(small_config(overrides))
+    monkeypatch.setattr(v2, "RandAugment", Recorder)
+    for draw in draws:
+        monkeypatch.setattr(random, "gauss", lambda *given, draw=draw: drawn.append(given) or draw)
+        transform(noise(2, 24, 32, 3))
+    return made, drawn
+
+
+def test_rand_augment_draws_its_strength_around_the_magnitude_on_a_scale_of_ten(monkeypatch):
+    overrides = "AUG.RAND_AUGMENT_OPS 4 AUG.RAND_AUGMENT_MAGNITUDE 7 AUG.RAND_AUGMENT_STD 0.5"
+    made, drawn = rand_augment_of(overrides, monkeypatch, [0.0, 7.0, 7.4, 10.0, 11.0, -1.0])
+    assert drawn == [(7, 0.5)] * 6
+    assert [given for given, _ in made] == [(4, 0), (4, 21), (4, 22), (4, 30), (4, 30), (4, 0)]
+    for _, options in made:
+        assert options == {
+            "num_magnitude_bins": 31, "interpolation": v2.InterpolationMode.BILINEAR, "fill": [124.0, 116.0, 104.0],
+        }  # fmt: skip
+
+
+def test_rand_augment_with_a_deviation_is_not_always_as_strong(monkeypatch):
+    strengths = set()
+    monkeypatch.setattr(v2, "RandAugment", lambda _, strength, **options: strengths.add(strength) or (lambda x: x))
+    for std, count in (("0", 1), ("0.5", 4)):
+        strengths.clear()
+        transform = train_transform(small_config(f"AUG.RAND_AUGMENT_OPS 2 AUG.RAND_AUGMENT_STD {std}"))
+        for seed in range(60):
+            seed_all(seed)
+            transform(noise(1, 24, 32, 3))
+        assert (len(strengths) == 1) if count == 1 else (len(strengths) >= count)
+
+
+def test_colour_jitter_changes_each_property_as_much_as_asked():
+    ((apply,),) = (train_transform(small_config("AUG.COLOR_JITTER 0.4 AUG.HUE_JITTER 0.1")).augment,)
+    assert apply.p == small_config().AUG.COLOR_JITTER_PROB
+    (jitter,) = apply.transforms
+    assert jitter.brightness == jitter.contrast == jitter.saturation == pytest.approx((0.6, 1.4))
+    assert jitter.hue == pytest.approx((-0.1, 0.1))
+    assert train_transform(small_config()).augment is None
+
+
+def test_short_side_crops_are_drawn_over_all_sizes_and_places(monkeypatch):
+    asked = []
+    monkeypatch.setattr(random, "randint", lambda low, high: asked.append((low, high)) or high)
+    transform = train_transform(small_config("DATA.TRAIN_JITTER_SCALES_RELATIVE [] DATA.TRAIN_JITTER_SCALES [18,32]"))
+    assert transform.boxes(64, 96) == [Box(32, 64, 32, 32)]  # 16 of 32 pixels are half of the short side
+    assert asked == [(18, 32), (0, 32), (0, 64)]
+    assert transform.boxes(1, 1) == [Box(0, 0, 1, 1)]
+
+
+def test_eval_boxes_never_vanish():
+    assert eval_transform(2, 100, 1).boxes(3, 40) == [Box(1, 19, 1, 1)]
+    assert eval_transform(2, 100, 3).boxes(3, 40) == [Box(1, 0, 1, 1), Box(1, 19, 1, 1), Box(1, 39, 1, 1)]
+
+
+def test_clips_are_put_together_by_the_function_given():
+    given = []
+    clips = [noise(3, 2, 4, 5).permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)] * 2
+    both = side_by_side(clips, lambda parts: given.append(parts) or torch.stack(parts))
+    assert [part.shape for part in given[0]] == [(2, 4, 5, 3)] * 2  # as they lie in memory
+    assert torch.equal(both, torch.stack(clips))
+    for rows in ([torch.arange(3)] * 2, [noise(3, 2, 4)] * 2):  # what is no clip is stacked as it is
+        assert torch.equal(side_by_side(rows), torch.stack(rows))
+
+
+def test_a_mirrored_clip_is_drawn_for_each_clip_below_one_half(monkeypatch):
+    draws = iter([0.0, 0.499, 0.5, 0.99])
+    monkeypatch.setattr(random, "random", lambda: next(draws))
+    assert mirror_half([ramp(2, 4).permute(3, 0, 1, 2)] * 4, 0, [1, 0])[1] == [1, 1, 0, 0]
+
+
+def test_mixing_has_the_chances_and_strengths_of_the_config(monkeypatch):
+    both = "MIXUP.ENABLE True MIXUP.ALPHA 0.3 MIXUP.CUTMIX_ALPHA 0.7 MIXUP.PROB 0.8 MIXUP.SWITCH_PROB 0.25"
+    augment = BatchAugment(small_config(both))
+    assert [(chance, type(mixer), mixer.alpha) for chance, mixer in augment.mixers] == [
+        (pytest.approx(0.6), v2.MixUp, 0.3), (pytest.approx(0.2), v2.CutMix, 0.7),
+    ]  # fmt: skip
+    calls = []
+    augment.mixers = [(chance, lambda x, y, name=name: calls.append(name) or (x, y))
+                      for (chance, _), name in zip(augment.mixers, ("mixup", "cutmix"), strict=True)]  # fmt: skip
+    for draw in (0.0, 0.59, 0.61, 0.79, 0.81, 0.99):
+        calls.append(draw)
+        monkeypatch.setattr(torch, "rand", lambda *_, draw=draw: torch.tensor(draw))
+        augment(*numbered_clips())
+    assert calls == [0.0, "mixup", 0.59, "mixup", 0.61, "cutmix", 0.79, "cutmix", 0.81, 0.99]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kinds"),
+    [
+        ("MIXUP.SWITCH_PROB 0", [v2.MixUp]),
+        ("MIXUP.SWITCH_PROB 1", [v2.CutMix]),
+        ("MIXUP.CUTMIX_ALPHA 0 MIXUP.SWITCH_PROB 0.5", [v2.MixUp]),
+        ("MIXUP.ALPHA 0 MIXUP.SWITCH_PROB 0.5", [v2.CutMix]),
+    ],
+)
+def test_only_what_can_be_drawn_is_made(overrides, kinds):
+    assert [type(mixer) for _, mixer in BatchAugment(small_config(f"MIXUP.ENABLE True {overrides}")).mixers] == kinds
+    assert BatchAugment(small_config(overrides)).mixers == []  # not enabled
+
+
+def test_a_chance_of_none_is_none(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(0.0))
+    clips, targets = numbered_clips()
+    assert BatchAugment(small_config("MIXUP.ENABLE True MIXUP.PROB 0"))(clips, targets)[0] is clips
+
+
+def test_what_is_erased_is_filled_with_noise():
+    """Of mean 0 and deviation 1, as the clips are after normalisation; a constant would be a shape to learn from."""
+    augment = BatchAugment(small_config("AUG.RE_PROB 1"))
+    seed_all(0)
+    erased, _ = augment(torch.full((16, 3, 1, 32, 32), 7.0), torch.zeros(16, 2))
+    noise_there = erased[erased != 7]
+    assert noise_there.mean().abs() < 0.1
+    assert 0.9 < noise_there.std() < 1.1
+    assert len(noise_there.unique()) > 0.9 * len(noise_there) / 3

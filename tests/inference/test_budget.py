@@ -1,5 +1,7 @@
+import itertools
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,12 +9,15 @@ import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.engine.evaluate import predict_clips
+from lookupvit_video.inference import budget
 from lookupvit_video.inference.budget import (
     Cascade,
+    Point,
     after_tokenizer,
     candidates,
     cascade_macs,
     choose,
+    fingerprint,
     frontier,
     grid_costs,
     grid_within_latency,
@@ -50,6 +55,13 @@ def clips():
     return torch.randint(0, 256, (5, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Measuring takes no time: the n-th measurement is n milliseconds."""
+    numbers = itertools.count(1)
+    monkeypatch.setattr(budget, "_milliseconds", lambda work: float(next(numbers) + 0 * len(work())))
+
+
 def test_grids_are_read_as_people_write_them():
     assert parse_grid("4x7x7") == (4, 7, 7)
     assert parse_grid("7x7") == (7, 7)
@@ -74,14 +86,14 @@ def test_the_dearest_grid_within_a_budget_is_taken(cfg):
     assert grid_within_latency({GRIDS[0]: 5.0, GRIDS[1]: 4.0}, 4.5) == GRIDS[1]
     with pytest.raises(ValueError, match=r"budget of 1e-09 GMACs a view: the cheapest grid, 1x1x1, takes"):
         grid_within_macs(cfg, 1e-9)
-    for budget in (0, -1, float("nan")):
+    for none in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="must be above 0"):
-            grid_within_macs(cfg, budget)
+            grid_within_macs(cfg, none)
     with pytest.raises(ValueError, match=r"MODEL.ARCH vit has no compressed grids"):
         grid_costs(load_config(None, [*SMALL, "MODEL.ARCH", "vit"]))
 
 
-def test_latencies_are_measured_once(cfg, tmp_path):
+def test_latencies_are_measured_once(cfg, quick, tmp_path):
     asked = []
 
     def answer(clip, grid):
@@ -203,3 +215,224 @@ def test_thresholds_belong_to_the_weights_they_were_found_with(cfg, model, tmp_p
             load_cascade(tmp_path / "y.json", model, cfg)
     with pytest.raises(ValueError, match=r"no such file; make it with tools/calibrate\.py"):
         load_cascade(tmp_path / "none", model, cfg)
+
+
+# Small things that hold, whatever the model ---------------------------------------------------------------------------
+
+
+def test_the_longest_grids_that_are_read():
+    assert parse_grid("99999x1") == (99999, 1)
+    with pytest.raises(ValueError, match="write t x h x w"):
+        parse_grid("100000x1")
+
+
+def test_a_view_of_another_model_has_its_macs_in_closed_form_where_there_is_one(monkeypatch):
+    cfg, asked = load_config(None, [*SMALL, "MODEL.ARCH", "vit"]), []
+    model = build_model(cfg)
+    counted = measured_macs(model, torch.zeros(1, 3, 4, 32, 32))
+    monkeypatch.setattr(budget, "measured_macs", lambda of, clips: asked.append((of, clips.shape)) or 17)
+    assert (macs_a_view(model, cfg), asked) == (counted, [])
+    other = load_config(None, [*SMALL, "MODEL.ARCH", "x3d", "MODEL.VARIANT", "XS"])
+    assert (macs_a_view(model, other), asked) == (17, [(model, (1, 3, 4, 32, 32))])
+
+
+def test_where_measurements_are_kept(monkeypatch):
+    monkeypatch.setenv("LOOKUPVIT_CACHE", "/mine")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert budget.cache_folder() == Path("/mine")
+    monkeypatch.setenv("LOOKUPVIT_CACHE", "")
+    assert budget.cache_folder() == Path("/xdg/lookupvit_video")
+    for unset in (lambda: monkeypatch.setenv("XDG_CACHE_HOME", ""), lambda: monkeypatch.delenv("XDG_CACHE_HOME")):
+        unset()
+        assert budget.cache_folder() == Path.home() / ".cache" / "lookupvit_video"
+
+
+def test_a_latency_is_of_one_view_of_the_tests_size(cfg, quick, tmp_path):
+    asked = []
+    found = measured_latencies(lambda clip, grid: asked.append((clip, grid)) or clip, cfg, CPU, tmp_path)
+    assert found == dict(zip(GRIDS, (1.0, 2.0, 3.0), strict=True))
+    assert [grid for _, grid in asked] == GRIDS
+    for clip, _ in asked:
+        assert (clip.shape, clip.dtype) == ((1, 3, 4, 32, 32), torch.uint8)
+
+
+def test_a_latency_is_measured_for_each_model_precision_device_and_number_of_threads(cfg, quick, tmp_path, monkeypatch):
+    def measured(*overrides, device=CPU):
+        changed = load_config(None, [*SMALL, *SEVERAL, *overrides])
+        return list(measured_latencies(lambda clip, grid: clip, changed, device, tmp_path).values())
+
+    first = measured()
+    assert measured() == measured("OUTPUT_DIR", "elsewhere") == first == [1, 2, 3]
+    others = [measured("MODEL.DEPTH", "3"), measured("TRAIN.PRECISION", "bfloat16"), measured("DATA.NUM_FRAMES", "8"),
+              measured("DATA.TEST_CROP_SIZE", "64", "DATA.TRAIN_CROP_SIZE", "64")]  # fmt: skip
+    with monkeypatch.context() as changed:
+        changed.setattr(torch, "get_num_threads", lambda: 77)
+        others.append(measured())
+    for module, name in ((budget.platform, "node"), (budget.platform, "machine")):
+        with monkeypatch.context() as changed:
+            changed.setattr(module, name, lambda: "another")
+            others.append(measured())
+    with monkeypatch.context() as changed:
+        changed.setattr(torch, "__version__", "99.0")
+        others.append(measured())
+    others.append(measured(device=torch.device("meta")))
+    assert len({tuple(found) for found in others} | {tuple(first)}) == len(others) + 1
+    assert measured() == first
+
+
+def test_a_graphics_card_is_named_and_its_host_threads_do_not_matter(cfg, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device}")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    card = torch.device("cuda:1")
+    first = measured_latencies(lambda clip, grid: clip, cfg, card, tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert measured_latencies(lambda clip, grid: clip, cfg, card, tmp_path) == first
+    (kept,) = (tmp_path / "latency").iterdir()
+    assert json.loads(kept.read_text())["device"] == "card cuda:1"
+    assert json.loads(kept.read_text())["threads"] == 0
+
+
+def test_latencies_that_are_kept_may_be_of_more_grids_but_not_of_fewer(cfg, quick, tmp_path):
+    measured_latencies(lambda clip, grid: clip, cfg, CPU, tmp_path)
+    (kept,) = (tmp_path / "latency").iterdir()
+    for known, expected in (
+        ({"1x1x1": 7, "1x2x2": 8, "2x4x4": 9, "9x9x9": 1}, [7, 8, 9]),
+        ({"1x1x1": 7, "1x2x2": 8, "2x4x4": 9}, [7, 8, 9]),
+        ({"1x1x1": 7, "1x2x2": 8}, [4, 5, 6]),
+    ):
+        kept.write_text(json.dumps({"milliseconds": known}))
+        assert [*measured_latencies(lambda clip, grid: clip, cfg, CPU, tmp_path).values()] == expected
+
+
+def test_measurements_lie_in_the_users_cache(cfg, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOKUPVIT_CACHE", str(tmp_path / "cache"))
+    measured_latencies(lambda clip, grid: clip, cfg, CPU)
+    assert len(list((tmp_path / "cache" / "latency").glob("*.json"))) == 1
+
+
+@pytest.mark.parametrize(("seconds", "count"), [(0.0078125, 64), (0.03125, 16), (0.5, 10), (3.0, 10)])
+def test_a_latency_is_the_median_of_half_a_second_or_ten_runs(monkeypatch, seconds, count):
+    clock, runs = [0.0], []
+
+    def work():
+        runs.append(clock[0])
+        clock[0] += seconds * (1000 if len(runs) <= 3 else 0 if len(runs) % 10 == 5 else 1)  # slow at first
+
+    monkeypatch.setattr(budget.time, "perf_counter", lambda: clock[0])
+    assert budget._milliseconds(work) == 1000 * seconds
+    assert len(runs) - 3 == count + sum(number % 10 == 5 for number in range(4, len(runs) + 1)) * (count > 10)
+
+
+# Cascades -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cascade_has_a_threshold_for_each_grid_but_the_last():
+    assert Cascade(((1, 2, 2), (2, 4, 4)), (0.9345,)).name == "1x2x2 (0.934) 2x4x4"
+    assert Cascade(((1, 2, 2),), ()).name == "1x2x2"
+    for thresholds in ((), (0.5, 0.5)):
+        with pytest.raises(ValueError, match=rf"2 grids take 1 thresholds, got {len(thresholds)}"):
+            Cascade(((1, 2, 2), (2, 4, 4)), thresholds)
+
+
+def test_a_confidence_equal_to_the_threshold_is_enough(cfg, model, clips):
+    first = next(iter(run_cascade(model, cfg, CPU, Cascade((GRIDS[0],), ()), clips[:2], [2], 8)))[0]
+    exact = float(first.max())
+    for enough, step in ((exact, 0), (np.nextafter(np.float32(exact), np.float32(2)).item(), 1)):
+        cascade = Cascade((GRIDS[0], GRIDS[2]), (enough,))
+        ((_, found),) = run_cascade(model, cfg, CPU, cascade, clips[:2], [2], 8)
+        assert found == step
+        table = first.numpy()[None].astype(np.float64)
+        tables = {GRIDS[0]: table, GRIDS[2]: table}
+        assert measure(cascade, cfg, tables, np.array([0])).ended == [100.0 * (step == 0), 100.0 * step]
+
+
+def test_grids_after_the_last_decision_are_not_run(cfg, model, clips):
+    passes = []
+    handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    for thresholds, count in (((0.0, 0.0), 1), ((2.0, 0.0), 2), ((2.0, 2.0), 3)):
+        passes.clear()
+        steps = [s for _, s in run_cascade(model, cfg, CPU, Cascade(tuple(GRIDS), thresholds), clips, [5], 8)]
+        assert (len(passes), steps) == (count, [count - 1])
+    handle.remove()
+
+
+def test_a_cascade_runs_in_the_precision_of_the_config(cfg, model, clips):
+    seen = []
+    handle = model.blocks[0].register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    token = model.tokenizer.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    for precision, expected in (("float32", False), ("bfloat16", True)):
+        seen.clear()
+        changed = load_config(None, [*SMALL, *SEVERAL, "TRAIN.PRECISION", precision])
+        list(run_cascade(model, changed, CPU, Cascade((GRIDS[0],), ()), clips, [5], 8))
+        assert seen == [expected] * 2
+    handle.remove()
+    token.remove()
+
+
+def test_batches_of_a_cascade_are_no_larger_than_asked(cfg, model, clips):
+    sizes = []
+    hooks = [part.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+             for part in (model.tokenizer, model.blocks[0].refine)]  # fmt: skip
+    list(run_cascade(model, cfg, CPU, Cascade((GRIDS[0],), ()), clips, [2, 3], 2))
+    for hook in hooks:
+        hook.remove()
+    assert sizes == [2, 2, 1, 2, 2, 1]
+
+
+# Calibration ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_chain_is_tried_with_thresholds_from_never_to_always(cfg):
+    tables = {grid: np.array([[0.2 + shift, 0.8 - shift], [0.6, 0.4], [0.1, 0.9]]) for grid, shift in
+              zip(GRIDS, (0.0, 0.1, 0.2), strict=True)}  # fmt: skip
+    found = list(candidates(cfg, tables, steps=3))
+    assert [c.grids for c in found[:3]] == [(grid,) for grid in GRIDS]
+    assert all(c.thresholds == () for c in found[:3])
+    pairs = {chain: [c.thresholds for c in found if c.grids == chain] for chain in {c.grids for c in found[3:]}}
+    assert set(pairs) == {(GRIDS[0], GRIDS[1]), (GRIDS[0], GRIDS[2]), (GRIDS[1], GRIDS[2]), tuple(GRIDS)}
+    assert pairs[GRIDS[0], GRIDS[1]] == [(0.6,), (0.8,), (0.9,)]
+    assert pairs[GRIDS[1], GRIDS[2]] == [(pytest.approx(0.6),), (pytest.approx(0.7),), (pytest.approx(0.9),)]
+    assert pairs[tuple(GRIDS)] == [(t, t) for t in (0.6, pytest.approx(0.75), 0.9)]  # one for all steps
+    many = dict.fromkeys(GRIDS, np.random.default_rng(0).uniform(size=(1000, 2)))
+    assert sum(c.grids == tuple(GRIDS[:2]) for c in candidates(cfg, many)) == 200
+
+
+def points(*pairs):
+    return [Point(Cascade((GRIDS[0],), ()), top1, macs, [100.0]) for top1, macs in pairs]
+
+
+def test_the_frontier_holds_what_no_other_beats():
+    found = points((50, 3), (40, 1), (45, 2), (45, 4), (50, 5), (40, 2), (60, 6), (39, 1))
+    assert [(p.top1, p.macs) for p in frontier(found)] == [(40, 1), (45, 2), (50, 3), (60, 6)]
+    assert frontier([]) == []
+
+
+def test_the_cheapest_of_the_accurate_and_of_equals_the_most_accurate_is_chosen():
+    found = points((50, 3), (51, 3), (40, 1), (60, 9))
+    assert (choose(found, 50).top1, choose(found, 50).macs) == (51, 3)
+    assert choose(found, 40).macs == 1
+    assert choose(found, 60 + 0.9e-9).macs == 9  # a rounding error is no loss
+    with pytest.raises(ValueError, match=r"accuracy of 60\.00 %: the best of this checkpoint here is 60\.00 %"):
+        choose(found, 60 + 1.5e-9)
+
+
+def test_every_weight_and_its_name_count_in_the_fingerprint():
+    class Parts(torch.nn.Module):
+        def __init__(self, **parts):
+            super().__init__()
+            for name, value in parts.items():
+                self.register_buffer(name, torch.tensor(value))
+
+    models = [Parts(a=[1.0, 2.0], b=[3.0]), Parts(a=[1.0, 2.0], c=[3.0]), Parts(a=[1.0, 2.5], b=[3.0]),
+              Parts(a=[1.0, 2.0], b=[3.5]), Parts(a=[1.0, 2.0])]  # fmt: skip
+    prints = [fingerprint(model) for model in models]
+    assert len(set(prints)) == len(models)
+    assert all(len(text) == 32 and set(text) <= set("0123456789abcdef") for text in prints)
+    assert fingerprint(Parts(a=[1.0, 2.0], b=[3.0])) == prints[0]
+
+
+def test_a_file_of_thresholds_names_its_format(model, tmp_path):
+    save_cascade(tmp_path / "x.json", Cascade((GRIDS[0], GRIDS[2]), (0.75,)), model, {"videos": 3})
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content == {"format": "lookupvit_video/cascade/1", "model": fingerprint(model), "videos": 3,
+                       "grids": [[1, 1, 1], [2, 4, 4]], "thresholds": [0.75]}  # fmt: skip

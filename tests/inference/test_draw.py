@@ -1,11 +1,15 @@
+import colorsys
+
 import numpy as np
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.decode import open_video
+from lookupvit_video.inference import draw
 from lookupvit_video.inference.annotate import Panel, annotate_video, as_clock, open_writer, write_overlay
 from lookupvit_video.inference.draw import class_colours, draw_sheet, draw_timeline, shortened
+from lookupvit_video.inference.predictor import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline
 from tests.videos import draw_frame, read_number, write_video
 
@@ -126,3 +130,163 @@ def test_a_video_that_fails_midway_leaves_nothing(tmp_path):
     with pytest.raises((ValueError, OSError)):
         write_half()
     assert not list(tmp_path.iterdir())
+
+
+# What is in a picture -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that would be saved."""
+    saved = []
+    monkeypatch.setattr(draw, "save_figure", lambda figure, path: saved.append(figure))
+    return saved
+
+
+def test_a_sheet_shows_up_to_eight_frames_from_the_first_to_the_last(figures):
+    for count, shown in (
+        (3, [0, 1, 2]),
+        (8, list(range(8))),
+        (9, [0, 1, 2, 3, 5, 6, 7, 8]),
+        (16, [0, 2, 4, 6, 9, 11, 13, 15]),
+    ):
+        frames = np.stack([np.full((4, 4, 3), number, dtype=np.uint8) for number in range(count)])
+        draw_sheet(frames, [], [("a", 0.7)], "x.mp4", None)
+        pictures = [axis for axis in figures.pop().axes if axis.images]
+        assert [axis.get_title() for axis in pictures] == [f"frame {number}" for number in shown]
+        assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in pictures] == shown
+
+
+def test_a_sheet_has_the_heat_of_each_frame_and_bars_of_the_classes(figures):
+    frames = np.full((4, 8, 8, 3), 100, dtype=np.uint8)
+    heat = torch.zeros(2, 2, 2)
+    heat[1, 0, 0] = 4.0
+    draw_sheet(frames, [("one", heat), ("two", heat.flip(0))], [("cat", 0.756), ("dog_$", 0.2)], "x.mp4", None)
+    (figure,) = figures
+    assert figure.get_suptitle() == "x.mp4: cat (76%)"
+    assert figure.get_size_inches().tolist() == [1.5 * 4 + 3.2, 1.6 * 3 + 0.5]
+    *pictures, bars = figure.axes
+    assert [axis.get_title(loc="left") for axis in pictures[4::4]] == ["one", "two"]
+    assert not any(axis.axison for axis in pictures)
+    corners = [int(axis.images[0].get_array()[0, 0, 0]) for axis in pictures]
+    assert corners == [100] * 4 + [40, 40, 202, 202] + [202, 202, 40, 40]
+    assert [bar.get_width() for bar in bars.patches] == [0.756, 0.2]
+    assert bars.patches[0].get_facecolor() != bars.patches[1].get_facecolor()
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["cat", r"dog_\$"]
+    assert bars.get_xlim() == (0, 1)
+    assert bars.yaxis_inverted()
+
+
+def test_the_sheet_of_a_prediction_names_the_file_and_its_classes(monkeypatch):
+    given = []
+    monkeypatch.setattr(draw, "draw_sheet", lambda *arguments: given.append(arguments))
+    clip = torch.arange(3 * 2 * 4 * 5, dtype=torch.uint8).view(3, 2, 4, 5)
+    prediction = Prediction("/videos/x.mp4", ["a", "b"], [0.75, 0.25], clip)
+    for heat, rows in ((None, []), ("heat", [("attention", "heat")])):
+        draw.draw_prediction(prediction, heat, "out.png")
+        frames, found, bars, title, path = given.pop()
+        assert (found, bars, title, path) == (rows, [("a", 0.75), ("b", 0.25)], "x.mp4", "out.png")
+        assert np.array_equal(frames, clip.permute(1, 2, 3, 0).numpy())
+
+
+def test_heat_darkens_and_warms():
+    frame = np.full((2, 2, 3), 100, dtype=np.uint8)
+    heat = torch.tensor([[0.0, 0.5], [1.0, 0.25]])
+    drawn = draw.overlay(frame, heat)
+    assert drawn.dtype == np.uint8
+    for row, column, share in ((0, 0, 0.0), (0, 1, 0.5), (1, 0, 1.0), (1, 1, 0.25)):
+        expected = [100 * (0.4 + 0.35 * share) + 0.5 * share * warm for warm in (255, 90, 0)]
+        assert drawn[row, column].tolist() == [int(value) for value in expected]
+    assert draw.overlay(np.full((2, 2, 3), 255, dtype=np.uint8), torch.ones(2, 2))[0, 0].tolist() == [255, 236, 191]
+    smooth = draw.overlay(np.zeros((1, 8, 3), dtype=np.uint8), torch.tensor([[0.0, 1.0]]))[0, :, 0]
+    assert (np.diff(smooth.astype(int)) >= 0).all()
+    assert len(set(smooth.tolist())) > 3
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "times", "expected"), [(4, 2, [0, 0, 1, 1]), (5, 2, [0, 0, 0, 1, 1]), (3, 3, [0, 1, 2])]
+)
+def test_a_frame_has_the_attention_of_its_tubelet(num_frames, times, expected):
+    heat = (torch.arange(times) + 1.0).view(-1, 1, 1).expand(-1, 2, 3)
+    for frame, index in enumerate(expected):
+        assert torch.equal(draw.attention_at(heat, frame, num_frames), torch.full((2, 3), (index + 1) / times))
+
+
+def test_text_is_cut_where_it_has_no_room():
+    assert [shortened("abcdef", length) for length in (7, 6, 5, 1)] == ["abcdef", "abcdef", "abcd…", "…"]
+    assert draw._plain("_a$b") == r" _a\$b"
+    assert draw._plain("a_b") == "a_b"
+    assert draw._plain("x" * 28) == "x" * 28
+    assert draw._plain("x" * 29) == "x" * 27 + "…"
+
+
+def test_colours_step_around_the_circle_of_hues_by_the_golden_ratio():
+    found = Timeline("x", 2.0, 2.0, np.zeros(1), np.linspace(1, 0, 12)[None], list("abcdefghijkl"))
+    colours = class_colours(found, [Segment(0, 1, "l", 1.0), Segment(1, 2, "b", 1.0)])
+    assert list(colours) == [*"abcdefghij", "l"]  # ten leading ones and what segments bear
+    assert colours["a"] == pytest.approx(colorsys.hls_to_rgb(0.58, 0.45, 0.75))
+    assert colours["b"] == pytest.approx(colorsys.hls_to_rgb(0.198034, 0.55, 0.75))
+    assert colours["c"] == pytest.approx(colorsys.hls_to_rgb(0.816068, 0.45, 0.75))
+
+
+def test_a_time_line_draws_the_leading_classes_and_the_segments(figures):
+    found = timeline(duration=10.0)
+    draw_timeline(found, SEGMENTS, None, topk=2)
+    (figure,) = figures
+    upper, lower = figure.axes
+    assert figure.get_suptitle() == "x.mp4"
+    assert [line.get_color() for line in upper.lines] == [class_colours(found, SEGMENTS)[CLASSES[i]] for i in (0, 1)]
+    for line, label in zip(upper.lines, (0, 1), strict=True):
+        assert line.get_xdata() == pytest.approx(found.centres)
+        assert line.get_ydata() == pytest.approx(found.probabilities[:, label])
+        assert line.get_marker() == "None"
+    assert upper.get_ylim() == (-0.02, 1.02)
+    assert [(bar.get_x(), bar.get_width()) for bar in lower.patches] == [(0, 5.5), (6.0, 4.0)]
+    assert (lower.get_xlim(), lower.get_xlabel()) == ((0, 10), "time, s")
+    assert [text.get_text() for text in lower.texts] == [r"pouring \$5 of _milk_"]  # the other has no room
+    assert [text.get_position() for text in lower.texts] == [(2.75, 0)]
+    assert len(draw_lines(found, figures)) == 3  # of three classes; five by default
+
+
+def draw_lines(found, figures):
+    draw_timeline(found, [], None)
+    return figures[-1].axes[0].lines
+
+
+def test_a_time_line_counts_in_minutes_from_three_on_and_keeps_short_peaks(figures):
+    for duration, unit, name in ((179.9, 1, "s"), (180.0, 60, "min")):
+        draw_timeline(timeline(duration=duration), [Segment(0.0, duration, CLASSES[2], 0.9)], None)
+        lower = figures[-1].axes[1]
+        assert (lower.get_xlabel(), lower.get_xlim()[1]) == (f"time, {name}", pytest.approx(duration / unit))
+        assert lower.patches[0].get_width() == pytest.approx(duration / unit)
+        assert lower.texts[0].get_position()[0] == pytest.approx(duration / unit / 2)
+    starts = 0.5 * np.arange(4500)
+    shares = np.full((4500, 3), 0.1)
+    shares[1234, 1] = 0.8
+    draw_timeline(Timeline("x", 2252.0, 2.0, starts, shares, CLASSES), [], None, topk=3)
+    line = figures[-1].axes[0].lines[0]
+    assert len(line.get_xdata()) == 1500
+    assert max(line.get_ydata()) == 0.8
+    assert line.get_xdata()[0] == pytest.approx((1.0 + 1.5 + 2.0) / 3 / 60)
+    draw_timeline(timeline(duration=2.0), [], None)  # a single window is a point
+    assert figures[-1].axes[0].lines[0].get_marker() == "o"
+
+
+def test_letters_are_light_on_dark_segments(figures, monkeypatch):
+    for grey, ink in ((0.59, "white"), (0.61, "black")):
+        monkeypatch.setattr(draw, "class_colours", lambda *_, grey=grey: dict.fromkeys(CLASSES, (grey,) * 3))
+        draw_timeline(timeline(), [Segment(0, 10.0, CLASSES[2], 0.9)], None)
+        assert figures[-1].axes[1].texts[0].get_color() == ink
+    for colour, ink in (((1.0, 0.5, 0.0), "white"), ((0.0, 1.0, 0.2), "black")):  # 0.595 and 0.612 of the brightness
+        monkeypatch.setattr(draw, "class_colours", lambda *_, colour=colour: dict.fromkeys(CLASSES, colour))
+        draw_timeline(timeline(), [Segment(0, 10.0, CLASSES[2], 0.9)], None)
+        assert figures[-1].axes[1].texts[0].get_color() == ink
+
+
+@pytest.mark.parametrize(("count", "listed", "more"), [(16, 16, None), (17, 16, "and 1 more"), (40, 16, "and 24 more")])
+def test_the_legend_names_sixteen_colours(count, listed, more):
+    figure = draw.new_figure(4, 4)
+    draw._add_legend(figure, {f"_{number}": (0.1, 0.2, 0.3) for number in range(count)})
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [f" _{number}" for number in range(listed)] + [more] * (more is not None)
+    assert figure.legends[0].get_patches()[0].get_facecolor() == (0.1, 0.2, 0.3, 1.0)

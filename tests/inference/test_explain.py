@@ -6,10 +6,13 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import read_manifest
 from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.inference.explain import (
+    ORDERS,
+    Attention,
     Mixing,
     _rollout,
     accuracy_without_time,
     explain_attention,
+    heat_maps,
     mixing,
     reordered,
     watched,
@@ -148,3 +151,96 @@ def test_the_diagnosis_of_a_clip_and_of_a_list(tmp_path):
     np.testing.assert_allclose(answers["frozen"], results["frozen"].probabilities[0], atol=1e-5)
     several = [model.predict_clips(reordered(clip[None], "shuffled", seed))[0] for seed in range(8)]
     torch.testing.assert_close(answers["shuffled"], torch.stack(several).mean(0))
+
+
+# Maps of a made-up clip, and a sheet of them --------------------------------------------------------------------------
+
+
+def numbered(depth, read=("compressed", "lookup")):
+    """Attention whose rows tell block and token: on a compressed grid of 2x3x2 and a lookup grid of 2x2x4."""
+
+    def shares(rows, first):
+        return first + torch.arange(rows).view(-1, 1) + torch.arange(16) / 100
+
+    gather = [shares(12, 1000 * (block + 1)) for block in range(depth)]
+    rollout = [shares(12, 1000 * (block + 1) + 500) for block in range(depth)]
+    return Attention(gather, rollout, shares(16, 100), (2, 3, 2), (2, 2, 4), read)
+
+
+def first(heat):
+    """Which row of which matrix a map is."""
+    assert heat.shape == (2, 2, 4)
+    torch.testing.assert_close(heat - heat[0, 0, 0], torch.arange(16).view(2, 2, 4) / 100, atol=2e-3, rtol=0)
+    return pytest.approx(heat[0, 0, 0].item(), abs=1e-3)
+
+
+def test_a_token_is_found_by_its_place_on_the_grid():
+    found = numbered(3)
+    for token, row in (((0, 0, 0), 0), ((0, 0, 1), 1), ((0, 1, 0), 2), ((1, 0, 0), 6), ((1, 2, 1), 11)):
+        assert first(found.gather_map(0, token)) == 1000 + row
+        assert first(found.rollout_map(token)) == 3500 + row
+        assert first(found.rollout_map(token, 1)) == 2500 + row
+    for token, row in (((0, 0, 3), 3), ((0, 1, 0), 4), ((1, 0, 0), 8), ((1, 1, 3), 15)):
+        assert first(found.lookup_map(token)) == 100 + row
+    assert first(found.gather_map(-1)) == 3000 + 5.5
+    assert first(found.rollout_map()) == 3500 + 5.5
+    assert first(found.lookup_map()) == 100 + 7.5
+    assert first(found.answer_map()) == (3505.5 + 107.5) / 2
+    assert first(numbered(3, ("lookup",)).answer_map()) == 107.5
+
+
+@pytest.mark.parametrize("token", [(2, 0, 0), (0, 3, 0), (0, 0, 2), (-1, 0, 0), (0, 0), (0, 0, 0, 0)])
+def test_a_token_beside_the_grid_is_told(token):
+    with pytest.raises(ValueError, match="give t,h,w on the grid 2x3x2, counted from 0"):
+        numbered(1).gather_map(0, token)
+
+
+@pytest.mark.parametrize(
+    ("depth", "blocks"),
+    [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (4, [1, 2, 3, 4]), (5, [1, 2, 4, 5]), (12, [1, 5, 8, 12])],
+)
+def test_a_sheet_shows_up_to_four_blocks_and_the_tokens_asked_for(depth, blocks):
+    rows = heat_maps(numbered(depth), tokens=[(1, 0, 1)], lookups=[(0, 1, 2)])
+    assert [(name, first(heat)) for name, heat in rows] == [
+        *((f"block {block} of {depth}: looked up", 1000 * block + 5.5) for block in blocks),
+        ("rolled out: what the compressed tokens hold", 1000 * depth + 505.5),
+        ("rolled out: what the lookup tokens hold", 107.5),
+        (f"compressed token 1,0,1: looked up in block {depth}", 1000 * depth + 7),
+        ("compressed token 1,0,1: rolled out", 1000 * depth + 507),
+        ("lookup token 0,1,2: rolled out", 106),
+    ]
+    assert len(heat_maps(numbered(depth))) == len(blocks) + 2
+
+
+def test_a_model_of_several_grids_is_explained_on_the_one_asked_for(tmp_path):
+    model = predictor(tmp_path, "MODEL.COMPRESSED_GRIDS [[1,1,1],[1,2,2],[2,4,4]]")
+    for grid, expected in ((None, (1, 2, 2)), ((2, 4, 4), (2, 4, 4)), ((1, 1, 1), (1, 1, 1))):
+        found = explain_attention(model, some_clip(), grid)
+        assert found.compressed_grid == expected
+        assert found.gather[0].shape == (int(np.prod(expected)), 32)
+        assert found.compressed_rollout[-1].shape == found.gather[0].shape
+
+
+def test_the_orders_that_a_clip_is_shown_in(monkeypatch):
+    assert ORDERS == ("real", "shuffled", "frozen")
+
+    class Model:
+        def predict_clips(self, clips):
+            seen.append(clips[:, 0, :, 0, 0])
+            return torch.arange(float(len(clips)))[:, None]
+
+    clip = torch.arange(6, dtype=torch.uint8).view(1, 6, 1, 1).expand(3, 6, 2, 2)
+    for options, orders in (({}, 8), ({"num_orders": 3}, 3)):
+        seen = []
+        answers = without_time(Model(), clip, **options)
+        (rows,) = seen
+        assert rows[0].tolist() == list(range(6))
+        assert rows[1].tolist() == [3] * 6
+        assert [sorted(row) for row in rows[2:].tolist()] == [list(range(6))] * orders
+        assert rows[2:].tolist() == [
+            reordered(clip[None], "shuffled", seed)[0, 0, :, 0, 0].tolist() for seed in range(orders)
+        ]
+        assert {name: float(answer) for name, answer in answers.items()} == {
+            "real": 0, "frozen": 1, "shuffled": 2 + (orders - 1) / 2,
+        }  # fmt: skip
+    assert torch.equal(reordered(clip[None], "shuffled"), reordered(clip[None], "shuffled", 0))

@@ -1,4 +1,6 @@
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,19 +9,266 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import read_clips
-from lookupvit_video.data.decode import DecodeError, open_video
+from lookupvit_video.data.decode import BACKENDS, DecodeError, open_video
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import eval_transform, normalize
-from lookupvit_video.engine.checkpoint import FORMAT, save_checkpoint
+from lookupvit_video.engine.checkpoint import FORMAT, Checkpoint, save_checkpoint
+from lookupvit_video.inference import predictor as predictor_module
 from lookupvit_video.inference.budget import Cascade, cascade_macs
 from lookupvit_video.inference.draw import attention_at, draw_prediction, overlay
-from lookupvit_video.inference.predictor import Prediction, load_model
-from lookupvit_video.inference.views import Failure, make_plan, read_views
+from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
+from lookupvit_video.inference.views import Failure, Views, make_plan, read_views
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.videos import write_video
 
 CLASSES = ["a", "b", "c", "d", "e"]
+DECORD = BACKENDS["decord"].missing() is None
+
+
+# Answers from made-up probabilities ---------------------------------------------------------------------------------
+
+
+class Rows(torch.nn.Module):
+    """A model whose logits are the first pixel of each clip at the places of ``table``; notes the sizes of batches."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.sizes = torch.tensor(table), []
+
+    def forward(self, clips):
+        self.sizes.append(len(clips))
+        pixel = clips[:, 0, 0, 0, 0] * 0.229 + 0.485  # as it was before normalisation, of 1
+        return self.table[(255 * pixel).round().long()].log()
+
+
+def made_up(table, classes=("a", "b", "c"), **given):
+    cfg = load_config(None, [*SMALL, "MODEL.ARCH", "vit", "MODEL.NUM_CLASSES", str(len(classes))])
+    return Predictor(Rows(table), cfg, list(classes), torch.device("cpu"), **given)
+
+
+def some_views(name, *pixels, note=""):
+    clips = np.stack([np.full((3, 4, 8, 8), pixel, dtype=np.uint8) for pixel in pixels])
+    return Views(name, clips, [(0.0, float(pixel)) for pixel in pixels], note)
+
+
+TABLE = [[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1], [0.25, 0.25, 0.5]]
+
+
+@pytest.fixture
+def closed_form(monkeypatch):
+    monkeypatch.setattr("lookupvit_video.inference.predictor.macs_a_view", lambda *_: 2_000_000_000)
+
+
+def test_an_answer_is_the_mean_over_the_views_and_shows_the_middle_one(closed_form):
+    for pixels, middle in (((0,), 0), ((0, 1), 1), ((2, 0, 1), 0), ((3, 2, 1, 0), 1), ((0, 1, 2, 3, 1), 2)):
+        (answer,) = made_up(TABLE).answers([some_views("x", *pixels, note="short")], 9)
+        mean = np.mean([TABLE[pixel] for pixel in pixels], axis=0)
+        order = np.argsort(-mean)
+        assert answer.labels == ["abc"[label] for label in order]
+        assert answer.probabilities == pytest.approx(mean[order].tolist(), abs=1e-6)
+        assert (answer.clip == middle).all()
+        assert answer.clip.shape == (3, 4, 8, 8)
+        assert (answer.path, answer.note, answer.gmacs) == ("x", "short", 2.0 * len(pixels))
+        assert answer.times == [(0.0, float(pixel)) for pixel in pixels]
+        assert answer.grid == ""
+        assert answer.as_dict() == {
+            "path": "x", "classes": dict(zip(answer.labels, answer.probabilities, strict=True)), "grid": "",
+            "times": answer.times, "gmacs": answer.gmacs, "note": "short",
+        }  # fmt: skip
+    for topk, count in ((1, 1), (2, 2), (3, 3), (99, 3)):
+        (answer,) = made_up(TABLE).answers([some_views("x", 0)], topk)
+        assert len(answer.labels) == len(answer.probabilities) == count
+    assert len(next(made_up([[0.1] * 6] * 2, "abcdef").answers([some_views("x", 0)])).labels) == 5
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_single_number_that_is_none_makes_an_answer_unfit(closed_form, monkeypatch, bad):
+    model = made_up(TABLE, source="x.pt")
+    shares = torch.tensor([[0.5, bad, 0.5]])
+    monkeypatch.setattr(model, "predict_clips", lambda clips, grid: shares)
+    with pytest.raises(ValueError, match=r"x\.pt: its answer to y\.mp4 is not finite: damaged weights"):
+        list(model.answers([some_views("y.mp4", 0)]))
+    model.source = None
+    with pytest.raises(ValueError, match=r"model: its answer to"):
+        list(model.answers([some_views("y.mp4", 0)]))
+
+
+def test_videos_wait_until_they_fill_a_batch_and_no_longer(closed_form):
+    asked = []
+
+    def videos():
+        for name, pixels in (("a", [0]), ("b", [1, 2]), ("c", [1]), ("d", [0, 0, 0, 0, 0]), ("e", [3])):
+            asked.append(name)
+            yield some_views(name, *pixels)
+            if name == "b":
+                yield Failure("f", "gone")
+
+    model = made_up(TABLE)
+    found = []
+    for answer in model.answers(videos(), 1, batch_size=4):
+        found.append((answer.path, "".join(asked), list(model.model.sizes)))
+    assert found == [
+        ("f", "ab", []), ("a", "abc", [4]), ("b", "abc", [4]), ("c", "abc", [4]), ("d", "abcd", [4, 4, 1]),
+        ("e", "abcde", [4, 4, 1, 1]),
+    ]  # fmt: skip
+    model.model.sizes.clear()
+    list(model.answers([some_views("x", *[0] * 20)]))
+    assert model.model.sizes == [8, 8, 4]  # eight by default
+
+
+@pytest.mark.parametrize(("topk", "batch_size"), [(0, 8), (-1, 8), (5, 0), (5, -2)])
+def test_counts_below_one_are_refused_before_a_video_is_asked_for(topk, batch_size):
+    model = made_up(TABLE)
+    with pytest.raises(ValueError, match=rf"topk {topk}, batch_size {batch_size}: both must be at least 1"):
+        model.answers(iter(lambda: pytest.fail("asked"), None), topk, batch_size=batch_size)
+    assert list(model.answers([], 1, batch_size=1)) == []
+
+
+def test_one_video_gives_one_answer_and_a_list_a_list(closed_form, monkeypatch):
+    model, read = made_up(TABLE), []
+
+    def read_views(source, plan, fps):
+        read.append((source, plan.num_views, plan.num_crops, plan.backend, fps))
+        return some_views(source, 0)
+
+    monkeypatch.setattr("lookupvit_video.inference.predictor.read_views", read_views)
+    assert model.predict("x").path == "x"
+    assert len(model.predict("x").labels) == 3
+    assert len(model.predict("x", 2).labels) == 2
+    for several in (["x", "y"], ("x", "y")):
+        assert [answer.path for answer in model.predict(several)] == ["x", "y"]
+    assert model.predict([]) == []
+    assert set(read) == {(name, 1, 1, "pyav", None) for name in "xy"}
+    read.clear()
+    model.predict("x", num_views=2, num_crops=3, backend="decord" if DECORD else "pyav", fps=12.5)
+    assert read == [("x", 6, 3, "decord" if DECORD else "pyav", 12.5)]
+
+
+def test_a_model_is_compiled_as_suits_its_device(monkeypatch):
+    model, given = made_up(TABLE), []
+    monkeypatch.setattr(model.model, "compile", lambda **options: given.append(options))
+    model.compile()
+    assert model._compiled_batch == 8
+    model.device = torch.device("cuda")
+    model.compile(3)
+    assert model._compiled_batch == 3
+    model.compile(backend="eager")
+    assert given == [
+        {"dynamic": False, "mode": "default"}, {"dynamic": False, "mode": "reduce-overhead"},
+        {"dynamic": False, "backend": "eager"},
+    ]  # fmt: skip
+
+
+def test_smaller_batches_are_filled_up_for_a_compiled_model_only():
+    model = made_up(TABLE)
+    clips = torch.cat([torch.from_numpy(some_views("x", pixel).clips) for pixel in (0, 1, 2)])
+    expected = torch.tensor(TABLE[:3])
+    for compiled, sizes in ((0, [3]), (2, [3]), (3, [3]), (8, [8])):
+        model.model.sizes.clear()
+        model._compiled_batch = compiled
+        torch.testing.assert_close(model.predict_clips(clips), expected)
+        assert model.model.sizes == sizes
+
+
+@pytest.mark.parametrize("given", [{}, {"gmacs": 1.0, "latency_ms": 1.0}])
+def test_one_budget_is_given(given):
+    with pytest.raises(ValueError, match="gmacs, latency_ms: give one of them"):
+        made_up(TABLE).grid_within(**given)
+
+
+def test_a_latency_budget_is_checked_before_it_is_measured():
+    model = made_up(TABLE)
+    for none in (0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="must be above 0"):
+            model.grid_within(latency_ms=none)
+    assert model.grids == {}
+
+
+@pytest.mark.parametrize(("cuda", "device"), [(True, "cuda"), (False, "cpu")])
+def test_a_graphics_card_is_taken_where_there_is_one(monkeypatch, cuda, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    taken, plain = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device: taken.append(device) or plain(*size))
+    assert predictor_module._device("auto") == torch.device(device)
+    assert predictor_module._device("cpu") == torch.device("cpu")
+    assert taken == [torch.device(device), torch.device("cpu")]
+
+
+def checkpoint_of(state, *overrides, classes=CLASSES):
+    cfg = load_config(None, [*SMALL, *overrides])
+    return Checkpoint(Path("x.pt"), cfg, classes, state, optimizer=None, step=0, best_top1=-1.0)
+
+
+@pytest.fixture(scope="module")
+def sound_state():
+    return build_model(load_config(None, SMALL)).state_dict()
+
+
+def test_a_sound_checkpoint_is_taken(sound_state):
+    predictor_module._check_whole(checkpoint_of(sound_state))
+
+
+def test_weights_may_be_up_to_twice_what_the_file_holds(sound_state):
+    """What is stored once may be used under two names, as tied weights are; twice is the limit."""
+    numbers = sum(value.numel() for value in sound_state.values())
+    assert {value.dtype for value in sound_state.values()} == {torch.float32}
+    for stored, is_sound in ((-(-numbers // 2), True), ((numbers - 1) // 2, False)):
+        shared = torch.zeros(stored)
+        state = {name: shared[: value.numel()].view(value.shape) for name, value in sound_state.items()}
+        if is_sound:
+            predictor_module._check_whole(checkpoint_of(state))
+        else:
+            with pytest.raises(ValueError, match=r"x\.pt: its weights are larger than what the file holds of them"):
+                predictor_module._check_whole(checkpoint_of(state))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda value: value.to_sparse(), lambda value: value.to(torch.complex64), lambda value: value.tolist(),
+    lambda _: None,
+])  # fmt: skip
+def test_a_single_weight_that_is_no_plain_tensor_is_refused(sound_state, spoil):
+    state = {**sound_state, "tokenizer.projection.bias": spoil(sound_state["tokenizer.projection.bias"])}
+    with pytest.raises(ValueError, match=r"x\.pt: its weights are no plain tensors by name"):
+        predictor_module._check_whole(checkpoint_of(state))
+
+
+@pytest.mark.parametrize(("classes", "message"), [
+    (["a", "b", "c", "d", ""], "holds other things than names"), (["a", "b", "c", "d", None], "holds other things"),
+    (("a", "b", "c", "d", "e"), "holds other things"), (["a", "b", "c", "d", "a"], "names a class twice"),
+    (["a", "b", "c", "d", "e", "f"], "names 6 classes, but its MODEL.NUM_CLASSES is 5"),
+])  # fmt: skip
+def test_class_lists_that_do_not_fit(sound_state, classes, message):
+    with pytest.raises(ValueError, match=message):
+        predictor_module._check_whole(checkpoint_of(sound_state, classes=classes))
+
+
+def test_a_config_may_not_have_more_blocks_than_there_are_weights():
+    few = {"a": torch.zeros(1), "b": torch.zeros(1), "c": torch.zeros(1)}
+    factorised = ["MODEL.ENCODER", "factorised", "MODEL.COMPRESSED_GRID", "[2,2]", "MODEL.DEPTH", "2"]
+    for overrides in (["MODEL.DEPTH", "4"], [*factorised, "MODEL.TEMPORAL_DEPTH", "4"]):
+        with pytest.raises(ValueError, match="its config has more blocks than it holds weights"):
+            predictor_module._check_whole(checkpoint_of(few, *overrides))
+    for overrides in (["MODEL.DEPTH", "3"], ["MODEL.DEPTH", "2", "MODEL.TEMPORAL_DEPTH", "9"],
+                      [*factorised, "MODEL.TEMPORAL_DEPTH", "3"]):  # fmt: skip
+        with pytest.raises(ValueError, match=r"x\.pt") as raised:
+            predictor_module._check_whole(checkpoint_of(few, *overrides))
+        assert "more blocks" not in str(raised.value)  # what is missing is named instead
+
+
+def test_a_folder_of_a_checkpoint_is_no_file(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.pt")
+    with pytest.raises(ValueError, match=r"pipe\.pt: neither a file nor a folder"):
+        load_model(tmp_path / "pipe.pt", "cpu")
+    with pytest.raises(ValueError, match=r"none\.pt"):
+        load_model(tmp_path / "none.pt", "cpu")
+    for kind in (TypeError, AttributeError, KeyError, RecursionError):
+        monkeypatch.setattr(predictor_module, "load_checkpoint", lambda _, kind=kind: (_ for _ in ()).throw(kind("x")))
+        with pytest.raises(ValueError, match=r"x\.pt: no checkpoint of this project: what is in it has the wrong type"):
+            load_model(tmp_path / "x.pt", "cpu")
+
+
+# Complete models ------------------------------------------------------------------------------------------------------
 
 
 def predictor(folder, *overrides):

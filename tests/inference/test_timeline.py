@@ -6,6 +6,7 @@ LOOKUPVIT_HOUR=runs/demo_motion/model.pt python -m pytest -s tests/inference/tes
 
 import csv
 import itertools
+import math
 import os
 import random
 import resource
@@ -24,14 +25,18 @@ from lookupvit_video.data.manifest import Video, read_class_list
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import eval_transform, normalize
 from lookupvit_video.engine.checkpoint import save_checkpoint
+from lookupvit_video.inference import timeline as module
 from lookupvit_video.inference.annotate import open_writer
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.inference.timeline import (
+    CHANGE_COST,
+    SEGMENTS_WINDOW,
     ForwardReader,
     Segment,
     Timeline,
     _likeliest_labels,
     find_segments,
+    leading_classes,
     plan_windows,
     read_timeline,
     timeline_as_json,
@@ -225,6 +230,156 @@ def test_the_json_has_times_segments_and_classes():
     assert [window["start"] for window in facts["windows"]] == [0, 0.5, 1]
     assert facts["windows"][2]["end"] == 3
     assert list(facts["windows"][2]["classes"]) == ["b", "a"]
+
+
+# Small things ---------------------------------------------------------------------------------------------------------
+
+
+def test_lengths_that_the_documentation_names():
+    assert SEGMENTS_WINDOW == 4.0
+    assert CHANGE_COST == 2.0
+    assert module._SMALLEST == 0.01
+
+
+def test_a_window_speaks_for_the_time_that_its_centre_is_nearest_to():
+    found = Timeline("x", 5.0, 2.0, np.array([0.0, 1.0, 3.0]), np.zeros((3, 2)), ["a", "b"])
+    assert found.centres.tolist() == [1.0, 2.0, 4.0]
+    assert found.borders.tolist() == [0.0, 1.5, 3.0, 5.0]
+    assert [found.at(seconds) for seconds in (-1.0, 0.0, 1.49, 1.5, 2.99, 3.0, 4.9, 5.0, 9.0)] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        2,
+        2,
+    ]
+    short = Timeline("x", 0.5, 2.0, np.array([0.0]), np.zeros((1, 2)), ["a", "b"])
+    assert (short.centres.tolist(), short.borders.tolist(), short.at(0.4)) == ([0.5], [0.0, 0.5], 0)
+
+
+def test_windows_have_the_models_length_or_one_of_their_own():
+    clip = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "3", "DATA.TARGET_FPS", "24"])
+    segments = load_config(None, [*SMALL, "DATA.SAMPLING", "segments"])
+    assert plan_windows(clip, 0.9, 0.125, None)[1] == 0.5
+    assert plan_windows(clip, 0.9, None, None)[0].tolist() == pytest.approx([0, 0.125, 0.25, 0.375, 0.4])
+    assert plan_windows(clip, 0.5008, 0.25, None)[0].tolist() == [0]  # less than a frame is no window more
+    assert plan_windows(clip, 0.502, 0.25, None)[0].tolist() == pytest.approx([0, 0.002])
+    assert plan_windows(clip, 0.75 - 1e-7, 0.25, None)[0].tolist() == [0, 0.25]  # a rounding error is no window less
+    assert plan_windows(segments, 0.02, 0.01, 0.01)[1] == 0.01
+    for stride, window in ((0.01, 0.01), (None, 0.04)):
+        assert plan_windows(segments, 1.0, stride, window)[0][1] == pytest.approx(0.01)
+    for stride, window, name in ((None, 0.009, "--window"), (0.009, None, "--stride"), (float("inf"), None, "--stride"),
+                                 (None, float("inf"), "--window"), (float("nan"), 1.0, "--stride")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{name} must be a number of seconds from 0.01 on"):
+            plan_windows(segments, 10.0, stride, window)
+
+
+def test_how_long_a_video_may_take(monkeypatch):
+    opened = []
+    monkeypatch.setattr(module, "ForwardReader", lambda *given, **options: opened.append((given, options)))
+    for usual, timeout, limit in (
+        (6, math.inf, 60.0),
+        (6, 7.0, 7.0),
+        (6, 90.0, 60.0),
+        (0, math.inf, 0.0),
+        (0, 7.0, 7.0),
+    ):
+        cfg = load_config(None, [*SMALL, "DATA.DECODE_TIMEOUT", str(usual), "DATA.INDEX_CACHE", "index"])
+        module.open_forward("x.mp4", cfg, timeout)
+        assert opened.pop() == (("x.mp4",), {"timeout": limit, "index_cache": "index"})
+    module.open_forward("x.mp4", cfg)
+    assert opened.pop()[1]["timeout"] == 0.0
+
+
+def test_a_single_reader_decodes_on_more_than_one_thread(tmp_path):
+    path = write_video(tmp_path / "x.mp4", frames=4)
+    with ForwardReader(path) as forward, open_video(path) as reader:
+        assert [decoder_of(each).thread_type.name == "NONE" for each in (forward, reader)] == [False, True]
+
+
+def decoder_of(reader):
+    return getattr(reader, "_decoder", None) or reader._stream.codec_context
+
+
+def test_no_window_rules_a_class_out():
+    """One window that gives a class nothing costs it ln(100) at most, less than two changes of 2.5 gain."""
+    doubtful = timeline("aaaaaaaaaaaaa", stride=2.0, sure=0.5)
+    doubtful.probabilities[6] = (0.0, 1.0, 0.0)
+    assert len(find_segments(doubtful, change_cost=2.5)) == 1
+    assert len(find_segments(doubtful, change_cost=2.25)) == 3
+
+
+def test_a_segment_as_probable_as_asked_is_kept():
+    found = timeline("aaaaa", sure=0.5)
+    assert find_segments(found, min_probability=0.5) == [Segment(0.0, 4.0, "a", 0.5)]
+    assert find_segments(found, min_probability=0.500001) == []
+    assert len(find_segments(found)) == 1
+
+
+def test_the_leading_classes_have_the_largest_share_of_all_windows():
+    found = timeline("aabcc", classes="abcd", sure=0.7)
+    assert leading_classes(found, 9) == [0, 2, 1, 3]  # of equals the first
+    assert leading_classes(found, 2) == [0, 2]
+
+
+def test_the_json_is_rounded_and_holds_five_classes():
+    starts = np.array([0.0, 1.23456])
+    probabilities = np.array([[0.1, 0.123456, 0.3, 0.05, 0.2, 0.2, 0.02654]] * 2)
+    found = Timeline("x.mp4", 3.14159, 2.00049, starts, probabilities, list("abcdefg"))
+    facts = timeline_as_json(found, [Segment(0.12345, 3.14159, "b", 0.98765)])
+    assert facts == {
+        "path": "x.mp4", "duration": 3.142, "window": 2.0,
+        "segments": [{"start": 0.123, "end": 3.142, "label": "b", "probability": 0.9877}],
+        "windows": [
+            {"start": start, "end": end, "classes": {"c": 0.3, "e": 0.2, "f": 0.2, "b": 0.1235, "a": 0.1}}
+            for start, end in ((0.0, 2.0), (1.235, 3.142))
+        ],
+    }  # fmt: skip
+    assert [list(window["classes"]) for window in facts["windows"]] == [list("cefba")] * 2
+    assert list(timeline_as_json(found, [], topk=1)["windows"][0]["classes"]) == ["c"]
+
+
+class Answers:
+    """Stands for a `Predictor`: says how many windows it was given at once."""
+
+    classes = ["a", "b"]
+
+    def __init__(self, *overrides):
+        self.cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "4", "DATA.TARGET_FPS", "8", *overrides])
+        self.batches = []
+
+    def predict_clips(self, clips, grid):
+        self.batches.append(len(clips))
+        assert clips.shape[1:] == (3, 4, 32, 32)
+        return torch.tensor([[0.25, 0.75]]).repeat(len(clips), 1)
+
+
+def test_windows_are_answered_in_batches_of_the_asked_size(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "x.mp4", frames=40, fps=8)  # 5 s: 7 windows
+    model = Answers()
+    found = read_timeline(model, path, batch_size=3)
+    assert model.batches == [3, 3, 1]
+    assert (found.path, found.window, found.classes) == (path, 2.0, ["a", "b"])
+    assert found.probabilities.tolist() == [[0.25, 0.75]] * 7
+    read_timeline(model, path, stride=0.25)
+    assert model.batches[3:] == [8, 5]
+    monkeypatch.setattr(module, "monotonic", iter(range(100)).__next__)
+    assert len(read_timeline(model, path, batch_size=1, timeout=7).starts) == 7  # as long as it may take, not longer
+
+
+def test_windows_are_cropped_as_in_the_test(tmp_path):
+    path, seen = write_video(tmp_path / "x.mp4", frames=16, fps=8), []
+    for overrides in ((), ("DATA.TEST_SHORT_SIDE", "40")):
+        model = Answers(*overrides)
+        model.predict_clips = lambda clips, grid: seen.append(clips) or torch.zeros(len(clips), 2)
+        read_timeline(model, path)
+        size = 40 if overrides else 32
+        with open_video(path) as reader:
+            frames = reader.frames_at([0.0, 0.5, 1.0, 1.5])
+        assert torch.equal(seen[-1][0], eval_transform(32, size, 1)(frames)[0])
 
 
 # Whole ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,219 @@
+"""Lists of videos, and files of answers; without a model. The command itself: tests/tools/test_predict.py."""
+
+import csv
+import io
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from lookupvit_video.data.decode import DecodeError
+from lookupvit_video.inference import batch
+from lookupvit_video.inference.batch import (
+    AnswerFile,
+    csv_columns,
+    csv_row,
+    find_videos,
+    list_paths,
+    read_or_fail,
+    read_videos,
+)
+from lookupvit_video.inference.views import Failure, Views
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of empty files: a.mp4, B.MKV, notes.txt, deep/c.webm."""
+    (tmp_path / "deep").mkdir()
+    for name in ("a.mp4", "B.MKV", "notes.txt", "deep/c.webm"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+# What to read -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_stands_for_the_videos_below_it_in_order(folder):
+    names = [str(folder / name) for name in ("B.MKV", "a.mp4", "deep/c.webm")]
+    assert find_videos([str(folder)]) == (names, [])
+    assert find_videos([names[1], str(folder), names[1]]) == ([names[1], names[0], names[2]], [])  # each once
+
+
+def test_a_folder_without_videos_is_a_failure(folder):
+    (folder / "empty").mkdir()
+    found, (failure,) = find_videos([str(folder / "empty"), str(folder / "a.mp4")])
+    assert found == [str(folder / "a.mp4")]
+    assert failure.path == str(folder / "empty")
+    assert failure.reason
+
+
+def test_a_pattern_stands_for_files_in_order(folder):
+    (folder / "dir.mp4").mkdir()
+    found = [str(folder / "a.mp4"), str(folder / "deep" / "c.webm"), str(folder / "notes.txt")]
+    assert find_videos([str(folder / "*.mp4")]) == (found[:1], [])  # no folders
+    assert find_videos([str(folder / "**" / "*.[wt]*")]) == (found[1:], [])
+    assert find_videos([str(folder / "x*")]) == ([], [Failure(str(folder / "x*"), "no file matches this pattern")])
+    for number in range(9, 0, -1):
+        (folder / f"{number}.avi").touch()
+    assert find_videos([str(folder / "?.avi")])[0] == [str(folder / f"{number}.avi") for number in range(1, 10)]
+
+
+def test_a_name_that_looks_like_a_pattern_may_be_a_file(folder):
+    (folder / "[a].mp4").touch()
+    (folder / "gone[1].mp4").symlink_to(folder / "nowhere")  # it exists, its target does not
+    for name in ("[a].mp4", "gone[1].mp4"):
+        assert find_videos([str(folder / name)]) == ([str(folder / name)], [])
+
+
+def test_standard_input_names_videos(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"a.mp4\n\nb c.mp4\r\n")))
+    assert find_videos(["x.mp4", "-", "a.mp4"]) == (["x.mp4", "a.mp4", "b c.mp4"], [])
+
+
+def test_paths_in_a_list_start_at_its_folder(folder):
+    (folder / "list.txt").write_text(f"a.mp4\n/abs/b.mp4\n   \n{folder / 'a.mp4'}\n")
+    (folder / "table.csv").write_text('label, path ,start\n1,deep/c.webm,0\n2,"x,y.mp4",\n')
+    found, failures = find_videos(["z.mp4"], [str(folder / "list.txt"), str(folder / "table.csv")])
+    assert found == ["z.mp4", str(folder / "a.mp4"), "/abs/b.mp4", str(folder / "deep/c.webm"), str(folder / "x,y.mp4")]
+    assert failures == []
+
+
+def test_a_list_may_be_as_long_as_the_limit(monkeypatch):
+    assert batch.MAX_LIST_BYTES == 256 * 2**20
+    monkeypatch.setattr(batch, "MAX_LIST_BYTES", 6)
+    assert list_paths(io.BytesIO(b"a.mp4\n"), "x", "") == ["a.mp4"]
+    monkeypatch.setattr(batch, "MAX_LIST_BYTES", 5)
+    with pytest.raises(ValueError, match="x: longer than 0 MiB"):
+        list_paths(io.BytesIO(b"a.mp4\n"), "x", "")
+
+
+def test_a_list_that_cannot_be_read_is_named(folder):
+    with pytest.raises(ValueError, match="this list is no regular file; for a pipe, write - for standard input"):
+        find_videos([], [str(folder)])
+    with pytest.raises(ValueError, match=r"none.txt: this list cannot be read \(No such file or directory\)"):
+        find_videos([], [str(folder / "none.txt")])
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def fake_read(path, plan):
+    if path == "bad":
+        raise DecodeError(path, "is text")
+    if path == "bug":
+        raise KeyError(path)
+    return Views(path, np.zeros(1), [], plan.note)
+
+
+def test_a_file_that_cannot_be_read_is_a_failure_and_a_mistake_in_the_code_is_not(monkeypatch):
+    monkeypatch.setattr(batch, "read_file", fake_read)
+    plan = types.SimpleNamespace(note="x")
+    assert read_or_fail(plan, "bad") == Failure("bad", "is text")
+    assert read_or_fail(plan, "a")[::3] == ("a", "x")
+    with pytest.raises(KeyError):
+        read_or_fail(plan, "bug")
+    assert [found[0] for found in read_videos(["a", "bad", "b"], plan, 0)] == ["a", "bad", "b"]
+
+
+def test_reading_in_processes_has_a_limit_and_lost_files_are_failures(monkeypatch):
+    given = []
+
+    def run(work, paths, *, processes, timeout):
+        given.append((work(paths[0]), processes, timeout))
+        yield types.SimpleNamespace(number=1, lost=types.SimpleNamespace(detail="crashed"), answer=None)
+        yield types.SimpleNamespace(number=0, lost=None, answer="views")
+        yield types.SimpleNamespace(number=2, lost=None, answer=None)
+
+    monkeypatch.setattr(batch, "read_file", fake_read)
+    monkeypatch.setattr(batch, "run_isolated", run)
+    for timeout, limit in ((7.0, 24.0), (0.0, float("inf"))):  # opening and decoding, 5 s of slack each
+        found = list(read_videos(["bad", "b", "c"], types.SimpleNamespace(timeout=timeout), 3))
+        assert found == [Failure("b", "crashed"), "views"]
+        assert given.pop() == (Failure("bad", "is text"), 3, limit)
+
+
+# Answers ------------------------------------------------------------------------------------------------------------
+
+ANSWER = {"path": "a,b.mp4", "classes": {"x": 0.75, "y": 0.25}, "times": [[0, 1]], "grid": "1x2x2", "gmacs": 0.5,
+          "note": "short"}  # fmt: skip
+
+
+def test_a_row_of_a_table():
+    assert csv_columns(2) == ["path", "label_1", "probability_1", "label_2", "probability_2", "grid", "gmacs", "note",
+                              "error"]  # fmt: skip
+    assert csv_row(ANSWER) == {
+        "path": "a,b.mp4", "label_1": "x", "probability_1": "0.750000", "label_2": "y", "probability_2": "0.250000",
+        "grid": "1x2x2", "gmacs": 0.5, "note": "short",
+    }  # fmt: skip
+    assert csv_row({"path": "a", "error": "gone"}) == {"path": "a", "error": "gone"}
+
+
+@pytest.mark.parametrize("columns", [None, csv_columns(2)])
+def test_an_answer_is_on_the_disk_as_soon_as_it_is_written(tmp_path, columns):
+    path = tmp_path / "new" / "answers"
+    with AnswerFile(str(path), columns) as file:
+        for count in (1, 2):
+            file.write(csv_row(ANSWER) if columns else ANSWER)
+            text = path.read_text()
+            assert text.endswith("\n")
+            rows = list(csv.DictReader(io.StringIO(text))) if columns else [json.loads(x) for x in text.splitlines()]
+            assert len(rows) == count
+    assert file.file.closed
+    assert rows[0]["path"] == "a,b.mp4"
+    assert path.read_bytes().count(b"\r\n") == (3 if columns else 0)  # as tables have it
+
+
+def test_a_new_file_forgets_an_old_one_and_resuming_keeps_it(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"path": "a"}\n{"path": "b", "error": "gone"}\n{"path": 3}\n[1]\n{"path": "c", "error": ""}\nnull\n{"pa'
+    )
+    with AnswerFile(str(path), resume=True) as file:
+        assert file.done == {"a", "c"}
+        assert path.read_text() == '{"path": "a"}\n{"path": "c", "error": ""}\n'
+        file.write({"path": "b"})
+    assert path.read_text().splitlines()[2:] == ['{"path": "b"}']
+    with AnswerFile(str(path)) as file:
+        assert file.done == set()
+    assert path.read_text() == ""
+
+
+def test_resuming_where_there_is_nothing_yet(tmp_path):
+    for name, text in (("none", None), ("empty", ""), ("failures", '{"path": "a", "error": "gone"}\n')):
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        with AnswerFile(str(path), resume=True) as file:
+            assert file.done == set()
+            file.write({"path": "x"})
+        assert path.read_text() == '{"path": "x"}\n'
+
+
+def test_a_table_resumes_with_whole_rows_and_the_same_columns(tmp_path):
+    columns, path = ["path", "label_1", "error"], tmp_path / "a.csv"
+    path.write_text("path,label_1,error\na,x,\nb,,gone\nc,x,,too many\nd,x\n")
+    with AnswerFile(str(path), columns, resume=True) as file:
+        assert file.done == {"a"}
+    assert path.read_bytes() == b"path,label_1,error\r\na,x,\r\n"
+    with pytest.raises(ValueError, match=r"a.csv: --resume: its columns are others; use the same --topk"):
+        AnswerFile(str(path), ["path", "error"], resume=True)
+    path.write_text("")
+    with AnswerFile(str(path), columns, resume=True) as file:
+        assert file.done == set()
+    assert path.read_bytes() == b"path,label_1,error\r\n"
+
+
+def test_standard_output_stays_open(capsys):
+    with AnswerFile("-", ["path"], resume=True) as file:
+        file.write({"path": "a"})
+    print("b")
+    assert capsys.readouterr().out.split() == ["path", "a", "b"]
+
+
+def test_answers_go_into_regular_files_only(tmp_path):
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path, tmp_path / "broken", "/dev/null"):
+        with pytest.raises(ValueError, match="answers go into a regular file, or to standard output"):
+            AnswerFile(str(path))
