@@ -20,7 +20,6 @@ from lookupvit_video.models.lookupvit import grid_name
 # Of the readers and of `read_file`; the steps below name them.
 RULES = {
     "time_tolerance_seconds": 1e-6,
-    "before_end_seconds": 1e-4,
     "ascending_share": 0.8,
     "pixel_aspect_tolerance": 0.02,
     "pixel_aspect_limit": 8,
@@ -40,18 +39,19 @@ STEPS = {
     "sample": "V = VIEWS_IN_TIME clips of T = NUM_FRAMES frames, k = 0 .. V-1, i = 0 .. T-1, c = (k + 0.5) / V. "
     "SAMPLING 'clip': second = c x max(duration - T x STEP_SECONDS, 0) + i x STEP_SECONDS. SAMPLING 'segments': "
     "second = (i + c) x duration / T. SINGLE_FRAME: the second of i = T // 2 for all i.",
-    "frame": "second is limited to at most max(0, duration - BEFORE_END_SECONDS), so that a video shorter than the "
-    "clip repeats its last frame. The frame is the last one with time <= second + TIME_TOLERANCE_SECONDS.",
+    "frame": "The last frame with time <= second + TIME_TOLERANCE_SECONDS. So past the end the last frame is shown; a "
+    "video shorter than the clip repeats it.",
     "pixels": "Pixel aspect r = width of a pixel / height (av_guess_sample_aspect_ratio; 1 where it is not stated). If "
     "1/PIXEL_ASPECT_LIMIT <= r <= PIXEL_ASPECT_LIMIT and |r - 1| > PIXEL_ASPECT_TOLERANCE, the picture becomes "
     "max(1, round(width x r)) wide; height stays. Every frame is scaled to the size so found for the first frame. "
     "Scaling and conversion to 8-bit RGB are one step of libswscale with its bicubic filter (PyAV: frame.reformat); "
-    "colour matrix and range are those that the frame states, BT.601 and 16 to 235 where it states none. No "
-    "deinterlacing.",
-    "upright": "Display matrix (a b u / c d v / x y w) of the first frame, for all frames: a stored pixel (x, y) is "
-    "shown at (a x + c y, b x + d y). If |b| + |c| > |a| + |d|: exchange rows and columns, then a = c, d = b. Then "
-    "reverse the rows if d < 0, and the columns if a < 0. So all eight orientations are upright. No matrix: nothing is "
-    "turned.",
+    "colour matrix and range are those that the frame states, BT.601 and 16 to 235 where it states none. Nothing is "
+    "deinterlaced: an interlaced frame is converted as if it were progressive.",
+    "upright": "Display matrix (a b u / c d v / x y w) of a frame: a stored pixel (x, y) is shown at (a x + c y, "
+    "b x + d y). If |b| + |c| > |a| + |d| (rows of length 1): exchange rows and columns, then a = c, d = b. "
+    "Then reverse the rows if d < 0, and the columns if a < 0. So all eight orientations are upright; other angles are "
+    "rounded to them. A frame without a matrix: nothing is turned if it is a key frame, else as the frame before. "
+    "A matrix of zeros: nothing is turned. All upright frames have the size of the first one upright.",
     "crop": "H, W: of the upright picture. side = max(1, round(min(H, W) x SIZE / SHORT_SIDE)); squares of that side. "
     "VIEWS_IN_SPACE 1: top (H - side) // 2, left (W - side) // 2. VIEWS_IN_SPACE 3: along the longer side (along the "
     "width where equal) at 0, (length - side) // 2 and length - side; along the other in the middle.",

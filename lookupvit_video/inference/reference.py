@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import sys
 import warnings
 from bisect import bisect_left
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.filter
 import numpy as np
 from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
@@ -130,25 +132,52 @@ def timeline(path: str, rules: dict[str, Any]) -> tuple[list[int], np.ndarray, f
     return positions, times, duration
 
 
-def display_matrix(frame: Any) -> tuple[int, int, int, int]:
-    """What a frame says of turning and mirroring it: (a, b, c, d) of ISO 14496-12, x 2^16."""
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
-    if matrix is None:
-        return 1, 0, 0, 1
-    a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()
-    return a, b, c, d
+def filtered(frame: Any, *filters: tuple[str, str]) -> Any:
+    """A frame after filters of libav, (name, arguments) each."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
+    )
+    graph.link_nodes(source, *(graph.add(*one) for one in filters), graph.add("buffersink")).configure()
+    graph.push(frame)
+    return graph.pull()
 
 
-def upright(picture: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
-    """Turn and mirror pixels (H, W, 3) by a display matrix, as players do.
+def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
+    """How a frame is to be turned and mirrored: (a, b, c, d) of ISO 14496-12, x 2^16; None: it does not say."""
+    try:
+        side_data = frame.side_data
+    except ValueError:  # PyAV, where a frame carries a kind that it has no name for
+        unknown = set(range(64)) - {kind.value for kind in SideData}
+        side_data = filtered(frame, *(("sidedata", f"mode=delete:type={kind}") for kind in unknown)).side_data
+    for data in side_data:
+        if data.type is SideData.DISPLAYMATRIX:  # the first of several is the container's
+            a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
+            return a, b, c, d
+    return None
 
-    The matrix maps a stored pixel (x, y) to (a x + c y, b x + d y) on the screen. Angles between the right ones are
-    rounded to the nearest.
+
+def orientation(matrix: tuple[int, int, int, int]) -> tuple[bool, bool, bool]:
+    """What makes a picture upright: whether rows become columns, and then whether rows and columns are reversed.
+
+    The matrix shows a stored pixel (x, y) at (a x + c y, b x + d y). Angles between the right ones are rounded to the
+    nearest.
     """
     a, b, c, d = matrix
-    if abs(b) + abs(c) > abs(a) + abs(d):  # rows become columns
-        picture, a, d = picture.transpose(1, 0, 2), c, b
-    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    along_x, along_y = math.hypot(a, b), math.hypot(c, d)
+    transposed = abs(b) * along_y + abs(c) * along_x > abs(a) * along_y + abs(d) * along_x
+    to_row, to_column = (b, c) if transposed else (d, a)
+    if not to_row or not to_column:
+        return False, False, False  # it shows nothing
+    return transposed, to_row < 0, to_column < 0
+
+
+def upright(picture: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
+    """Turn and mirror pixels (H, W, 3)."""
+    transposed, rows_reversed, columns_reversed = turn
+    if transposed:
+        picture = picture.transpose(1, 0, 2)
+    return picture[:: -1 if rows_reversed else 1, :: -1 if columns_reversed else 1]
 
 
 def shown_size(frame: Any, stream: Any, rules: dict[str, Any]) -> tuple[int, int]:
@@ -162,16 +191,22 @@ def shown_size(frame: Any, stream: Any, rules: dict[str, Any]) -> tuple[int, int
 
 def frames_at(path: str, positions: Sequence[int], rules: dict[str, Any]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (position, RGB pixels (H, W, 3) uint8, upright, square) of the frames at some positions, ascending."""
-    wanted = set(positions)
+    wanted, turn = set(positions), (False, False, False)
     with open_video(path) as (container, stream):
         for position, frame in enumerate(decoded(container, stream)):
-            if position == 0:  # a stream may change midway, a clip may not
-                size, matrix = shown_size(frame, stream, rules), display_matrix(frame)
+            matrix = display_matrix(frame)
+            if matrix is not None or frame.key_frame:  # else that of the frame before holds
+                turn = orientation(matrix or (1, 0, 0, 1))
+            if position == 0:  # a stream may change its size midway, a clip may not
+                size, transposed = shown_size(frame, stream, rules), turn[0]
             if position in wanted:
+                width, height = size if turn[0] == transposed else size[::-1]
+                if frame.interlaced_frame:  # else the colours of each field would be brought to full size by themselves
+                    frame = filtered(frame, ("setfield", "prog"))
                 picture = frame.reformat(
-                    width=size[0], height=size[1], format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
+                    width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
                 )
-                yield position, upright(picture.to_ndarray(), matrix)
+                yield position, upright(picture.to_ndarray(), turn)
                 wanted.remove(position)
             if not wanted:
                 return
@@ -195,9 +230,8 @@ def clip_times(duration: float, rules: dict[str, Any]) -> np.ndarray:
     return times
 
 
-def shown_at(times: np.ndarray, seconds: np.ndarray, duration: float, rules: dict[str, Any]) -> np.ndarray:
+def shown_at(times: np.ndarray, seconds: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
     """Indices of the frames shown at some seconds; past the end the last one."""
-    seconds = np.minimum(seconds, max(0.0, duration - rules["before_end_seconds"]))
     return np.maximum(np.searchsorted(times, seconds + rules["time_tolerance_seconds"], side="right") - 1, 0)
 
 
@@ -256,7 +290,7 @@ def read_clips(path: str, rules: dict[str, Any]) -> np.ndarray:
         ValueError: the file cannot be read.
     """
     positions, times, duration = timeline(path, rules)
-    shown = np.array(positions)[shown_at(times, clip_times(duration, rules), duration, rules)]  # (clips, T)
+    shown = np.array(positions)[shown_at(times, clip_times(duration, rules), rules)]  # (clips, T)
     small = {
         position: np.stack([resized(crop, rules["size"]) for crop in crops(picture, rules)])
         for position, picture in frames_at(path, sorted(set(shown.ravel().tolist())), rules)

@@ -32,6 +32,8 @@ FILES = {
     "vp9.webm": {"codec": "libvpx-vp9"},
     "hevc.mp4": {"codec": "libx265", "b_frames": 3},
     "stream.ts": {"b_frames": 2, "with_audio": True},
+    "no_stamps.h264": {"b_frames": 2},
+    "program.mpg": {"codec": "mpeg2video", "b_frames": 2},
     "portrait.mp4": {"size": (48, 70)},
     "odd.mp4": {"size": (71, 49), "pix_fmt": "yuv444p"},
     "square.mp4": {"size": (64, 64)},
@@ -114,6 +116,26 @@ def test_all_eight_orientations_are_upright(tmp_path, matrix):
     np.testing.assert_array_equal(shown, MATRICES[matrix](stored))
 
 
+def test_other_matrices_are_rounded_or_left_alone():
+    flip = (False, False, True)
+    assert reference.orientation((-65536, 300, -200, 65536)) == flip
+    assert reference.orientation((-131072, 0, 0, 32768)) == flip  # scaled
+    assert reference.orientation((40000, 52000, -52000, 40000)) == (True, False, True)  # 52 degrees: a quarter turn
+    assert reference.orientation((0, 0, 0, 0)) == (False, False, False)
+
+
+def test_interlaced_frames_are_converted_as_progressive_ones(tmp_path):
+    rules = preprocessing(config())
+    same = {"codec_options": {"qp": "0"}, "frames": 4, "size": (64, 64)}
+    plain = write_video(tmp_path / "a.mp4", **same)
+    same["codec_options"] |= {"x264-params": "tff=1"}
+    interlaced = write_video(tmp_path / "b.mp4", **same)
+    with reference.open_video(interlaced) as (container, stream):
+        assert next(reference.decoded(container, stream)).interlaced_frame
+    key_frame = [next(reference.frames_at(path, [0], rules))[1] for path in (plain, interlaced)]
+    np.testing.assert_array_equal(*key_frame)
+
+
 def test_the_resize_is_that_of_torch_to_the_bit():
     random = np.random.default_rng(0)
     tolerance = 0 if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else 1
@@ -126,7 +148,19 @@ def test_the_resize_is_that_of_torch_to_the_bit():
         assert difference.max() <= tolerance, (side, size)
 
 
-def test_stamps_out_of_order_are_left_out_or_replaced_by_the_rate():
+def test_a_frame_whose_stamp_is_out_of_order_is_left_out(tmp_path):
+    path = Path(write_video(tmp_path / "a.mkv", codec="mjpeg", pix_fmt="yuvj420p", frames=30))
+    data = path.read_bytes()
+    block = b"\x81" + (167).to_bytes(2, "big") + b"\x80"  # of track 1, 167 ms after its cluster: the fifth picture
+    path.write_bytes(data.replace(block, b"\x81" + (900).to_bytes(2, "big") + b"\x80", 1))
+    positions, times, _ = reference.timeline(str(path), preprocessing(config()))
+    assert positions == [*range(4), *range(5, 30)]
+    assert times[3:5].tolist() == pytest.approx([0.125, 0.208])
+    own, others = both(str(path))
+    np.testing.assert_array_equal(others, own)
+
+
+def test_the_longest_rise():
     assert reference.longest_rise([1, 2, 9, None, 3, 4]) == [0, 1, 4, 5]
     assert reference.longest_rise([3, 2, 1]) in ([0], [1], [2])
     assert reference.longest_rise([None]) == []
