@@ -4,12 +4,13 @@ BIN := .venv/bin
 DATA := datasets/moving_digits/data
 RUN := runs/demo_motion
 
-.PHONY: help demo test lint check-configs mutants clean
+.PHONY: help demo test lint check-configs docs-figures mutants clean
 
 help:
 	@echo "make demo           make the demo videos, train on them, test, predict, draw (minutes on 2 CPU cores)"
 	@echo "make test           run the test suite"
 	@echo "make lint           ruff and mypy"
+	@echo "make docs-figures   measure the tables of docs/ again and print them (many hours; PAGES=inference for one page)"
 	@echo "make check-configs  load every YAML of configs/ strictly and build its model"
 	@echo "make mutants        how many of a list of small faults the tests notice (an hour; tests/mutants.py --help)"
 	@echo "make clean          remove .venv, runs/ and the demo videos"
@@ -44,6 +45,9 @@ lint: .venv/installed
 
 check-configs: .venv/installed
 	$(BIN)/python tools/check_configs.py configs/*.yaml
+
+docs-figures: .venv/installed
+	$(BIN)/python tools/docs_figures.py $(PAGES)
 
 mutants: .venv/installed
 	$(BIN)/python -m tests.mutants

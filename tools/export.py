@@ -11,17 +11,17 @@ import torch
 
 from lookupvit_video.data.manifest import read_manifest
 from lookupvit_video.engine.log import setup_logging
+from lookupvit_video.inference.description import description, write_description
 from lookupvit_video.inference.export import (
     FILES,
     accuracy,
     check_format,
     deployed_model,
-    description,
     example_clips,
     export_model,
-    write_description,
 )
 from lookupvit_video.inference.predictor import load_model
+from lookupvit_video.inference.vectors import Comparison, add_reference, add_test_vectors, compare
 from lookupvit_video.models.lookupvit import LookupViT
 
 EXAMPLE = """example:
@@ -29,9 +29,12 @@ EXAMPLE = """example:
   python tools/export.py --checkpoint runs/demo_motion/model.pt --out exported_int8 --format pt2 --int8 \\
       --list datasets/moving_digits/data/motion/test.csv
 
-Writes model.pt2 (torch.export), model.onnx, model_aoti.pt2 (AOTInductor, compiled for this machine's device) and
-model.json (preprocessing, classes). Every file is loaded again and must answer what the checkpoint answers, to 1e-4.
-Exit code 0: done; 1: a failure at work; 2: an argument is wrong, or what a format needs is missing.
+  python tools/export.py --checkpoint runs/demo_motion/model.pt --out exported --compare my_videos/*.mp4
+
+Writes model.pt2 (torch.export), model.onnx, model_aoti.pt2 (AOTInductor, compiled for this machine's device),
+model.json (preprocessing, classes), reference.py (from a video to probabilities without this package) and two test
+videos. Every model is loaded again and must answer what the checkpoint answers, to 1e-4; reference.py to 1e-3.
+Exit code 0: done; 1: runtime failure; 2: invalid input, or what a format needs is missing.
 """
 
 
@@ -46,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--grid", metavar="TxHxW", help="compressed grid, for a model made with several")
     parser.add_argument("--int8", action="store_true", help="8-bit weights (torchao); formats pt2 and aoti")
     parser.add_argument("--list", metavar="FILE", help="labelled videos (path,label): measure the accuracy, one view")
+    parser.add_argument("--compare", nargs="+", metavar="FILE", help="videos to answer with reference.py as well")
     parser.add_argument("--device", default="cpu", help="what aoti is compiled for: cpu, cuda (default: cpu)")
     arguments = parser.parse_args()
     if arguments.batch is not None and arguments.batch < 1:
@@ -64,6 +68,23 @@ def parse_grid(text: str | None, model: torch.nn.Module) -> tuple[int, ...] | No
     if text not in model.compress:
         raise ValueError(f"--grid {text}: this model was made with {', '.join(model.compress)}")
     return tuple(int(part) for part in text.split("x"))
+
+
+def print_comparison(found: list[Comparison]) -> None:
+    """Print the difference of each video, the largest last, and what one side or both refused."""
+    answered = sorted((one for one in found if one.difference == one.difference), key=lambda one: one.difference)
+    for one in answered:
+        print(f"{one.difference:.1e}  {one.path}")
+    for one in found:
+        if one.refused_here and one.refused_there:
+            print(f"refused by both: {one.path} ({one.refused_here})")
+        elif one.refused_here:
+            print(f"refused by the package, answered by reference.py: {one.path} ({one.refused_here})")
+        elif one.refused_there:
+            print(f"refused by reference.py only: {one.refused_there}")
+    if answered:
+        largest = answered[-1].difference
+        print(f"{len(answered)} of {len(found)} videos answered by both: probabilities equal to {largest:.1g}")
 
 
 def main() -> int:
@@ -92,7 +113,12 @@ def main() -> int:
             facts["accuracy"]["int8"] = accuracy(deployed, predictor, videos, "int8")
             change = facts["accuracy"]["int8"] - facts["accuracy"]["float32"]
             print(f"int8:    {facts['accuracy']['int8']:.2f} %, a change of {change:+.2f} points")
+    add_test_vectors(predictor, deployed, arguments.out, facts)
     write_description(facts, arguments.out / "model.json")
+    difference = add_reference(arguments.out, facts)
+    print(f"{arguments.out / 'reference.py'}: answers the test videos, probabilities equal to {difference:.1g}")
+    if arguments.compare:
+        print_comparison(compare(predictor, grid, arguments.out, facts, arguments.compare))
     return 0
 
 

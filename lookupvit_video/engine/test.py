@@ -14,6 +14,7 @@ from lookupvit_video.engine.checkpoint import Checkpoint, check_settings, load_c
 from lookupvit_video.engine.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
 from lookupvit_video.engine.log import forget_bad_videos, record_bad_videos
 from lookupvit_video.engine.parallel import autocast_dtype
+from lookupvit_video.engine.provenance import measured_with
 from lookupvit_video.engine.world import World
 from lookupvit_video.models.build import build_model, model_shape
 from lookupvit_video.models.complexity import count_parameters, measured_macs
@@ -65,6 +66,7 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
         "precision": str(autocast_dtype(cfg.TRAIN.PRECISION, world.device)).removeprefix("torch."),
         "gmacs_per_view": gmacs(macs[0]),
         "parameters": count_parameters(model),
+        "measured_with": measured_with(world.device),
     }
     if len(grids) > 1:
         facts["grids"] = _grid_table(cfg, grids, macs, results)

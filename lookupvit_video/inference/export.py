@@ -1,7 +1,7 @@
 """A checkpoint as one file that other runtimes read: torch.export, ONNX, or a compiled AOTInductor package.
 
 What is exported takes uint8 clips and answers probabilities, so that neither normalisation nor softmax can be forgotten
-or done twice; how a video becomes clips stands in a JSON file beside it.
+or done twice; how a video becomes clips is in a JSON file next to it (`description.py`, `reference.py`).
 Shape letters: B clips, C channels, T frames, H W pixels, K classes.
 """
 
@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import simplejson
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +21,6 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import set_kernel
-from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.progress import progress
 
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "aoti": "model_aoti.pt2"}
@@ -209,59 +207,3 @@ def example_clips(predictor: Predictor, batch: int = _EXAMPLE_BATCH, seed: int =
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, 3, cfg.DATA.NUM_FRAMES, size, size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(predictor.device)
-
-
-def description(
-    predictor: Predictor, *, batch: int | None, grid: tuple[int, ...] | None, int8: bool, device: torch.device
-) -> dict[str, Any]:
-    """Return what a program that uses the exported model has to know, for the JSON file beside it.
-
-    Args:
-        batch: clips per call; None: any number.
-    """
-    cfg = predictor.cfg
-    size, rate = cfg.DATA.TEST_CROP_SIZE, cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS
-    frames = {"sampling": cfg.DATA.SAMPLING, "num_frames": cfg.DATA.NUM_FRAMES}
-    if cfg.DATA.SAMPLING == "clip":
-        frames["step_seconds"] = rate
-    if cfg.MODEL.ARCH == "lookupvit":
-        frames_grid = {"compressed_grid": grid_name(grid or cfg.MODEL.COMPRESSED_GRID)}
-    else:
-        frames_grid = {}
-    return {
-        "arch": cfg.MODEL.ARCH,
-        **frames_grid,
-        "weights": "int8" if int8 else "float32",
-        "device": device.type,
-        "torch": torch.__version__,
-        "input": {
-            "name": "clips",
-            "dtype": "uint8",
-            "layout": "BCTHW",
-            "shape": [batch or "any", 3, cfg.DATA.NUM_FRAMES, size, size],
-            "colours": "RGB, 0 to 255",
-        },
-        "output": {
-            "name": "probabilities",
-            "dtype": "float32",
-            "shape": [batch or "any", len(predictor.classes)],
-        },
-        "preprocessing": {
-            **frames,
-            "crop": "square in the centre",
-            "short_side": cfg.DATA.TEST_SHORT_SIDE or size,
-            "size": size,
-            "resize": "bilinear, antialiased, of the crop",
-            "normalisation": {"done": "inside the model", "mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD)},
-            "views_in_time": cfg.TEST.NUM_ENSEMBLE_VIEWS,
-            "views_in_space": cfg.TEST.NUM_SPATIAL_CROPS,
-            "views": "mean of their probabilities",
-        },
-        "classes": predictor.classes,
-    }
-
-
-def write_description(facts: dict[str, Any], path: Path) -> None:
-    """Write that JSON file."""
-    with written_whole(path) as temporary:
-        temporary.write_text(simplejson.dumps(facts, indent=1) + "\n", encoding="utf-8")

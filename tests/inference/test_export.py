@@ -20,7 +20,6 @@ from lookupvit_video.inference.export import (
     accuracy,
     check_format,
     deployed_model,
-    description,
     example_clips,
     export_model,
     load_exported,
@@ -258,19 +257,6 @@ def test_eight_bit_weights(tmp_path):
     )  # fmt: skip
     assert accuracy(plain, model, videos, "float32") == pytest.approx(100 * right / 6)
     assert 0 <= accuracy(small, model, videos, "int8") <= 100
-
-
-def test_the_description_tells_how_to_make_clips(tmp_path):
-    model = predictor(tmp_path, "DATA.SAMPLING_RATE 3 DATA.TARGET_FPS 12 DATA.TEST_SHORT_SIDE 40")
-    facts = description(model, batch=None, grid=None, int8=False, device=model.device)
-    assert facts["input"]["shape"] == ["any", 3, 4, 32, 32]
-    assert facts["output"]["shape"] == ["any", 3]
-    assert facts["preprocessing"]["step_seconds"] == 0.25
-    assert facts["preprocessing"]["short_side"] == 40
-    assert facts["preprocessing"]["normalisation"]["mean"] == [0.485, 0.456, 0.406]
-    assert facts["classes"] == CLASSES
-    assert facts["compressed_grid"] == "1x2x2"
-    assert description(model, batch=4, grid=None, int8=True, device=model.device)["input"]["shape"][0] == 4
 
 
 def test_what_is_missing_is_told():

@@ -31,7 +31,8 @@ def test_a_program_its_description_and_its_accuracy(checkpoint, tmp_path):
         TOOL, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--int8", "--list", tmp_path / "data" / "test.csv"
     )
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.json", "model.pt2"]
+    files = {"model.json", "model.pt2", "reference.py", "test_long.mp4", "test_short.mp4"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files
     facts = json.loads((tmp_path / "out" / "model.json").read_text())
     assert facts["weights"] == "int8"
     assert facts["files"]["model.pt2"]["max_difference"] < 1e-4

@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""Measure again what a page of docs/ holds: run its commands, print its tables in Markdown."""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import simplejson
+
+from lookupvit_video.cli import run_command
+from lookupvit_video.errors import RunFailure
+
+EXAMPLE = """example:
+  python tools/docs_figures.py inference --jobs 2
+  python tools/docs_figures.py ablations --print-only
+
+Run it in the folder of the repository. What is done is not done again: stop it and start it as you like; remove runs/ to
+measure everything. All pages take many hours of a core: docs/ablations.md is 90 runs of some minutes each.
+"""
+DATA = "datasets/moving_digits/data_study"
+MOTION = f"{DATA}/motion"
+
+
+class Step(NamedTuple):
+    """A command of a page, and the file that is there once it is done (None: the command knows by itself)."""
+
+    command: str
+    done: str | None = None
+
+
+class Table(NamedTuple):
+    """A table of a page: its heading, the steps that measure it, and what prints it from the folder of runs."""
+
+    heading: str
+    steps: list[Step]
+    text: Callable[[Path], str]
+
+
+def provenance(results: list[Path]) -> str:
+    """Return the line below a table: with what its runs were measured, each combination once."""
+    found: dict[str, int] = {}
+    for path in results:
+        result = simplejson.loads(path.read_text(encoding="utf-8"))
+        used = result.get("measured_with")
+        what = "commit and versions not recorded"
+        if used:
+            what = (
+                f"commit {used['commit']}, torch {used['torch']}, torchvision {used['torchvision']}, av {used['av']}, "
+                f"{used['processor']}, {used['threads']} thread{'s' * (used['threads'] != 1)}, {result['precision']}"
+            )
+        found[what] = found.get(what, 0) + 1
+    if not found:
+        return "Not measured."
+    return "Measured: " + "; ".join(f"{what} ({count} runs)" for what, count in found.items()) + "."
+
+
+def study_table(name: str, runs: Path) -> str:
+    """The table of a study as tools/study.py makes it of the runs that are done."""
+    out = runs / "studies" / name
+    call(f"tools/study.py --study configs/studies/{name}.yaml --table-only --out {shlex.quote(str(out))}", quiet=True)
+    return (
+        f"{(out / 'table.md').read_text(encoding='utf-8')}\n{provenance(sorted(out.glob('*/*/*/test_results.json')))}"
+    )
+
+
+def adaptive_table(runs: Path) -> str:
+    """What the thresholds of each seed reach on the test videos."""
+    lines = [
+        "| seed | chosen: grid (threshold) grid | top-1, % | largest grid, 2x4x4, % "
+        "| mean MACs of the largest grid's, % |",
+        "|---|---|---|---|---|",
+    ]
+    results = []
+    for path in sorted((runs / "studies/resolution/motion/one_model_for_all").glob("*/model.adaptive.json")):
+        facts: dict[str, Any] = simplejson.loads(path.read_text(encoding="utf-8"))
+        check = facts["check"]
+        lines.append(
+            f"| {path.parent.name} | {check['cascade']} | {check['top1']:.2f} | {check['top1_of_largest']:.2f} "
+            f"| {100 * check['share_of_largest']:.1f} |"
+        )
+        results.append(path.with_name("test_results.json"))
+    return "\n".join(lines) + "\n\n" + provenance(results)
+
+
+def finetune_table(runs: Path) -> str:
+    """The ways to fine-tune, as tools/compare_runs.py compares them, the best first."""
+    folders = sorted((runs / "studies/finetune/turning").glob("*/*/test_results.json"))
+    if not folders:
+        return provenance([])
+    names = " ".join(shlex.quote(str(path.parent)) for path in folders)
+    head, rule, *rows = call(f"tools/compare_runs.py {names}", quiet=True).strip().splitlines()
+    rows.sort(key=lambda row: -float(row.split("**")[1]))
+    return "\n".join([head, rule, *rows]) + "\n\n" + provenance(folders)
+
+
+def study(name: str) -> Step:
+    return Step(f"tools/study.py --study configs/studies/{name}.yaml")
+
+
+PREPARED = Step(f"datasets/moving_digits/prepare.py --test 1440 --out {DATA}", f"{MOTION}/classes.txt")
+
+
+def calibration(seed: int) -> Step:
+    folder = f"runs/studies/resolution/motion/one_model_for_all/{seed}"
+    lists = f"--list {MOTION}/val.csv --check-list {MOTION}/test.csv"
+    return Step(
+        f"tools/calibrate.py --checkpoint {folder}/model.pt {lists} --drop 0.5", f"{folder}/model.adaptive.json"
+    )
+
+
+def subset(name: str, rest: str) -> Step:
+    return Step(
+        f"datasets/moving_digits/subset.py --of {MOTION} --out {DATA}/{name} {rest}", f"{DATA}/{name}/classes.txt"
+    )
+
+
+STRAIGHT = Step(
+    f"tools/run_net.py --cfg configs/small_motion.yaml OUTPUT_DIR runs/straight DATA.PATH_TO_DATA_DIR {DATA}/straight "
+    "MODEL.NUM_CLASSES 4 SOLVER.MAX_EPOCH 2",
+    "runs/straight/test_results.json",
+)
+FINETUNE = [
+    PREPARED,
+    subset("straight", "--classes 'left to right' 'right to left' upward downward"),
+    subset("turning", "--train 480 --classes clockwise counter-clockwise approaching leaving"),
+    STRAIGHT,
+    study("finetune"),
+]
+STUDIES = ("controls_digit", "controls_motion", "resolution", "options_motion", "options_digit")
+PAGES = {
+    "ablations": [
+        Table(name, [PREPARED, study(name)], lambda runs, name=name: study_table(name, runs))  # type: ignore[misc]
+        for name in STUDIES
+    ],
+    "inference": [Table("adaptive", [PREPARED, study("resolution"), *map(calibration, range(3))], adaptive_table)],
+    "finetuning": [Table("ways to fine-tune", FINETUNE, finetune_table)],
+}
+
+
+def call(command: str, quiet: bool = False) -> str:
+    """Run a script of this repository with this Python; return what it prints, where it is not to be seen at once.
+
+    Raises:
+        RunFailure: it fails.
+    """
+    done = subprocess.run(  # noqa: S603 - commands of this file
+        [sys.executable, *shlex.split(command)], stdout=subprocess.PIPE if quiet else None, text=True
+    )
+    if done.returncode:
+        raise RunFailure(f"exit code {done.returncode} of: python {command}")
+    return done.stdout or ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help=f"of docs/: {', '.join(PAGES)} (default: all)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs of a study at the same time (default 1)")
+    parser.add_argument("--print-only", action="store_true", help="print the tables of what is done")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="with --print-only: where")
+    arguments = parser.parse_args()
+    if unknown := [page for page in arguments.pages if page not in PAGES]:
+        parser.error(f"{unknown[0]} is no page with figures; choose from {', '.join(PAGES)}")
+    if arguments.runs != Path("runs") and not arguments.print_only:
+        parser.error("--runs: the commands of the pages write to runs/; use it with --print-only")
+    for page in arguments.pages or PAGES:
+        print(f"# docs/{page}.md", flush=True)
+        for table in PAGES[page]:
+            for step in [] if arguments.print_only else table.steps:
+                jobs = f" --jobs {arguments.jobs}" if "study.py" in step.command else ""
+                print(f"$ python {step.command}{jobs}", flush=True)
+                if step.done is None or not Path(step.done).exists():
+                    call(step.command + jobs)
+            print(f"\n## {table.heading}\n\n{table.text(arguments.runs)}\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)
