@@ -230,7 +230,7 @@ def odd_arguments(folder, tmp):
         (["--draw", clip, clip], "--draw takes a folder"), (["--draw", clip / "x", clip], "error"),
         (["--list", tmp / "none.txt"], "No such file"), (["--list", folder], "no regular file"),
         (["--list", tmp / "pipe"], "no regular file"), (["--list", "/dev/zero"], "no regular file"),
-        (["--list", junk], "error"), ([""], "no such file"), (["x" * 5000], "too long"), (["~"], "no such file"),
+        (["--list", junk], "error"), ([""], "no such file"), (["x" * 5000], "too long"), (["~nobody0"], "there is no user"),
         ([tmp / "*.nope"], "no file matches"), (["["], "no file matches"), (["/dev/zero"], "not a regular file"),
         (["/dev/null"], "not a regular file"), (["http://localhost:9/a.mp4"], "is a URL"),
         (["rtsp://localhost:9/a"], "is a URL"), (["concat:a.mp4|b.mp4"], "no such file"),
