@@ -115,7 +115,9 @@ WAYS = ("fork", "spawn", "forkserver") if ALL else ("fork",)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_clear_line_is_the_last_one_with_workers(data, tmp_path, way):
-    overrides = settings(spoilt(data, tmp_path / "data"), tmp_path / "run", DATA_LOADER__NUM_WORKERS=2)
+    # Spawned workers import torch, each on its own: on a busy machine that takes minutes.
+    options = {"DATA_LOADER__NUM_WORKERS": 2, "DATA_LOADER__TIMEOUT": 250, "DIST_TIMEOUT": 300}
+    overrides = settings(spoilt(data, tmp_path / "data"), tmp_path / "run", **options)
     script = (
         f"import multiprocessing, runpy, sys; sys.argv = {['run_net.py', *NET[2:], *overrides]!r}\n"
         f"if __name__ == '__main__':\n    multiprocessing.set_start_method({way!r})\n"
