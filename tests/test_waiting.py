@@ -38,9 +38,7 @@ def test_a_deadline_leaves_out_what_others_took():
 def test_time_without_a_processor_does_not_count(monkeypatch):
     """Pretended: half of the time that passes, others have the processor."""
     start = time.monotonic()
-    monkeypatch.setattr(
-        "lookupvit_video.data.reader.seconds_without_processor", lambda: (time.monotonic() - start) / 2
-    )
+    monkeypatch.setattr("lookupvit_video.data.reader.seconds_without_processor", lambda: (time.monotonic() - start) / 2)
     deadline = Deadline("a.mp4", 0.4)
     taken = None
     try:
