@@ -25,7 +25,8 @@ def _core():
 def busy_core(others=6):
     """Keep the first core busy with other processes, all of them started."""
     burn = (
-        f"import os, time; os.sched_setaffinity(0, [{_core()}]); print(flush=True); end = time.monotonic() + {_LONGEST}\n"
+        f"import os, time; os.sched_setaffinity(0, [{_core()}]); print(flush=True)\n"
+        f"end = time.monotonic() + {_LONGEST}\n"
         "while time.monotonic() < end: pass"
     )
     started = [subprocess.Popen([sys.executable, "-c", burn], stdout=subprocess.PIPE) for _ in range(others)]

@@ -61,8 +61,8 @@ def lone_fragment(path: Path) -> None:
     path.write_bytes(box(b"styp", b"msdh\0\0\0\0msdh") + moof + box(b"mdat", b"x"))
 
 
-def matroska(path: Path, **settings) -> None:
-    """A track with ContentEncryption (AES); the pictures are not decodable either."""
+def matroska(path: Path, damaged: bool = True, **settings) -> None:
+    """A track with ContentEncryption (AES); where damaged, libav finds nothing in it that could be a picture."""
     write_video(path, **settings)
     data = path.read_bytes()
     encryption = b"\x50\x35\x84\x47\xe1\x81\x05"
@@ -87,7 +87,7 @@ def matroska(path: Path, **settings) -> None:
     new = element(b"\xae", data[inner:stop] + extra) + data[stop:end]
     segment = data.index(b"\x18\x53\x80\x67") + 4
     head = data[:segment] + b"\x01" + b"\xff" * 7 + data[segment + 8 : tracks]
-    path.write_bytes(head + element(b"\x16\x54\xae\x6b", new) + _noise(data[end:], 64))
+    path.write_bytes(head + element(b"\x16\x54\xae\x6b", new) + (_noise(data[end:], 64) if damaged else data[end:]))
 
 
 def _noise(data: bytes, start: int) -> bytes:
@@ -146,6 +146,7 @@ FORMS = {
     "fairplay.m4v": fairplay,
     "fragment.m4s": lone_fragment,
     "encrypted.mkv": matroska,
+    "readable.mkv": lambda path: matroska(path, damaged=False),
     "encrypted.webm": lambda path: matroska(path, codec="libvpx-vp9"),
     "scrambled.ts": transport,
     "scrambled_all.ts": lambda path: transport(path, everything=True),

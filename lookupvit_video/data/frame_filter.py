@@ -24,7 +24,7 @@ class FrameFilter:
         self._graph.push(frame)
         return self._graph.pull()
 
-    def _build(self, width: int, height: int, pixel_format: str, time_base: Any) -> Graph:
+    def _build(self, width: int, height: int, pixel_format: Any, time_base: Any) -> Graph:
         graph = Graph()
         last: Any = graph.add_buffer(width=width, height=height, format=pixel_format, time_base=time_base)
         for name, arguments in [*self._filters, ("buffersink", "")]:

@@ -46,7 +46,7 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
         ValueError: a list cannot be read.
     """
     found: dict[str, None] = {}
-    failures = []
+    failures: list[Failure] = []
     for name in names:
         files = [name]
         if name == "-":
