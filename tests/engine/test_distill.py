@@ -80,6 +80,18 @@ def test_answers_in_16_bits_are_compared_in_32():
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
 
 
+def test_tokens_are_compared_only_where_both_have_them():
+    logits, answer, valid = example()
+    cfg = config("DISTILL.FEATURE_WEIGHT 0.7 DISTILL.TEACHER x.pt")
+    tokens = torch.randn(4, 8, 6)
+    features = LookupFeatures(torch.randn(4, 2, 6), tokens, (2, 1, 1), (2, 2, 2), [])
+    without = distill(cfg, torch.tensor(1.0), logits, None, Answer(answer, None, None), valid)
+    for own, theirs in ((None, Answer(answer, tokens, (2, 2, 2))), (features, Answer(answer, None, None)),
+                        (features, Answer(answer, tokens, None))):  # fmt: skip
+        assert torch.equal(distill(cfg, torch.tensor(1.0), logits, own, theirs, valid), without)
+    assert distill(cfg, torch.tensor(1.0), logits, features, Answer(answer, tokens, (2, 2, 2)), valid) > without
+
+
 def test_where_no_clip_is_valid_nothing_is_learned():
     logits, answer, _ = example()
     distill(config(), torch.tensor(0.0), logits, None, Answer(answer, None, None), torch.zeros(4).bool()).backward()
