@@ -12,7 +12,6 @@ from torch import nn
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data import dataset
-from lookupvit_video.data.manifest import Video
 from lookupvit_video.engine import evaluate as evaluate_module
 from lookupvit_video.engine import test as test_module
 from lookupvit_video.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -210,12 +209,16 @@ def test_a_line_for_each_grid_the_cheapest_first():
     assert [(row["grid"], row["tokens"]) for row in rows] == [("2x3", 12)]  # at each of two times
 
 
-def test_bad_videos_of_the_test_are_listed(tmp_path):
-    results = Results(np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 0.0]]), [(1, "cut")])
-    videos = [Video("a.mp4", 0), Video("b.mp4", 1)]
-    summary = test_module._write(results, videos, ["x", "y"], tmp_path, {"step": 3})
+def test_bad_videos_of_the_test_are_listed(data, tmp_path, monkeypatch):
+    labels = np.arange(9) % 3
+    probabilities = np.eye(3, dtype=np.float32)[labels]
+    probabilities[4] = 0
+    monkeypatch.setattr(test_module, "evaluate", lambda *_: [Results(labels, probabilities, [(4, "cut")])])
+    write_checkpoint(tmp_path)
+    cfg = load_config("tests/small.yaml", settings(data, tmp_path))
+    summary = test_module.test(cfg, CLASSES, World(0, 1, torch.device("cpu")))
     with (tmp_path / "bad_videos.csv").open(newline="") as file:
-        assert list(csv.reader(file))[1] == ["test", "b.mp4", "cut"]
+        assert [row[:3] for row in list(csv.reader(file))[1:]] == [["test", str(data / "4.mp4"), "cut"]]
     assert summary == json.loads((tmp_path / "test_results.json").read_text())
-    assert (summary["step"], summary["top1"]) == (3, 50.0)
+    assert (summary["step"], summary["top1"], summary["videos"]) == (7, 88.89, 9)
     assert not (tmp_path / "accuracy_vs_gmacs.csv").exists()
