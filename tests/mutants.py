@@ -49,7 +49,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "models/attention": ("models/test_models.py",),
     "models/blocks": ("models/test_models.py",),
     "models/lookupvit": ("models/test_models.py", "models/test_build.py", "models/test_blocks.py"),
-    "models/vit": ("models/test_models.py", "models/test_build.py"),
+    "models/vit": ("models/test_reduce.py", "models/test_models.py", "models/test_build.py"),
     "models/tokenizer": ("models/test_models.py",),
     "models/adapters": (),
     "models/pretrained": ("models/test_pretrained_parts.py", "models/test_pretrained.py"),

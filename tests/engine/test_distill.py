@@ -66,6 +66,32 @@ def test_the_teachers_own_logits_leave_nothing_to_learn():
         torch.testing.assert_close(head.grad, torch.zeros(4, 5), rtol=0, atol=1e-7)
 
 
+def test_answers_in_16_bits_are_compared_in_32():
+    logits, answer, valid = example()
+    tokens, compressed = torch.randn(4, 8, 6).bfloat16(), torch.randn(4, 2, 6).bfloat16()
+    cfg = config("DISTILL.TEMPERATURE 3.0 DISTILL.WEIGHT 0.5 DISTILL.FEATURE_WEIGHT 0.7 DISTILL.TEACHER x.pt")
+    losses = []
+    for kind in (torch.Tensor.bfloat16, torch.Tensor.float):
+        features = LookupFeatures(kind(compressed), torch.zeros(4, 8, 6), (2, 1, 1), (2, 2, 2), [])
+        heads = [kind(head.detach().bfloat16()) for head in logits]
+        theirs = Answer(kind(answer.bfloat16()), kind(tokens), (2, 2, 2))
+        losses.append(distill(cfg, torch.tensor(1.75), heads, features, theirs, valid))
+    assert losses[0].dtype == torch.float32
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+
+
+def test_tokens_are_compared_only_where_both_have_them():
+    logits, answer, valid = example()
+    cfg = config("DISTILL.FEATURE_WEIGHT 0.7 DISTILL.TEACHER x.pt")
+    tokens = torch.randn(4, 8, 6)
+    features = LookupFeatures(torch.randn(4, 2, 6), tokens, (2, 1, 1), (2, 2, 2), [])
+    without = distill(cfg, torch.tensor(1.0), logits, None, Answer(answer, None, None), valid)
+    for own, theirs in ((None, Answer(answer, tokens, (2, 2, 2))), (features, Answer(answer, None, None)),
+                        (features, Answer(answer, tokens, None))):  # fmt: skip
+        assert torch.equal(distill(cfg, torch.tensor(1.0), logits, own, theirs, valid), without)
+    assert distill(cfg, torch.tensor(1.0), logits, features, Answer(answer, tokens, (2, 2, 2)), valid) > without
+
+
 def test_where_no_clip_is_valid_nothing_is_learned():
     logits, answer, _ = example()
     distill(config(), torch.tensor(0.0), logits, None, Answer(answer, None, None), torch.zeros(4).bool()).backward()

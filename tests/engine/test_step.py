@@ -19,7 +19,7 @@ from lookupvit_video.engine.distill import Teacher
 from lookupvit_video.engine.ema import Ema
 from lookupvit_video.engine.optim import build_optimizer, build_schedule
 from lookupvit_video.engine.run import Run
-from lookupvit_video.engine.step import draw_grid, forward, one_step, prepare_clips
+from lookupvit_video.engine.step import draw_grid, forward, loss_of_heads, one_step, prepare_clips
 from lookupvit_video.engine.steplog import StepLog
 from lookupvit_video.engine.world import World
 from lookupvit_video.errors import RunFailure
@@ -159,6 +159,15 @@ def test_the_loss_is_smoothed_over_valid_clips(tmp_path):
     read = [0, 2, 3]
     wanted = F.cross_entropy(logits[read], batch.labels[read], label_smoothing=0.3) * 3 / 4
     torch.testing.assert_close(loss.detach(), wanted)
+
+
+def test_losses_of_16_bit_logits_are_computed_in_32_bits(tmp_path):
+    logits = torch.tensor([[8.0, 8.0625, 7.9375], [0.0, 0.0, 0.0625]]).bfloat16()
+    targets = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]])
+    loss = loss_of_heads((logits, 2 * logits), targets, torch.tensor([True, True]), 0.1)
+    wanted = sum(F.cross_entropy(head.double(), targets.double(), label_smoothing=0.1) for head in (logits, 2 * logits))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(wanted.item() / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("feature_weight", [0.0, 0.5])

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from lookupvit_video.data import dataset
 from lookupvit_video.engine import evaluate as evaluate_module
 from lookupvit_video.engine import test as test_module
 from lookupvit_video.engine.checkpoint import load_checkpoint, save_checkpoint
+from lookupvit_video.engine.evaluate import Results
 from lookupvit_video.engine.world import World
 from lookupvit_video.models.build import build_model, macs_by_part
 from tests.small import run_net, settings
@@ -183,7 +185,40 @@ def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch
     assert first == json.loads((tmp_path / "run" / "test_results.json").read_text())
 
 
-def test_the_runs_own_model_is_tested_unless_another_is_named(data, tmp_path):
+def test_the_runs_own_model_is_tested_unless_another_is_named(data, tmp_path, monkeypatch):
+    moved, plain = [], torch.nn.Module.to
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *given: moved.append(given) or plain(self, *given))
+    write_checkpoint(tmp_path)
+    cfg = load_config("tests/small.yaml", settings(data, tmp_path, TEST__GRIDS="[[1,1,1]]"))
+    found = test_module.test(cfg, CLASSES, World(0, 1, torch.device("cpu")))
+    assert found["checkpoint"] == str(tmp_path / "model.pt")
+    assert [row["grid"] for row in found["grids"]] == ["1x1x1", "1x2x2"]
+    assert (torch.device("cpu"),) in moved  # the model goes to the device before it answers
+
+
+def test_a_line_for_each_grid_the_cheapest_first():
+    probabilities = np.linspace(0, 1, 7)[None].repeat(3, axis=0)  # seven classes, the last the likeliest
+    few, many = (Results(np.array(labels), probabilities, []) for labels in ([6, 5, 1], [6, 6, 2]))
+    cfg = load_config("tests/small.yaml", settings("", "", MODEL__NUM_CLASSES=7))
+    assert test_module._grid_table(cfg, [(2, 3, 1), (1, 1, 2)], [4_567_800_000, 1_234_560_000], [many, few]) == [
+        {"grid": "1x1x2", "tokens": 2, "gmacs_per_view": 1.235, "top1": 33.33, "top5": 66.67},
+        {"grid": "2x3x1", "tokens": 6, "gmacs_per_view": 4.568, "top1": 66.67, "top5": 100.0},
+    ]
+    cfg = load_config("tests/small.yaml", settings("", "", **FACTORISED))
+    rows = test_module._grid_table(cfg, [(2, 3)], [10**9], [few])
+    assert [(row["grid"], row["tokens"]) for row in rows] == [("2x3", 12)]  # at each of two times
+
+
+def test_bad_videos_of_the_test_are_listed(data, tmp_path, monkeypatch):
+    labels = np.arange(9) % 3
+    probabilities = np.eye(3, dtype=np.float32)[labels]
+    probabilities[4] = 0
+    monkeypatch.setattr(test_module, "evaluate", lambda *_: [Results(labels, probabilities, [(4, "cut")])])
     write_checkpoint(tmp_path)
     cfg = load_config("tests/small.yaml", settings(data, tmp_path))
-    assert test_module.test(cfg, CLASSES, World(0, 1, torch.device("cpu")))["checkpoint"] == str(tmp_path / "model.pt")
+    summary = test_module.test(cfg, CLASSES, World(0, 1, torch.device("cpu")))
+    with (tmp_path / "bad_videos.csv").open(newline="") as file:
+        assert [row[:3] for row in list(csv.reader(file))[1:]] == [["test", str(data / "4.mp4"), "cut"]]
+    assert summary == json.loads((tmp_path / "test_results.json").read_text())
+    assert (summary["step"], summary["top1"], summary["videos"]) == (7, 88.89, 9)
+    assert not (tmp_path / "accuracy_vs_gmacs.csv").exists()

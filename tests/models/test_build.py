@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lookupvit_video.config import CHOICES, load_config
+from lookupvit_video.models import build as build_module
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.build import (
     build_model,
@@ -170,3 +171,18 @@ def test_where_nothing_is_as_cheap_the_cheapest_is_taken_and_told(caplog):
     caplog.clear()
     assert build_model(config("vit", f"{cheap} MODEL.TOKENS random")).reduce.keep >= 1
     assert caplog.text == ""
+
+
+def test_adapters_change_no_number_of_tokens():
+    for tokens in ("random", "merge"):
+        plain, adapted = (build_model(config("vit", f"MODEL.TOKENS {tokens} {more}"))
+                          for more in ("", "MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 20"))  # fmt: skip
+        assert plain.merged == adapted.merged
+        if tokens == "random":
+            assert plain.reduce.keep == adapted.reduce.keep
+
+
+def test_the_fewest_tokens_are_one_or_half_of_them(monkeypatch):
+    monkeypatch.setattr(build_module, "tokens_within", lambda *_: 0)
+    assert build_model(config("vit", "MODEL.TOKENS random")).reduce.keep == 1
+    assert build_model(config("vit", "MODEL.TOKENS merge MODEL.DEPTH 1")).merged == [16]

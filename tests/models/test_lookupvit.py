@@ -144,3 +144,27 @@ def test_features_returned_with_the_answer_are_those_of_all_blocks(name, trainin
 def test_names_of_grids():
     assert grid_name((4, 7, 7)) == grid_name([4, 7, 7]) == "4x7x7"
     assert grid_name((10, 10)) == "10x10"
+
+
+def test_the_head_that_answers():
+    both = {"heads": ("compressed", "lookup")}
+    assert LookupViT(**SMALL, **both).read == ("compressed", "lookup")
+    for name in ("compressed", "lookup"):
+        assert LookupViT(**SMALL, **both, inference_head=name).read == (name,)
+        assert LookupViT(**SMALL, heads=(name,)).read == (name,)
+
+
+@pytest.mark.parametrize(("make", "grid"), [(SMALL, (1, 2, 3)), (SMALL, (2, 3, 1)), (FACTORISED, (2, 3)),
+                                            (FACTORISED, (3, 1))])  # fmt: skip
+def test_features_say_their_grids(make, grid):
+    model = LookupViT(**{**make, "compressed_grid": grid}).eval()
+    features = model.forward_features(clips(), return_attention=True)
+    wanted = grid if len(grid) == 3 else (2, *grid)
+    assert features.compressed_grid == wanted
+    assert features.lookup_grid == (2, 4, 4)
+    assert features.compressed.shape == (3, math.prod(wanted), 24)
+    assert features.lookup.shape == (3, 32, 24)
+    times = 2 if len(grid) == 2 else 1  # factorised, a block sees one time index
+    shape = (3 * times, 3, math.prod(wanted) // times, 32 // times)
+    assert [tuple(weights.shape) for weights in features.attention] == [shape] * 4
+    assert model.forward_features(clips()).attention == []

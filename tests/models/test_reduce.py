@@ -52,6 +52,11 @@ def test_random_tokens_are_fixed_in_eval():
             RandomTokens(40, keep)
 
 
+def test_the_fixed_tokens_are_the_same_in_every_version():
+    """Else a checkpoint would answer otherwise than when it was tested."""
+    assert RandomTokens(40, 9).get_buffer("fixed").tolist() == [4, 5, 11, 14, 16, 17, 21, 29, 39]
+
+
 def merge_loop(x, sizes, metric, r, protected):
     """Return the merged (token, size) pairs of one clip, in no particular order."""
     cosine = lambda a, b: sum(a * b) / math.sqrt(sum(a * a) * sum(b * b))  # noqa: E731
