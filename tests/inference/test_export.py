@@ -4,8 +4,10 @@ AOTInductor compiles C++ for most of a minute; it, and more kinds of models in t
 LOOKUPVIT_ALL_EXPORTS=1 python -m pytest tests/inference/test_export.py
 """
 
+import logging
 import os
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -167,6 +169,18 @@ def test_the_share_of_right_answers_is_in_percent(monkeypatch, tmp_path):
     shares = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.1, 0.1, 0.8], [1.0, 0.0, 0.0]])
     assert accuracy(lambda clips: clips @ shares, model, [None] * 4, "x") == 50.0
     assert given == [{"num_views": 1, "num_crops": 1}]
+
+
+def test_onnx_is_written_into_one_file_without_a_word(monkeypatch):
+    given = []
+    for name in ("onnxscript", "onnx_ir"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: given.append((args, options)))
+    export_module._write_onnx("program", Path("x.onnx"))
+    names = {"input_names": ["clips"], "output_names": ["probabilities"]}  # as docs/export.md uses them
+    options = {"dynamo": True, "external_data": False, "verbose": False, **names}
+    assert given == [(("program", (), "x.onnx"), options)]
+    assert [logging.getLogger(name).level for name in ("onnxscript", "onnx_ir")] == [logging.WARNING] * 2
 
 
 def test_files_and_packages_of_each_format(monkeypatch):

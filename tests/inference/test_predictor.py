@@ -185,6 +185,22 @@ def test_a_latency_budget_is_checked_before_it_is_measured():
     assert model.grids == {}
 
 
+def test_a_model_without_grids_has_no_budget(tmp_path):
+    model = made_up(TABLE)
+    for wrong in ({"latency_ms": 5.0}, {"gmacs": 5.0}):
+        with pytest.raises(ValueError, match=r"MODEL\.ARCH vit has no compressed grids"):
+            model.grid_within(**wrong)
+    with pytest.raises(ValueError, match=r"MODEL\.ARCH vit has no compressed grids"):
+        model.answers([], grid="1x2x2")
+    with pytest.raises(ValueError, match="grid and adaptive: give one of them"):
+        model.answers([], grid="1x2x2", adaptive=Cascade(((1, 2, 2),), ()))
+    with pytest.raises(ValueError, match=r"none\.json: no such file; make it with"):
+        model.answers([], adaptive=tmp_path / "none.json")
+    model._compiled_batch = 3
+    with pytest.raises(ValueError, match="latency_ms: choose the grid before the model is compiled"):
+        model.grid_within(latency_ms=5.0)
+
+
 @pytest.mark.parametrize(("cuda", "device"), [(True, "cuda"), (False, "cpu")])
 def test_a_graphics_card_is_taken_where_there_is_one(monkeypatch, cuda, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
