@@ -18,8 +18,8 @@ EXAMPLE = """example:
   python tools/docs_figures.py inference --jobs 2
   python tools/docs_figures.py ablations --print-only
 
-Run it in the folder of the repository. What is done is not done again: stop it and start it as you like; remove runs/ to
-measure everything. All pages take many hours of a core: docs/ablations.md is 90 runs of some minutes each.
+Run it in the folder of the repository. What is done is not done again: stop it and start it as you like; remove runs/
+to measure everything. All pages take many hours of a core: docs/ablations.md is 90 runs of some minutes each.
 """
 DATA = "datasets/moving_digits/data_study"
 MOTION = f"{DATA}/motion"
@@ -55,7 +55,7 @@ def provenance(results: list[Path]) -> str:
         found[what] = found.get(what, 0) + 1
     if not found:
         return "Not measured."
-    return "Measured: " + "; ".join(f"{what} ({count} runs)" for what, count in found.items()) + "."
+    return "Measured: " + "; ".join(f"{what} ({count} run{'s' * (count != 1)})" for what, count in found.items()) + "."
 
 
 def study_table(name: str, runs: Path) -> str:

@@ -7,16 +7,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy
 import torch
+import torchvision
 
-PACKAGES = ("torch", "torchvision", "av", "numpy")
+PACKAGES = (torch, torchvision, av, numpy)
 
 
 def measured_with(device: torch.device) -> dict[str, Any]:
     """Return the commit of this package, versions, processor or GPU, and threads, as JSON holds them."""
     return {
         "commit": commit(),
-        **{name: _version(name) for name in PACKAGES},
+        **{package.__name__: package.__version__ for package in PACKAGES},  # "+cu130" and the like with it
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
     }
@@ -29,7 +32,10 @@ def commit(folder: Path = Path(__file__).parents[2]) -> str:
         found = _git(folder, "rev-parse", "--short=7", "HEAD")
         if found:
             return found + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    return f"version {_version('lookupvit_video')}"
+    try:
+        return f"version {version('lookupvit_video')}"
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _git(folder: Path, *arguments: str) -> str:
@@ -45,13 +51,6 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 @cache

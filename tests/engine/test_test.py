@@ -67,6 +67,7 @@ def test_one_pass_answers_for_every_grid(data, tmp_path, monkeypatch, encoder, g
     rows = found["grids"]
     assert [row["grid"] for row in rows] == [grid.strip("[]").replace(",", "x") for grid in grids]
     assert [row["tokens"] for row in rows] == tokens
+    assert found["measured_with"]["torch"] == torch.__version__
     assert [row["gmacs_per_view"] for row in rows] == sorted({row["gmacs_per_view"] for row in rows})
     assert json.loads((tmp_path / "all" / "test_results.json").read_text())["grids"] == rows
     with (tmp_path / "all" / "accuracy_vs_gmacs.csv").open() as file:
