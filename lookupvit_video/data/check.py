@@ -25,6 +25,7 @@ import av.logging
 import numpy as np
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.data.damage import NOT_LOOKED_AT
 from lookupvit_video.data.decode import DecodeError, VideoReader, open_video
 from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.data.manifest import (
@@ -34,7 +35,6 @@ from lookupvit_video.data.manifest import (
     read_class_list,
     read_manifest,
 )
-from lookupvit_video.data.pyav_reader import NOT_LOOKED_AT
 
 logger = logging.getLogger(__name__)
 

@@ -85,7 +85,7 @@ class _OtherReader(PyAVReader):
             return "it cannot turn pictures of every size upright"
         if self._squares != 1:
             return "it does not make oblong pixels square"
-        if self._stream.codec_context.pix_fmt not in _PLAIN_PIXELS or info.height % 2:
+        if self._decoder.pix_fmt not in _PLAIN_PIXELS or info.height % 2:
             return "it converts pictures of odd height, or of more than 8 bits, to other colours"
         return None
 

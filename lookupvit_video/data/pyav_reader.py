@@ -33,21 +33,40 @@ from av.stream import Disposition
 from av.video.format import VideoFormat
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from lookupvit_video.data.reader import Box, Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.data.damage import (
+    Arm,
+    PictureWatch,
+    count_errors,
+    errors_so_far,
+    listening,
+    open_decoder,
+)
+from lookupvit_video.data.file_end import check_file
+from lookupvit_video.data.reader import (
+    CONTAINER,
+    PICTURE_SIZE,
+    PIXEL_SHAPE,
+    Box,
+    Damage,
+    DamageList,
+    Deadline,
+    DecodeError,
+    VideoInfo,
+    VideoReader,
+    checked_times,
+    shown_at,
+)
 from lookupvit_video.data.timeline import (
     Key,
-    PacketNote,
     Timeline,
     codec_name,
-    format_names,
     index_path,
     is_unreferenced,
     load_timeline,
-    longest_rise,
     nal_layout,
     note_packets,
-    packet_end,
     save_timeline,
+    timeline_of_frames,
     timeline_of_packets,
 )
 
@@ -56,12 +75,12 @@ logger = logging.getLogger(__name__)
 _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
 # Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
 _NEARLY_SQUARE = 0.02
-NOT_LOOKED_AT = "not on whitelist 'none'"  # what libav logs where `_open_container` keeps it from looking at a picture
 _EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
 _SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
 _RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
-_ODDEST_PIXEL = 8  # times as wide as high, or as high as wide: beyond, the header is damaged
+_ODDEST_PIXEL = 3  # times as wide as high, or as high as wide (32:11 is the oddest in use): beyond, it is damage
+_PADDING = 16  # pixels: headers may count what encoders add to fill blocks
 
 
 _T = TypeVar("_T")
@@ -89,6 +108,9 @@ class PyAVReader(VideoReader):
     _container: Any = None
     _stream: Any = None
     _reformatter: Any = None
+    _decoder: Any = None  # codec context; the stream's own, or that of a stricter library
+    _arm: Arm | None = None  # what packets pass through before they are decoded
+    _threads: int = 1  # 0: as many as libav likes, until there is damage
     _read: Sequence[Any] = ()  # all packets, while the decoder has seen none of them
     # The cursor: `_frames` delivers what comes after `_current`, the frame at timeline index `_index`; frames before
     # time stamp `_floor` are left out. `_frames` is None where decoding has to start anew. Of the time stamps passed
@@ -99,6 +121,7 @@ class PyAVReader(VideoReader):
     _floor: int | None = None
     _shown: set[int | None] | None = None
     _spared: set[int | None]
+    _usual_size: tuple[int, int] | None = None  # of most pictures, where all were decoded
     _lying_size: tuple[int, int] | None = None  # (width, height) before turning; None: no picture was decoded yet
 
     def __init__(
@@ -106,6 +129,8 @@ class PyAVReader(VideoReader):
     ) -> None:
         self.path = _checked_path(path)
         self._deadline = Deadline(self.path, timeout)
+        self._damage = DamageList()
+        count_errors()
         try:
             with _plain_errors(self._deadline):
                 self._open()
@@ -122,6 +147,11 @@ class PyAVReader(VideoReader):
         width, height = self._upright_size()
         codec, count = codec_name(self._stream), len(self.times)
         return VideoInfo(codec, width, height, count / self.duration, self.duration, count)
+
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """See `VideoReader.damage`."""
+        return tuple(self._damage)
 
     def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
         """See `VideoReader.frames_at`."""
@@ -148,7 +178,7 @@ class PyAVReader(VideoReader):
     def close(self) -> None:
         """See `VideoReader.close`."""
         container, self._container = self._container, None
-        self._frames = self._current = self._stream = self._reformatter = None
+        self._frames = self._current = self._stream = self._reformatter = self._decoder = None
         self._read = ()
         if container is not None:
             container.close()
@@ -182,12 +212,27 @@ class PyAVReader(VideoReader):
         """Note how pictures lie, from the first asked for, or from the video's first where the header differs."""
         self._ask_for(indices)
         frame = self._frame(indices[0])
-        if indices[0] and (frame.width, frame.height) != self._stated_size:
+        size = (frame.width, frame.height)
+        if indices[0] and size != self._stated_size:
             self._ask_for([0])
             frame = self._frame(0)
-        self._squares = _width_of_pixel(self._stream)
+            size = (frame.width, frame.height)
+        self._check_shape(size)
+        if self._usual_size:
+            size = self._usual_size
         self._quarter_turns = round(frame.rotation / 90) % 4  # counter-clockwise, as np.rot90 turns
-        self._lying_size = (max(1, round(frame.width * self._squares)), frame.height)
+        self._lying_size = (max(1, round(size[0] * self._squares)), size[1])
+
+    def _check_shape(self, size: tuple[int, int]) -> None:
+        """Note what contradicts in what is said about size and pixels, and how wide a pixel is shown."""
+        stated = self._stated_size
+        if min(stated) > 0 and max(abs(one - other) for one, other in zip(size, stated, strict=True)) >= _PADDING:
+            self._damage.note(PICTURE_SIZE, f"{size[0]}x{size[1]}, in the header {stated[0]}x{stated[1]}")
+        ratio = float(self._stream.sample_aspect_ratio or 1)
+        self._squares = ratio if abs(ratio - 1) > _NEARLY_SQUARE else 1.0
+        if not 1 / _ODDEST_PIXEL <= ratio <= _ODDEST_PIXEL:
+            self._squares = 1.0
+            self._damage.note(PIXEL_SHAPE, f"a pixel {ratio:.3g} times as wide as high: taken for square")
 
     def _upright_size(self) -> tuple[int, int]:
         assert self._lying_size is not None
@@ -230,7 +275,7 @@ class PyAVReader(VideoReader):
         self._frames = None
         packets = self._packets_from(key)
         self._spared = set()
-        self._frames = _decode(self._needed(packets), self._stream, forgive=not key.seek)
+        self._frames = self._decoded(self._needed(packets))
         self._floor = key.pts
         self._index = key.frame - 1
 
@@ -272,8 +317,8 @@ class PyAVReader(VideoReader):
             if self._timeline.sequential:
                 if frame.pts != pts[due]:
                     continue  # its time stamp is out of order: it has no place among the others
-            elif frame.pts != pts[due] or frame.is_corrupt:
-                break  # corrupt: mended from what came before, which after a seek is not what a full decode saw
+            elif frame.pts != pts[due] or frame.is_corrupt or (frame.width, frame.height) != self._size_so_far(frame):
+                break  # corrupt: concealed by what came before, which after a seek is not what a full decode saw
             self._index, self._current = due, frame
             return
         self._frames = None
@@ -288,14 +333,47 @@ class PyAVReader(VideoReader):
             raise DecodeError(self.path, "holds no video stream")
         if self._stream.codec_context is None:
             raise DecodeError(self.path, "its video is in a codec that this build of PyAV cannot decode")
-        self._stream.thread_type = "NONE"
-        self._stream.codec_context.thread_count = 1
+        self._decoder, self._arm = open_decoder(self.path, self._container, self._stream)
+        self._decoder.thread_type = "NONE" if self._threads else "AUTO"
+        self._decoder.thread_count = self._threads
+        self._first_size: tuple[int, int] | None = None
         self._stated_size = (self._stream.codec_context.width, self._stream.codec_context.height)
         self._nal = nal_layout(self._stream)
         self._reformatter = VideoReformatter()
 
     def _packets(self) -> Iterator[Any]:
-        return _demux(self._container, self._stream, self._deadline)
+        return _demux(self._container, self._stream, self._deadline, self._damage)
+
+    def _size_so_far(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """The size of the first picture since the file was opened."""
+        if self._first_size is None:
+            self._first_size = (frame.width, frame.height)
+        return self._first_size
+
+    def _decoded(self, packets: Iterator[Any], watch: PictureWatch | None = None) -> Iterator[av.VideoFrame]:
+        """Frames of packets in the order shown.
+
+        In a decode of the complete file a packet that cannot be decoded is passed over, as players do, and noted in
+        ``watch``.
+
+        Raises:
+            _Mismatch: a sign of damage, elsewhere.
+        """
+        forgive = watch is not None or self._timeline.sequential
+        decode, arm, errors = self._decoder.decode, self._arm, errors_so_far()
+        for packet in chain(packets, [None]):  # None: the frames still held back
+            try:
+                frames = decode(arm(packet) if arm and packet is not None else packet)
+            except av.FFmpegError as error:
+                if not forgive:
+                    raise _Mismatch("damaged data") from error
+                if watch:
+                    watch.failed += 1
+                continue
+            if not forgive and errors_so_far() != errors:
+                raise _Mismatch("libav reports an error")
+            yield from frames
+            errors = errors_so_far()  # another video may have been decoded in between
 
     def _use(self, timeline: Timeline) -> None:
         self._timeline = timeline
@@ -309,7 +387,9 @@ class PyAVReader(VideoReader):
         if self._timeline.sequential:
             raise DecodeError(self.path, f"does not decode the same twice ({mismatch}); is it being written?")
         logger.info("%s: %s; decoding all of it", self.path, mismatch)
-        self._use(self._play())
+        self._lying_size, duration = None, self.duration
+        self._use(self._play(self._timeline))
+        self.duration = duration  # of frames lost at the end as well
 
     def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
         """What an earlier opening found out about this very file, or what this one does."""
@@ -317,7 +397,8 @@ class PyAVReader(VideoReader):
         timeline = load_timeline(path)
         if timeline is None:
             timeline = self._explore()
-            save_timeline(path, timeline)
+            if not self._damage:  # it would be forgotten
+                save_timeline(path, timeline)
         return timeline
 
     def _explore(self) -> Timeline:
@@ -326,28 +407,41 @@ class PyAVReader(VideoReader):
         Raises:
             DecodeError: the file ends before the video does.
         """
+        errors = errors_so_far()
         if self._container.size <= _SMALL_FILE:
             self._read = list(self._packets())
         packets = note_packets(self._read or self._packets(), self._stream)
-        _check_whole(self._deadline, self._container, self._stream, packets)
-        return timeline_of_packets(packets, self._container, self._stream) or self._play()
+        has_errors = errors_so_far() != errors
+        check_file(self.path, self._container, self._stream, packets, self._reread, self._damage)
+        timeline = timeline_of_packets(packets, self._container, self._stream)
+        return self._play(timeline) if timeline is None or has_errors else timeline
 
-    def _play(self) -> Timeline:
-        """The timeline of a full decode; it holds one frame at a time."""
-        self._open()
-        pts: list[int | None] = [frame.pts for frame in _decode(self._packets(), self._stream, forgive=True)]
+    def _reread(self, index: int | None, **options: str) -> Iterator[Any]:
+        """The packets of a stream (None: of all) from another look at the file."""
+        with _opened(self._deadline, **options) as other:
+            yield from _demux(other, None if index is None else other.streams[index], self._deadline)
+
+    def _play(self, announced: Timeline | None) -> Timeline:
+        """The timeline of a full decode, and what that shows of damage; it holds one frame at a time.
+
+        Args:
+            announced: by the packets, where they order the frames: times count from its first frame.
+        """
+        watch, self._threads = PictureWatch(), 1  # one thread: what others log cannot be told from other videos'
+        pts: list[int | None] = []
+        with listening() as said:
+            self._open()
+            for frame in self._decoded(self._packets(), watch):
+                watch.see(frame)
+                pts.append(frame.pts)
         if not pts:
             raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
-        rising = longest_rise([stamp for stamp in pts if stamp is not None])
-        if len(rising) > 0.8 * len(pts):  # a few stamps out of order are damage; many are not presentation times at all
-            pts = list(rising)
-            times = (np.array(rising, dtype=np.int64) - rising[0]) * float(self._stream.time_base)
-        else:
-            rate = self._stream.average_rate or self._stream.guessed_rate
-            if not rate:
-                raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
-            times = np.arange(len(pts)) / float(rate)
-        return Timeline(pts, times, [Key(0, None, ())], sequential=True, closed=False)
+        watch.report(self._damage, said)
+        self._usual_size = watch.usual_size
+        timeline = timeline_of_frames(pts, announced, self._stream, self._damage)
+        if timeline is None:
+            raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
+        return timeline
 
 
 def _checked_path(path: str | os.PathLike[str]) -> str:
@@ -443,7 +537,7 @@ def _needs_no_look(container: Any) -> bool:
     return codec_name(videos[0]) in _SHOWN_AS_THEY_COME and videos[0].codec_context.width > 0
 
 
-def _demux(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
+def _demux(container: Any, stream: Any, deadline: Deadline, damage: DamageList | None = None) -> Iterator[Any]:
     """Packets of one stream (None: of all), up to the end or to where the container cannot be read on.
 
     All decoding draws on this, so it is here that a video is stopped which takes too long.
@@ -456,45 +550,5 @@ def _demux(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
     except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where damage made a stream appear midway
         deadline.check()
         logger.debug("%s: reading stops: %s", container.name, error)
-
-
-def _decode(packets: Iterator[Any], stream: Any, *, forgive: bool) -> Iterator[av.VideoFrame]:
-    """Frames of packets in the order shown; one that cannot be decoded is passed over, as players do, or _Mismatch."""
-    for packet in chain(packets, [None]):  # None: the frames still held back
-        try:
-            frames = stream.decode(packet)
-        except av.FFmpegError as error:
-            if not forgive:
-                raise _Mismatch("damaged data") from error
-            continue
-        yield from frames
-
-
-def _check_whole(deadline: Deadline, container: Any, stream: Any, packets: list[PacketNote]) -> None:
-    """Raise DecodeError where the file holds less than its header states."""
-    path, stated = deadline.path, stream.frames
-    if stated and "mp4" in format_names(container):
-        whole = sum(not p.corrupt for p in packets)
-        if whole < stated:  # an edit list leaves packets out of a sound file: count without it
-            with _opened(deadline, ignore_editlist="1") as plain:
-                whole = sum(not p.is_corrupt for p in _demux(plain, plain.streams[stream.index], deadline))
-        if whole < stated:
-            raise DecodeError(path, f"truncated: holds {whole} of {stated} frames; fetch it again")
-        return
-    duration = (container.duration or 0) / 1e6  # libav shortens that of an avi which it finds cut off
-    if stated and stream.average_rate:
-        duration = max(duration, stated / float(stream.average_rate))
-    slack = max(1.0, 0.05 * duration)
-    if max((p.end for p in packets), default=0.0) >= duration - slack:
-        return
-    with _opened(deadline) as other:  # the video may end long before the sound
-        last = max((packet_end(p, float(p.time_base)) for p in _demux(other, None, deadline)), default=0.0)
-    if last < duration - slack:
-        raise DecodeError(path, f"truncated: ends at {last:.1f} of {duration:.1f} s; fetch it again")
-
-
-def _width_of_pixel(stream: Any) -> float:
-    """How wide a pixel is shown against its height, where that is worth a resize; else 1."""
-    ratio = float(stream.sample_aspect_ratio or 1)
-    is_sound = 1 / _ODDEST_PIXEL <= ratio <= _ODDEST_PIXEL
-    return ratio if is_sound and abs(ratio - 1) > _NEARLY_SQUARE else 1.0
+        if damage is not None:
+            damage.note(CONTAINER, f"reading stops midway ({getattr(error, 'strerror', 'its streams change')})")

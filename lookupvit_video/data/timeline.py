@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from lookupvit_video.data.reader import LOST_FRAMES, TIME_STAMPS, DamageList
 from lookupvit_video.files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class PacketNote(NamedTuple):
     discard: bool
     corrupt: bool
     end: float
+    knows_end: bool  # by its duration
 
 
 def note_packets(packets: Iterable[Any], stream: Any) -> list[PacketNote]:
@@ -72,6 +74,7 @@ def note_packets(packets: Iterable[Any], stream: Any) -> list[PacketNote]:
             packet.is_discard,
             packet.is_corrupt,
             packet_end(packet, unit),
+            bool(packet.duration),
         )
         for packet in packets
     ]
@@ -190,6 +193,38 @@ def longest_rise(stamps: list[int]) -> list[int]:
         if length == len(tails) - 1 - len(rise) and (not rise or stamp < rise[-1]):
             rise.append(stamp)
     return rise[::-1]
+
+
+# From frames --------------------------------------------------------------------------------------------------------
+
+
+def timeline_of_frames(
+    pts: list[int | None], announced: Timeline | None, stream: Any, damage: DamageList
+) -> Timeline | None:
+    """The timeline of frames as they were decoded one after the other; None where neither stamps nor a rate order them.
+
+    Args:
+        pts: of each frame.
+        announced: by the packets: the times count from its first frame, and frames that do not arrive are noted.
+        damage: what is wrong with the time stamps is added here.
+    """
+    rising = longest_rise([stamp for stamp in pts if stamp is not None])
+    if announced is not None:
+        lost = len(set(announced.pts).difference(rising))
+        if lost:
+            damage.note(LOST_FRAMES, f"{lost} of {len(announced.pts)} frames are not decoded")
+    if rising and (announced is not None or len(rising) > 0.8 * len(pts)):
+        # a few stamps out of order are damage; many are not presentation times at all
+        if len(rising) < len(pts):
+            damage.note(TIME_STAMPS, f"{len(pts) - len(rising)} of {len(pts)} frames have none, or out of order")
+        origin = rising[0] if announced is None or announced.pts[0] is None else min(rising[0], announced.pts[0])
+        times = (np.array(rising, dtype=np.int64) - origin) * float(stream.time_base)
+        times[0] = 0.0  # the first that is decoded is shown from the start on
+        return Timeline(list(rising), times, [Key(0, None, ())], sequential=True, closed=False)
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        return None
+    return Timeline(pts, np.arange(len(pts)) / float(rate), [Key(0, None, ())], sequential=True, closed=False)
 
 
 # Kept on disk -----------------------------------------------------------------------------------------------------
