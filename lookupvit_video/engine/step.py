@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
 from lookupvit_video.engine.distill import distill, mean_over_clips
-from lookupvit_video.engine.health import lost_folder
+from lookupvit_video.engine.health import damage_refused, lost_folder
 from lookupvit_video.engine.log import record_bad_videos
 from lookupvit_video.engine.optim import freeze_or_thaw, set_learning_rate
 from lookupvit_video.engine.parallel import clip_gradients, synchronizing
@@ -153,6 +153,7 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
 
 def _note_bad_videos(run: Run, batch: Batch) -> None:
     """Record videos that could not be read; stop when there are more of them than allowed."""
+    _note_damaged_videos(run, batch)
     news = [(row, reason) for row, reason in batch.errors if row not in run.bad_rows]
     if not news:
         return
@@ -165,6 +166,21 @@ def _note_bad_videos(run: Run, batch: Batch) -> None:
     stop_at_too_many_bad(run)
 
 
+def _note_damaged_videos(run: Run, batch: Batch) -> None:
+    """Record videos that are used although they are damaged, each once; stop where the config refuses them."""
+    if batch.damaged and run.cfg.DATA.DAMAGED_TRAIN == "refuse":
+        row, damage = batch.damaged[0]
+        raise damage_refused(run.train_videos[row].path, damage, "DATA.DAMAGED_TRAIN")
+    unread = {row for row, _ in batch.errors}
+    news = [(row, damage) for row, damage in batch.damaged if row not in unread | run.damaged_rows]
+    run.damaged_rows.update(row for row, _ in news)
+    for row, damage in news:
+        path = run.train_videos[row].path
+        if not run.dry:
+            record_bad_videos(run.folder, [("train", path, f"damaged, used: {damage}")])
+        logger.warning("%s: damaged, used all the same: %s", path, damage)
+
+
 def stop_at_too_many_bad(run: Run) -> None:
     """Raise RunFailure where more training videos than DATA.MAX_BAD_FRACTION are known to be bad.
 
@@ -172,8 +188,9 @@ def stop_at_too_many_bad(run: Run) -> None:
     """
     if len(run.bad_rows) > run.cfg.DATA.MAX_BAD_FRACTION * len(run.train_videos):
         raise RunFailure(
-            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read; the reasons are in "
-            f"{run.folder / 'bad_videos.csv'}; mend the list or raise DATA.MAX_BAD_FRACTION"
+            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read or are damaged; the reasons are in "
+            f"{run.folder / 'bad_videos.csv'}; mend the list or raise DATA.MAX_BAD_FRACTION, "
+            "or train on damaged ones as well with DATA.DAMAGED_TRAIN use"
         )
 
 
