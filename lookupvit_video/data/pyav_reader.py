@@ -22,8 +22,9 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from typing import Any, ClassVar, TypeVar
 
 import av
@@ -76,6 +77,9 @@ _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so sho
 # Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
 _NEARLY_SQUARE = 0.02
 _EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
+# Codecs of which damage may go unnoticed and show what a buffer held before: each key frame meets a decoder that has
+# decoded nothing yet, so that a picture depends on nothing that was read before it.
+_FROM_KEY_TO_KEY = frozenset({"hevc", "vp8"})
 _SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
 _RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
@@ -118,6 +122,9 @@ class PyAVReader(VideoReader):
     _frames: Any = None
     _current: Any = None
     _index: int = -1
+    _entry: Key | None = None  # from which the cursor started
+    _is_remembered: bool = False  # whether the timeline comes from an index, not from the file
+    _has_decoded: bool = False  # since the file was opened
     _floor: int | None = None
     _shown: set[int | None] | None = None
     _spared: set[int | None]
@@ -264,7 +271,8 @@ class PyAVReader(VideoReader):
         """The frame at a timeline index, by decoding on or by seeking, whichever decodes less."""
         keys = self._timeline.keys
         key = keys[bisect_right(keys, index, key=lambda entry: entry.frame) - 1]
-        if self._frames is None or index < self._index or key.frame - self._index > _SEEK_WORTH:
+        is_near = self._index <= index and key.frame - self._index <= _SEEK_WORTH
+        if self._frames is None or not is_near or (self._from_key_to_key and key is not self._entry):
             self._start(key)
         while self._index < index:
             self._advance()
@@ -276,7 +284,7 @@ class PyAVReader(VideoReader):
         packets = self._packets_from(key)
         self._spared = set()
         self._frames = self._decoded(self._needed(packets))
-        self._floor = key.pts
+        self._floor, self._entry = key.pts, key
         self._index = key.frame - 1
 
     def _packets_from(self, key: Key) -> Iterator[Any]:
@@ -285,11 +293,15 @@ class PyAVReader(VideoReader):
             read, self._read = self._read, ()
             first = next(place for place, p in enumerate(read) if p.is_keyframe and p.pts == key.pts)
             return islice(read, first, None)
-        if not key.seek:
+        if not key.seek or self._timeline.sequential or (self._from_key_to_key and self._has_decoded):
             self._open()
+        if not key.seek:
             return self._packets()
+        if self._timeline.sequential:  # seeking in a damaged file is a matter of luck
+            return dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key.pts), self._packets())
         for at in key.seek:
             self._container.seek(at, stream=self._stream)
+            self._decoder.flush_buffers()
             packets = self._packets()
             entry = next((p for p in packets if p.is_keyframe and (p.pts is None or p.pts >= key.pts)), None)
             if entry is not None and entry.pts == key.pts:
@@ -337,6 +349,8 @@ class PyAVReader(VideoReader):
         self._decoder.thread_type = "NONE" if self._threads else "AUTO"
         self._decoder.thread_count = self._threads
         self._first_size: tuple[int, int] | None = None
+        self._from_key_to_key = codec_name(self._stream) in _FROM_KEY_TO_KEY
+        self._has_decoded = False
         self._stated_size = (self._stream.codec_context.width, self._stream.codec_context.height)
         self._nal = nal_layout(self._stream)
         self._reformatter = VideoReformatter()
@@ -360,6 +374,7 @@ class PyAVReader(VideoReader):
             _Mismatch: a sign of damage, elsewhere.
         """
         forgive = watch is not None or self._timeline.sequential
+        self._has_decoded = True
         decode, arm, errors = self._decoder.decode, self._arm, errors_so_far()
         for packet in chain(packets, [None]):  # None: the frames still held back
             try:
@@ -387,14 +402,20 @@ class PyAVReader(VideoReader):
         if self._timeline.sequential:
             raise DecodeError(self.path, f"does not decode the same twice ({mismatch}); is it being written?")
         logger.info("%s: %s; decoding all of it", self.path, mismatch)
-        self._lying_size, duration = None, self.duration
-        self._use(self._play(self._timeline))
-        self.duration = duration  # of frames lost at the end as well
+        self._lying_size = None
+        if self._is_remembered:  # perhaps of another file
+            self._open()
+            self._use(self._explore())
+        if not self._timeline.sequential:
+            duration = self.duration
+            self._use(self._play(self._timeline))
+            self.duration = duration  # of frames lost at the end as well
 
     def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
         """What an earlier opening found out about this very file, or what this one does."""
         path = index_path(folder, self.path)
         timeline = load_timeline(path)
+        self._is_remembered = timeline is not None
         if timeline is None:
             timeline = self._explore()
             if not self._damage:  # it would be forgotten
@@ -441,7 +462,32 @@ class PyAVReader(VideoReader):
         timeline = timeline_of_frames(pts, announced, self._stream, self._damage)
         if timeline is None:
             raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
+        if self._damage and announced is not None and self._from_key_to_key:
+            return self._play_from_keys(announced)
         return timeline
+
+    def _play_from_keys(self, announced: Timeline) -> Timeline:
+        """The timeline of a damaged file, decoded from each entry point on up to the next one.
+
+        A frame is what follows from its entry point alone: the same before the damage was noticed and after.
+        """
+        self._use(Timeline(announced.pts, announced.times, announced.keys, sequential=True, closed=False))
+        ends = [*(key.pts for key in announced.keys[1:]), None]
+        pts: list[int | None] = []
+        keys = []
+        for key, end in zip(announced.keys, ends, strict=True):
+            first = len(pts)
+            for frame in self._decoded(self._packets_from(key)):
+                if end is not None and frame.pts is not None and frame.pts >= end:
+                    break
+                if frame.pts is not None and frame.pts > (pts[-1] if pts else announced.pts[0] - 1):
+                    pts.append(frame.pts)
+            if len(pts) > first:
+                keys.append(Key(first, key.pts, key.seek))
+        timeline = timeline_of_frames(pts, announced, self._stream, self._damage)
+        if timeline is None:
+            raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
+        return replace(timeline, keys=keys)
 
 
 def _checked_path(path: str | os.PathLike[str]) -> str:

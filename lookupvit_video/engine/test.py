@@ -100,7 +100,9 @@ def _write(
     results: Results, videos: list[Video], classes: list[str], folder: Path, facts: dict[str, Any]
 ) -> dict[str, Any]:
     """Write all files of the test and return the summary."""
-    record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in results.bad + results.used_damaged])
+    record_bad_videos(
+        folder, [("test", videos[row].path, reason) for row, reason in results.bad + results.used_damaged]
+    )
     if "grids" in facts:
         write_grids(facts["grids"], folder)
     summary = write_results(results, videos, classes, folder, facts)

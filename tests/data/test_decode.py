@@ -415,8 +415,8 @@ BAD_FILES = {
         lambda path: _cut(path, 0.6, container_options={"movflags": "faststart"}),
         r"truncated: holds \d+ of 120 frames",
     ),
-    "short.mkv": (lambda path: _cut(path, 0.6), r"truncated: ends at \d\.\d of 5\.\d s"),
-    "short.avi": (lambda path: _cut(path, 0.6, codec="mpeg4"), r"truncated: ends at \d\.\d of 5\.\d s"),
+    "short.mkv": (lambda path: _cut(path, 0.6), r"truncated: ends at \d\.\d+ of 5\.\d+ s"),
+    "short.avi": (lambda path: _cut(path, 0.6, codec="mpeg4"), r"truncated: ends at \d\.\d+ of 5\.\d+ s"),
     "all_damaged.mp4": (lambda path: _wreck(path), "no frame of its h264 video can be decoded"),
 }
 
