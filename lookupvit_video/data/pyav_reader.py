@@ -166,6 +166,22 @@ class PyAVReader(VideoReader):
         # cached: what it draws at random stays, where the work is done once more
         return self._settled(partial(self._gather, at, cache(window or _whole)))
 
+    def look_at_all(self) -> None:
+        """Decode the complete file once, so that `damage` holds all that can be noticed.
+
+        Raises:
+            DecodeError: no frame can be decoded, or not in the time allowed.
+        """
+        if self._container is not None and self._usual_size is None:
+            self._settled(self._scan)
+
+    def _scan(self) -> None:
+        timeline = None if self._timeline.sequential else self._timeline
+        found = self._play(timeline)
+        self._frames = None
+        if self._damage:
+            self._use(found)
+
     def _settled(self, work: Callable[[], _T]) -> _T:
         """Do what needs decoding; where the decoder contradicts the packets, once more with its own timeline."""
         if self._container is None:

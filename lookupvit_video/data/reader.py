@@ -139,6 +139,13 @@ class VideoReader:
         """
         return ()
 
+    def look_at_all(self) -> None:
+        """Decode the complete file once, so that `damage` holds all that can be noticed.
+
+        Raises:
+            DecodeError: no frame can be decoded, or not in the time allowed.
+        """
+
     def close(self) -> None:
         """Let go of the file; closing twice is harmless."""
         raise NotImplementedError

@@ -188,8 +188,8 @@ def stop_at_too_many_bad(run: Run) -> None:
     """
     if len(run.bad_rows) > run.cfg.DATA.MAX_BAD_FRACTION * len(run.train_videos):
         raise RunFailure(
-            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read or are damaged; the reasons "
-            f"are in {run.folder / 'bad_videos.csv'}; mend the list or raise DATA.MAX_BAD_FRACTION, "
+            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read or are damaged; the "
+            f"reasons are in {run.folder / 'bad_videos.csv'}; mend the list or raise DATA.MAX_BAD_FRACTION, "
             "or train on damaged ones as well with DATA.DAMAGED_TRAIN use"
         )
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-import pytest
 
 from lookupvit_video.data.decode import DecodeError, open_video
 from tests.videos import write_video
@@ -179,7 +178,7 @@ def test_damaged_files_are_repeatable_and_reported(tmp_path):
     tally = Tally()
     for name, kind, outcome in sweep(tmp_path, SOUND if ALL else FEW, kinds, os.environ.get("LOOKUPVIT_SEED", "")):
         tally.add(name, kind, outcome)
-        if os.environ.get("LOOKUPVIT_VERBOSE") and outcome.wrong and not outcome.report or not outcome.repeatable:
+        if (os.environ.get("LOOKUPVIT_VERBOSE") and outcome.wrong and not outcome.report) or not outcome.repeatable:
             print(name, kind, outcome)
     print("\n" + "\n".join(tally.lines()))
     assert not tally.counts["all"]["not repeatable"]
