@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -22,6 +22,7 @@ from typing import Any
 
 import av
 import av.logging
+import numpy as np
 
 from lookupvit_video.data.file_end import may_turn_pictures
 from lookupvit_video.data.reader import PICTURE_DATA, PICTURE_SIZE, DamageList
@@ -161,6 +162,46 @@ def _with_tails_between_codes(data: bytes) -> bytes:
     return b"".join(parts)
 
 
+class UnfilledWatch:
+    """Finds pictures of which parts were never decoded: a damaged HEVC slice may end early, and nobody says so.
+
+    libav takes memory for pictures zeroed from the system, and again from pictures that are no longer in use. So that
+    what was not decoded shows, those that were decoded last are kept in use. All zero is a green that is not among the
+    colours of video.
+    """
+
+    _KEPT = 64 << 20  # bytes
+    _STEP = 16  # pixels: of the smallest blocks that slices are made of
+
+    def __init__(self) -> None:
+        self._kept: deque[Any] = deque()
+        self._bytes = 0
+
+    def has_unfilled(self, frames: list[Any]) -> bool:
+        """Whether one of some frames, decoded just now, has a part that is not filled."""
+        found = False
+        for frame in frames:
+            planes = frame.planes
+            size = sum(plane.buffer_size for plane in planes)
+            self._kept.append((frame, size))
+            self._bytes += size
+            while self._bytes > self._KEPT:
+                self._bytes -= self._kept.popleft()[1]
+            if len(planes) == 3 and frame.format.name.startswith("yuv"):
+                found = found or self._has_zeros(frame, planes)
+        return found
+
+    def _has_zeros(self, frame: Any, planes: Any) -> bool:
+        kind = np.uint8 if frame.format.components[0].bits == 8 else np.uint16
+        step = self._STEP
+        zero: Any = True
+        for plane in planes:
+            lines = np.frombuffer(plane, kind).reshape(plane.height, -1)
+            down, across = step * plane.height // frame.height, step * plane.width // frame.width
+            zero = zero & (lines[down // 2 :: down, across // 2 : plane.width : across] == 0)
+        return bool(np.any(zero))
+
+
 # Pictures -------------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +211,7 @@ class PictureWatch:
     def __init__(self) -> None:
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.formats: Counter[str] = Counter()
-        self.corrupt = self.failed = 0
+        self.corrupt = self.failed = self.unfilled = 0
 
     def see(self, frame: Any) -> None:
         """Take note of a frame."""
@@ -189,11 +230,12 @@ class PictureWatch:
         Args:
             said: errors that libav logged meanwhile.
         """
-        if said or self.failed or self.corrupt:
+        if said or self.failed or self.corrupt or self.unfilled:
             more = f" (and {len(said) - 1} more times)" if len(said) > 1 else ""
             says = [f"the decoder complains: {said[0]}{more}"] if said else []
             says += [f"{self.failed} packets cannot be decoded"] if self.failed else []
             says += [f"{self.corrupt} frames are marked corrupt"] if self.corrupt else []
+            says += [f"{self.unfilled} frames are decoded in part"] if self.unfilled else []
             damage.note(PICTURE_DATA, ", ".join(says))
         if len(self.sizes) > 1:
             sizes = " and ".join(f"{width}x{height}" for width, height in self.sizes)

@@ -37,6 +37,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from lookupvit_video.data.damage import (
     Arm,
     PictureWatch,
+    UnfilledWatch,
     count_errors,
     errors_so_far,
     listening,
@@ -45,6 +46,7 @@ from lookupvit_video.data.damage import (
 from lookupvit_video.data.file_end import check_file
 from lookupvit_video.data.reader import (
     CONTAINER,
+    PICTURE_DATA,
     PICTURE_SIZE,
     PIXEL_SHAPE,
     Box,
@@ -392,6 +394,7 @@ class PyAVReader(VideoReader):
         forgive = watch is not None or self._timeline.sequential
         self._has_decoded = True
         decode, arm, errors = self._decoder.decode, self._arm, errors_so_far()
+        unfilled = UnfilledWatch() if arm else None
         for packet in chain(packets, [None]):  # None: the frames still held back
             try:
                 frames = decode(arm(packet) if arm and packet is not None else packet)
@@ -403,6 +406,11 @@ class PyAVReader(VideoReader):
                 continue
             if not forgive and errors_so_far() != errors:
                 raise _Mismatch("libav reports an error")
+            if unfilled is not None and unfilled.has_unfilled(frames):
+                if not forgive:
+                    raise _Mismatch("a part of a picture is not decoded")
+                if watch:
+                    watch.unfilled += 1
             yield from frames
             errors = errors_so_far()  # another video may have been decoded in between
 
@@ -478,6 +486,9 @@ class PyAVReader(VideoReader):
         timeline = timeline_of_frames(pts, announced, self._stream, self._damage)
         if timeline is None:
             raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
+        if codec_name(self._stream) == "hevc" and any(found.kind == PICTURE_DATA for found in self._damage):
+            # what of a picture is not decoded is taken from memory, other at each read
+            raise DecodeError(self.path, f"damaged: {self._damage}; fetch it again")
         if self._damage and announced is not None and self._from_key_to_key:
             return self._play_from_keys(announced)
         return timeline
