@@ -94,6 +94,8 @@ Arm = Callable[[Any], Any]
 _TAIL = b"\xff" * 64
 _HEVC_SLICES = range(22)  # NAL unit types with picture data (ITU-T H.265, table 7-1)
 _START_CODE = re.compile(b"(\0\0\1)")
+_NEVER_INSIDE = re.compile(b"\0\0[\0-\2](?!\0*$)")  # emulation prevention keeps it out (7.4.2.1); zeros may follow
+_INVALID_DATA = 1094995529  # AVERROR_INVALIDDATA
 
 
 def open_decoder(path: str, container: Any, stream: Any) -> tuple[Any, Arm | None]:
@@ -125,9 +127,12 @@ def arm_hevc(packet: Any, size: int) -> Any:
 
     Args:
         size: of the length before each NAL unit, in bytes; 0: a start code is there.
+
+    Raises:
+        av.InvalidDataError: a slice holds what it cannot hold.
     """
-    if packet.is_discard or next(iter(packet.iter_sidedata()), None) is not None:
-        return packet  # PyAV cannot carry these over
+    if packet.is_discard or any(part.data_type != "mpegts_stream_id" for part in packet.iter_sidedata()):
+        return packet  # what PyAV cannot carry over
     data = bytes(packet)
     armed = av.Packet(_with_tails(data, size) if size else _with_tails_between_codes(data))
     armed.pts, armed.dts, armed.time_base = packet.pts, packet.dts, packet.time_base
@@ -144,6 +149,8 @@ def _with_tails(data: bytes, size: int) -> bytes:
         if end > len(data) or longer >> 8 * size:  # damaged, as the decoder will say, or no room for the length
             break
         if end - start > 2 and data[start] >> 1 & 63 in _HEVC_SLICES:
+            if _NEVER_INSIDE.search(data, start, end):
+                raise av.InvalidDataError(_INVALID_DATA, "a sequence of bytes that no slice holds")
             parts += [longer.to_bytes(size, "big"), data[start:end], _TAIL]
         else:
             parts.append(data[at:end])

@@ -62,6 +62,7 @@ from lookupvit_video.data.reader import (
 from lookupvit_video.data.timeline import (
     Key,
     Timeline,
+    announced_stamps,
     codec_name,
     index_path,
     is_unreferenced,
@@ -178,8 +179,8 @@ class PyAVReader(VideoReader):
             self._settled(self._scan)
 
     def _scan(self) -> None:
-        timeline = None if self._timeline.sequential else self._timeline
-        found = self._play(timeline)
+        is_decoded = self._timeline.sequential
+        found = self._play(self._announced(), None if is_decoded else self._timeline)
         self._frames = None
         if self._damage:
             self._use(found)
@@ -432,8 +433,12 @@ class PyAVReader(VideoReader):
             self._use(self._explore())
         if not self._timeline.sequential:
             duration = self.duration
-            self._use(self._play(self._timeline))
+            self._use(self._play(self._announced(), self._timeline))
             self.duration = duration  # of frames lost at the end as well
+
+    def _announced(self) -> list[int] | None:
+        """The time stamps of all frames, where the timeline is that of the packets."""
+        return None if self._timeline.sequential else [stamp for stamp in self._timeline.pts if stamp is not None]
 
     def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
         """What an earlier opening found out about this very file, or what this one does."""
@@ -459,18 +464,21 @@ class PyAVReader(VideoReader):
         has_errors = errors_so_far() != errors
         check_file(self.path, self._container, self._stream, packets, self._reread, self._damage)
         timeline = timeline_of_packets(packets, self._container, self._stream)
-        return self._play(timeline) if timeline is None or has_errors else timeline
+        if timeline is None or has_errors:
+            return self._play(announced_stamps(packets, self._container, self._stream), timeline)
+        return timeline
 
     def _reread(self, index: int | None, **options: str) -> Iterator[Any]:
         """The packets of a stream (None: of all) from another look at the file."""
         with _opened(self._deadline, **options) as other:
             yield from _demux(other, None if index is None else other.streams[index], self._deadline)
 
-    def _play(self, announced: Timeline | None) -> Timeline:
+    def _play(self, announced: list[int] | None, timeline: Timeline | None) -> Timeline:
         """The timeline of a full decode, and what that shows of damage; it holds one frame at a time.
 
         Args:
-            announced: by the packets, where they order the frames: times count from its first frame.
+            announced: time stamps of the packets, where they are those of frames: times count from the first.
+            timeline: of the packets, where they order the frames.
         """
         watch, self._threads = PictureWatch(), 1  # one thread: what others log cannot be told from other videos'
         pts: list[int | None] = []
@@ -483,38 +491,40 @@ class PyAVReader(VideoReader):
             raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
         watch.report(self._damage, said)
         self._usual_size = watch.usual_size
-        timeline = timeline_of_frames(pts, announced, self._stream, self._damage)
-        if timeline is None:
+        found = timeline_of_frames(pts, announced, self._stream, self._damage)
+        if found is None:
             raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
         if codec_name(self._stream) == "hevc" and any(found.kind == PICTURE_DATA for found in self._damage):
             # what of a picture is not decoded is taken from memory, other at each read
             raise DecodeError(self.path, f"damaged: {self._damage}; fetch it again")
-        if self._damage and announced is not None and self._from_key_to_key:
-            return self._play_from_keys(announced)
-        return timeline
+        if self._damage and timeline is not None and self._from_key_to_key:
+            return self._play_from_keys(timeline)
+        return found
 
     def _play_from_keys(self, announced: Timeline) -> Timeline:
         """The timeline of a damaged file, decoded from each entry point on up to the next one.
 
         A frame is what follows from its entry point alone: the same before the damage was noticed and after.
         """
+        stamps = [stamp for stamp in announced.pts if stamp is not None]
         self._use(Timeline(announced.pts, announced.times, announced.keys, sequential=True, closed=False))
         ends = [*(key.pts for key in announced.keys[1:]), None]
         pts: list[int | None] = []
-        keys = []
+        keys, last = [], stamps[0] - 1
         for key, end in zip(announced.keys, ends, strict=True):
             first = len(pts)
             for frame in self._decoded(self._packets_from(key)):
                 if end is not None and frame.pts is not None and frame.pts >= end:
                     break
-                if frame.pts is not None and frame.pts > (pts[-1] if pts else announced.pts[0] - 1):
+                if frame.pts is not None and frame.pts > last:
                     pts.append(frame.pts)
+                    last = frame.pts
             if len(pts) > first:
                 keys.append(Key(first, key.pts, key.seek))
-        timeline = timeline_of_frames(pts, announced, self._stream, self._damage)
-        if timeline is None:
+        found = timeline_of_frames(pts, stamps, self._stream, self._damage)
+        if found is None:
             raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
-        return replace(timeline, keys=keys)
+        return replace(found, keys=keys)
 
 
 def _checked_path(path: str | os.PathLike[str]) -> str:
