@@ -127,6 +127,7 @@ class PyAVReader(VideoReader):
     _index: int = -1
     _entry: Key | None = None  # from which the cursor started
     _is_remembered: bool = False  # whether the timeline comes from an index, not from the file
+    _announced_span: tuple[float, int] | None = None  # seconds from the first to the last frame announced, and how many
     _has_decoded: bool = False  # since the file was opened
     _floor: int | None = None
     _shown: set[int | None] | None = None
@@ -419,6 +420,8 @@ class PyAVReader(VideoReader):
         self._timeline = timeline
         self.times = timeline.times
         last, count = float(self.times[-1]), len(self.times)
+        if timeline.sequential and self._announced_span is not None:
+            last, count = self._announced_span  # frames may be lost at the end
         self.duration = last * count / (count - 1) if count > 1 else 1 / float(self._stream.average_rate or 1)
         self._frames = None
 
@@ -432,9 +435,7 @@ class PyAVReader(VideoReader):
             self._open()
             self._use(self._explore())
         if not self._timeline.sequential:
-            duration = self.duration
             self._use(self._play(self._announced(), self._timeline))
-            self.duration = duration  # of frames lost at the end as well
 
     def _announced(self) -> list[int] | None:
         """The time stamps of all frames, where the timeline is that of the packets."""
@@ -490,6 +491,9 @@ class PyAVReader(VideoReader):
         if not pts:
             raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
         watch.report(self._damage, said)
+        if announced:
+            unit = float(self._stream.time_base)
+            self._announced_span = (announced[-1] - announced[0]) * unit, len(announced)
         self._usual_size = watch.usual_size
         found = timeline_of_frames(pts, announced, self._stream, self._damage)
         if found is None:

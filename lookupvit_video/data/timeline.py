@@ -197,7 +197,7 @@ def longest_rise(stamps: list[int]) -> list[int]:
 def announced_stamps(packets: list[PacketNote], container: Any, stream: Any) -> list[int] | None:
     """The time stamps of all frames that are to be decoded, ascending; None where the packets do not say.
 
-    What a sound file may begin with and not show is left out: pictures before the first in decoding order, which lean on
+    What a sound file may begin with and not show is left out: pictures before the first in decoding order, which need
     others that were cut off; in a recording, whatever comes before the first key frame.
     """
     pts = [p.pts for p in packets]
