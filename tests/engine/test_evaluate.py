@@ -6,8 +6,9 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import IGNORED
-from lookupvit_video.engine.evaluate import Results, evaluate, predict_clips
+from lookupvit_video.engine.evaluate import Results, evaluate, predict_clips, write_results
 from lookupvit_video.engine.world import World
+from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 
@@ -62,3 +63,26 @@ def test_answers_of_several_grids_are_those_of_each_alone(encoder):
         assert results.probabilities[2].tolist() == [0] * 5
         assert results.bad == expected.bad == [(2, "empty")]
     assert len({results.probabilities.tobytes() for results in together}) == 3
+
+
+@pytest.mark.parametrize("damaged", ["use", "refuse"])
+def test_damaged_videos_are_listed_or_stop_the_test(tmp_path, damaged):
+    cfg = load_config(None, [*SMALL, "DATA.DAMAGED_TEST", damaged])
+    clips = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8)
+    batch = Batch(clips, torch.tensor([1, 2]), torch.tensor([0, 1]), [], [(1, "picture data: torn")])
+    videos, classes = [Video("a", 1), Video("b", 2)], list("vwxyz")
+    if damaged == "refuse":
+        with pytest.raises(RunFailure, match="b: damaged: picture data: torn; .* DATA.DAMAGED_TEST to use or skip"):
+            evaluate(build_model(cfg), [batch], videos, cfg, World(0, 1, CPU), "test")
+        return
+    (results,) = evaluate(build_model(cfg), [batch], videos, cfg, World(0, 1, CPU), "test")
+    assert results.read.all()
+    assert results.used_damaged == [(1, "damaged, used: picture data: torn")]
+    summary = write_results(results, videos, classes, tmp_path, {})
+    assert summary["damaged_videos"] == [{"path": "b", "damage": "picture data: torn"}]
+    assert summary["bad_videos"] == []
+
+
+def test_a_video_skipped_for_its_damage_is_listed_once():
+    results = Results(np.array([0]), np.zeros((1, 2)), [(0, "a: damaged: x")], [(0, "x")])
+    assert results.used_damaged == []
