@@ -103,15 +103,18 @@ def open_decoder(path: str, container: Any, stream: Any) -> tuple[Any, Arm | Non
     codec = codec_name(stream)
     decoder, arm = stream.codec_context, None
     if codec == "hevc":
-        setup = decoder.extradata or b""
-        size = (setup[21] & 3) + 1 if setup[:1] == b"\x01" and len(setup) > 22 else 0
-        arm = partial(arm_hevc, size=size)
+        arm = partial(arm_hevc, size=length_of_lengths(decoder.extradata or b""))
     elif codec == "vp9" and _has_libvpx() and not may_turn_pictures(path, format_names(container)):
         # libav tells the decoder that it sets up itself how to turn the pictures, and no other
         decoder = av.CodecContext.create("libvpx-vp9", "r")
         decoder.extradata = stream.codec_context.extradata or b""
     decoder.options = {"err_detect": "crccheck"}  # where pictures have checksums, compare them
     return decoder, arm
+
+
+def length_of_lengths(setup: bytes) -> int:
+    """How many bytes before each NAL unit of HEVC hold its length, by its extradata; 0: a start code is there."""
+    return (setup[21] & 3) + 1 if setup[:1] == b"\x01" and len(setup) > 22 else 0
 
 
 @cache

@@ -40,10 +40,12 @@ from lookupvit_video.data.damage import (
     UnfilledWatch,
     count_errors,
     errors_so_far,
+    length_of_lengths,
     listening,
     open_decoder,
 )
 from lookupvit_video.data.file_end import check_file
+from lookupvit_video.data.hevc_slices import pictures_not_read_to_their_end
 from lookupvit_video.data.reader import (
     CONTAINER,
     PICTURE_DATA,
@@ -183,6 +185,12 @@ class PyAVReader(VideoReader):
         is_decoded = self._timeline.sequential
         found = self._play(self._announced(), None if is_decoded else self._timeline)
         self._frames = None
+        if codec_name(self._stream) == "hevc":
+            self._open()
+            setup = self._decoder.extradata or b""
+            unread = pictures_not_read_to_their_end(self._packets(), setup, length_of_lengths(setup))
+            if unread:
+                self._damage.note(PICTURE_DATA, f"{unread} pictures are over before their data is")
         if self._damage:
             self._use(found)
 

@@ -2,7 +2,9 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
+import av
 import pytest
 import torch
 

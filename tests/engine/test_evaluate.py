@@ -72,7 +72,7 @@ def test_damaged_videos_are_listed_or_stop_the_test(tmp_path, damaged):
     batch = Batch(clips, torch.tensor([1, 2]), torch.tensor([0, 1]), [], [(1, "picture data: torn")])
     videos, classes = [Video("a", 1), Video("b", 2)], list("vwxyz")
     if damaged == "refuse":
-        with pytest.raises(RunFailure, match="b: damaged: picture data: torn; .* DATA.DAMAGED_TEST to use or skip"):
+        with pytest.raises(RunFailure, match=r"b: damaged: picture data: torn; .* DATA\.DAMAGED_TEST to use or skip"):
             evaluate(build_model(cfg), [batch], videos, cfg, World(0, 1, CPU), "test")
         return
     (results,) = evaluate(build_model(cfg), [batch], videos, cfg, World(0, 1, CPU), "test")
