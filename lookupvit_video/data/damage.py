@@ -112,6 +112,16 @@ def open_decoder(path: str, container: Any, stream: Any) -> tuple[Any, Arm | Non
     return decoder, arm
 
 
+def fresh_decoder(stream: Any, threads: int) -> Any:
+    """A decoder for a stream that has decoded nothing yet. It does not know how the container turns the pictures."""
+    own: Any = stream.codec_context
+    decoder: Any = av.CodecContext.create(own.codec.name, "r")
+    decoder.extradata = own.extradata or b""
+    decoder.thread_type, decoder.thread_count = ("NONE" if threads else "AUTO"), threads
+    decoder.options = {"err_detect": "crccheck"}
+    return decoder
+
+
 def length_of_lengths(setup: bytes) -> int:
     """How many bytes before each NAL unit of HEVC hold its length, by its extradata; 0: a start code is there."""
     return (setup[21] & 3) + 1 if setup[:1] == b"\x01" and len(setup) > 22 else 0
@@ -192,16 +202,19 @@ class UnfilledWatch:
         found = False
         for frame in frames:
             planes = frame.planes
-            size = sum(plane.buffer_size for plane in planes)
+            size = 2 * planes[0].buffer_size
             self._kept.append((frame, size))
             self._bytes += size
             while self._bytes > self._KEPT:
                 self._bytes -= self._kept.popleft()[1]
-            if len(planes) == 3 and frame.format.name.startswith("yuv"):
+            # slices go from the upper left to the lower right: most often the last pixel says that there is nothing
+            if memoryview(planes[0])[planes[0].line_size * (planes[0].height - 1) + frame.width - 1] == 0:
                 found = found or self._has_zeros(frame, planes)
         return found
 
     def _has_zeros(self, frame: Any, planes: Any) -> bool:
+        if len(planes) != 3 or not frame.format.name.startswith("yuv"):
+            return False  # zero is black there
         kind = np.uint8 if frame.format.components[0].bits == 8 else np.uint16
         step = self._STEP
         zero: Any = True

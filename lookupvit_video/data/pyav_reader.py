@@ -40,6 +40,7 @@ from lookupvit_video.data.damage import (
     UnfilledWatch,
     count_errors,
     errors_so_far,
+    fresh_decoder,
     length_of_lengths,
     listening,
     open_decoder,
@@ -321,8 +322,13 @@ class PyAVReader(VideoReader):
             read, self._read = self._read, ()
             first = next(place for place, p in enumerate(read) if p.is_keyframe and p.pts == key.pts)
             return islice(read, first, None)
-        if not key.seek or self._timeline.sequential or (self._from_key_to_key and self._has_decoded):
+        if not key.seek or self._timeline.sequential:
             self._open()
+        elif self._from_key_to_key and self._has_decoded:
+            if self._lying_size is None:
+                self._open()
+            else:  # how the pictures lie is known, which a decoder of our own would not say
+                self._decoder = fresh_decoder(self._stream, self._threads)
         if not key.seek:
             return self._packets()
         if self._timeline.sequential:  # seeking in a damaged file is a matter of luck
