@@ -78,6 +78,8 @@ _C.DATA.RANDOM_FLIP = True  # mirror half of the training clips; class names dec
 _C.DATA.MEAN = [0.485, 0.456, 0.406]  # ImageNet's, as most published weights expect
 _C.DATA.STD = [0.229, 0.224, 0.225]  # likewise
 _C.DATA.CACHE_VIDEOS = False  # keep every decoded video in memory; for small videos, read in one process
+_C.DATA.DAMAGED_TRAIN = "skip"  # a video with damage that the decoder notices: use, skip as unreadable, or refuse: stop
+_C.DATA.DAMAGED_TEST = "use"  # likewise in validation and test, where a video that is skipped counts as wrong
 _C.DATA.MAX_BAD_FRACTION = 0.01  # training stops when more videos cannot be read; see manifest.allowed_bad; 0: at one
 
 _C.DATA_LOADER = CfgNode()
@@ -169,6 +171,8 @@ CHOICES = {
     "TRAIN.ACTIVATION_CHECKPOINTING": ("none", "write_back", "selective", "full"),
     "TEST.NUM_SPATIAL_CROPS": (1, 3),
     "DATA.DECODING_BACKEND": ("pyav", "decord", "torchcodec"),
+    "DATA.DAMAGED_TRAIN": ("use", "skip", "refuse"),
+    "DATA.DAMAGED_TEST": ("use", "skip", "refuse"),
     "DATA.SAMPLING": ("clip", "segments"),
     "MODEL.ARCH": ("lookupvit", "vit", "mvit", "x3d"),
     "MODEL.ENCODER": ("joint", "factorised"),

@@ -1,9 +1,10 @@
 """Is every file of a data set a video that can be read, as long and as many as the lists say?
 
 A file is looked at as the loader reads it (`open_video`: all packets, then the first, middle and last frame), while
-what the decoder complains of is taken down; a thorough look decodes every frame besides. Damage that leaves the data
-valid for its codec shows as a wrong picture and as nothing else, and no decoder can know: a few flipped bits pass so,
-in VP8 and VP9 most often. Only checksums kept beside the files find all of it.
+errors of the decoder are recorded; a thorough look decodes every frame. What the reader knows of damage and of a
+missing end (`VideoReader.damage`) is what is reported here. Damage that leaves the data valid for its codec shows as a
+wrong picture and as nothing else, and no decoder can know: docs/reliability.md says how often that is, by codec. Only
+checksums kept with the files find all of it.
 """
 
 import hashlib
@@ -25,11 +26,12 @@ import av.logging
 import numpy as np
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.data.damage import NOT_LOOKED_AT
 from lookupvit_video.data.decode import DecodeError, VideoReader, open_video
 from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
 from lookupvit_video.data.orientation import UPRIGHT, Orientation, orientation_of_frame
-from lookupvit_video.data.pyav_reader import NOT_LOOKED_AT
+from lookupvit_video.data.reader import CUT
 from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, no_video_below
 
 logger = logging.getLogger(__name__)
@@ -228,12 +230,15 @@ def examine(path: str, thorough: bool = False) -> Facts:
     elif os.path.islink(path) and not os.path.exists(path):
         facts.problems.append(Problem("missing", f"is a link to {os.readlink(path)}, where no file is"))
         return facts
-    problem, failed = None, 0
+    problem, failed, damage = None, 0, ()
     with _complaints() as complaints:
         try:
             with open_video(path, timeout=0) as reader:  # the process has a time limit of its own
                 _look(facts, reader)
-            failed = _walk(facts, path, thorough)
+                if thorough:
+                    reader.look_at_all()
+                damage = reader.damage
+            failed = _walk(facts, path)
         except DecodeError as error:
             kind = next((kind for words, kind in _REASONS.items() if re.search(words, error.reason)), "unreadable")
             problem = Problem(kind, error.reason)
@@ -242,11 +247,13 @@ def examine(path: str, thorough: bool = False) -> Facts:
     said = complaints[0] if complaints else ""
     if problem:
         facts.problems.append(Problem(problem.kind, f"{problem.detail} ({said})" if said else problem.detail))
+    elif damage:
+        for found in damage:
+            facts.problems.append(Problem("truncated" if found.kind == CUT else "damaged", str(found)))
     elif complaints:
         kind = "truncated" if _ENDS_EARLY.search(said) else "damaged"
         more = f" (and {len(complaints) - 1} more times)" if len(complaints) > 1 else ""
-        if not any(found.kind == "truncated" for found in facts.problems):  # that explains it
-            facts.problems.append(Problem(kind, f"the decoder complains: {said}{more}"))
+        facts.problems.append(Problem(kind, f"the decoder complains: {said}{more}"))
     elif failed:
         facts.problems.append(Problem("damaged", f"{failed} packets or frames are damaged"))
     return facts
@@ -302,29 +309,26 @@ def _largest_change(frames_THWC: np.ndarray, block: int = 8) -> float:
     return float(np.abs(means[1:] - means[0]).max())
 
 
-def _walk(facts: Facts, path: str, thorough: bool) -> int:
-    """Go through all packets in the file's order, decode them if ``thorough`` (else up to the first frame).
+def _walk(facts: Facts, path: str) -> int:
+    """Go through all packets in the file's order, of all streams, and decode the first frame.
 
     Notes the container's side of the facts; returns how many packets or frames are damaged.
     """
     with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
         stream: Any = container.streams.best("video")
         stream.thread_type = "NONE"
-        stream.codec_context.options = {"err_detect": "crccheck"}  # where a stream has checksums, compare them
         _note_container(facts, path, container, stream)
         if facts.container == "mpegts":
             av.logging.set_level(av.logging.DEBUG)
-        damaged, shown, end, before = 0, 0, 0.0, None
+        damaged, shown, before = 0, 0, None
         orientations: list[Orientation] = []
         for packet in container.demux():
-            if packet.size and packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             if packet.stream is not stream:
                 continue
             if packet.dts is not None:
                 damaged += packet.is_corrupt or (before is not None and packet.dts < before)
                 before = packet.dts
-            if thorough or not shown:
+            if not shown:
                 try:
                     frames: Any = packet.decode()
                     for frame in frames:
@@ -334,7 +338,6 @@ def _walk(facts: Facts, path: str, thorough: bool) -> int:
                         shown += 1
                 except av.FFmpegError:
                     damaged += 1
-        _check_end(facts, container, end)
     _note_pictures(facts, orientations)
     return damaged
 
@@ -366,17 +369,6 @@ def _container_name(names: list[str], path: str) -> str:
     """libav has one name for several: that of the suffix if it is among them, else the first."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     return suffix if suffix in names else {"mov": "mp4"}.get(names[0], names[0])
-
-
-def _check_end(facts: Facts, container: Any, end: float) -> None:
-    """Compare the last packet's end with the header; mp4 counts frames instead, others know of no end."""
-    if facts.container == "mpegts" and facts.bytes % 188 and facts.bytes % 192:
-        facts.problems.append(Problem("truncated", "its last packet is cut off"))
-    if facts.container not in ("matroska", "webm", "avi", "flv", "asf") or not container.duration:
-        return
-    stated = (container.duration + max(0, container.start_time or 0)) / 1e6
-    if stated - end > max(0.25, 2 / max(facts.fps, 1.0)):
-        facts.problems.append(Problem("truncated", f"ends at {end:.2f} of {stated:.2f} s"))
 
 
 def check_files(

@@ -6,7 +6,7 @@ Shape letters: B batch of videos, V clips (views) per video, C channels, T frame
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 
 from lookupvit_video.data.decode import DecodeError, open_video
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.reader import Box, VideoReader
+from lookupvit_video.data.reader import Box, DamageList, VideoReader
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED, ClipTransform, CropTransform, mirror_half, side_by_side
 from lookupvit_video.seeding import mix_seed
@@ -33,6 +33,8 @@ class Sample:
     """Row in the list."""
     error: str = ""
     """Why the video could not be read."""
+    damage: str = ""
+    """What is damaged in the video, whether it was used or not."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Batch:
     indices: Tensor
     """(B,) int64: rows in the list."""
     errors: list[tuple[int, str]]
-    """(row, reason) of each video that could not be read."""
+    """(row, reason) of each video that could not be read, or is skipped for its damage."""
+    damaged: list[tuple[int, str]] = field(default_factory=list)
+    """(row, what is damaged) of each video with damage, used or skipped."""
 
     def pin_memory(self) -> "Batch":
         """Copy the tensors to page-locked memory (called by the DataLoader)."""
-        return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.indices, self.errors)
+        return Batch(self.clips.pin_memory(), self.labels.pin_memory(), self.indices, self.errors, self.damaged)
 
 
 @contextmanager
@@ -79,6 +83,8 @@ class VideoDataset(Dataset[Sample]):
         cache: keep every decoded video in memory, see ``open_video``.
         timeout: seconds that decoding one video may take, see ``open_video``.
         index_cache: folder of time stamps and key frames, see ``open_video``.
+        damaged: what becomes of a video with damage: "use" its clips, or "skip" it as one that cannot be read
+            ("refuse": likewise; whoever takes the batches stops).
         seed: with (epoch, index) it decides everything random about a sample.
         mirror: mirror half of the clips, and give those of label i the label ``mirror[i]``; None: mirror none.
     """
@@ -94,12 +100,13 @@ class VideoDataset(Dataset[Sample]):
         cache: bool = False,
         timeout: float = 60.0,
         index_cache: str = "",
+        damaged: str = "use",
         seed: int = 0,
         mirror: Sequence[int] | None = None,
     ):
         self.videos, self.times, self.transform = videos, times, transform
         self.shape, self.backend, self.cache, self.seed = shape, backend, cache, seed
-        self.timeout, self.index_cache, self.mirror = timeout, index_cache, mirror
+        self.timeout, self.index_cache, self.damaged, self.mirror = timeout, index_cache, damaged, mirror
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -107,7 +114,7 @@ class VideoDataset(Dataset[Sample]):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """Read the video of ``key``: its row, or (epoch, row). A video that cannot be read is told, not raised."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        video = self.videos[index]
+        video, damage = self.videos[index], DamageList()
         try:
             with seeded(self.seed, epoch, index):
                 clips = read_clips(
@@ -118,13 +125,21 @@ class VideoDataset(Dataset[Sample]):
                     self.cache,
                     timeout=self.timeout,
                     index_cache=self.index_cache,
+                    damage=damage,
                 )
                 labels = [video.label] * len(clips)
                 if self.mirror is not None:
                     clips, labels = mirror_half(clips, video.label, self.mirror)
         except DecodeError as error:
-            return Sample(torch.zeros(self.shape, dtype=torch.uint8), [IGNORED] * self.shape[0], index, str(error))
-        return Sample(clips[0][None] if len(clips) == 1 else side_by_side(clips), labels, index)
+            return self._unread(index, str(error), damage)
+        if damage and self.damaged != "use":
+            return self._unread(index, f"{video.path}: damaged: {damage}", damage)
+        clips_VCTHW = clips[0][None] if len(clips) == 1 else side_by_side(clips)
+        return Sample(clips_VCTHW, labels, index, damage=str(damage))
+
+    def _unread(self, index: int, reason: str, damage: DamageList) -> Sample:
+        clips_VCTHW = torch.zeros(self.shape, dtype=torch.uint8)
+        return Sample(clips_VCTHW, [IGNORED] * self.shape[0], index, reason, str(damage))
 
 
 def read_clips(
@@ -136,8 +151,12 @@ def read_clips(
     *,
     timeout: float = 60.0,
     index_cache: str = "",
+    damage: DamageList | None = None,
 ) -> list[Tensor]:
     """Return the clips of one video: all times of all of them in one pass of the decoder, then the transform.
+
+    Args:
+        damage: what the reader finds damaged is added here.
 
     Raises:
         DecodeError: the video cannot be read.
@@ -150,9 +169,13 @@ def read_clips(
         # At the end itself the first frame after the span is shown; 0.1 ms is less than any frame lasts.
         seconds_VT = (start + times(end - start)).clip(max=max(start, end - 1e-4))
         if isinstance(transform, CropTransform):
-            return [transform.clip(crop_THWC) for crop_THWC in read_crops(reader, seconds_VT, transform)]
-        frames_THWC = reader.frames_at(seconds_VT.ravel().tolist())
-        return [clip for frames in frames_THWC.split(seconds_VT.shape[1]) for clip in transform(frames)]
+            clips = [transform.clip(crop_THWC) for crop_THWC in read_crops(reader, seconds_VT, transform)]
+        else:
+            frames_THWC = reader.frames_at(seconds_VT.ravel().tolist())
+            clips = [clip for frames in frames_THWC.split(seconds_VT.shape[1]) for clip in transform(frames)]
+        if damage is not None:
+            damage += reader.damage
+        return clips
 
 
 def read_crops(reader: VideoReader, seconds_VT: np.ndarray, transform: CropTransform) -> list[Tensor]:
@@ -186,4 +209,5 @@ def collate(samples: Sequence[Sample]) -> Batch:
         labels=torch.tensor([label for sample in samples for label in sample.labels]),
         indices=torch.tensor([sample.index for sample in samples]),
         errors=[(sample.index, sample.error) for sample in samples if sample.error],
+        damaged=[(sample.index, sample.damage) for sample in samples if sample.damage],
     )

@@ -11,7 +11,7 @@ import torch
 
 from lookupvit_video.data.other_readers import DecordReader, TorchCodecReader
 from lookupvit_video.data.pyav_reader import PyAVReader
-from lookupvit_video.data.reader import Box, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.data.reader import Box, Damage, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
 
 __all__ = ["BACKENDS", "DecodeError", "VideoInfo", "VideoReader", "check_backend", "open_video"]
 
@@ -71,12 +71,17 @@ class MemoryReader(VideoReader):
             while self.times is not reader.times:  # a decode that contradicts the packets corrects them
                 self.times = reader.times
                 self._frames = reader.frames_at(self.times.tolist())
-            self.duration, self._info = reader.duration, reader.info
+            self.duration, self._info, self._damage = reader.duration, reader.info, reader.damage
 
     @property
     def info(self) -> VideoInfo:
         """See `VideoReader.info`."""
         return self._info
+
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """See `VideoReader.damage`."""
+        return self._damage
 
     def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
         """See `VideoReader.frames_at`."""

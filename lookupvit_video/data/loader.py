@@ -250,6 +250,7 @@ def build_train_loader(
         cache=cfg.DATA.CACHE_VIDEOS,
         timeout=cfg.DATA.DECODE_TIMEOUT,
         index_cache=cfg.DATA.INDEX_CACHE,
+        damaged=cfg.DATA.DAMAGED_TRAIN,
         seed=cfg.RNG_SEED,
         mirror=mirror,
     )
@@ -287,6 +288,7 @@ def build_eval_loader(
         cache=cfg.DATA.CACHE_VIDEOS,
         timeout=cfg.DATA.DECODE_TIMEOUT,
         index_cache=cfg.DATA.INDEX_CACHE,
+        damaged=cfg.DATA.DAMAGED_TEST,
     )
     rows = list(range(rank, len(videos), world_size))
     batches = [rows[i : i + cfg.TEST.BATCH_SIZE] for i in range(0, len(rows), cfg.TEST.BATCH_SIZE)]

@@ -27,8 +27,10 @@ class _OtherReader(PyAVReader):
     """What the libraries beside PyAV have in common. They are imported when a video is opened, and each video is
     opened by PyAV first: its packets tell whether the other library can be trusted with it.
 
-    One thing cannot be told beforehand: where picture data is damaged, the other library may return a neighbour, or a
-    picture mended in its own way, and say nothing. PyAV notices; use it for files that are not known to be sound.
+    What opening a file shows of damage (a missing end, checksums, packets marked corrupt, its first picture) hands it
+    over to PyAV. Damage of a picture further on is noticed by PyAV alone, when it decodes that picture: the others may
+    return a neighbour, or a picture concealed in their own way, and say nothing. Use PyAV for files that are not known
+    to be sound; docs/reliability.md says how much of the damage it notices, by codec.
     """
 
     codecs: ClassVar[frozenset[str]]
@@ -80,13 +82,15 @@ class _OtherReader(PyAVReader):
         if not format_names(self._container) & self.containers or codec_name(self._stream) not in self.codecs:
             return f"it is not exact on {codec_name(self._stream)} in {self._container.format.name}"
         info = self.info  # decodes a picture: only now the rest is known
+        if self._damage:
+            return "the file is damaged"
         if self._timeline.sequential or not self._timeline.closed:
             return "it is not exact where key frames or time stamps are irregular"
         if self._timeline.oriented or self._orientation != UPRIGHT or self.remark:
             return "it cannot turn and mirror pictures of every size upright"
         if self._squares != 1:
             return "it does not make oblong pixels square"
-        if self._stream.codec_context.pix_fmt not in _PLAIN_PIXELS or info.height % 2:
+        if self._decoder.pix_fmt not in _PLAIN_PIXELS or info.height % 2:
             return "it converts pictures of odd height, or of more than 8 bits, to other colours"
         return None
 

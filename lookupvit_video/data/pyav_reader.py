@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
-from itertools import chain, islice
+from itertools import chain, dropwhile, islice
 from typing import Any, ClassVar, TypeVar
 
 import av
@@ -34,8 +34,21 @@ from av.stream import Disposition
 from av.video.format import VideoFormat
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from lookupvit_video.data.damage import (
+    Arm,
+    PictureWatch,
+    UnfilledWatch,
+    count_errors,
+    errors_so_far,
+    fresh_decoder,
+    length_of_lengths,
+    listening,
+    open_decoder,
+)
 from lookupvit_video.data.encryption import ENCRYPTED, refuse_encrypted, why_not_opened
+from lookupvit_video.data.file_end import check_file
 from lookupvit_video.data.frame_filter import field_joiner
+from lookupvit_video.data.hevc_slices import pictures_not_read_to_their_end
 from lookupvit_video.data.orientation import (
     ALWAYS_PER_PICTURE,
     MAY_CARRY_MESSAGES,
@@ -45,22 +58,34 @@ from lookupvit_video.data.orientation import (
     orientation_of_frame,
     remark_on_frame,
 )
-from lookupvit_video.data.reader import Box, Deadline, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.data.reader import (
+    CONTAINER,
+    PICTURE_DATA,
+    PICTURE_SIZE,
+    PIXEL_SHAPE,
+    Box,
+    Damage,
+    DamageList,
+    Deadline,
+    DecodeError,
+    VideoInfo,
+    VideoReader,
+    checked_times,
+    shown_at,
+)
 from lookupvit_video.data.timeline import (
     Key,
-    PacketNote,
     Timeline,
+    announced_stamps,
     codec_name,
-    format_names,
     index_path,
     is_unreferenced,
     length_size,
     load_timeline,
-    longest_rise,
     nal_layout,
     note_packets,
-    packet_end,
     save_timeline,
+    timeline_of_frames,
     timeline_of_packets,
 )
 
@@ -69,12 +94,15 @@ logger = logging.getLogger(__name__)
 _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
 # Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
 _NEARLY_SQUARE = 0.02
-NOT_LOOKED_AT = "not on whitelist 'none'"  # what libav logs where `_open_container` keeps it from looking at a picture
 _EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
+# Codecs of which damage may go unnoticed and show what a buffer held before: each key frame meets a decoder that has
+# decoded nothing yet, so that a picture depends on nothing that was read before it.
+_FROM_KEY_TO_KEY = frozenset({"hevc", "vp8"})
 _SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
 _RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
-_ODDEST_PIXEL = 8  # times as wide as high, or as high as wide: beyond, the header is damaged
+_ODDEST_PIXEL = 3  # times as wide as high, or as high as wide (32:11 is the oddest in use): beyond, it is damage
+_PADDING = 16  # pixels: headers may count what encoders add to fill blocks
 
 
 _T = TypeVar("_T")
@@ -102,6 +130,9 @@ class PyAVReader(VideoReader):
     _container: Any = None
     _stream: Any = None
     _reformatter: Any = None
+    _decoder: Any = None  # codec context; the stream's own, or that of a stricter library
+    _arm: Arm | None = None  # what packets pass through before they are decoded
+    _threads: int = 1  # 0: as many as libav likes, until there is damage
     _read: Sequence[Any] = ()  # all packets, while the decoder has seen none of them
     # The cursor: `_frames` delivers what comes after `_current`, the frame at timeline index `_index`; frames before
     # time stamp `_floor` are left out. `_frames` is None where decoding has to start anew. Of the time stamps passed
@@ -109,9 +140,14 @@ class PyAVReader(VideoReader):
     _frames: Any = None
     _current: Any = None
     _index: int = -1
+    _entry: Key | None = None  # from which the cursor started
+    _is_remembered: bool = False  # whether the timeline comes from an index, not from the file
+    _announced_span: tuple[float, int] | None = None  # seconds from the first to the last frame announced, and how many
+    _has_decoded: bool = False  # since the file was opened
     _floor: int | None = None
     _shown: set[int | None] | None = None
     _spared: set[int | None]
+    _usual_size: tuple[int, int] | None = None  # of most pictures, where all were decoded
     _lying_size: tuple[int, int] | None = None  # (width, height) before turning; None: no picture was decoded yet
     _orientation: Orientation = UPRIGHT  # of the first picture, and of all that do not carry one of their own
     _own: Orientation = UPRIGHT  # of the picture decoded last, where `_timeline.oriented`
@@ -122,6 +158,8 @@ class PyAVReader(VideoReader):
     ) -> None:
         self.path = _checked_path(path)
         self._deadline = Deadline(self.path, timeout)
+        self._damage = DamageList()
+        count_errors()
         try:
             with _plain_errors(self._deadline):
                 self._open()
@@ -139,11 +177,38 @@ class PyAVReader(VideoReader):
         codec, count = codec_name(self._stream), len(self.times)
         return VideoInfo(codec, width, height, count / self.duration, self.duration, count)
 
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """See `VideoReader.damage`."""
+        return tuple(self._damage)
+
     def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
         """See `VideoReader.frames_at`."""
         at = checked_times(self.path, seconds)
         # cached: what it draws at random stays, where the work is done once more
         return self._settled(partial(self._gather, at, cache(window or _whole)))
+
+    def look_at_all(self) -> None:
+        """Decode the complete file once, so that `damage` holds all that can be noticed.
+
+        Raises:
+            DecodeError: no frame can be decoded, or not in the time allowed.
+        """
+        if self._container is not None and self._usual_size is None:
+            self._settled(self._scan)
+
+    def _scan(self) -> None:
+        is_decoded = self._timeline.sequential
+        found = self._play(self._announced(), None if is_decoded else self._timeline)
+        self._frames = None
+        if codec_name(self._stream) == "hevc":
+            self._open()
+            setup = self._decoder.extradata or b""
+            unread = pictures_not_read_to_their_end(self._packets(), setup, length_of_lengths(setup))
+            if unread:
+                self._damage.note(PICTURE_DATA, f"{unread} pictures are over before their data is")
+        if self._damage:
+            self._use(found)
 
     def _settled(self, work: Callable[[], _T]) -> _T:
         """Do what needs decoding; where the decoder contradicts the packets, once more with its own timeline."""
@@ -164,7 +229,7 @@ class PyAVReader(VideoReader):
     def close(self) -> None:
         """See `VideoReader.close`."""
         container, self._container = self._container, None
-        self._frames = self._current = self._stream = self._reformatter = None
+        self._frames = self._current = self._stream = self._reformatter = self._decoder = None
         self._read = ()
         if container is not None:
             container.close()
@@ -198,15 +263,30 @@ class PyAVReader(VideoReader):
         """Note how pictures lie, from the first asked for, or from the video's first where the header differs."""
         self._ask_for(indices)
         frame = self._frame(indices[0])
-        if indices[0] and (self._timeline.oriented or (frame.width, frame.height) != self._stated_size):
+        size = (frame.width, frame.height)
+        if indices[0] and (self._timeline.oriented or size != self._stated_size):
             self._ask_for([0])
             frame = self._frame(0)
-        self._squares = _width_of_pixel(self._stream)
+            size = (frame.width, frame.height)
+        self._check_shape(size)
+        if self._usual_size:
+            size = self._usual_size
         self._orientation = orientation_of_frame(frame)
         self.remark = remark_on_frame(frame)
         if self.remark:
             logger.info("%s: %s", self.path, self.remark)
-        self._lying_size = (max(1, round(frame.width * self._squares)), frame.height)
+        self._lying_size = (max(1, round(size[0] * self._squares)), size[1])
+
+    def _check_shape(self, size: tuple[int, int]) -> None:
+        """Note what contradicts in what is said about size and pixels, and how wide a pixel is shown."""
+        stated = self._stated_size
+        if min(stated) > 0 and max(abs(one - other) for one, other in zip(size, stated, strict=True)) >= _PADDING:
+            self._damage.note(PICTURE_SIZE, f"{size[0]}x{size[1]}, in the header {stated[0]}x{stated[1]}")
+        ratio = float(self._stream.sample_aspect_ratio or 1)
+        self._squares = ratio if abs(ratio - 1) > _NEARLY_SQUARE else 1.0
+        if not 1 / _ODDEST_PIXEL <= ratio <= _ODDEST_PIXEL:
+            self._squares = 1.0
+            self._damage.note(PIXEL_SHAPE, f"a pixel {ratio:.3g} times as wide as high: taken for square")
 
     def _upright_size(self) -> tuple[int, int]:
         assert self._lying_size is not None
@@ -244,7 +324,8 @@ class PyAVReader(VideoReader):
         """The frame at a timeline index, by decoding on or by seeking, whichever decodes less."""
         keys = self._timeline.keys
         key = keys[bisect_right(keys, index, key=lambda entry: entry.frame) - 1]
-        if self._frames is None or index < self._index or key.frame - self._index > _SEEK_WORTH:
+        is_near = self._index <= index and key.frame - self._index <= _SEEK_WORTH
+        if self._frames is None or not is_near or (self._from_key_to_key and key is not self._entry):
             self._start(key)
         while self._index < index:
             self._advance()
@@ -255,8 +336,8 @@ class PyAVReader(VideoReader):
         self._frames = None
         packets = self._packets_from(key)
         self._spared = set()
-        self._frames = _decode(self._needed(packets), self._stream, forgive=not key.seek)
-        self._floor = key.pts
+        self._frames = self._decoded(self._needed(packets))
+        self._floor, self._entry = key.pts, key
         self._index = key.frame - 1
 
     def _packets_from(self, key: Key) -> Iterator[Any]:
@@ -265,11 +346,20 @@ class PyAVReader(VideoReader):
             read, self._read = self._read, ()
             first = next(place for place, p in enumerate(read) if p.is_keyframe and p.pts == key.pts)
             return islice(read, first, None)
-        if not key.seek:
+        if not key.seek or self._timeline.sequential:
             self._open()
+        elif self._from_key_to_key and self._has_decoded:
+            if self._lying_size is None:
+                self._open()
+            else:  # how the pictures lie is known, which a decoder of our own would not say
+                self._decoder = fresh_decoder(self._stream, self._threads)
+        if not key.seek:
             return self._packets()
+        if self._timeline.sequential:  # seeking in a damaged file is a matter of luck
+            return dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key.pts), self._packets())
         for at in key.seek:
             self._container.seek(at, stream=self._stream)
+            self._decoder.flush_buffers()
             packets = self._packets()
             entry = next((p for p in packets if p.is_keyframe and (p.pts is None or p.pts >= key.pts)), None)
             if entry is not None and entry.pts == key.pts:
@@ -299,8 +389,8 @@ class PyAVReader(VideoReader):
             if self._timeline.sequential:
                 if frame.pts != pts[due]:
                     continue  # its time stamp is out of order: it has no place among the others
-            elif frame.pts != pts[due] or frame.is_corrupt:
-                break  # corrupt: mended from what came before, which after a seek is not what a full decode saw
+            elif frame.pts != pts[due] or frame.is_corrupt or (frame.width, frame.height) != self._size_so_far(frame):
+                break  # corrupt: concealed by what came before, which after a seek is not what a full decode saw
             self._index, self._current = due, frame
             return
         self._frames = None
@@ -317,19 +407,63 @@ class PyAVReader(VideoReader):
         if self._stream.codec_context is None:
             refuse_encrypted(self.path, self._container, None)
             raise DecodeError(self.path, "its video is in a codec that this build of PyAV cannot decode")
-        self._stream.thread_type = "NONE"
-        self._stream.codec_context.thread_count = 1
+        self._decoder, self._arm = open_decoder(self.path, self._container, self._stream)
+        self._decoder.thread_type = "NONE" if self._threads else "AUTO"
+        self._decoder.thread_count = self._threads
+        self._first_size: tuple[int, int] | None = None
+        self._from_key_to_key = codec_name(self._stream) in _FROM_KEY_TO_KEY
+        self._has_decoded = False
         self._stated_size = (self._stream.codec_context.width, self._stream.codec_context.height)
         self._nal = nal_layout(self._stream)
         self._reformatter, self._joiner = VideoReformatter(), field_joiner()
 
     def _packets(self) -> Iterator[Any]:
-        return _demux(self._container, self._stream, self._deadline)
+        return _demux(self._container, self._stream, self._deadline, self._damage)
+
+    def _size_so_far(self, frame: av.VideoFrame) -> tuple[int, int]:
+        """The size of the first picture since the file was opened."""
+        if self._first_size is None:
+            self._first_size = (frame.width, frame.height)
+        return self._first_size
+
+    def _decoded(self, packets: Iterator[Any], watch: PictureWatch | None = None) -> Iterator[av.VideoFrame]:
+        """Frames of packets in the order shown.
+
+        In a decode of the complete file a packet that cannot be decoded is passed over, as players do, and noted in
+        ``watch``.
+
+        Raises:
+            _Mismatch: a sign of damage, elsewhere.
+        """
+        forgive = watch is not None or self._timeline.sequential
+        self._has_decoded = True
+        decode, arm, errors = self._decoder.decode, self._arm, errors_so_far()
+        unfilled = UnfilledWatch() if arm else None
+        for packet in chain(packets, [None]):  # None: the frames still held back
+            try:
+                frames = decode(arm(packet) if arm and packet is not None else packet)
+            except av.FFmpegError as error:
+                if not forgive:
+                    raise _Mismatch("damaged data") from error
+                if watch:
+                    watch.failed += 1
+                continue
+            if not forgive and errors_so_far() != errors:
+                raise _Mismatch("libav reports an error")
+            if unfilled is not None and unfilled.has_unfilled(frames):
+                if not forgive:
+                    raise _Mismatch("a part of a picture is not decoded")
+                if watch:
+                    watch.unfilled += 1
+            yield from frames
+            errors = errors_so_far()  # another video may have been decoded in between
 
     def _use(self, timeline: Timeline) -> None:
         self._timeline = timeline
         self.times = timeline.times
         last, count = float(self.times[-1]), len(self.times)
+        if timeline.sequential and self._announced_span is not None:
+            last, count = self._announced_span  # frames may be lost at the end
         self.duration = last * count / (count - 1) if count > 1 else 1 / float(self._stream.average_rate or 1)
         self._frames = None
 
@@ -338,15 +472,27 @@ class PyAVReader(VideoReader):
         if self._timeline.sequential:
             raise DecodeError(self.path, f"does not decode the same twice ({mismatch}); is it being written?")
         logger.info("%s: %s; decoding all of it", self.path, mismatch)
-        self._use(replace(self._play(), oriented=self._timeline.oriented))
+        self._lying_size = None
+        if self._is_remembered:  # perhaps of another file
+            self._open()
+            self._use(self._explore())
+        if not self._timeline.sequential:
+            oriented = self._timeline.oriented
+            self._use(replace(self._play(self._announced(), self._timeline), oriented=oriented))
+
+    def _announced(self) -> list[int] | None:
+        """The time stamps of all frames, where the timeline is that of the packets."""
+        return None if self._timeline.sequential else [stamp for stamp in self._timeline.pts if stamp is not None]
 
     def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
         """What an earlier opening found out about this very file, or what this one does."""
         path = index_path(folder, self.path)
         timeline = load_timeline(path)
+        self._is_remembered = timeline is not None
         if timeline is None:
             timeline = self._explore()
-            save_timeline(path, timeline)
+            if not self._damage:  # it would be forgotten
+                save_timeline(path, timeline)
         return timeline
 
     def _explore(self) -> Timeline:
@@ -355,14 +501,18 @@ class PyAVReader(VideoReader):
         Raises:
             DecodeError: the file ends before the video does.
         """
+        errors = errors_so_far()
         if self._container.size <= _SMALL_FILE:
             self._read = list(self._packets())
         refuse_encrypted(self.path, self._container, self._stream)
         packets = note_packets(self._watched(self._read or self._packets()), self._stream)
-        _check_whole(self._deadline, self._container, self._stream, packets)
+        has_errors = errors_so_far() != errors
+        check_file(self.path, self._container, self._stream, packets, self._reread, self._damage)
         if not packets:
             raise DecodeError(self.path, f"holds no frames: a header for {codec_name(self._stream)} video without any")
-        timeline = timeline_of_packets(packets, self._container, self._stream) or self._play()
+        timeline = timeline_of_packets(packets, self._container, self._stream)
+        if timeline is None or has_errors:
+            timeline = self._play(announced_stamps(packets, self._container, self._stream), timeline)
         return replace(timeline, oriented=self._oriented)
 
     def _watched(self, packets: Iterable[Any]) -> Iterator[Any]:
@@ -378,22 +528,66 @@ class PyAVReader(VideoReader):
                     self._oriented = carries_message(packet, codec, size)
             yield packet
 
-    def _play(self) -> Timeline:
-        """The timeline of a full decode; it holds one frame at a time."""
-        self._open()
-        pts: list[int | None] = [frame.pts for frame in _decode(self._packets(), self._stream, forgive=True)]
+    def _reread(self, index: int | None, **options: str) -> Iterator[Any]:
+        """The packets of a stream (None: of all) from another look at the file."""
+        with _opened(self._deadline, **options) as other:
+            yield from _demux(other, None if index is None else other.streams[index], self._deadline)
+
+    def _play(self, announced: list[int] | None, timeline: Timeline | None) -> Timeline:
+        """The timeline of a full decode, and what that shows of damage; it holds one frame at a time.
+
+        Args:
+            announced: time stamps of the packets, where they are those of frames: times count from the first.
+            timeline: of the packets, where they order the frames.
+        """
+        watch, self._threads = PictureWatch(), 1  # one thread: what others log cannot be told from other videos'
+        pts: list[int | None] = []
+        with listening() as said:
+            self._open()
+            for frame in self._decoded(self._packets(), watch):
+                watch.see(frame)
+                pts.append(frame.pts)
         if not pts:
             raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
-        rising = longest_rise([stamp for stamp in pts if stamp is not None])
-        if len(rising) > 0.8 * len(pts):  # a few stamps out of order are damage; many are not presentation times at all
-            pts = list(rising)
-            times = (np.array(rising, dtype=np.int64) - rising[0]) * float(self._stream.time_base)
-        else:
-            rate = self._stream.average_rate or self._stream.guessed_rate
-            if not rate:
-                raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
-            times = np.arange(len(pts)) / float(rate)
-        return Timeline(pts, times, [Key(0, None, ())], sequential=True, closed=False)
+        watch.report(self._damage, said)
+        if announced:
+            unit = float(self._stream.time_base)
+            self._announced_span = (announced[-1] - announced[0]) * unit, len(announced)
+        self._usual_size = watch.usual_size
+        found = timeline_of_frames(pts, announced, self._stream, self._damage)
+        if found is None:
+            raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
+        if codec_name(self._stream) == "hevc" and any(found.kind == PICTURE_DATA for found in self._damage):
+            # what of a picture is not decoded is taken from memory, other at each read
+            raise DecodeError(self.path, f"damaged: {self._damage}; fetch it again")
+        if self._damage and timeline is not None and self._from_key_to_key:
+            return self._play_from_keys(timeline)
+        return found
+
+    def _play_from_keys(self, announced: Timeline) -> Timeline:
+        """The timeline of a damaged file, decoded from each entry point on up to the next one.
+
+        A frame is what follows from its entry point alone: the same before the damage was noticed and after.
+        """
+        stamps = [stamp for stamp in announced.pts if stamp is not None]
+        self._use(Timeline(announced.pts, announced.times, announced.keys, sequential=True, closed=False))
+        ends = [*(key.pts for key in announced.keys[1:]), None]
+        pts: list[int | None] = []
+        keys, last = [], stamps[0] - 1
+        for key, end in zip(announced.keys, ends, strict=True):
+            first = len(pts)
+            for frame in self._decoded(self._packets_from(key)):
+                if end is not None and frame.pts is not None and frame.pts >= end:
+                    break
+                if frame.pts is not None and frame.pts > last:
+                    pts.append(frame.pts)
+                    last = frame.pts
+            if len(pts) > first:
+                keys.append(Key(first, key.pts, key.seek))
+        found = timeline_of_frames(pts, stamps, self._stream, self._damage)
+        if found is None:
+            raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
+        return replace(found, keys=keys)
 
 
 def _checked_path(path: str | os.PathLike[str]) -> str:
@@ -486,7 +680,7 @@ def _needs_no_look(container: Any) -> bool:
     return codec_name(videos[0]) in _SHOWN_AS_THEY_COME and videos[0].codec_context.width > 0
 
 
-def _demux(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
+def _demux(container: Any, stream: Any, deadline: Deadline, damage: DamageList | None = None) -> Iterator[Any]:
     """Packets of one stream (None: of all), up to the end or to where the container cannot be read on.
 
     All decoding draws on this, so it is here that a video is stopped which takes too long.
@@ -499,45 +693,5 @@ def _demux(container: Any, stream: Any, deadline: Deadline) -> Iterator[Any]:
     except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where damage made a stream appear midway
         deadline.check()
         logger.debug("%s: reading stops: %s", container.name, error)
-
-
-def _decode(packets: Iterator[Any], stream: Any, *, forgive: bool) -> Iterator[av.VideoFrame]:
-    """Frames of packets in the order shown; one that cannot be decoded is passed over, as players do, or _Mismatch."""
-    for packet in chain(packets, [None]):  # None: the frames still held back
-        try:
-            frames = stream.decode(packet)
-        except av.FFmpegError as error:
-            if not forgive:
-                raise _Mismatch("damaged data") from error
-            continue
-        yield from frames
-
-
-def _check_whole(deadline: Deadline, container: Any, stream: Any, packets: list[PacketNote]) -> None:
-    """Raise DecodeError where the file holds less than its header states."""
-    path, stated = deadline.path, stream.frames
-    if stated and "mp4" in format_names(container):
-        whole = sum(not p.corrupt for p in packets)
-        if whole < stated:  # an edit list leaves packets out of a sound file: count without it
-            with _opened(deadline, ignore_editlist="1") as plain:
-                whole = sum(not p.is_corrupt for p in _demux(plain, plain.streams[stream.index], deadline))
-        if whole < stated:
-            raise DecodeError(path, f"truncated: holds {whole} of {stated} frames; fetch it again")
-        return
-    duration = (container.duration or 0) / 1e6  # libav shortens that of an avi which it finds cut off
-    if stated and stream.average_rate:
-        duration = max(duration, stated / float(stream.average_rate))
-    slack = max(1.0, 0.05 * duration)
-    if max((p.end for p in packets), default=0.0) >= duration - slack:
-        return
-    with _opened(deadline) as other:  # the video may end long before the sound
-        last = max((packet_end(p, float(p.time_base)) for p in _demux(other, None, deadline)), default=0.0)
-    if last < duration - slack:
-        raise DecodeError(path, f"truncated: ends at {last:.1f} of {duration:.1f} s; fetch it again")
-
-
-def _width_of_pixel(stream: Any) -> float:
-    """How wide a pixel is shown against its height, where that is worth a resize; else 1."""
-    ratio = float(stream.sample_aspect_ratio or 1)
-    is_sound = 1 / _ODDEST_PIXEL <= ratio <= _ODDEST_PIXEL
-    return ratio if is_sound and abs(ratio - 1) > _NEARLY_SQUARE else 1.0
+        if damage is not None:
+            damage.note(CONTAINER, f"reading stops midway ({getattr(error, 'strerror', 'its streams change')})")

@@ -17,6 +17,14 @@ from lookupvit_video.waiting import seconds_without_processor
 _Pixels = TypeVar("_Pixels", np.ndarray, torch.Tensor)
 _TIME_TOLERANCE = 1e-6  # seconds: a time computed as index / fps may fall a rounding error short of the frame's own
 
+PICTURE_DATA = "picture data"  # the decoder fails, complains, or marks frames corrupt
+LOST_FRAMES = "lost frames"  # announced by the packets, not delivered by the decoder
+PICTURE_SIZE = "picture size"  # changes midway, or contradicts the header
+PIXEL_SHAPE = "pixel shape"
+TIME_STAMPS = "time stamps"  # jump back: the frames have no one order
+CONTAINER = "container"  # packets marked corrupt, a checksum that does not match, reading that stops midway
+CUT = "cut short"  # the header announces more than the file holds
+
 
 class DecodeError(ValueError):
     """A video that cannot be read as it should; `path` and `reason` are kept apart for reports."""
@@ -28,6 +36,28 @@ class DecodeError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class Damage(NamedTuple):
+    """One kind of damage found in a file, and the particulars."""
+
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+class DamageList(list[Damage]):
+    """What was found in one file; of each kind the first find counts."""
+
+    def note(self, kind: str, detail: str) -> None:
+        """Add a kind of damage that is not in the list yet."""
+        if all(damage.kind != kind for damage in self):
+            self.append(Damage(kind, detail))
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self))
 
 
 @dataclass(frozen=True)
@@ -105,6 +135,22 @@ class VideoReader:
             DecodeError: the file does not deliver its frames, or not in the time allowed.
         """
         raise NotImplementedError
+
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """What is known to be damaged, so far: a frame is looked at when it is decoded. Empty: nothing.
+
+        Once a frame shows damage, the complete file is decoded; from then on this holds all that can be noticed, and
+        each time gives the same picture at every read.
+        """
+        return ()
+
+    def look_at_all(self) -> None:
+        """Decode the complete file once, so that `damage` holds all that can be noticed.
+
+        Raises:
+            DecodeError: no frame can be decoded, or not in the time allowed.
+        """
 
     def close(self) -> None:
         """Let go of the file; closing twice is harmless."""

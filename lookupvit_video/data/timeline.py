@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from lookupvit_video.data.reader import LOST_FRAMES, TIME_STAMPS, DamageList
 from lookupvit_video.files import written_whole
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class PacketNote(NamedTuple):
     discard: bool
     corrupt: bool
     end: float
+    knows_end: bool  # by its duration
 
 
 def note_packets(packets: Iterable[Any], stream: Any) -> list[PacketNote]:
@@ -73,6 +75,7 @@ def note_packets(packets: Iterable[Any], stream: Any) -> list[PacketNote]:
             packet.is_discard,
             packet.is_corrupt,
             packet_end(packet, unit),
+            bool(packet.duration),
         )
         for packet in packets
     ]
@@ -105,10 +108,9 @@ def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) 
     shown = sorted(p.pts for p in packets if not p.discard)
     if not shown or len(set(pts)) < len(pts):
         return None
+    if _belong_to_packets(packets, container, stream):
+        return None
     is_timed = not format_names(container).isdisjoint(_TIMED_CONTAINERS)
-    in_order = all(map(lt, pts, pts[1:])) and (not is_timed or all(p.pts == p.dts for p in packets))
-    if stream.codec_context.has_b_frames and in_order:
-        return None  # the frames are reordered, the time stamps are not: they belong to packets, not to pictures
     keys = _entry_points(packets, shown, container)
     if keys[0].frame != 0:
         return None  # pictures shown before the first key frame: the decoder may or may not deliver them
@@ -195,6 +197,60 @@ def longest_rise(stamps: list[int]) -> list[int]:
         if length == len(tails) - 1 - len(rise) and (not rise or stamp < rise[-1]):
             rise.append(stamp)
     return rise[::-1]
+
+
+def announced_stamps(packets: list[PacketNote], container: Any, stream: Any) -> list[int] | None:
+    """The time stamps of all frames that are to be decoded, ascending; None where the packets do not say.
+
+    What a sound file may begin with and not show is left out: pictures before the first in decoding order, which need
+    others that were cut off; in a recording, whatever comes before the first key frame.
+    """
+    pts = [p.pts for p in packets]
+    is_file = not format_names(container).isdisjoint({"mp4", "matroska", "flv"})
+    first = next((p.pts for p in packets if p.key or is_file), None)
+    if first is None or None in pts or len(set(pts)) < len(pts) or _belong_to_packets(packets, container, stream):
+        return None
+    return sorted(p.pts for p in packets if not p.discard and p.pts >= first)
+
+
+def _belong_to_packets(packets: list[PacketNote], container: Any, stream: Any) -> bool:
+    """Whether frames are reordered and time stamps are not: they belong to packets then, not to pictures."""
+    pts = [p.pts for p in packets]
+    is_timed = not format_names(container).isdisjoint(_TIMED_CONTAINERS)
+    in_order = all(map(lt, pts, pts[1:])) and (not is_timed or all(p.pts == p.dts for p in packets))
+    return bool(stream.codec_context.has_b_frames and in_order)
+
+
+# From frames --------------------------------------------------------------------------------------------------------
+
+
+def timeline_of_frames(
+    pts: list[int | None], announced: list[int] | None, stream: Any, damage: DamageList
+) -> Timeline | None:
+    """The timeline of frames as they were decoded one after the other; None where neither stamps nor a rate order them.
+
+    Args:
+        pts: of each frame.
+        announced: stamps of the packets, ascending: times count from the first, frames that do not arrive are noted.
+        damage: what is wrong with the time stamps is added here.
+    """
+    rising = longest_rise([stamp for stamp in pts if stamp is not None])
+    if announced is not None:
+        lost = len(set(announced).difference(rising))
+        if lost:
+            damage.note(LOST_FRAMES, f"{lost} of {len(announced)} frames are not decoded")
+    if rising and (announced is not None or len(rising) > 0.8 * len(pts)):
+        # a few stamps out of order are damage; many are not presentation times at all
+        if len(rising) < len(pts):
+            damage.note(TIME_STAMPS, f"{len(pts) - len(rising)} of {len(pts)} frames have none, or out of order")
+        origin = min(rising[0], announced[0]) if announced else rising[0]
+        times = (np.array(rising, dtype=np.int64) - origin) * float(stream.time_base)
+        times[0] = 0.0  # the first that is decoded is shown from the start on
+        return Timeline(list(rising), times, [Key(0, None, ())], sequential=True, closed=False)
+    rate = stream.average_rate or stream.guessed_rate
+    if not rate:
+        return None
+    return Timeline(pts, np.arange(len(pts)) / float(rate), [Key(0, None, ())], sequential=True, closed=False)
 
 
 # Kept on disk -----------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Shape letters: B videos, V views, K classes.
 import csv
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
+from lookupvit_video.engine.health import damage_refused
 from lookupvit_video.engine.parallel import autocast_dtype, gathered
 from lookupvit_video.engine.plots import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.engine.world import World, gather_objects
@@ -39,7 +40,9 @@ class Results:
     probabilities: np.ndarray
     """(videos, K): mean softmax over the views; zeros for a video that could not be read."""
     bad: list[tuple[int, str]]
-    """(row, reason) of each video that could not be read."""
+    """(row, reason) of each video that could not be read, or was skipped for its damage."""
+    damaged: list[tuple[int, str]] = field(default_factory=list)
+    """(row, what is damaged) of each video with damage, used or skipped."""
 
     def top(self, k: int) -> float:
         """Return the share of videos, in percent, whose label is among the k likeliest classes."""
@@ -52,6 +55,12 @@ class Results:
         read = np.ones(len(self.labels), dtype=bool)
         read[[row for row, _ in self.bad]] = False
         return read
+
+    @property
+    def used_damaged(self) -> list[tuple[int, str]]:
+        """(row, reason for bad_videos.csv) of each video with damage that was used all the same."""
+        unread = {row for row, _ in self.bad}
+        return [(row, f"damaged, used: {damage}") for row, damage in self.damaged if row not in unread]
 
     def confusion(self) -> np.ndarray:
         """Return counts (K, K): rows true, columns predicted; videos that could not be read are left out."""
@@ -104,11 +113,15 @@ def evaluate(
 
     Returns:
         one ``Results`` for each of ``grids``.
+
+    Raises:
+        RunFailure: a video is damaged and DATA.DAMAGED_TEST is refuse.
     """
     was_training = model.training
     model.eval()
     own: list[list[tuple[int, np.ndarray]]] = [[] for _ in grids]
     bad: list[tuple[int, str]] = []
+    damaged: list[tuple[int, str]] = []
     share = len(range(world.rank, len(videos), world.size))
     batches = progress(loader, total=share, label=label, unit="videos", step=cfg.TEST.BATCH_SIZE) \
         if world.is_main else loader  # fmt: skip
@@ -119,6 +132,9 @@ def evaluate(
                 by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
                 rows += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)
             bad += batch.errors
+            damaged += batch.damaged
+            if damaged and cfg.DATA.DAMAGED_TEST == "refuse":
+                raise damage_refused(videos[damaged[0][0]].path, damaged[0][1], "DATA.DAMAGED_TEST")
     model.train(was_training)
     labels = np.array([video.label for video in videos])
     tables = np.zeros((len(grids), len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
@@ -127,8 +143,9 @@ def evaluate(
             for row, probability in rows:
                 table[row] = probability
     all_bad = sorted(item for items in gather_objects(bad, world) for item in items)
+    all_damaged = sorted(item for items in gather_objects(damaged, world) for item in items)
     tables[:, [row for row, _ in all_bad]] = 0
-    return [Results(labels, table, all_bad) for table in tables]
+    return [Results(labels, table, all_bad, all_damaged) for table in tables]
 
 
 def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -159,6 +176,7 @@ def write_results(
         "top1": round(results.top(1), 2),
         "top5": round(results.top(5), 2),
         "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in results.bad],
+        "damaged_videos": [{"path": videos[row].path, "damage": damage} for row, damage in results.damaged],
         "per_class": dict(zip(classes, results.per_class(), strict=True)),
     }
     write_text(folder / "test_results.json", simplejson.dumps(summary) + "\n")

@@ -78,6 +78,7 @@ class Run:
     """Optimiser steps done."""
     best_top1: float = -1.0
     bad_rows: set[int] = field(default_factory=set)
+    damaged_rows: set[int] = field(default_factory=set)
     """Training videos that could not be read."""
     bad_steps: int = 0
     """Steps that were left out because their numbers were not finite."""

@@ -19,7 +19,7 @@ from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import allowed_bad
 from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
 from lookupvit_video.engine.distill import distill, mean_over_clips
-from lookupvit_video.engine.health import lost_folder
+from lookupvit_video.engine.health import damage_refused, lost_folder
 from lookupvit_video.engine.log import record_bad_videos
 from lookupvit_video.engine.optim import freeze_or_thaw, set_learning_rate
 from lookupvit_video.engine.parallel import clip_gradients, synchronizing
@@ -155,6 +155,7 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
 
 def _note_bad_videos(run: Run, batch: Batch) -> None:
     """Record videos that could not be read; stop when there are more of them than allowed."""
+    _note_damaged_videos(run, batch)
     news = [(row, reason) for row, reason in batch.errors if row not in run.bad_rows]
     if not news:
         return
@@ -167,6 +168,21 @@ def _note_bad_videos(run: Run, batch: Batch) -> None:
     stop_at_too_many_bad(run)
 
 
+def _note_damaged_videos(run: Run, batch: Batch) -> None:
+    """Record videos that are used although they are damaged, each once; stop where the config refuses them."""
+    if batch.damaged and run.cfg.DATA.DAMAGED_TRAIN == "refuse":
+        row, damage = batch.damaged[0]
+        raise damage_refused(run.train_videos[row].path, damage, "DATA.DAMAGED_TRAIN")
+    unread = {row for row, _ in batch.errors}
+    news = [(row, damage) for row, damage in batch.damaged if row not in unread | run.damaged_rows]
+    run.damaged_rows.update(row for row, _ in news)
+    for row, damage in news:
+        path = run.train_videos[row].path
+        if not run.dry:
+            record_bad_videos(run.folder, [("train", path, f"damaged, used: {damage}")])
+        logger.warning("%s: damaged, used all the same: %s", path, damage)
+
+
 def stop_at_too_many_bad(run: Run) -> None:
     """Raise RunFailure where more training videos are known to be bad than DATA.MAX_BAD_FRACTION allows.
 
@@ -176,9 +192,11 @@ def stop_at_too_many_bad(run: Run) -> None:
         listed = os.path.abspath(run.folder / "bad_videos.csv")
         fix = "fix the videos or raise DATA.MAX_BAD_FRACTION" if run.dry else (
             f"the reasons are in {listed}; to train without them set DATA.SKIP_LIST {listed}, or fix the videos, or "
-            "raise DATA.MAX_BAD_FRACTION"
+            "raise DATA.MAX_BAD_FRACTION, or train on damaged ones as well with DATA.DAMAGED_TRAIN use"
         )  # fmt: skip
-        raise RunFailure(f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read; {fix}")
+        raise RunFailure(
+            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read or are damaged; {fix}"
+        )
 
 
 def stop_if_lost(paths: list[str]) -> None:

@@ -104,17 +104,20 @@ def _write(
     """Write all files of the test and return the summary."""
     folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
     forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
-    record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in results.bad])
+    record_bad_videos(
+        folder, [("test", videos[row].path, reason) for row, reason in results.bad + results.used_damaged]
+    )
     if "grids" in facts:
         write_grids(facts["grids"], folder)
     summary = write_results(results, videos, classes, folder, facts)
     logger.info(
-        "test: top-1 %.2f %%, top-5 %.2f %% of %d videos (%d could not be read and count as wrong); wrote %s, "
-        "%s and %s",
+        "test: top-1 %.2f %%, top-5 %.2f %% of %d videos (%d could not be read and count as wrong, %d are damaged and "
+        "were used); wrote %s, %s and %s",
         summary["top1"],
         summary["top5"],
         len(videos),
         len(results.bad),
+        len(results.used_damaged),
         folder / "test_results.json",
         folder / "test_predictions.csv",
         folder / "confusion_matrix.png",

@@ -161,8 +161,10 @@ def _validate(run: Run, epoch: int) -> None:
     logger.info(
         "epoch %d validation: top-1 %.2f %%, top-5 %.2f %% of %d videos", epoch, top1, top5, len(results.labels)
     )
+    if world.is_main:
+        listed = results.bad + results.used_damaged
+        record_bad_videos(run.folder, [("val", run.val_videos[row].path, reason) for row, reason in listed])
     if results.bad and world.is_main:
-        record_bad_videos(run.folder, [("val", run.val_videos[row].path, reason) for row, reason in results.bad])
         logger.warning(
             "%d validation videos cannot be read and count as wrong, see %s", len(results.bad),
             run.folder / "bad_videos.csv",

@@ -86,10 +86,7 @@ class ForwardReader(PyAVReader):
     def __enter__(self) -> ForwardReader:
         return self
 
-    def _open(self) -> None:
-        super()._open()
-        self._stream.thread_type = "AUTO"
-        self._stream.codec_context.thread_count = 0
+    _threads = 0
 
     def walk(self, seconds: Sequence[float]) -> Iterator[np.ndarray]:
         """Yield the picture shown at each of some ascending times: uint8 (H, W, 3), RGB, upright.

@@ -153,11 +153,13 @@ def read_file(path: str, plan: Plan) -> Views:
                 rows_VT = shown_VT[start : start + at_once]
                 frames_THWC = reader.frames_at(rows_VT.ravel().tolist())
                 clips += _crops(frames_THWC, rows_VT.shape[1], plan)
+            damage = "; ".join(map(str, reader.damage))
     except DecodeError:
         raise
     except (ValueError, OverflowError) as error:  # a path that is none, numbers that no video has
         raise DecodeError(path, str(error)) from None
-    return _views(path, clips, seconds_VT, end)
+    views = _views(path, clips, seconds_VT, end)
+    return views._replace(note="; ".join(filter(None, [f"damaged: {damage}" if damage else "", views.note])))
 
 
 def views_of_frames(frames: Tensor, plan: Plan, fps: float | None = None, name: str = "tensor") -> Views:

@@ -151,7 +151,7 @@ def test_an_end_that_is_cut_off_between_two_packets_is_found(tmp_path):
     path.write_bytes(b"\x1f\x43\xb6\x75".join(clusters[:-3]))
     (problem,) = examine(str(path)).problems
     assert problem.kind == "truncated"
-    assert problem.detail.endswith("of 2.00 s")
+    assert "of 2.00 s" in problem.detail
     packets = write_video(tmp_path / "a.ts")
     assert kinds(packets) == []
     Path(packets).write_bytes(Path(packets).read_bytes()[:-1])

@@ -2,7 +2,9 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -201,6 +203,47 @@ def test_a_mistake_in_the_code_is_raised(path):
     dataset.transform = None
     with pytest.raises(TypeError):
         dataset[0]
+
+
+# Damage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def damaged_path(tmp_path_factory):
+    """A file in which one picture lost its middle."""
+    path = Path(write_video(tmp_path_factory.mktemp("damaged") / "a.mp4", frames=24, gop=24, size=(64, 48)))
+    with av.open(str(path)) as container:
+        hit = [packet for packet in container.demux(video=0) if packet.size][12]
+    data = bytearray(path.read_bytes())
+    data[hit.pos : hit.pos + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_damaged_video_is_used_or_skipped_and_says_so(damaged_path, cache):
+    def sample(damaged):
+        dataset = VideoDataset(
+            [Video(damaged_path, 1)],
+            times=TimeSampler(8, 0.12),
+            transform=lambda frames: [frames.permute(3, 0, 1, 2)],
+            shape=(1, 3, 8, 48, 64),
+            cache=cache,
+            damaged=damaged,
+        )
+        return dataset[0]
+
+    used, skipped = sample("use"), sample("skip")
+    assert "picture data: the decoder complains" in used.damage
+    assert used.damage == skipped.damage
+    assert (used.labels, used.error) == ([1], "")
+    assert used.clips.any()
+    assert skipped.labels == [IGNORED]
+    assert skipped.error == f"{damaged_path}: damaged: {skipped.damage}"
+    assert not skipped.clips.any()
+    batch = collate([used, skipped])
+    assert batch.errors == [(0, skipped.error)]
+    assert batch.damaged == [(0, used.damage)] * 2
 
 
 # Batches ----------------------------------------------------------------------------------------------------------

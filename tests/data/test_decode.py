@@ -224,7 +224,7 @@ def test_colours_are_those_written(tmp_path):
 
 def test_seeks_decode_little_and_only_frames_asked_for_are_converted(videos, monkeypatch):
     decoded, converted = [], []
-    plain, plain_rgb = pyav_reader._decode, PyAVReader._upright_rgb
+    plain, plain_rgb = PyAVReader._decoded, PyAVReader._upright_rgb
     monkeypatch.setattr(
         PyAVReader, "_upright_rgb", lambda reader, frame: converted.append(frame.pts) or plain_rgb(reader, frame)
     )
@@ -234,7 +234,7 @@ def test_seeks_decode_little_and_only_frames_asked_for_are_converted(videos, mon
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(pyav_reader, "_decode", counting)
+    monkeypatch.setattr(PyAVReader, "_decoded", counting)
     with open_video(videos("gop12_b.mp4")) as video:
         decoded.clear()
         video.frames_at([37 / 24, 0.0])  # a key frame stands at 36
@@ -415,8 +415,8 @@ BAD_FILES = {
         lambda path: _cut(path, 0.6, container_options={"movflags": "faststart"}),
         r"truncated: holds \d+ of 120 frames",
     ),
-    "short.mkv": (lambda path: _cut(path, 0.6), r"truncated: ends at \d\.\d of 5\.\d s"),
-    "short.avi": (lambda path: _cut(path, 0.6, codec="mpeg4"), r"truncated: ends at \d\.\d of 5\.\d s"),
+    "short.mkv": (lambda path: _cut(path, 0.6), r"truncated: ends at \d\.\d+ of 5\.\d+ s"),
+    "short.avi": (lambda path: _cut(path, 0.6, codec="mpeg4"), r"truncated: ends at \d\.\d+ of 5\.\d+ s"),
     "all_damaged.mp4": (lambda path: _wreck(path), "no frame of its h264 video can be decoded"),
 }
 

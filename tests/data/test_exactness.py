@@ -241,6 +241,7 @@ def test_the_frames_asked_for_are_the_frames_returned(videos, tally, monkeypatch
             tally.largest[backend] = max(tally.largest[backend], difference)
             assert found == numbers[indices].tolist()
             assert difference <= (0 if backend == "pyav" else 1), "grey levels on average"
+        assert not reader.damage, "a sound file is reported"
     tally.handed_over[backend].update(reasons[:1])
 
 

@@ -13,6 +13,7 @@ from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.engine import evaluate as evaluate_module
 from lookupvit_video.engine.evaluate import Results, evaluate, predict_clips, write_grids, write_results
 from lookupvit_video.engine.world import World
+from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 
@@ -191,3 +192,26 @@ def test_figures_by_grid_are_written_and_logged(tmp_path, caplog):
     assert "grid 1x2x2         4 compressed tokens       0.5 GMACs a view  top-1 20.00 %  top-5 99.00 %" in caplog.text
     write_grids(rows[:1], tmp_path)  # one grid is a table too
     assert (tmp_path / "accuracy_vs_gmacs.csv").read_text().split()[1:] == ["1x1x1,1,0.25,10.0,99.0"]
+
+
+@pytest.mark.parametrize("damaged", ["use", "refuse"])
+def test_damaged_videos_are_listed_or_stop_the_test(tmp_path, damaged):
+    cfg = load_config(None, [*SMALL, "DATA.DAMAGED_TEST", damaged])
+    clips = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8)
+    batch = Batch(clips, torch.tensor([1, 2]), torch.tensor([0, 1]), [], [(1, "picture data: torn")])
+    videos, classes = [Video("a", 1), Video("b", 2)], list("vwxyz")
+    if damaged == "refuse":
+        with pytest.raises(RunFailure, match=r"b: damaged: picture data: torn; .* DATA\.DAMAGED_TEST to use or skip"):
+            evaluate(build_model(cfg), [batch], videos, cfg, World(0, 1, CPU), "test")
+        return
+    (results,) = evaluate(build_model(cfg), [batch], videos, cfg, World(0, 1, CPU), "test")
+    assert results.read.all()
+    assert results.used_damaged == [(1, "damaged, used: picture data: torn")]
+    summary = write_results(results, videos, classes, tmp_path, {})
+    assert summary["damaged_videos"] == [{"path": "b", "damage": "picture data: torn"}]
+    assert summary["bad_videos"] == []
+
+
+def test_a_video_skipped_for_its_damage_is_listed_once():
+    results = Results(np.array([0]), np.zeros((1, 2)), [(0, "a: damaged: x")], [(0, "x")])
+    assert results.used_damaged == []
