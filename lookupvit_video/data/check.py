@@ -30,7 +30,7 @@ from lookupvit_video.data.damage import NOT_LOOKED_AT
 from lookupvit_video.data.decode import DecodeError, VideoReader, open_video
 from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
-from lookupvit_video.data.orientation import UPRIGHT, Orientation, orientation_of_frame
+from lookupvit_video.data.orientation import orientation_of_frame
 from lookupvit_video.data.reader import CUT
 from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, no_video_below
 
@@ -237,7 +237,9 @@ def examine(path: str, thorough: bool = False) -> Facts:
                 _look(facts, reader)
                 if thorough:
                     reader.look_at_all()
-                damage = reader.damage
+                damage, facts.interlaced = reader.damage, reader.interlaced
+                if reader.remark:
+                    facts.problems.append(Problem("orientation", reader.remark))
             failed = _walk(facts, path)
         except DecodeError as error:
             kind = next((kind for words, kind in _REASONS.items() if re.search(words, error.reason)), "unreadable")
@@ -285,9 +287,6 @@ def _look(facts: Facts, reader: VideoReader) -> None:
     places = sorted({0, len(times) // 2, len(times) - 1})
     frames_THWC = reader.frames_at(times[places].tolist()).numpy()
     info, times = reader.info, reader.times  # the decode may have corrected both
-    facts.interlaced = reader.interlaced
-    if reader.remark:
-        facts.problems.append(Problem("orientation", reader.remark))
     facts.codec, facts.width, facts.height = info.codec, info.width, info.height
     facts.fps, facts.duration, facts.frames = round(info.fps, 3), round(info.duration, 3), info.num_frames
     gaps = np.diff(times)
@@ -321,7 +320,6 @@ def _walk(facts: Facts, path: str) -> int:
         if facts.container == "mpegts":
             av.logging.set_level(av.logging.DEBUG)
         damaged, shown, before = 0, 0, None
-        orientations: list[Orientation] = []
         for packet in container.demux():
             if packet.stream is not stream:
                 continue
@@ -332,26 +330,17 @@ def _walk(facts: Facts, path: str) -> int:
                 try:
                     frames: Any = packet.decode()
                     for frame in frames:
-                        orientations.append(orientation_of_frame(frame, orientations[-1] if orientations else UPRIGHT))
+                        if not shown:
+                            orientation = orientation_of_frame(frame)
+                            facts.rotation, facts.mirrored = orientation.degrees, orientation.mirrored
                         facts.interlaced |= frame.interlaced_frame
                         damaged += frame.is_corrupt
                         shown += 1
                 except av.FFmpegError:
                     damaged += 1
-    _note_pictures(facts, orientations)
-    return damaged
-
-
-def _note_pictures(facts: Facts, orientations: Sequence[Orientation]) -> None:
-    """Note how the decoded pictures lie, from the first to the last, and whether they are interlaced."""
-    if orientations:
-        facts.rotation, facts.mirrored = orientations[0].degrees, orientations[0].mirrored
-        other = next((number for number, found in enumerate(orientations) if found != orientations[0]), None)
-        if other is not None:
-            change = f"frame {other} and others are {orientations[other]}, the first is {orientations[0]}"
-            facts.problems.append(Problem("orientation", change))
     if facts.interlaced:
         facts.problems.append(Problem("interlaced", "its frames hold two fields each"))
+    return damaged
 
 
 def _note_container(facts: Facts, path: str, container: Any, stream: Any) -> None:

@@ -208,7 +208,7 @@ class PyAVReader(VideoReader):
             if unread:
                 self._damage.note(PICTURE_DATA, f"{unread} pictures are over before their data is")
         if self._damage:
-            self._use(found)
+            self._use(replace(found, oriented=self._timeline.oriented))
 
     def _settled(self, work: Callable[[], _T]) -> _T:
         """Do what needs decoding; where the decoder contradicts the packets, once more with its own timeline."""
@@ -507,7 +507,8 @@ class PyAVReader(VideoReader):
         refuse_encrypted(self.path, self._container, self._stream)
         packets = note_packets(self._watched(self._read or self._packets()), self._stream)
         has_errors = errors_so_far() != errors
-        check_file(self.path, self._container, self._stream, packets, self._reread, self._damage)
+        if packets or self._stream.frames:  # tables without entries promise nothing that could be missing
+            check_file(self.path, self._container, self._stream, packets, self._reread, self._damage)
         if not packets:
             raise DecodeError(self.path, f"holds no frames: a header for {codec_name(self._stream)} video without any")
         timeline = timeline_of_packets(packets, self._container, self._stream)
@@ -542,10 +543,12 @@ class PyAVReader(VideoReader):
         """
         watch, self._threads = PictureWatch(), 1  # one thread: what others log cannot be told from other videos'
         pts: list[int | None] = []
+        own = UPRIGHT
         with listening() as said:
             self._open()
             for frame in self._decoded(self._packets(), watch):
                 watch.see(frame)
+                own = self._note_look(frame, len(pts), own)
                 pts.append(frame.pts)
         if not pts:
             raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
@@ -563,6 +566,14 @@ class PyAVReader(VideoReader):
         if self._damage and timeline is not None and self._from_key_to_key:
             return self._play_from_keys(timeline)
         return found
+
+    def _note_look(self, frame: av.VideoFrame, number: int, before: Orientation) -> Orientation:
+        """Note interlaced frames and a change of orientation; returns the frame's orientation."""
+        own = orientation_of_frame(frame, before)
+        self.interlaced |= frame.interlaced_frame
+        if number and own != before and not self.remark:
+            self.remark = f"frame {number} and others are {own}, those before are {before}"
+        return own
 
     def _play_from_keys(self, announced: Timeline) -> Timeline:
         """The timeline of a damaged file, decoded from each entry point on up to the next one.

@@ -139,7 +139,9 @@ def test_a_message_holds_up_to_the_next_key_picture(tmp_path, backend):
                     assert (tall[:, :32].std() < tall[:, 32:].std()) or (tall[:, :32].std() > tall[:, 32:].std())
     facts = examine(str(tmp_path / "a.mp4"), thorough=True)
     assert [problem.kind for problem in facts.problems] == ["orientation"]
-    assert "frame 4 and others are turned by 0 degrees, mirrored, the first is turned by 0" in facts.problems[0].detail
+    assert (
+        "frame 4 and others are turned by 0 degrees, mirrored, those before are turned by 0" in facts.problems[0].detail
+    )
 
 
 def test_an_index_kept_on_disk_knows_of_messages(tmp_path):
