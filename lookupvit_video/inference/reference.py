@@ -55,7 +55,7 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
     with container:
-        stream = container.streams.best("video")
+        stream: Any = container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic or stream.codec_context is None:
             raise ValueError(f"{path}: holds no video stream that can be decoded")
         if container.format.name == "tty":  # FFmpeg draws any text file as a picture
@@ -67,9 +67,10 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
 
 def decoded(container: Any, stream: Any, warn: bool = False) -> Iterator[Any]:
     """Every frame that can be decoded, in the order shown; with a warning, where asked for, if there is damage."""
-    packets, packet = container.demux(stream), True
-    while packet is not None:
-        packet, frames, is_damaged = None, [], False
+    packets = container.demux(stream)
+    while True:
+        packet: Any = None
+        frames, is_damaged = [], False
         try:
             packet = next(packets, None)
         except (av.FFmpegError, IndexError):  # IndexError: PyAV, where damage made a stream appear midway
@@ -83,6 +84,8 @@ def decoded(container: Any, stream: Any, warn: bool = False) -> Iterator[Any]:
             warnings.warn(f"{container.name}: is damaged; what can be decoded is used", stacklevel=2)
             warn = False
         yield from frames
+        if packet is None:
+            return
 
 
 def longest_rise(stamps: Sequence[int | None]) -> list[int]:
