@@ -96,6 +96,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "super().__init__(path, reason)  # both in args: it must survive pickling, on its way out of a loader worker "
         "-> pass  # both in args: it must survive pickling, on its way out of a loader worker",
     ): "BaseException.__new__ keeps the arguments too",
+    (
+        "data/sheet",
+        "train = build_train_loader(cfg, videos, mirror=mirror, total_steps=1) -> "
+        "train = build_train_loader(cfg, videos, mirror=mirror, total_steps=2)",
+    ): "only the loader's data set is taken",
 }
 
 COMPARISONS = {
@@ -113,7 +118,10 @@ NAMES = {
 }  # fmt: skip
 
 
-NO_FAULTS = {"non_blocking", "strict", "exist_ok", "encoding", "label", "unit"}  # keywords: speed, checks, texts
+# Keywords of speed, checks and texts, and of how a picture looks.
+NO_FAULTS = {"non_blocking", "strict", "exist_ok", "encoding", "label", "unit"} | {
+    "fontsize", "labelsize", "linewidth", "labelpad", "pad", "alpha", "frameon",
+}  # fmt: skip
 
 
 class Mutant(NamedTuple):

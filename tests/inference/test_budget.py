@@ -108,6 +108,7 @@ def test_latencies_are_measured_once(cfg, quick, tmp_path):
     assert len(asked) == count
     (kept,) = (tmp_path / "cache" / "latency").iterdir()
     assert json.loads(kept.read_text())["milliseconds"].keys() == {"1x1x1", "1x2x2", "2x4x4"}
+    assert kept.read_text().count("\n") > 8  # for people too
     kept.write_text('{"milliseconds": {"1x1x1": "soon"}}')
     measured_latencies(answer, cfg, CPU, tmp_path / "cache")
     assert len(asked) > count

@@ -177,6 +177,21 @@ def test_a_sheet_has_the_heat_of_each_frame_and_bars_of_the_classes(figures):
     assert bars.yaxis_inverted()
 
 
+def test_names_are_drawn_as_they_stand(figures):
+    """A dollar in a name starts no formula, wherever the name is drawn."""
+    frames, heat = np.zeros((2, 4, 4, 3), dtype=np.uint8), torch.ones(1, 2, 2)
+    for rows in (0, 1, 2):
+        draw_sheet(frames, [("$map", heat)] * rows, [("$a", 0.7)], "$x.mp4", None)
+        figure = figures[-1]
+        assert not figure._suptitle.get_parse_math()
+        titles = [axis.title if axis.get_title() else axis._left_title for axis in figure.axes]
+        assert not any(title.get_parse_math() for title in titles if title.get_text() == "$map")
+        assert sum(title.get_text() == "$map" for title in titles) == rows
+        assert len(figure.subfigs[1].subfigs) == 2 * (rows > 1)  # bars take no more room than two rows
+    draw_timeline(timeline("$.mp4"), [], None)
+    assert not figures[-1]._suptitle.get_parse_math()
+
+
 def test_the_sheet_of_a_prediction_names_the_file_and_its_classes(monkeypatch):
     given = []
     monkeypatch.setattr(draw, "draw_sheet", lambda *arguments: given.append(arguments))
@@ -243,6 +258,7 @@ def test_a_time_line_draws_the_leading_classes_and_the_segments(figures):
     assert upper.get_ylim() == (-0.02, 1.02)
     assert [(bar.get_x(), bar.get_width()) for bar in lower.patches] == [(0, 5.5), (6.0, 4.0)]
     assert (lower.get_xlim(), lower.get_xlabel()) == ((0, 10), "time, s")
+    assert (upper.get_ylabel(), lower.get_ylabel(), len(lower.get_yticks())) == ("probability", "segments", 0)
     assert [text.get_text() for text in lower.texts] == [r"pouring \$5 of _milk_"]  # the other has no room
     assert [text.get_position() for text in lower.texts] == [(2.75, 0)]
     assert len(draw_lines(found, figures)) == 3  # of three classes; five by default
