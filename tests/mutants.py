@@ -89,6 +89,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         'self._thread = ThreadPoolExecutor(1, "checkpoint") -> self._thread = ThreadPoolExecutor(2, "checkpoint")',
     ): "a write waits for the one before, so that a second thread would have nothing to do",
     ("engine/evaluate", "CompressedGrid = tuple[int, ...] | None -> CompressedGrid = tuple | None"): "only a type",
+    (
+        "models/tokenizer",
+        "distance = (torch.arange(n_in, dtype=torch.float64) - centres[:, None]).abs() / width -> "
+        "distance = (torch.arange(n_in) - centres[:, None]).abs() / width",
+    ): "integers less float64 are float64",
     ("models/tokenizer", "Grid = tuple[int, int, int] -> Grid = tuple"): "only a type",
     ("models/pretrained", "State = dict[str, Tensor] -> State = dict"): "only a type",
     (

@@ -273,6 +273,7 @@ def test_every_branch_of_a_block_is_dropped_by_itself():
 
 def test_rates_by_depth():
     assert drop_path_rates(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert drop_path_rates(0.3, 2) == [0.0, 0.3]
     assert drop_path_rates(0.3, 1) == [0.0]
     assert drop_path_rates(0.0, 3) == [0.0] * 3
 

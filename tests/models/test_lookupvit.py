@@ -168,3 +168,14 @@ def test_features_say_their_grids(make, grid):
     shape = (3 * times, 3, math.prod(wanted) // times, 32 // times)
     assert [tuple(weights.shape) for weights in features.attention] == [shape] * 4
     assert model.forward_features(clips()).attention == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"heads": ()}, "choose from compressed, lookup"), ({"heads": ("lookup", "both")}, "choose from compressed, look"),
+     ({"heads": ("lookup",), "inference_head": "compressed"}, "inference head 'compressed': choose average, lookup"),
+     ({"pool": "class"}, "there is no class token")],
+)  # fmt: skip
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LookupViT(**SMALL, **arguments)
