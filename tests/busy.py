@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from lookupvit_video.waiting import seconds_without_processor
+from lookupvit_video.processes.waiting import seconds_without_processor
 
 _LONGEST = 20.0  # seconds that the others run: some schedulers starve one process for much longer
 for_real = pytest.mark.skipif(

@@ -5,7 +5,7 @@ condition that always holds, ...) in the modules that matter, puts each into a c
 its module there and counts the faults that make a test fail.
 
     python -m tests.mutants                               # the list that CONTRIBUTING.md quotes: make mutants
-    python -m tests.mutants --module engine/step --seed 7 --per-module 20
+    python -m tests.mutants --module training/step --seed 7 --per-module 20
     python -m tests.mutants --module data/transforms --list
 
 mutmut and cosmic-ray do not fit: mutmut runs its mutants inside one process and does not reach the code that tests run
@@ -35,43 +35,47 @@ PACKAGE = "lookupvit_video"
 # The modules that matter, each with the tests that cover it besides tests/**/test_NAME.py; cheapest first. That
 # one runs before them, or where the list has it.
 MODULES: dict[str, tuple[str, ...]] = {
-    "files": ("engine/test_checkpoint.py",),
-    "engine/step": ("engine/test_train.py", "engine/test_parallel.py"),
-    "engine/checkpoint": ("engine/test_resume.py",),
-    "engine/world": ("engine/test_generation.py", "engine/test_parallel.py", "engine/test_faults.py"),
-    "engine/saving": ("engine/test_resume.py", "engine/test_faults.py"),
-    "engine/parallel": ("engine/test_parallel_alone.py", "engine/test_parallel.py"),
-    "engine/optim": (),
-    "engine/ema": ("engine/test_train.py", "engine/test_resume.py"),
-    "engine/distill": (),
-    "engine/evaluate": ("engine/test_test.py",),
-    "engine/test": (),
+    "files": ("checkpoints/test_checkpoint.py",),
+    "training/step": ("training/test_train.py", "distributed/test_parallel.py"),
+    "checkpoints/checkpoint": ("training/test_resume.py",),
+    "distributed/world": (
+        "distributed/test_restart_safe_store.py",
+        "distributed/test_parallel.py",
+        "training/test_faults.py",
+    ),
+    "checkpoints/async_checkpoint": ("training/test_resume.py", "training/test_faults.py"),
+    "distributed/parallel": ("distributed/test_parallel_alone.py", "distributed/test_parallel.py"),
+    "training/optim": (),
+    "training/ema": ("training/test_train.py", "training/test_resume.py"),
+    "training/distill": (),
+    "evaluation/evaluate": ("evaluation/test_run_test.py",),
+    "evaluation/run_test": (),
     "models/attention": ("models/test_models.py",),
     "models/blocks": ("models/test_models.py",),
     "models/lookupvit": ("models/test_models.py", "models/test_build.py", "models/test_blocks.py"),
-    "models/vit": ("models/test_reduce.py", "models/test_models.py", "models/test_build.py"),
+    "models/vit": ("models/test_token_reduction.py", "models/test_models.py", "models/test_build.py"),
     "models/tokenizer": ("models/test_models.py",),
     "models/adapters": (),
     "models/pretrained": ("models/test_pretrained_parts.py", "models/test_pretrained.py"),
-    "models/reduce": (),
+    "models/token_reduction": (),
     "models/build": ("models/test_models.py", "models/test_adapters.py", "models/test_complexity.py"),
     "models/complexity": (),
     "data/transforms": ("data/test_dataset.py",),
     "data/sampling": ("data/test_dataset.py",),
     "data/dataset": ("data/test_loader.py",),
     "data/loader": (),
-    "data/reader": ("data/test_decode.py",),
-    "data/decode": (),
-    "data/sheet": ("tools/test_check_dataset.py",),
-    "data/timeline": ("data/test_decode.py", "data/test_exactness.py"),
-    "data/pyav_reader": ("data/test_decode.py", "data/test_exactness.py"),
+    "decoding/reader": ("decoding/test_backends.py",),
+    "decoding/backends": (),
+    "preparation/contact_sheet": ("tools/test_check_dataset.py",),
+    "decoding/timeline": ("decoding/test_backends.py", "decoding/test_exactness.py"),
+    "decoding/pyav_reader": ("decoding/test_backends.py", "decoding/test_exactness.py"),
     "inference/predictor": (),
     "inference/views": ("inference/test_predictor.py",),
     "inference/budget": ("tools/test_calibrate.py",),
     "inference/batch": ("tools/test_predict.py",),
     "inference/timeline": ("tools/test_timeline.py",),
     "inference/explain": (),
-    "inference/export": ("tools/test_export.py",),
+    "inference/export/export": ("tools/test_export.py",),
     "inference/draw": (),
     "inference/annotate": ("inference/test_draw.py",),
     "inference/hub": (),
@@ -80,15 +84,15 @@ MODULES: dict[str, tuple[str, ...]] = {
 # Faults that change nothing that anyone could see, with the reason; they are left out of the score.
 EQUIVALENT: dict[tuple[str, str], str] = {
     (
-        "engine/checkpoint",
+        "checkpoints/checkpoint",
         'if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys(): -> '
         'if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS < content.keys():',
     ): "a file with the format has a key more than KEYS, the format itself",
     (
-        "engine/saving",
+        "checkpoints/async_checkpoint",
         'self._thread = ThreadPoolExecutor(1, "checkpoint") -> self._thread = ThreadPoolExecutor(2, "checkpoint")',
     ): "a write waits for the one before, so that a second thread would have nothing to do",
-    ("engine/evaluate", "CompressedGrid = tuple[int, ...] | None -> CompressedGrid = tuple | None"): "only a type",
+    ("evaluation/evaluate", "CompressedGrid = tuple[int, ...] | None -> CompressedGrid = tuple | None"): "only a type",
     (
         "models/tokenizer",
         "distance = (torch.arange(n_in, dtype=torch.float64) - centres[:, None]).abs() / width -> "
@@ -97,12 +101,12 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("models/tokenizer", "Grid = tuple[int, int, int] -> Grid = tuple"): "only a type",
     ("models/pretrained", "State = dict[str, Tensor] -> State = dict"): "only a type",
     (
-        "data/reader",
+        "decoding/reader",
         "super().__init__(path, reason)  # both in args: it must survive pickling, on its way out of a loader worker "
         "-> pass  # both in args: it must survive pickling, on its way out of a loader worker",
     ): "BaseException.__new__ keeps the arguments too",
     (
-        "data/sheet",
+        "preparation/contact_sheet",
         "train = build_train_loader(cfg, videos, mirror=mirror, total_steps=1) -> "
         "train = build_train_loader(cfg, videos, mirror=mirror, total_steps=2)",
     ): "only the loader's data set is taken",
@@ -399,7 +403,7 @@ def run(mutants: list[Mutant], jobs: int) -> list[tuple[Mutant, bool]]:
 def main() -> None:
     """Parse the command line, try the faults, print the score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--module", nargs="+", default=list(MODULES), metavar="NAME", help="e.g. engine/step")
+    parser.add_argument("--module", nargs="+", default=list(MODULES), metavar="NAME", help="e.g. training/step")
     parser.add_argument("--seed", type=int, default=0, help="which faults are drawn (default 0)")
     parser.add_argument("--per-module", type=int, default=6, help="faults a module (default 6)")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side (default 2)")

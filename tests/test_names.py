@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from lookupvit_video.checkpoints.checkpoint import load_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes, load_split, read_class_list
-from lookupvit_video.engine.checkpoint import load_checkpoint
-from lookupvit_video.engine.log import record_bad_videos
 from lookupvit_video.inference.batch import find_videos
 from lookupvit_video.inference.predictor import load_model
+from lookupvit_video.log import record_bad_videos
 from lookupvit_video.text import decode, open_text
 from tests.small import ROOT, call_tool, run_command, run_net, settings
 from tests.videos import write_video

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A page to try a trained checkpoint: drop a video, see the answer, where the model looked, and when."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -54,11 +54,11 @@ def parse_arguments() -> argparse.Namespace:
 def run(arguments: argparse.Namespace, folder: Path) -> None:
     # Imported here: the processes that read videos import this file, and are to start fast; and what is imported
     # looks at the environment that is set by now.
-    from lookupvit_video.engine.log import setup_logging
-    from lookupvit_video.inference.gradio_page import build, import_gradio, serve
-    from lookupvit_video.inference.page import Page
+    from lookupvit_video.inference.page.gradio_page import build, import_gradio, serve
+    from lookupvit_video.inference.page.page import Page
+    from lookupvit_video.inference.page.upload import Limits, warm_up
     from lookupvit_video.inference.predictor import load_model
-    from lookupvit_video.inference.upload import Limits, warm_up
+    from lookupvit_video.log import setup_logging
 
     gradio = import_gradio(folder)
     setup_logging()

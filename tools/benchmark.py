@@ -11,7 +11,7 @@ operations is saved time.
 `block`: a roofline account of one block: operations, bytes, time and the least time of each part.
 """
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -41,13 +41,13 @@ from torch.nn import functional as F
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Sample, VideoDataset, collate, read_crops, seeded
-from lookupvit_video.data.decode import BACKENDS, DecodeError, check_backend, open_video
 from lookupvit_video.data.loader import TrainBatchSampler, keep_freed_memory
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
 from lookupvit_video.data.transforms import CropTransform, normalize, side_by_side, train_transform
-from lookupvit_video.engine.log import setup_logging
+from lookupvit_video.decoding.backends import BACKENDS, DecodeError, check_backend, open_video
 from lookupvit_video.files import written_whole
+from lookupvit_video.log import setup_logging
 from lookupvit_video.progress import progress
 
 EXAMPLE = """examples:

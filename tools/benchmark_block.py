@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.data.loader import keep_freed_memory
-from lookupvit_video.engine.parallel import checkpoint_activations
+from lookupvit_video.distributed.parallel import checkpoint_activations
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
-from lookupvit_video.models.linear import linear
+from lookupvit_video.models.kernels.linear import linear
 from lookupvit_video.models.lookupvit import VARIANTS
 
 EXAMPLES = """examples:

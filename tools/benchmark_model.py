@@ -25,11 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.data.loader import keep_freed_memory
-from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.parallel import autocast_dtype, checkpoint_activations, compile_blocks
-from lookupvit_video.engine.plots import new_figure, save_figure
-from lookupvit_video.engine.utilisation import peak_flops
+from lookupvit_video.distributed.parallel import autocast_dtype, checkpoint_activations, compile_blocks
+from lookupvit_video.figures import new_figure, save_figure
 from lookupvit_video.files import written_whole
+from lookupvit_video.log import setup_logging
 from lookupvit_video.models.attention import KERNELS, set_kernel
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.complexity import count_parameters, measured_macs
@@ -37,6 +36,7 @@ from lookupvit_video.models.lookupvit import VARIANTS, LookupViT, grid_name
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.progress import progress
+from lookupvit_video.training.utilisation import peak_flops
 
 EXAMPLES = """examples:
   python tools/benchmark.py model --grids 2x7x7 4x7x7 8x7x7 --threads 1 2 --json model.json --markdown model.md
@@ -155,7 +155,7 @@ def hugging_face(name: str, setting: Setting, arguments: argparse.Namespace) -> 
 
 def mvit(setting: Setting, arguments: argparse.Namespace) -> Iterator[Contender]:
     """PyTorchVideo's MViT-B."""
-    from lookupvit_video.models.peers import MViT
+    from lookupvit_video.models.pytorchvideo_models import MViT
 
     model = MViT(num_classes=NUM_CLASSES, num_frames=setting.frames, size=setting.size)
     yield Contender("MViT-B (PyTorchVideo)", model, lambda model, clips: heads_of(model(clips)))

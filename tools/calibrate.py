@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Find out on labelled videos how confident a small compressed grid must be for larger ones not to be asked."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -17,11 +17,10 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video, load_split, read_manifest
-from lookupvit_video.engine.evaluate import evaluate
-from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.parallel import autocast_dtype
-from lookupvit_video.engine.plots import new_figure, save_figure
-from lookupvit_video.engine.world import World
+from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.world import World
+from lookupvit_video.evaluation.evaluate import evaluate
+from lookupvit_video.figures import new_figure, save_figure
 from lookupvit_video.inference.budget import (
     Cascade,
     Grid,
@@ -34,6 +33,7 @@ from lookupvit_video.inference.budget import (
     save_cascade,
 )
 from lookupvit_video.inference.predictor import Predictor, load_model
+from lookupvit_video.log import setup_logging
 from lookupvit_video.models.lookupvit import grid_name
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Load each config strictly and build its model, without data."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Open and decode every video of a data set; report what there is, what is wrong with it, and what to do about it."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -19,7 +19,11 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config
-from lookupvit_video.data.check import (
+from lookupvit_video.data.manifest import load_classes
+from lookupvit_video.data.transforms import mirrored_labels
+from lookupvit_video.files import written_whole
+from lookupvit_video.log import setup_logging
+from lookupvit_video.preparation.check import (
     KINDS,
     Row,
     check_files,
@@ -31,10 +35,7 @@ from lookupvit_video.data.check import (
     rows_of_path,
     summarize,
 )
-from lookupvit_video.data.coverage import classes_beside, warnings_of_rows
-from lookupvit_video.data.isolated import run_isolated
-from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.data.sheet import (
+from lookupvit_video.preparation.contact_sheet import (
     Strip,
     draw_sheet,
     model_views,
@@ -42,9 +43,8 @@ from lookupvit_video.data.sheet import (
     strip_as_seen,
     strip_of_file,
 )
-from lookupvit_video.data.transforms import mirrored_labels
-from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.files import written_whole
+from lookupvit_video.preparation.coverage import classes_beside, warnings_of_rows
+from lookupvit_video.processes.pool import run_isolated
 from lookupvit_video.progress import progress
 from lookupvit_video.text import open_text, printable, write_text
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What finished runs trained, how long that took and how good they are: one table, a line for each run."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -15,7 +15,7 @@ import simplejson
 import torch
 
 from lookupvit_video.config import config_from_text, differences
-from lookupvit_video.engine.log import read_json_lines
+from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 

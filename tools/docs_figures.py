@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import simplejson
 
-from lookupvit_video.cli import run_command
+from lookupvit_video.commands.run_command import run_command
 from lookupvit_video.errors import RunFailure
 
 EXAMPLE = """example:

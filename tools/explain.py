@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Show where a LookupViT looks in a video, and what a model would lose without the order of the frames."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -11,9 +11,8 @@ from typing import Any
 
 import simplejson
 
-from lookupvit_video.data.decode import DecodeError
 from lookupvit_video.data.manifest import read_manifest
-from lookupvit_video.engine.log import setup_logging
+from lookupvit_video.decoding.backends import DecodeError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.annotate import write_overlay
 from lookupvit_video.inference.draw import draw_sheet
@@ -25,6 +24,7 @@ from lookupvit_video.inference.explain import (
     without_time,
 )
 from lookupvit_video.inference.predictor import Predictor, load_model
+from lookupvit_video.log import setup_logging
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.text import one_line
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write a checkpoint as torch.export program, ONNX model or compiled AOTInductor package, with its preprocessing."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from lookupvit_video.data.manifest import read_manifest
-from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.inference.description import description, write_description
-from lookupvit_video.inference.export import (
+from lookupvit_video.inference.export.description import description, write_description
+from lookupvit_video.inference.export.export import (
     FILES,
     accuracy,
     check_format,
@@ -20,8 +19,9 @@ from lookupvit_video.inference.export import (
     example_clips,
     export_model,
 )
+from lookupvit_video.inference.export.vectors import Comparison, add_reference, add_test_vectors, compare
 from lookupvit_video.inference.predictor import load_model
-from lookupvit_video.inference.vectors import Comparison, add_reference, add_test_vectors, compare
+from lookupvit_video.log import setup_logging
 from lookupvit_video.models.lookupvit import LookupViT
 
 EXAMPLE = """example:

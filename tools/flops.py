@@ -5,7 +5,7 @@ Papers call billions of MACs GFLOPs. The closed form stands beside what torch co
 without memory; attention is counted, norms and activations are not.
 """
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse

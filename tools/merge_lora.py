@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Put LoRA's updates into the weights beneath: the same answers from the plain model, at the plain model's cost."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
 from pathlib import Path
 
-from lookupvit_video.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from lookupvit_video.models.adapters import merge_lora
 from lookupvit_video.models.build import build_model
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Name what happens in videos, with a trained checkpoint."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -19,13 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lookupvit_video.data.decode import BACKENDS
-from lookupvit_video.engine.log import setup_logging
+from lookupvit_video.decoding.backends import BACKENDS
 from lookupvit_video.inference.batch import AnswerFile, csv_columns, csv_row, find_videos, read_videos
 from lookupvit_video.inference.budget import check_grid, load_cascade, parse_grid
 from lookupvit_video.inference.draw import draw_prediction
 from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
 from lookupvit_video.inference.views import Failure, make_plan
+from lookupvit_video.log import setup_logging
 from lookupvit_video.progress import progress
 from lookupvit_video.text import printable
 

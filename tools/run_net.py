@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train and test a model by config."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -14,15 +14,15 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.engine.dry import dry_run
-from lookupvit_video.engine.health import Stopped, memory_failures_told
-from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.output import disk_failures_told, sole_writer
-from lookupvit_video.engine.test import test
-from lookupvit_video.engine.train import train
-from lookupvit_video.engine.world import World, close_world, init_world, lost_processes_told
+from lookupvit_video.distributed.world import World, close_world, init_world, lost_processes_told
 from lookupvit_video.errors import EXIT_INTERRUPTED
+from lookupvit_video.evaluation.run_test import test
 from lookupvit_video.files import written_whole
+from lookupvit_video.log import setup_logging
+from lookupvit_video.training.dry_run import dry_run
+from lookupvit_video.training.health import Stopped, memory_failures_told
+from lookupvit_video.training.output import disk_failures_told, sole_writer
+from lookupvit_video.training.train import train
 
 EXAMPLE = """examples:
   python tools/run_net.py --cfg configs/demo_motion.yaml

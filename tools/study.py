@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train every row of a study for every seed; table of mean and spread of top-1 beside GMACs and parameters."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -21,17 +21,17 @@ import numpy as np
 import simplejson
 import torch
 
-from lookupvit_video.children import deaf_to
 from lookupvit_video.config import config_from_text, differences, get_defaults, load_config, parse_yaml
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.engine.health import Stopped, StopSignals
-from lookupvit_video.engine.log import setup_logging
-from lookupvit_video.engine.output import sole_writer
-from lookupvit_video.engine.test import test
-from lookupvit_video.engine.train import train
-from lookupvit_video.engine.world import World
+from lookupvit_video.distributed.world import World
+from lookupvit_video.evaluation.run_test import test
 from lookupvit_video.files import written_whole
-from lookupvit_video.lock import only_writer
+from lookupvit_video.log import setup_logging
+from lookupvit_video.processes.children import deaf_to
+from lookupvit_video.processes.lock import only_writer
+from lookupvit_video.training.health import Stopped, StopSignals
+from lookupvit_video.training.output import sole_writer
+from lookupvit_video.training.train import train
 
 EXAMPLE = """example:
   python tools/study.py --study configs/studies/options_motion.yaml --jobs 2

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Name what happens when in a long video: a time line, its segments, and the video with both drawn in."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import simplejson
 
-from lookupvit_video.engine.log import setup_logging
 from lookupvit_video.inference.annotate import annotate_video, check_video_name
 from lookupvit_video.inference.draw import draw_timeline
 from lookupvit_video.inference.predictor import load_model
@@ -20,6 +19,7 @@ from lookupvit_video.inference.timeline import (
     read_timeline,
     timeline_as_json,
 )
+from lookupvit_video.log import setup_logging
 from lookupvit_video.text import one_line, write_text
 
 EXAMPLE = """example:

@@ -1,14 +1,14 @@
 """Write the lists of Kinetics-400, -600, -700 or -700-2020 from the official annotations and the videos at hand."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
 import logging
 from pathlib import Path
 
-from lookupvit_video.data.kinetics import CLASSES, prepare_kinetics
-from lookupvit_video.data.prepare import add_options, read_options
+from lookupvit_video.preparation.kinetics import CLASSES, prepare_kinetics
+from lookupvit_video.preparation.lists import add_options, read_options
 
 EXAMPLE = """example:
   python datasets/kinetics/prepare.py --dataset k400 --annotations k400/annotations/*.csv --videos k400 \\

@@ -1,6 +1,6 @@
 """Make Moving Digits: handwritten digits in motion, as H.264 videos with a motion label and a digit label."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 
-from lookupvit_video.data.synthetic import make_moving_digits
+from lookupvit_video.preparation.moving_digits import make_moving_digits
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """Make a smaller label set of Moving Digits: some of the classes, and at most so many training videos."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 from lookupvit_video.data.manifest import read_class_list, read_manifest
-from lookupvit_video.data.synthetic import SPLITS
 from lookupvit_video.files import written_whole
+from lookupvit_video.preparation.moving_digits import SPLITS
 from lookupvit_video.text import open_text, write_text
 
 EXAMPLE = """example:

@@ -1,14 +1,14 @@
 """Write the lists of Something-Something V1 or V2 from the official annotations and the videos at hand."""
 
-from lookupvit_video.cli import run_command  # first: Ctrl-C in a later import gives one line
+from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in a later import gives one line
 
 # isort: split
 import argparse
 import logging
 from pathlib import Path
 
-from lookupvit_video.data.prepare import add_options, read_options
-from lookupvit_video.data.something_something import PUBLISHED, prepare_something_something
+from lookupvit_video.preparation.lists import add_options, read_options
+from lookupvit_video.preparation.something_something import PUBLISHED, prepare_something_something
 
 EXAMPLE = """example:
   python datasets/something_something/prepare.py --annotations ssv2/labels --videos ssv2/20bn-something-something-v2 \\

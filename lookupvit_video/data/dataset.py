@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from lookupvit_video.data.decode import DecodeError, open_video
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.reader import Box, DamageList, VideoReader
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED, ClipTransform, CropTransform, mirror_half, side_by_side
+from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.decoding.reader import Box, DamageList, VideoReader
 from lookupvit_video.seeding import mix_seed
 
 

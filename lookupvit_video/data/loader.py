@@ -13,13 +13,13 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
-from lookupvit_video.children import STOP_SIGNALS, deaf_to
 from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate
-from lookupvit_video.data.decode import check_backend
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, train_transform
+from lookupvit_video.decoding.backends import check_backend
 from lookupvit_video.errors import RunFailure
+from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to
 from lookupvit_video.seeding import mix_seed
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from lookupvit_video.data.reader import Box
+from lookupvit_video.decoding.reader import Box
 
 FILL = [124.0, 116.0, 104.0]  # ImageNet's mean colour, for corners that rotations and shears uncover
 IGNORED = -100  # label of a clip that could not be read: it adds nothing to the loss

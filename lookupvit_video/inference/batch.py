@@ -15,13 +15,13 @@ from typing import IO, Any
 
 import simplejson
 
-from lookupvit_video.data.isolated import run_isolated
-from lookupvit_video.data.reader import DecodeError
 from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.data.video_files import find_video_files, left_out_line, no_video_below
+from lookupvit_video.decoding.reader import DecodeError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
-from lookupvit_video.lock import only_writer
+from lookupvit_video.processes.lock import only_writer
+from lookupvit_video.processes.pool import run_isolated
 from lookupvit_video.text import decode, open_text
 
 logger = logging.getLogger(__name__)

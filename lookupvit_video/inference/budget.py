@@ -26,7 +26,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.engine.parallel import autocast_dtype
+from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.files import written_whole
 from lookupvit_video.models.build import compressed_grids, lookupvit_parts, macs_by_part
 from lookupvit_video.models.complexity import measured_macs

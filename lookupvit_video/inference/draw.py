@@ -10,7 +10,7 @@ import torch
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from lookupvit_video.engine.plots import new_figure, plain, save_figure
+from lookupvit_video.figures import new_figure, plain, save_figure
 from lookupvit_video.inference.predictor import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline, leading_classes
 from lookupvit_video.text import printable

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.engine.evaluate import Results
+from lookupvit_video.evaluation.evaluate import Results
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import head_mean
 from lookupvit_video.models.lookupvit import LookupViT, grid_name

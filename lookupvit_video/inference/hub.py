@@ -10,8 +10,8 @@ from fvcore.common.config import CfgNode
 from safetensors.torch import save_file
 from torch import nn
 
+from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.config import config_from_text, get_defaults, get_key
-from lookupvit_video.engine.checkpoint import Checkpoint
 from lookupvit_video.files import written_whole
 from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.text import write_text

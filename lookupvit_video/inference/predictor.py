@@ -13,9 +13,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
+from lookupvit_video.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
-from lookupvit_video.engine.evaluate import predict_clips
+from lookupvit_video.evaluation.evaluate import predict_clips
 from lookupvit_video.inference.budget import (
     Cascade,
     Grid,

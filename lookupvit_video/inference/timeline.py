@@ -21,10 +21,10 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from lookupvit_video.data.pyav_reader import PyAVReader
-from lookupvit_video.data.reader import DecodeError, checked_times, shown_at
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import ClipTransform, eval_transform
+from lookupvit_video.decoding.pyav_reader import PyAVReader
+from lookupvit_video.decoding.reader import DecodeError, checked_times, shown_at
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.progress import progress

@@ -1,6 +1,6 @@
 """What can be classified -> its clips: files, open files, tensors of frames; with limits on what one may ask for.
 
-Nothing here needs a model, so that files may be read in processes of their own (``lookupvit_video.data.isolated``).
+Nothing here needs a model, so that files may be read in processes of their own (``lookupvit_video.processes.pool``).
 Shape letters: V views (times x crops), C channels, T frames, H W pixels.
 """
 
@@ -16,9 +16,9 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from lookupvit_video.data.decode import DecodeError, check_backend, open_video
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
 from lookupvit_video.data.transforms import eval_transform
+from lookupvit_video.decoding.backends import DecodeError, check_backend, open_video
 
 Source = str | os.PathLike[str] | IO[bytes] | Tensor | np.ndarray
 MAX_BYTES = 2 << 30  # of the frames decoded at once, and of all clips of a video

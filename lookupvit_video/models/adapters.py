@@ -10,7 +10,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lookupvit_video.models.linear import Linear
+from lookupvit_video.models.kernels.linear import Linear
 
 WIDTHS = {"adaptformer": 64, "lora": 8}
 """Inner width of an adapter (AdaptFormer, table 1), rank of LoRA, where none is given."""

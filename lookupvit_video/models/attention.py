@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.models import kernels
-from lookupvit_video.models.linear import Linear, has_fast_products
+from lookupvit_video.models.kernels.linear import Linear, has_fast_products
 
 NORM_EPS = 1e-6  # as ViT, MAE and VideoMAE
 REVERSE_WEIGHTS = ("transpose", "scaled", "softmax")

@@ -17,7 +17,7 @@ from lookupvit_video.models.attention import (
     Lookup,
     SelfAttention,
 )
-from lookupvit_video.models.linear import Linear
+from lookupvit_video.models.kernels.linear import Linear
 from lookupvit_video.models.tokenizer import sine_cosine_positions
 
 

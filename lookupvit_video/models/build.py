@@ -124,7 +124,10 @@ def _build(cfg: CfgNode) -> nn.Module:
             inference_head=cfg.MODEL.INFERENCE_HEAD,
         )
     if cfg.MODEL.ARCH in ("mvit", "x3d"):
-        from lookupvit_video.models.peers import X3D, MViT  # here, since PyTorchVideo takes a second to import
+        from lookupvit_video.models.pytorchvideo_models import (  # here, since PyTorchVideo takes a second to import
+            X3D,
+            MViT,
+        )
 
         arguments = {
             "num_classes": cfg.MODEL.NUM_CLASSES,

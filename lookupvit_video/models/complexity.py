@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lookupvit_video.models.attention import using_kernel
 from lookupvit_video.models.lookupvit import HEADS
-from lookupvit_video.models.reduce import merged_per_block
+from lookupvit_video.models.token_reduction import merged_per_block
 from lookupvit_video.models.tokenizer import Grid
 
 

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lookupvit_video.models.linear import linear
+from lookupvit_video.models.kernels.linear import linear
 
 Grid = tuple[int, int, int]
 

@@ -20,7 +20,7 @@ from lookupvit_video.models.blocks import (
     init_linear,
 )
 from lookupvit_video.models.lookupvit import Output
-from lookupvit_video.models.reduce import MergingBlock, RandomTokens, merged_per_block
+from lookupvit_video.models.token_reduction import MergingBlock, RandomTokens, merged_per_block
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
 TOKENS = ("all", "resize", "random", "merge")

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
-from lookupvit_video.data import decode
 from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate, read_clips, seeded
 from lookupvit_video.data.loader import build_eval_loader, build_train_loader
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.reader import DecodeError
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED, eval_transform, frames_to_clip, train_transform
+from lookupvit_video.decoding import backends as decode
+from lookupvit_video.decoding.reader import DecodeError
 from tests.videos import read_number, write_video
 
 FPS, FRAMES, T = 24, 48, 4

@@ -8,7 +8,6 @@ import torch
 from torchvision.transforms import v2
 
 from lookupvit_video.config import load_config
-from lookupvit_video.data.reader import Box
 from lookupvit_video.data.transforms import (
     FILL,
     IGNORED,
@@ -22,6 +21,7 @@ from lookupvit_video.data.transforms import (
     soft_targets,
     train_transform,
 )
+from lookupvit_video.decoding.reader import Box
 
 SMALL = "DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16 DATA.NUM_FRAMES 4 MODEL.COMPRESSED_GRID [1,1,1]"
 JITTER = "DATA.TRAIN_JITTER_SCALES_RELATIVE [] DATA.TRAIN_JITTER_SCALES [18,30]"

@@ -6,10 +6,7 @@ from collections import Counter
 import av
 import pytest
 
-from lookupvit_video.data.check import rows_of_path
-from lookupvit_video.data.decode import open_video
 from lookupvit_video.data.manifest import read_manifest
-from lookupvit_video.data.prepare import find_videos as find_prepared
 from lookupvit_video.data.video_files import (
     find_video_files,
     is_video_name,
@@ -17,7 +14,10 @@ from lookupvit_video.data.video_files import (
     video_suffixes,
     walk_files,
 )
+from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.inference.batch import find_videos as find_to_predict
+from lookupvit_video.preparation.check import rows_of_path
+from lookupvit_video.preparation.lists import find_videos as find_prepared
 from tests.videos import read_number, write_video
 
 OLD = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}

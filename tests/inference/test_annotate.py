@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from lookupvit_video.data.decode import open_video
+from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.inference import annotate
 from lookupvit_video.inference.annotate import (
     Panel,

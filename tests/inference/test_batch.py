@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from lookupvit_video.data.decode import DecodeError
+from lookupvit_video.decoding.backends import DecodeError
 from lookupvit_video.inference import batch
 from lookupvit_video.inference.batch import (
     AnswerFile,

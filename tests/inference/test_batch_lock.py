@@ -3,7 +3,7 @@
 import pytest
 
 from lookupvit_video.inference.batch import AnswerFile
-from lookupvit_video.lock import InUseError
+from lookupvit_video.processes.lock import InUseError
 
 
 def test_a_second_writer_of_an_answer_file_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
-from lookupvit_video.engine.evaluate import predict_clips
+from lookupvit_video.evaluation.evaluate import predict_clips
 from lookupvit_video.inference import budget
 from lookupvit_video.inference.budget import (
     Cascade,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
-from lookupvit_video.data.decode import open_video
+from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.inference import draw
 from lookupvit_video.inference.annotate import Panel, annotate_video, as_clock, open_writer, write_overlay
 from lookupvit_video.inference.draw import class_colours, draw_sheet, draw_timeline, shortened

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import read_manifest
-from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.inference.explain import (
     ORDERS,
     Attention,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lookupvit_video import Predictor, load_model
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.inference import hub
 from lookupvit_video.inference.hub import is_hub_id
 from lookupvit_video.models.build import build_model

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from lookupvit_video.checkpoints.checkpoint import FORMAT, Checkpoint, save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import read_clips
-from lookupvit_video.data.decode import BACKENDS, DecodeError, open_video
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import eval_transform, normalize
-from lookupvit_video.engine.checkpoint import FORMAT, Checkpoint, save_checkpoint
+from lookupvit_video.decoding.backends import BACKENDS, DecodeError, open_video
 from lookupvit_video.inference import predictor as predictor_module
 from lookupvit_video.inference.budget import Cascade, cascade_macs
 from lookupvit_video.inference.draw import attention_at, draw_prediction, overlay

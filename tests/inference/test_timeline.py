@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 import torch
 
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import read_clips
-from lookupvit_video.data.decode import DecodeError, open_video
 from lookupvit_video.data.manifest import Video, read_class_list
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import eval_transform, normalize
-from lookupvit_video.engine.checkpoint import save_checkpoint
+from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.inference import timeline as module
 from lookupvit_video.inference.annotate import open_writer
 from lookupvit_video.inference.predictor import load_model

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
-from lookupvit_video.data.decode import DecodeError
 from lookupvit_video.data.sampling import TimeSampler
+from lookupvit_video.decoding.backends import DecodeError
 from lookupvit_video.inference import views
 from lookupvit_video.inference.views import Failure, Plan, Views, make_plan, read_file, read_views, views_of_frames
 from tests.models.test_models import SMALL
@@ -104,7 +104,7 @@ def test_a_time_may_fall_a_millionth_of_a_frame_short():
 
 
 def test_a_tensor_and_a_file_of_the_same_frames_give_the_same_clips(tmp_path):
-    from lookupvit_video.data.decode import open_video
+    from lookupvit_video.decoding.backends import open_video
     from tests.videos import write_video
 
     path = write_video(tmp_path / "x.mp4", frames=30, fps=25)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from lookupvit_video.checkpoints.checkpoint import load_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.engine.checkpoint import load_checkpoint
-from lookupvit_video.engine.optim import build_optimizer
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.adapters import AdaptedMLP, Adapter, LoRALinear, add_adapters, is_adapter, merge_lora
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import init_from
+from lookupvit_video.training.optim import build_optimizer
 from tests.models.test_models import SMALL, clips, config, loss, small_model
 from tests.small import call_tool, make_videos, run_net, settings
 

@@ -12,8 +12,8 @@ import transformers
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.models import pretrained
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import init_from, read_state, to_vit_names

@@ -9,7 +9,7 @@ from torch import nn
 from lookupvit_video.config import load_config
 from lookupvit_video.models.blocks import TransformerBlock
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.reduce import MergingBlock
+from lookupvit_video.models.token_reduction import MergingBlock
 from lookupvit_video.models.tokenizer import GridResize
 from lookupvit_video.models.vit import ViT
 from tests.models.test_models import clips, small_model

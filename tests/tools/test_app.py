@@ -21,8 +21,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
 from tests.browser import chromium, end_group, ended, find_chromium, requested, wait_for

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from lookupvit_video.config import load_config
-from lookupvit_video.data.check import examine
-from lookupvit_video.data.isolated import run_isolated
 from lookupvit_video.data.manifest import load_classes, load_split
+from lookupvit_video.preparation.check import examine
+from lookupvit_video.processes.pool import run_isolated
 from tests.damage import pictures, write_byte_damage, write_no_videos, write_originals
-from tests.data.test_check import MAY_PASS
+from tests.preparation.test_check import MAY_PASS
 from tests.small import call_tool, make_videos, run_tool, settings
 from tests.videos import write_video
 

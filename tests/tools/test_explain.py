@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.data.decode import open_video
-from lookupvit_video.engine.checkpoint import save_checkpoint
+from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.small import call_tool, make_videos

@@ -12,8 +12,8 @@ import time
 import pytest
 import torch
 
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.engine.checkpoint import save_checkpoint
 from lookupvit_video.inference.batch import AnswerFile, find_videos, list_paths
 from lookupvit_video.inference.budget import Cascade, cascade_macs, save_cascade
 from lookupvit_video.inference.predictor import load_model

@@ -1,0 +1,86 @@
+"""What the commands in tools/ share: clear errors in one line, and exit codes.
+
+0: done. 1: a runtime failure. 2: invalid input. 75: a run was stopped by a signal and has saved (tools/run_net.py).
+130: interrupted (Ctrl-C); a training has saved. Commands import this module first: torch takes seconds to import, and
+Ctrl-C is to give one line then too.
+"""
+
+import errno
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from lookupvit_video.arguments import expand_arguments
+from lookupvit_video.errors import EXIT_INTERRUPTED, RunFailure
+from lookupvit_video.processes.children import end_children
+from lookupvit_video.text import make_streams_tolerant, one_line, use_utf8
+
+PATIENCE = 5.0  # seconds that the end of an interrupted command may take
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run a command's main function and leave with its exit code; a user's mistake gives one line, no traceback.
+
+    LOOKUPVIT_DEBUG=1 in the environment shows tracebacks.
+    """
+    use_utf8()
+    make_streams_tolerant()
+    try:
+        sys.argv[1:] = expand_arguments(sys.argv[1:])
+        code = main()
+    except KeyboardInterrupt as interrupt:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))  # the second one
+        end_children()
+        _print_last(f"{interrupt}" or "interrupted")
+        unless_left = threading.Timer(PATIENCE, os._exit, [EXIT_INTERRUPTED])  # some thread may be at work for long
+        unless_left.daemon = True
+        unless_left.start()
+        sys.exit(EXIT_INTERRUPTED)
+    except (ValueError, RunFailure, OSError) as error:
+        end_children()
+        if os.environ.get("LOOKUPVIT_DEBUG") == "1":
+            raise
+        _print_last(f"error: {one_line(_explained(error))}")
+        sys.exit(2 if isinstance(error, ValueError) else 1)
+    except Exception:
+        end_children()
+        raise
+    end_children()  # a decoding worker that hangs would not let this process leave
+    sys.exit(code)
+
+
+def _print_last(line: str) -> None:
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+
+
+def _explained(error: Exception) -> str:
+    """Return a message; where a temporary folder is full, with the folder and what to do."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if error.errno == errno.ENOENT and "temporary directory" in str(error):
+        return f"{error.strerror}: free space there, or set TMPDIR to a folder with space"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename:
+        folder = os.path.abspath(tempfile.gettempdir())
+        if os.path.abspath(os.fsdecode(error.filename)).startswith(folder + os.sep):
+            return f"{error}; free space in {folder}, or set TMPDIR to a folder with space"
+    return str(error)
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tell in one line of Ctrl-C outside of ``run_command``, while a command is still importing."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    _print_last("interrupted")
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
+
+
+sys.excepthook = _hook

@@ -1,0 +1,95 @@
+"""Video file -> frames at given times, exactly; by PyAV, or by decord or torchcodec where those are exact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+
+from lookupvit_video.decoding.decord_torchcodec import DecordReader, TorchCodecReader
+from lookupvit_video.decoding.pyav_reader import PyAVReader
+from lookupvit_video.decoding.reader import Box, Damage, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+
+__all__ = ["BACKENDS", "DecodeError", "VideoInfo", "VideoReader", "check_backend", "open_video"]
+
+BACKENDS: dict[str, type[PyAVReader]] = {"pyav": PyAVReader, "decord": DecordReader, "torchcodec": TorchCodecReader}
+
+
+def check_backend(backend: str) -> None:
+    """Find out, before any work, whether a backend can serve here.
+
+    Raises:
+        ValueError: an unknown backend, or what it needs is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"DATA.DECODING_BACKEND is {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    why_not = BACKENDS[backend].missing()
+    if why_not:
+        raise ValueError(f"DATA.DECODING_BACKEND {backend}: {why_not}; use pyav")
+
+
+def open_video(
+    path: str | os.PathLike[str],
+    backend: str = "pyav",
+    in_memory: bool = False,
+    *,
+    timeout: float = 60.0,
+    index_cache: str | os.PathLike[str] = "",
+) -> VideoReader:
+    """Open a local video file.
+
+    Args:
+        backend: "pyav", "decord" or "torchcodec".
+        in_memory: decode all of it the first time and keep it in this process's memory (3 bytes a pixel and frame).
+        timeout: seconds that opening, or one call of the reader, may take; 0: no limit.
+        index_cache: folder that keeps the time stamps and key frames of each video, so that only its first opening
+            reads all of its packets; empty: none is kept.
+
+    Raises:
+        DecodeError: the file is missing, not a video, truncated, has no frame that can be decoded, or takes too long.
+        ValueError: an unknown backend.
+        ImportError: the backend's package is not installed.
+        OSError: the folder of the index cannot be written to.
+    """
+    if backend not in BACKENDS:
+        check_backend(backend)  # raises
+    if in_memory:
+        return _in_memory(os.fspath(path), backend, timeout)
+    return BACKENDS[backend](path, timeout=timeout, index_cache=index_cache)
+
+
+class MemoryReader(VideoReader):
+    """A decoded video; closing it does nothing, since the next one to ask shares it."""
+
+    def __init__(self, path: str, backend: str, timeout: float) -> None:
+        self.path = path
+        with BACKENDS[backend](path, timeout=timeout) as reader:
+            self.times = np.empty(0)
+            while self.times is not reader.times:  # a decode that contradicts the packets corrects them
+                self.times = reader.times
+                self._frames = reader.frames_at(self.times.tolist())
+            self.duration, self._info, self._damage = reader.duration, reader.info, reader.damage
+
+    @property
+    def info(self) -> VideoInfo:
+        """See `VideoReader.info`."""
+        return self._info
+
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """See `VideoReader.damage`."""
+        return self._damage
+
+    def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
+        """See `VideoReader.frames_at`."""
+        frames = window(*self._frames.shape[1:3]).cut(self._frames) if window else self._frames
+        return frames[torch.from_numpy(shown_at(self.times, checked_times(self.path, seconds)))]
+
+    def close(self) -> None:
+        """See `VideoReader.close`."""
+
+
+_in_memory = cache(MemoryReader)

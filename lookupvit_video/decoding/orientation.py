@@ -1,0 +1,180 @@
+"""How stored pictures are turned and mirrored to be upright: display matrices, as FFmpeg's command line reads them.
+
+A matrix comes from the container (mp4, mov, 3gp, mkv, webm: one for the video), from the pictures' own data (H.264 and
+HEVC display orientation messages, EXIF in JPEG pictures), or from both; the container's holds then. Turns that are no
+quarter turns are rounded to the nearest one, with a remark.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from av.sidedata.sidedata import Type
+
+from lookupvit_video.decoding.frame_filter import FrameFilter
+
+_TOLERANCE = 0.5  # degrees: what FFmpeg's command line rounds to a quarter turn
+_ORIENTATION_MESSAGE = 47  # payload type of a display orientation SEI message (ITU-T H.264 and H.265, annex D)
+# Type of the NAL units that hold such messages; the one before a key picture holds up to the next key picture.
+_MESSAGE_NAL = {"h264": 6, "hevc": 39}
+MAY_CARRY_MESSAGES = frozenset(_MESSAGE_NAL)
+ALWAYS_PER_PICTURE = frozenset({"mjpeg"})
+
+_UNKNOWN_TYPES = set(range(64)) - {kind.value for kind in Type}
+_DROP_UNKNOWN = [("sidedata", f"mode=delete:type={number}") for number in sorted(_UNKNOWN_TYPES)]
+
+
+class Orientation(NamedTuple):
+    """What makes a stored picture upright: rows and columns change places first, then either may be reversed."""
+
+    transposed: bool = False
+    rows_reversed: bool = False
+    columns_reversed: bool = False
+
+    def upright(self, picture: np.ndarray) -> np.ndarray:
+        """View a stored picture (H, W, ...) upright."""
+        if self.transposed:
+            picture = picture.swapaxes(0, 1)
+        rows = slice(None, None, -1 if self.rows_reversed else 1)
+        columns = slice(None, None, -1 if self.columns_reversed else 1)
+        return picture[rows, columns]
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether left and right change places, besides any turn."""
+        return bool((self.transposed + self.rows_reversed + self.columns_reversed) % 2)
+
+    @property
+    def degrees(self) -> int:
+        """Degrees clockwise by which a player turns the stored picture, after it was mirrored left to right if so."""
+        if self.transposed:
+            return 90 if self.columns_reversed else 270
+        return 180 if self.rows_reversed else 0
+
+    def __str__(self) -> str:
+        return f"turned by {self.degrees} degrees{', mirrored' * self.mirrored}"
+
+
+UPRIGHT = Orientation()
+
+
+def orientation_of_frame(frame: Any, before: Orientation = UPRIGHT) -> Orientation:
+    """The orientation of a decoded frame of PyAV.
+
+    Args:
+        before: that of the frame before it; it holds up to the next key frame where a frame carries none of its own.
+    """
+    matrix = _matrix(frame)
+    if matrix is None:
+        return UPRIGHT if frame.key_frame else before
+    return orientation_of_matrix(matrix)[0]
+
+
+def remark_on_frame(frame: Any) -> str | None:
+    """What a decoded frame's matrix asks for that is not done, in a few words; None: nothing."""
+    matrix = _matrix(frame)
+    return None if matrix is None else orientation_of_matrix(matrix)[1]
+
+
+def _matrix(frame: Any) -> tuple[int, ...] | None:
+    # The first of several is the container's, and the one that libav's own tools take.
+    for data in _side_data(frame):
+        if data.type is Type.DISPLAYMATRIX:
+            return struct.unpack("=9i", bytes(data))
+    return None
+
+
+def _side_data(frame: Any) -> Iterable[Any]:
+    try:
+        return frame.side_data
+    except ValueError:  # PyAV, of a kind that it does not know, such as EXIF
+        return FrameFilter(_DROP_UNKNOWN).apply(frame).side_data
+
+
+def orientation_of_matrix(matrix: tuple[int, ...]) -> tuple[Orientation, str | None]:
+    """The nearest of the eight right-angled orientations, and a remark where it is not what the matrix says.
+
+    Args:
+        matrix: nine numbers (a b u, c d v, x y w) in rows (ISO 14496-12, 6.2.2): a stored picture's column p and row q
+            are shown at column a p + c q + x and row b p + d q + y. Scale (libav makes it the pixels' shape) and
+            offset do not count.
+    """
+    a, b, u, c, d, v = matrix[:6]
+    along_x, along_y = math.hypot(a, b), math.hypot(c, d)  # of a stored row, of a stored column
+    transposed = abs(b) * along_y + abs(c) * along_x > abs(a) * along_y + abs(d) * along_x
+    to_row, to_column = (b, c) if transposed else (d, a)
+    if not to_row or not to_column:
+        return UPRIGHT, "its display matrix shows nothing: the pictures are left as they are stored"
+    orientation = Orientation(transposed, to_row < 0, to_column < 0)
+    off = [math.degrees(math.atan2(*pair)) for pair in (_aside(a, b, transposed), _aside(d, c, transposed))]
+    if u or v or max(off) > _TOLERANCE:
+        turn = math.degrees(math.atan2(b, a)) % 360
+        return orientation, f"its display matrix turns by {turn:.3g} degrees, no quarter turn: {orientation} instead"
+    return orientation, None
+
+
+def _aside(straight: int, across: int, transposed: bool) -> tuple[int, int]:
+    pair = abs(across), abs(straight)
+    return pair[::-1] if transposed else pair
+
+
+def carries_message(packet: Any, codec: str, length_size: int) -> bool:
+    """Whether an H.264 or HEVC packet, up to its first picture, holds a display orientation message.
+
+    Args:
+        packet: anything with bytes in it, such as a packet of PyAV.
+        length_size: bytes before each NAL unit that hold its length; 0: start codes stand there.
+    """
+    if codec not in _MESSAGE_NAL:
+        return False
+    if length_size:
+        view = memoryview(packet)
+        if len(view) > length_size and _is_picture(view[length_size], codec):
+            return False  # most packets begin with their picture
+    for unit in filter(None, _units_before_picture(bytes(packet), codec, length_size)):
+        kind = unit[0] & 31 if codec == "h264" else unit[0] >> 1 & 63
+        messages = unit[1 if codec == "h264" else 2 :].replace(b"\0\0\3", b"\0\0")  # without emulation prevention
+        if kind == _MESSAGE_NAL[codec] and _ORIENTATION_MESSAGE in _payload_types(messages):
+            return True
+    return False
+
+
+def _is_picture(first: int, codec: str) -> bool:
+    """Whether a NAL unit with this first byte holds picture data (table 7-1 of either standard)."""
+    return 1 <= first & 31 <= 5 if codec == "h264" else first >> 1 & 63 < 32
+
+
+def _units_before_picture(data: bytes, codec: str, length_size: int) -> Iterator[bytes]:
+    first = data.find(b"\0\0\1")
+    at = length_size if length_size else first + 3 if first >= 0 else len(data)
+    while at < len(data):
+        if _is_picture(data[at], codec):
+            return
+        if length_size:
+            end = at + int.from_bytes(data[at - length_size : at], "big")
+            following = end + length_size
+        else:
+            end = data.find(b"\0\0\1", at)
+            following = end + 3 if end >= 0 else len(data)
+            end = end if end >= 0 else len(data)
+        yield data[at:end]
+        at = following
+
+
+def _payload_types(messages: bytes) -> Iterator[int]:
+    """The types of the messages in one NAL unit (ITU-T H.264, 7.3.2.3.1)."""
+    at = 0
+    while at + 2 <= len(messages) and messages[at] != 0x80:
+        numbers = []
+        for _ in range(2):  # type and size: 255 for each byte 0xff, and the byte that ends the number
+            value = 0
+            while at < len(messages) and messages[at] == 255:
+                value, at = value + 255, at + 1
+            numbers.append(value + (messages[at] if at < len(messages) else 0))
+            at += 1
+        yield numbers[0]
+        at += numbers[1]

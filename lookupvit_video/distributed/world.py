@@ -1,0 +1,196 @@
+"""The processes that torchrun started: how they meet, what they tell one another, and who is missing when one is lost.
+
+Reading order: ``World``, ``init_world``, ``gather_objects``, ``lost_processes_told``.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from lookupvit_video.distributed.restart_safe_store import fresh_store
+from lookupvit_video.errors import RunFailure
+
+T = TypeVar("T")
+_HELP = "see docs/distributed.md"
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+    hosts: tuple[str, ...] = ()
+    """The machine of each process, by rank."""
+    control: distributed.ProcessGroup | None = field(default=None, repr=False, compare=False)
+    """A gloo group of all, for what must not wait for a GPU."""
+    store: Store | None = field(default=None, repr=False, compare=False)
+    """Where the processes met; it answers when they do not."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the log."""
+        return self.rank == 0
+
+    def name(self, rank: int) -> str:
+        """Return what a message calls a process."""
+        return f"process {rank} of {self.size}" + (f" on {self.hosts[rank]}" if self.hosts else "")
+
+
+def init_world(timeout: float = 1800.0, join_timeout: float = 300.0) -> World:
+    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs), or be alone without it.
+
+    Args:
+        timeout: seconds that an operation between processes may take, which is how long they wait for one that hangs.
+        join_timeout: seconds that all of them may take to come.
+
+    Raises:
+        ValueError: fewer GPUs than processes on this machine, or half of the settings that torchrun makes.
+        RunFailure: the processes do not find one another; says who is missing and what to check.
+    """
+    size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"torchrun --nproc_per_node: process {local_rank} has no GPU of its own; this machine "
+                f"has {torch.cuda.device_count()}"
+            )
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if size == 1:
+        return World(0, 1, device, (socket.gethostname(),))
+    rank = int(os.environ.get("RANK", 0))
+    if distributed.is_initialized():
+        return World(rank, size, device)
+    store, hosts = _join(World(rank, size, device), timeout, join_timeout)
+    control = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    assert isinstance(control, distributed.ProcessGroup)  # every process is in it
+    return World(rank, size, device, hosts, control, store)
+
+
+def _join(world: World, timeout: float, join_timeout: float) -> tuple[Store, tuple[str, ...]]:
+    """Open the connections between the processes; return where they met, and the machine of each."""
+    here = f"process {world.rank} of {world.size} on {socket.gethostname()}"
+    unset = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if unset:
+        raise ValueError(f"{here}: WORLD_SIZE is set but not {', '.join(unset)}; start with torchrun, {_HELP}")
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=join_timeout)))
+    except (RuntimeError, OSError) as error:
+        raise RunFailure(
+            f"{here} did not meet the others at {place} ({_first_line(error).rstrip('.')}); check that torchrun "
+            f"runs on every node, that the address is the first node's, its port free there and open to all, {_HELP}"
+        ) from None
+    try:
+        store = fresh_store(store, world.rank, world.size, join_timeout)
+        _absent(store, "join", world, join_timeout)  # each tells its machine
+    except (RunFailure, distributed.DistError) as error:  # DistError: without torchrun the first process has the store
+        told = error if isinstance(error, RunFailure) else "lost process 0"
+        raise RunFailure(
+            f"{here} {told}; check that torchrun runs on every node with the same --nnodes and --nproc_per_node, and "
+            f"what it says there, {_HELP}"
+        ) from None
+    try:
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo",
+            store=store,
+            rank=world.rank,
+            world_size=world.size,
+            # Who hangs is found out over gloo (``World.control``); nccl, whose watchdog ends a process without a word
+            # about the others, is to give up later.
+            timeout=timedelta(seconds=timeout + 120 * (world.device.type == "cuda")),
+        )
+    except RuntimeError as error:
+        raise RunFailure(
+            f"{here} found the others at {place} but cannot connect to them ({_first_line(error)}); set "
+            f"GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the network interface between the nodes, {_HELP}"
+        ) from None
+    return store, tuple(store.get(f"join/{rank}").decode() for rank in range(world.size))
+
+
+def _absent(store: Store, occasion: str, world: World, seconds: float) -> list[int]:
+    """Tell that this process is here; return the ranks of those that do not within some seconds."""
+    names = [f"{occasion}/{rank}" for rank in range(world.size)]
+    deadline = time.monotonic() + seconds
+    try:
+        store.set(names[world.rank], socket.gethostname())
+        while not store.check(names):
+            if time.monotonic() > deadline:
+                return [rank for rank, name in enumerate(names) if not store.check([name])]
+            time.sleep(0.05)  # rather than ``store.wait``, during which no other thread can use it
+    except RuntimeError:  # without torchrun the first process has the store
+        return [0]
+    return []
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def close_world() -> None:
+    """Leave the process group, if one was joined."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def gather_objects(value: T, world: World) -> list[T]:
+    """Return every process's value, by rank, in every process."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def in_any_process(world: World, *flags: bool) -> list[bool]:
+    """Return for each flag whether some process has it set; all processes must call it.
+
+    It goes over gloo, so that no GPU is waited for.
+    """
+    if world.size == 1:
+        return list(flags)
+    votes = torch.tensor(flags, dtype=torch.int32)
+    distributed.all_reduce(votes, distributed.ReduceOp.MAX, group=world.control)
+    return [bool(vote) for vote in votes.tolist()]
+
+
+def _gone(missing: list[int], world: World, seconds: float) -> str:
+    names = ", ".join(map(world.name, missing))
+    return f"no answer within {seconds:g} s from {names}: hangs or is gone, see its log and its machine, {_HELP}"
+
+
+@contextmanager
+def lost_processes_told(world: World, seconds: float = 30.0) -> Iterator[None]:
+    """Turn what torch raises when processes lose one another into one line that names who is missing.
+
+    Args:
+        seconds: that those who notice wait for the others to answer.
+
+    Raises:
+        RunFailure: in its place.
+    """
+    try:
+        yield
+        return
+    except RunFailure:
+        raise
+    except RuntimeError as error:  # torch's errors of the network are such
+        told = _first_line(error)
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
+            raise
+    missing = _absent(world.store, "lost contact", world, seconds) if world.store else []
+    cause = _gone(missing, world, seconds) if missing else f"all processes answer: see the network, {_HELP}"
+    raise RunFailure(f"lost contact ({told}); {cause}")

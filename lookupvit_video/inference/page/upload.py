@@ -1,0 +1,78 @@
+"""What a stranger uploads -> its clips, if it keeps to the limits; read in a process apart, which may crash or hang.
+
+Nothing heavy is imported here: the process that reads imports this module.
+"""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.inference.views import Failure, Plan, Views, read_file
+from lookupvit_video.processes.pool import run_isolated
+
+_SLACK = 5.0  # seconds beyond the decoder's own limits, after which its process is ended
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an upload may cost."""
+
+    megabytes: int = 200
+    """Of the file, 2^20 bytes each."""
+    seconds: float = 600.0
+    """That the video lasts."""
+
+
+class Upload(NamedTuple):
+    """A video that keeps to the limits."""
+
+    views: Views
+    duration: float
+    """Seconds."""
+
+
+def read_upload(path: str, plan: Plan, limits: Limits) -> Upload:
+    """Return the clips of an uploaded file.
+
+    Args:
+        plan: its timeout holds for looking at the file, for opening it, and for decoding its clips.
+
+    Raises:
+        DecodeError: the file breaks a limit, cannot be read, or crashes or hangs what reads it.
+        RunFailure: no process can be started.
+    """
+    timeout = 3 * plan.timeout + _SLACK
+    for outcome in run_isolated(partial(_read, plan, limits), [path], processes=1, timeout=timeout):
+        if outcome.lost is not None:
+            raise DecodeError(path, outcome.lost.detail)
+        if isinstance(outcome.answer, Upload):
+            return outcome.answer
+        if outcome.answer is not None:
+            raise DecodeError(path, outcome.answer.reason)
+    raise DecodeError(path, "was not read")
+
+
+def warm_up(plan: Plan) -> None:
+    """Start what starts the processes, so that the first upload does not wait for its imports.
+
+    Raises:
+        RunFailure: no process can be started.
+    """
+    with contextlib.suppress(DecodeError):
+        read_upload("", plan, Limits())
+
+
+def _read(plan: Plan, limits: Limits, path: str) -> Upload | Failure:
+    try:
+        if os.path.isfile(path) and os.path.getsize(path) > limits.megabytes << 20:
+            raise DecodeError(path, f"larger than {limits.megabytes} MB, the limit here (--max-mb)")
+        with open_video(path, timeout=plan.timeout) as reader:  # reads packets, decodes nothing
+            duration = reader.duration
+        if not duration <= limits.seconds:
+            raise DecodeError(path, f"lasts {duration:.0f} s; the limit here is {limits.seconds:g} s (--max-seconds)")
+        return Upload(read_file(path, plan), duration)
+    except DecodeError as error:
+        return Failure(path, error.reason)

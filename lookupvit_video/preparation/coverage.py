@@ -1,0 +1,100 @@
+"""Which classes the lists have videos of, and what a model cannot learn from them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fvcore.common.config import CfgNode
+
+from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
+from lookupvit_video.preparation.check import Row
+from lookupvit_video.text import one_line, shown
+
+
+def coverage_warnings(classes: Sequence[str], used: Mapping[str, Collection[int]]) -> list[str]:
+    """Return a line for each way in which the lists do not fit the classes.
+
+    Args:
+        classes: all class names.
+        used: labels of the videos of each split, "train" among them.
+    """
+    train, count = set(used["train"]), len(classes)
+    missing = [label for label in range(count) if label not in train]
+    if count == 1:
+        return [f"there is a single class ({one_line(classes[0])}): every answer is right, and nothing is learned"]
+    warnings = []
+    if len(train) == 1:
+        warnings.append(
+            f"all training videos are of a single class ({one_line(classes[next(iter(train))])}): a model learns to "
+            "answer nothing else"
+        )
+    if missing:
+        names = shown(classes[label] for label in missing)
+        warnings.append(f"{len(missing)} of {count} classes have no training video ({names}): they cannot be learned")
+    for split, labels in used.items():
+        unlearned = sorted(set(labels).intersection(missing)) if split != "train" else []
+        if unlearned:
+            warnings.append(
+                f"{len(unlearned)} classes have videos in {split} but none in training "
+                f"({shown(classes[label] for label in unlearned)}): those videos will be answered wrongly"
+            )
+    everywhere = set().union(*used.values())
+    if 0 not in everywhere and count - 1 in everywhere:
+        warnings.append(
+            f"no list has a video of label 0 ({one_line(classes[0])}): labels count from 0; if yours count from 1, "
+            f"subtract 1 and set MODEL.NUM_CLASSES {count - 1}"
+        )
+    return warnings
+
+
+def warnings_of_run(cfg: CfgNode, classes: Sequence[str], train: Sequence[Video], val: Sequence[Video]) -> list[str]:
+    """Return ``coverage_warnings`` of a run's lists, the test list among them where it is tested and can be read."""
+    used = {"train": {video.label for video in train}, "validation": {video.label for video in val}}
+    lists = {cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST} if val else {cfg.DATA.TRAIN_LIST}
+    if cfg.TEST.ENABLE and cfg.DATA.TEST_LIST not in lists:
+        path = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA.TEST_LIST
+        with suppress(ValueError):  # the test reports it
+            used["test"] = {video.label for video in read_manifest(path, classes, cfg.DATA.PATH_PREFIX)}
+    return coverage_warnings(classes, used)
+
+
+def warnings_of_rows(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
+    """Return ``coverage_warnings`` of checked rows; bad files do not count.
+
+    The split for training is the one whose name begins with "train", or the only one.
+
+    Args:
+        classes: all class names; empty: those that occur, or the numbers from 0 where all labels are numbers.
+    """
+    found = dict.fromkeys(row.label for row in rows if row.label)
+    names = list(classes) or sorted(found)
+    if not classes and names and all(name.isdecimal() for name in names):
+        names = [str(label) for label in range(max(map(int, names)) + 1)]
+    numbers = {name: label for label, name in enumerate(names)}
+    splits = dict.fromkeys(row.split for row in rows)
+    train = [split for split in splits if split.lower().startswith("train")] or list(splits)
+    if len(train) != 1 or not found:
+        return []
+    used = {
+        "train" if split == train[0] else split: {
+            numbers[row.label] for row in rows if row.split == split and row.label in numbers and not row.is_bad
+        }
+        for split in splits
+    }
+    return coverage_warnings(names, used)
+
+
+def classes_beside(paths: Sequence[str]) -> list[str]:
+    """Return the class names that belong to lists and folders: of classes.txt beside the lists, and the folders' own.
+
+    Raises:
+        ValueError: see ``read_class_list``.
+    """
+    names: dict[str, None] = {}
+    for path in map(Path, paths):
+        beside = path.parent / "classes.txt"
+        if path.is_dir():
+            names |= dict.fromkeys(class_folders(path))
+        elif beside.is_file():
+            names |= dict.fromkeys(read_class_list(beside))
+    return list(names)

@@ -1,0 +1,417 @@
+"""Moving Digits: real handwritten digits set in motion, written as real H.264 files.
+
+One set of videos carries two label sets. *motion* (eight classes, the Something-Something kind) can be told only from
+the order of the frames; *digit* (ten classes, the Kinetics kind) can be told from any one frame.
+
+Why a single frame tells nothing of the motion: each moving quantity (x, y or the logarithm of the size) travels along a
+loop from a uniformly random phase, as a GIF that is played from anywhere does, so at every moment it is uniform on its
+range; and what stands still in a class is uniform on the same range. A class and its opposite are time reversals.
+
+The digits: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998
+(CC BY 4.0), as scikit-learn's `load_digits` ships them: 1797 images of 8x8 pixels.
+"""
+
+import colorsys
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from lookupvit_video.files import written_whole
+from lookupvit_video.processes.children import deaf_to, end_children
+from lookupvit_video.progress import progress
+
+# Class k and class k + 1 (k even) are time reversals of each other.
+MOTIONS = (
+    "left to right",
+    "right to left",
+    "upward",
+    "downward",
+    "clockwise",
+    "counter-clockwise",
+    "approaching",
+    "leaving",
+)
+DIGITS = tuple("0123456789")
+LABEL_SETS = {"motion": MOTIONS, "digit": DIGITS}
+SPLITS = ("train", "val", "test")
+DIGIT_SHARES = (0.7, 0.1, 0.2)  # of the handwritten images, per split
+
+POSITION_RANGE = (0.15, 0.85)  # of the frame's side, for the digit's centre
+SIZE_RANGE = (0.21, 0.54)  # of the frame's side, for the digit's height
+LAP_RANGE = (0.57, 0.80)  # of a loop travelled in one clip: at least 0.4 of the frame's side, or a size ratio of 1.7
+CIRCLE_RANGE = (0.38, 0.48)  # radius, of POSITION_RANGE's length; smaller circles hide their sense of rotation longer
+TURN_RANGE = (200.0, 300.0)  # degrees in one clip
+
+GENERATOR = 1  # part of settings.json: raise it when the same settings would write other videos
+
+
+class Trajectory(NamedTuple):
+    """Where the digit is in each frame: centre and height as parts of the frame's side, y downward, each (T,)."""
+
+    x: np.ndarray
+    y: np.ndarray
+    scale: np.ndarray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that the written videos depend on: videos per split, pixels per side, frames, frames per second, seed."""
+
+    train: int
+    val: int
+    test: int
+    size: int
+    frames: int
+    fps: int
+    seed: int
+    generator: int = GENERATOR
+
+    def validate(self) -> None:
+        """Raise ValueError with the name of the first setting that cannot be."""
+        lowest = {"train": 1, "val": 1, "test": 1, "size": 32, "frames": 8, "fps": 1, "seed": 0}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        if self.size % 2:
+            raise ValueError(f"size must be even (yuv420p halves the colour planes), not {self.size}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels and digits
+
+
+def _rng(seed: int, *key: int) -> np.random.Generator:
+    """Return a stream of its own for each key, so that no video depends on another or on who makes it."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def labels(settings: Settings, split: str, index: int) -> dict[str, int]:
+    """Return the video's label in each label set; every K videos in a row hold each of the K classes once.
+
+    The label sets are shuffled independently of each other.
+    """
+    found = {}
+    for stream, (name, classes) in enumerate(LABEL_SETS.items(), start=1):
+        block, place = divmod(index, len(classes))
+        order = _rng(settings.seed, stream, SPLITS.index(split), block).permutation(len(classes))
+        found[name] = int(order[place])
+    return found
+
+
+@cache
+def load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's handwritten digits: images (1797, 8, 8) float32 in [0, 1] and labels (1797,)."""
+    from sklearn import datasets  # here, since it takes a second to import
+
+    digits = datasets.load_digits()
+    return (digits.images / 16).astype(np.float32), digits.target
+
+
+@cache
+def split_digits(seed: int) -> dict[str, np.ndarray]:
+    """Share out the digit images, class by class, so that no image is in two splits; split name -> image indices."""
+    _, targets = load_digits()
+    parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+    for digit in range(len(DIGITS)):
+        members = _rng(seed, 3, digit).permutation(np.flatnonzero(targets == digit))
+        cuts = (np.cumsum(DIGIT_SHARES)[:-1] * len(members)).round().astype(int)
+        for split, part in zip(SPLITS, np.split(members, cuts), strict=True):
+            parts[split].append(part)
+    return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Motion
+
+
+def _loop(frames: int, rng: np.random.Generator) -> np.ndarray:
+    """Travel upward along the loop [0, 1) from a random phase; (T,). At its end the loop starts anew."""
+    return (rng.uniform() + rng.uniform(*LAP_RANGE) * np.linspace(0, 1, frames)) % 1
+
+
+def _circle(frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Travel clockwise on a circle inside the unit square, y downward; x and y, each (T,)."""
+    radius = rng.uniform(*CIRCLE_RANGE)
+    # Beta(0.4, 0.4) favours the borders: with it the points on all circles fill the square almost evenly, as the
+    # positions of the other classes do. Uniform centres would leave the corners empty.
+    centre_x, centre_y = radius + (1 - 2 * radius) * rng.beta(0.4, 0.4, size=2)
+    angle = 2 * np.pi * rng.uniform() + np.radians(rng.uniform(*TURN_RANGE)) * np.linspace(0, 1, frames)
+    return centre_x + radius * np.cos(angle), centre_y + radius * np.sin(angle)
+
+
+def trajectory(motion: str, frames: int, rng: np.random.Generator) -> Trajectory:
+    """Draw a path of the named motion over `frames` frames.
+
+    With generators in the same state, opposite motions give time reversals. Raises ValueError for an unknown motion.
+    """
+    if motion not in MOTIONS:
+        raise ValueError(f"unknown motion {motion!r}; choose one of {', '.join(map(repr, MOTIONS))}")
+    pair, is_reversed = divmod(MOTIONS.index(motion), 2)
+    x, y, zoom = (np.full(frames, value) for value in rng.uniform(size=3))
+    if pair == 0:
+        x = _loop(frames, rng)
+    elif pair == 1:
+        y = 1 - _loop(frames, rng)
+    elif pair == 2:
+        x, y = _circle(frames, rng)
+    else:
+        zoom = _loop(frames, rng)
+    low, high = POSITION_RANGE
+    smallest, largest = SIZE_RANGE
+    path = (low + (high - low) * x, low + (high - low) * y, smallest * (largest / smallest) ** zoom)
+    return Trajectory(*(values[::-1] if is_reversed else values for values in path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    """Keys' cubic interpolation kernel, a = -1/2."""
+    d = np.abs(distance)
+    return np.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, np.where(d < 2, ((-0.5 * d + 2.5) * d - 4) * d + 2, 0))
+
+
+def _resample(centre: np.ndarray, step: np.ndarray, pixels: int, samples: int) -> np.ndarray:
+    """Return the (T, pixels, samples) matrices that draw `samples` source pixels, `step` pixels each, at `centre`."""
+    place = (np.arange(pixels) + 0.5 - centre[:, None]) / step[:, None] + (samples - 1) / 2
+    return _cubic(place[:, :, None] - np.arange(samples)).astype(np.float32)
+
+
+def _stamp(image: np.ndarray, x: np.ndarray, y: np.ndarray, step: np.ndarray, size: int) -> np.ndarray:
+    """Draw a small image (h, w) in [0, 1] into T frames at sub-pixel places; opacity (T, size, size) in [0, 1].
+
+    x, y: centre in pixels (T,); step: frame pixels per image pixel (T,). Steps are above 1, so nothing can alias.
+    """
+    rows = _resample(y, step, size, image.shape[0])
+    columns = _resample(x, step, size, image.shape[1])
+    opacity = np.clip((rows @ image @ columns.transpose(0, 2, 1) - 0.2) / 0.6, 0, 1)
+    return opacity * opacity * (3 - 2 * opacity)  # smoothstep: pen strokes with an edge, not a blurred 8x8 grid
+
+
+def _tint(lightness: float, saturation: float, rng: np.random.Generator) -> np.ndarray:
+    return np.array(colorsys.hls_to_rgb(rng.uniform(), lightness, saturation), dtype=np.float32)
+
+
+def _background(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Return a smooth random texture of two dark tints, (size, size, 3) in [0, 1]."""
+    cells = int(rng.integers(4, 9))
+    weights = _resample(np.array([size / 2]), np.array([size / (cells - 3)]), size, cells)[0]
+    texture = np.clip(weights @ rng.uniform(size=(cells, cells)).astype(np.float32) @ weights.T, 0, 1)[..., None]
+    tints = [_tint(lightness, rng.uniform(0.2, 0.6), rng) for lightness in (0.08, 0.32)]
+    return texture * tints[0] + (1 - texture) * tints[1]
+
+
+def _add_clutter(canvas: np.ndarray, images: np.ndarray, tint: np.ndarray, rng: np.random.Generator) -> None:
+    """Paint four still fragments of other digits into the canvas, in the digit's own tint but fainter."""
+    size = len(canvas)
+    for _ in range(4):
+        top, left = rng.integers(0, 6, size=2)
+        fragment = images[rng.integers(len(images))][top : top + 3, left : left + 3]
+        x, y, step = (np.array([size * rng.uniform(low, high)]) for low, high in ((0, 1), (0, 1), (0.03, 0.07)))
+        opacity = rng.uniform(0.3, 0.7) * _stamp(fragment, x, y, step, size)[0, ..., None]
+        canvas += opacity * (tint - canvas)
+
+
+def render(digit: np.ndarray, path: Trajectory, others: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw a digit that moves along a path over a cluttered, noisy, still background.
+
+    digit: (8, 8) in [0, 1]; others: (n, 8, 8), what the clutter is cut from; size: pixels per side.
+    Returns RGB frames (T, size, size, 3) uint8.
+    """
+    frames = len(path.x)
+    # Light on dark, always: a demo must be learned in minutes, and either polarity at random costs most of them.
+    canvas = _background(size, rng)
+    tint = _tint(rng.uniform(0.78, 0.92), rng.uniform(0.3, 1.0), rng)
+    _add_clutter(canvas, others, tint, rng)
+
+    shake = rng.normal(0, 0.004 * size, size=(frames, 2)).clip(-0.9, 0.9)  # of the camera, in pixels
+    video = _shift(canvas, shake)
+    x, y = (size * np.stack(path[:2], axis=1) + shake).T
+    opacity = _stamp(digit, x, y, size * path.scale / digit.shape[0], size)[..., None]
+    video += opacity * (tint - video)
+    video *= rng.normal(1, 0.02, size=(frames, 1, 1, 1)).astype(np.float32)  # flicker of the light
+    # Noise of the sensor, the same in all colours: 4:2:0 would average most of the colour noise away.
+    video += np.float32(0.02) * rng.standard_normal(size=(frames, size, size, 1), dtype=np.float32)
+    video *= 255
+    return video.clip(0, 255, out=video).round(out=video).astype(np.uint8)
+
+
+def _shift(canvas: np.ndarray, shake: np.ndarray) -> np.ndarray:
+    """Move a canvas (H, W, 3) by (T, 2) fractions of a pixel, x then y, bilinearly, borders repeated; (T, H, W, 3)."""
+    height, width, _ = canvas.shape
+    padded = np.pad(canvas, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    neighbours = np.stack([padded[y : y + height, x : x + width].ravel() for y in range(3) for x in range(3)])
+    weights = np.stack([np.maximum(shake, 0), 1 - np.abs(shake), np.maximum(-shake, 0)], axis=-1)  # (T, 2, 3)
+    weights = (weights[:, 1, :, None] * weights[:, 0, None, :]).reshape(len(shake), 9).astype(np.float32)
+    return (weights @ neighbours).reshape(-1, height, width, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
+    """Write RGB frames (T, H, W, 3) uint8 as H.264 (libx264, yuv420p, crf 23) in MP4, a key frame per `gop` frames."""
+
+    # One thread and no mbtree: the same bytes every time (with mbtree x264 writes small pictures differently from run
+    # to run). No scene cuts: where a loop starts anew is no key frame.
+    options = {"crf": "23", "preset": "veryfast", "threads": "1", "mbtree": "0", "sc_threshold": "0"}
+    with written_whole(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = gop
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_text(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def _write_manifests(out: Path, settings: Settings) -> None:
+    for name, classes in LABEL_SETS.items():
+        for split in SPLITS:
+            rows = (
+                f"../videos/{split}/{index:05d}.mp4,{labels(settings, split, index)[name]}\n"
+                for index in range(getattr(settings, split))
+            )
+            _write_text(out / name / f"{split}.csv", "path,label\n" + "".join(rows))
+        _write_text(out / name / "classes.txt", "".join(f"{label}\n" for label in classes))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The data set
+
+
+def make_video(settings: Settings, split: str, index: int) -> np.ndarray:
+    """Return video `index` of a split as RGB frames (T, H, W, 3) uint8; it depends on nothing else."""
+    images, targets = load_digits()
+    pool = split_digits(settings.seed)[split]
+    label = labels(settings, split, index)
+    rng = _rng(settings.seed, 0, SPLITS.index(split), index)
+    chosen = rng.choice(pool[targets[pool] == label["digit"]])
+    path = trajectory(MOTIONS[label["motion"]], settings.frames, rng)
+    return render(images[chosen], path, images[pool[pool != chosen]], settings.size, rng)
+
+
+def _video_path(out: Path, split: str, index: int) -> Path:
+    return out / "videos" / split / f"{index:05d}.mp4"
+
+
+def _write_video(video: tuple[str, int], out: Path, settings: Settings) -> None:
+    split, index = video
+    frames = make_video(settings, split, index)
+    write_h264(_video_path(out, split, index), frames, fps=settings.fps, gop=settings.fps)
+
+
+def _limit_threads() -> None:
+    threadpool_limits(1)
+
+
+def _write_videos(out: Path, settings: Settings, videos: list[tuple[str, int]], processes: int) -> None:
+    for split in SPLITS:
+        (out / "videos" / split).mkdir(parents=True, exist_ok=True)
+    write = partial(_write_video, out=out, settings=settings)
+    # One BLAS thread a process: the matrices are small, and two pools of threads on the same cores stand in each
+    # other's way.
+    if processes == 1:
+        with threadpool_limits(1):
+            for _ in progress(map(write, videos), total=len(videos), label="making", unit="videos"):
+                pass
+        return
+    # Spawned, not forked: the caller may hold threads (PyTorch's do not survive a fork).
+    with ProcessPoolExecutor(processes, get_context("spawn"), _limit_threads) as workers:
+        with deaf_to("SIGINT"):
+            results = workers.map(write, videos, chunksize=16)
+        try:
+            for _ in progress(results, total=len(videos), label="making", unit="videos"):
+                pass
+        except KeyboardInterrupt:
+            end_children()  # rather than wait until they are done with what they were given
+            raise
+
+
+def _remove(out: Path) -> None:
+    """Take away a data set; the settings go last, so that an interrupted removal is still known for what it is."""
+    for name in (*LABEL_SETS, "videos"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in ("settings.json", "settings.partial.json"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
+    """Return whether `out` already holds the complete data set; else leave it ready to be written or gone on with.
+
+    `settings.partial.json` marks a data set that is being written; it becomes `settings.json` at the end.
+    """
+    complete, begun = out / "settings.json", out / "settings.partial.json"
+    known = next((file for file in (complete, begun) if file.exists()), None)
+    if known is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} holds something other than Moving Digits; choose another --out")
+    if known and overwrite:
+        _remove(out)
+    elif known:
+        try:
+            found = json.loads(known.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found != asdict(settings):
+            raise ValueError(
+                f"{out} holds Moving Digits made with other settings ({known.name}: {found}); "
+                "choose another --out or pass --overwrite"
+            )
+        if known == complete:
+            return True
+    _write_text(begun, json.dumps(asdict(settings), indent=2) + "\n")
+    return False
+
+
+def make_moving_digits(
+    out: str | Path,
+    *,
+    train: int = 4800,
+    val: int = 160,
+    test: int = 480,
+    size: int = 64,
+    frames: int = 24,
+    fps: int = 12,
+    seed: int = 0,
+    processes: int | None = None,
+    overwrite: bool = False,
+) -> bool:
+    """Write Moving Digits into the folder `out`; return False where it was complete already and nothing was written.
+
+    train, val, test: videos per split; size: pixels per side; fps: frames per second, and the distance of key frames.
+    processes: default one per core; the files do not depend on it. An interrupted data set is gone on with.
+    Raises ValueError for a setting that cannot be, and where `out` holds something else or, without `overwrite`, the
+    data set with other settings.
+    """
+    out = Path(out)
+    settings = Settings(train, val, test, size, frames, fps, seed)
+    settings.validate()
+    processes = (os.cpu_count() or 1) if processes is None else processes
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, not {processes}")
+    if _prepare_folder(out, settings, overwrite):
+        return False
+    videos = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]
+    # A video has its name only when it is whole, so one that is there need not be made again.
+    missing = [video for video in videos if not _video_path(out, *video).exists()]
+    _write_videos(out, settings, missing, processes)
+    _write_manifests(out, settings)
+    os.replace(out / "settings.partial.json", out / "settings.json")
+    return True

@@ -1,0 +1,193 @@
+"""Work on files that may crash, hang or exhaust what works on them: in processes apart, one lost task a failure."""
+
+import contextlib
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from lookupvit_video.errors import RunFailure
+from lookupvit_video.processes.children import deaf_to
+from lookupvit_video.processes.waiting import seconds_without_processor
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+_HANGS_IN_A_ROW = 3  # tasks that time out once more, alone: then the others are not tried again, which may take hours
+
+
+class Lost(NamedTuple):
+    """What became of a task without an answer."""
+
+    cause: str
+    """"timeout", "crash" (the process died), "memory" or "error" (the function raised)."""
+    detail: str
+
+
+class Outcome(NamedTuple, Generic[Answer]):
+    """The answer to one task, or how it was lost."""
+
+    number: int
+    """Position of the task in the sequence of tasks."""
+    answer: Answer | None
+    lost: Lost | None = None
+
+
+def run_isolated(
+    function: Callable[[Task], Answer],
+    tasks: Sequence[Task],
+    *,
+    processes: int,
+    timeout: float,
+    second_try: bool = False,
+) -> Iterator[Outcome[Answer]]:
+    """Yield the outcome of ``function`` on each task, as they are done.
+
+    A process that dies or takes more than ``timeout`` seconds over a task is replaced, and loses that task alone. Time
+    in which it was ready to run and others had the processor does not count, where the system knows it (Linux).
+    ``function`` must be importable (or a partial of one that is); each process works on one task at a time.
+
+    Args:
+        second_try: try tasks that timed out once more at the end, one at a time, so that these tasks cannot have
+            slowed each other down; until three in a row time out again.
+
+    Raises:
+        RunFailure: processes die before their first task.
+    """
+    late: list[Outcome[Answer]] = []
+    for outcome in _run(function, tasks, range(len(tasks)), processes, timeout):
+        if second_try and outcome.lost and outcome.lost.cause == "timeout":
+            late.append(outcome)
+        else:
+            yield outcome
+    late.sort()
+    in_a_row = 0
+    for first in late:
+        outcome = first
+        if in_a_row < _HANGS_IN_A_ROW:
+            (outcome,) = _run(function, tasks, [first.number], 1, timeout)
+            in_a_row = in_a_row + 1 if outcome.lost and outcome.lost.cause == "timeout" else 0
+        yield outcome
+
+
+def _run(
+    function: Callable[[Task], Answer], tasks: Sequence[Task], numbers: Sequence[int], processes: int, timeout: float
+) -> Iterator[Outcome[Answer]]:
+    # A fork server imports once what its children need, so that a lost process is replaced in milliseconds.
+    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
+    if sys.platform != "win32":
+        context.set_forkserver_preload([name for name in sys.modules if name.startswith(f"{__package__}.")])
+    waiting = iter(numbers)
+    workers = [_Worker(context, function) for _ in range(min(processes, len(numbers)))]
+    try:
+        while workers:
+            deadline = min(worker.deadline for worker in workers)
+            left = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
+            wait([worker.connection for worker in workers], left)
+            for worker in list(workers):
+                if worker.connection.poll():
+                    lost = worker.receive()
+                elif worker.is_late():
+                    lost = Lost("timeout", f"took longer than {timeout:g} s")
+                else:
+                    continue
+                if worker.task is not None:
+                    yield Outcome(worker.task, None if lost else worker.answer, lost)
+                if lost and lost.cause in ("timeout", "crash"):
+                    workers.remove(worker)
+                    worker.kill()
+                    worker = _Worker(context, function)
+                    workers.append(worker)
+                    continue
+                index = next(waiting, None)
+                if index is None:
+                    workers.remove(worker)
+                    worker.kill()
+                else:
+                    worker.send(index, tasks[index], timeout)
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+class _Worker:
+    """A process, and the task it is at."""
+
+    def __init__(self, context: Any, function: Callable[[Any], Any]):
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
+        with deaf_to("SIGINT"):  # and the server that makes them, while it imports
+            self.process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        self.task: int | None = None
+        self.answer: Any = None
+        self.deadline = float("inf")  # imports take as long as they take
+        self.waited = 0.0
+
+    def send(self, index: int, task: Any, seconds: float) -> None:
+        """Give the process a task, to be done within some seconds."""
+        self.task, self.deadline = index, time.monotonic() + seconds
+        self.waited = self._without_processor()
+        with contextlib.suppress(BrokenPipeError):  # it died in between: the next receive tells
+            self.connection.send(task)
+
+    def is_late(self) -> bool:
+        """Whether the time for the task is over, that without a processor left out."""
+        if time.monotonic() <= self.deadline:
+            return False
+        waited = self._without_processor()
+        self.deadline, self.waited = self.deadline + waited - self.waited, waited
+        return time.monotonic() > self.deadline
+
+    def _without_processor(self) -> float:
+        return seconds_without_processor(self.process.pid or 0) or 0.0
+
+    def receive(self) -> Lost | None:
+        """Take in what the process sends: it is ready, it has the answer, or it has none."""
+        try:
+            lost, self.answer = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(timeout=5)
+            code = self.process.exitcode
+            if self.task is None:
+                raise RunFailure(f"a worker process ended before its first task (exit code {code})") from None
+            return Lost("crash", _how_it_died(code))
+        return lost
+
+    def kill(self) -> None:
+        """End the process, whatever it is at."""
+        self.connection.close()
+        self.process.kill()
+        self.process.join(timeout=5)  # not for ever: one that waits for a dead disk cannot be killed
+
+
+def _how_it_died(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"the process that read it ended (exit code {code})"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    why = ", perhaps for want of memory" if name == "SIGKILL" else ""
+    return f"the process that read it died ({name}{why})"
+
+
+def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """What each process does: one task after the other, until the pipe ends."""
+    # Where memory runs out, the kernel is to take this process, not the one that counts.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    connection.send((None, None))
+    while True:
+        try:
+            task = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            message: tuple[Lost | None, Any] = (None, function(task))
+        except MemoryError:
+            message = (Lost("memory", "needs more memory than there is"), None)
+        except Exception as error:
+            message = (Lost("error", f"{type(error).__name__}: {error}"), None)
+        with contextlib.suppress(OSError):  # the parent was killed: the next receive ends this process
+            connection.send(message)

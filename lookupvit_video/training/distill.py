@@ -1,0 +1,123 @@
+"""Distillation: learning from the answers, and the tokens, of a trained model.
+
+Soft targets: Hinton et al., arXiv 1503.02531. Shape letters: B batch, N M tokens, D width, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights
+from lookupvit_video.config import token_grid
+from lookupvit_video.models.build import build_model, model_arguments
+from lookupvit_video.models.lookupvit import LookupFeatures
+from lookupvit_video.models.tokenizer import Grid, GridResize
+
+
+class Answer(NamedTuple):
+    """What a teacher says of a batch."""
+
+    logits: Tensor
+    """(B, K)"""
+    tokens: Tensor | None
+    """(B, N, D) on ``grid``, where features are distilled."""
+    grid: Grid | None
+
+
+class Teacher:
+    """A frozen model that looks at the student's own clips; made by ``load_teacher``."""
+
+    def __init__(self, model: nn.Module, with_tokens: bool):
+        self.model, self.with_tokens = model, with_tokens
+
+    @torch.no_grad()
+    def answer(self, clips_BCTHW: Tensor) -> Answer:
+        """Return the teacher's logits, and its tokens where they are a target."""
+        if not self.with_tokens:
+            return Answer(self.model(clips_BCTHW), None, None)
+        logits_BK, features = self.model(clips_BCTHW, with_features=True)
+        if isinstance(features, LookupFeatures):
+            return Answer(logits_BK, features.lookup, features.lookup_grid)
+        return Answer(logits_BK, features.tokens, features.grid)
+
+
+def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teacher:
+    """Load the checkpoint of DISTILL.TEACHER; it must have seen the student's classes, pixels and clip shape.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    checkpoint = load_checkpoint(cfg.DISTILL.TEACHER)
+    theirs = checkpoint.config
+    if checkpoint.classes != classes:
+        raise ValueError(f"DISTILL.TEACHER {checkpoint.path}: its classes are not those of the data")
+    for key in ("NUM_FRAMES", "TRAIN_CROP_SIZE", "MEAN", "STD"):
+        if theirs.DATA[key] != cfg.DATA[key]:
+            raise ValueError(
+                f"DISTILL.TEACHER {checkpoint.path}: its DATA.{key} is {theirs.DATA[key]}, the student's "
+                f"{cfg.DATA[key]}; both see the same clips, so set them alike"
+            )
+    if cfg.DISTILL.FEATURE_WEIGHT:
+        _check_features(cfg, theirs)
+    model = build_model(theirs)
+    load_weights(model, checkpoint)
+    return Teacher(model.to(device).eval().requires_grad_(False), cfg.DISTILL.FEATURE_WEIGHT > 0)
+
+
+def _check_features(cfg: CfgNode, theirs: CfgNode) -> None:
+    if theirs.MODEL.ARCH not in ("vit", "lookupvit") or theirs.MODEL.TOKENS != "all":
+        raise ValueError("DISTILL.FEATURE_WEIGHT: the teacher must keep all its tokens (MODEL.ARCH vit or lookupvit)")
+    dim, own_dim = model_arguments(theirs)["dim"], model_arguments(cfg)["dim"]
+    if dim != own_dim:
+        raise ValueError(
+            f"DISTILL.FEATURE_WEIGHT: the teacher's width is {dim}, the student's {own_dim}; set them alike"
+        )
+    whole = token_grid(theirs)
+    for grid in cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]:
+        own = grid if len(grid) == 3 else (token_grid(cfg)[0], *grid)
+        if any(n > n_whole for n, n_whole in zip(own, whole, strict=True)):
+            raise ValueError(f"DISTILL.FEATURE_WEIGHT: the teacher's grid of tokens {whole} is smaller than {own}")
+
+
+def distill(
+    cfg: CfgNode,
+    loss: Tensor,
+    logits: Sequence[Tensor],
+    features: LookupFeatures | None,
+    answer: Answer,
+    valid_B: Tensor,
+) -> Tensor:
+    """Mix the loss on labels with the distance from the teacher's answer.
+
+    (1 - WEIGHT) loss + WEIGHT T^2 KL(teacher || student), averaged over heads, + FEATURE_WEIGHT times the mean squared
+    difference of the compressed tokens from the teacher's, resized to their grid and both layer-normalised.
+
+    Args:
+        loss: on the labels.
+        logits: per head (B, K).
+        valid_B: see ``mean_over_clips``.
+    """
+    temperature, weight = cfg.DISTILL.TEMPERATURE, cfg.DISTILL.WEIGHT
+    soft_BK = (answer.logits.float() / temperature).softmax(-1)
+    per_clip_B = torch.stack(
+        [F.kl_div((head.float() / temperature).log_softmax(-1), soft_BK, reduction="none").sum(-1) for head in logits]
+    ).mean(0)
+    total = (1 - weight) * loss + weight * temperature**2 * mean_over_clips(per_clip_B, valid_B)
+    if features is None or answer.tokens is None or answer.grid is None:
+        return total
+    target_BMD = GridResize(answer.grid, features.compressed_grid).to(answer.tokens.device)(answer.tokens.float())
+    dim = target_BMD.shape[-1:]
+    error_BMD = F.layer_norm(features.compressed.float(), dim) - F.layer_norm(target_BMD, dim)
+    return total + cfg.DISTILL.FEATURE_WEIGHT * mean_over_clips(error_BMD.square().mean((1, 2)), valid_B)
+
+
+def mean_over_clips(per_clip_B: Tensor, valid_B: Tensor) -> Tensor:
+    """Return the mean over all clips, in which those that are not valid (bool) count as 0.
+
+    Not the mean over the valid ones: a clip must weigh the same in whatever process and accumulation part it is.
+    """
+    return (per_clip_B * valid_B).mean()

@@ -1,0 +1,102 @@
+"""What the PyAV reader promises about opening files: no other address is read, nothing is missing, no time is lost."""
+
+import itertools
+import os
+from pathlib import Path
+
+import av
+import pytest
+
+from lookupvit_video.decoding import reader
+from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.decoding.pyav_reader import PyAVReader
+from tests.videos import write_video
+
+# name: how the file is written; each is opened by another way through the reader
+KINDS = {
+    "plain.mp4": {},
+    "b.mkv": {"b_frames": 2},
+    "vp9.webm": {"codec": "libvpx-vp9"},
+    "mpeg4.avi": {"codec": "mpeg4"},
+    "edit_list.mp4": {"b_frames": 2, "start": -7},
+    "raw.h264": {"b_frames": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    return {name: write_video(folder / name, frames=24, **settings) for name, settings in KINDS.items()}
+
+
+@pytest.mark.parametrize("name", [*KINDS, "text.mp4", "cut.mkv", "cut.mp4"])
+def test_every_opening_is_limited_to_local_files(videos, tmp_path, monkeypatch, name):
+    """A file may name others, on the network too (playlists, references in mov): libav must not follow."""
+    opened, plain = [], av.open
+
+    def note(file, *given, **options):
+        opened.append((file, options))
+        return plain(file, *given, **options)
+
+    path = videos.get(name)
+    if path is None:
+        path = tmp_path / name
+        source = videos["b.mkv" if name.endswith("mkv") else "plain.mp4"]
+        data = Path(source).read_bytes()
+        path.write_bytes(data[: len(data) // 2] if name.startswith("cut") else bytes(range(256)) * 4)
+    monkeypatch.setattr(av, "open", note)
+    try:
+        with open_video(path, timeout=50.0) as video:
+            video.frames_at([0.9, 0.1])
+    except DecodeError:
+        assert name not in KINDS
+    assert opened
+    for file, options in opened:
+        assert file == f"file:{path}"
+        assert options["container_options"]["protocol_whitelist"] == "file"
+        assert options["timeout"] == 50.0
+
+
+def test_no_limit_of_time_is_none(videos, monkeypatch):
+    given, plain = [], av.open
+    monkeypatch.setattr(
+        av, "open", lambda *args, **options: given.append(options["timeout"]) or plain(*args, **options)
+    )
+    open_video(videos["plain.mp4"], timeout=0).close()
+    assert set(given) == {None}
+    given.clear()
+    PyAVReader(videos["plain.mp4"]).close()  # no limit unless told
+    assert set(given) == {None}
+    given.clear()
+    open_video(videos["plain.mp4"]).close()
+    assert set(given) == {60.0}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_reading_the_packets_is_within_the_deadline(videos, monkeypatch, name):
+    """A file that trickles in, packet by packet, each of them in time."""
+    monkeypatch.setattr(reader.time, "monotonic", itertools.count().__next__)
+    with pytest.raises(DecodeError, match=r"took longer than 9 s to decode \(DATA\.DECODE_TIMEOUT\)"):
+        open_video(videos[name], timeout=9)
+    open_video(videos[name], timeout=0).close()
+
+
+def test_one_missing_frame_is_missing(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_video(path, frames=24, container_options={"movflags": "faststart"})
+    sound = path.read_bytes()
+    with av.open(str(path)) as container:
+        packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
+    assert packets[-1][0] + packets[-1][1] == len(sound)
+    open_video(path).close()
+    for keep, left in ((packets[-1][0], 23), (packets[-2][0], 22), (packets[-1][0] + 1, None)):
+        path.write_bytes(sound[:keep])
+        with pytest.raises(DecodeError, match=rf"truncated: holds {left or '23'} of 24 frames"):
+            open_video(path)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("a.mp4", "is not a regular file"), ("b.mp4", "no such file")])
+def test_what_is_no_file(tmp_path, name, reason):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(DecodeError, match=reason):
+        open_video(tmp_path / name)

@@ -1,0 +1,283 @@
+"""Exported models against the checkpoint.
+
+AOTInductor compiles C++ for most of a minute; it, and more kinds of models in the other formats, run when asked for:
+LOOKUPVIT_ALL_EXPORTS=1 python -m pytest tests/inference/export/test_export.py
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
+from lookupvit_video.config import load_config
+from lookupvit_video.data.manifest import read_manifest
+from lookupvit_video.inference.export import export as export_module
+from lookupvit_video.inference.export.export import (
+    DeployedModel,
+    accuracy,
+    check_format,
+    deployed_model,
+    example_clips,
+    export_model,
+    load_exported,
+)
+from lookupvit_video.inference.predictor import load_model
+from lookupvit_video.models.build import build_model
+from tests.models.test_models import SMALL
+from tests.small import make_videos
+
+CLASSES = ["a", "b", "c"]
+MODELS = {
+    "lookupvit": "MODEL.COMPRESSED_GRIDS [[1,2,2],[2,3,3]]",
+    "factorised": "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2] MODEL.TEMPORAL_DEPTH 1",
+    "transpose": "MODEL.REVERSE_WEIGHTS transpose MODEL.POOL attentive",
+    "vit": "MODEL.ARCH vit MODEL.POOL class",
+}
+PEERS = {"mvit": "MODEL.ARCH mvit MODEL.VARIANT Ti", "x3d": "MODEL.ARCH x3d MODEL.VARIANT XS"}
+ALL = "LOOKUPVIT_ALL_EXPORTS" in os.environ
+
+
+def predictor(folder, overrides=""):
+    cfg = load_config(None, [*SMALL, "MODEL.NUM_CLASSES", "3", "DATA_LOADER.NUM_WORKERS", "0", *overrides.split()])
+    torch.manual_seed(3)
+    model = build_model(cfg)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_checkpoint(folder / "model.pt", cfg=cfg, classes=CLASSES, model=model)
+    return load_model(folder / "model.pt", "cpu")
+
+
+class Mean(torch.nn.Module):
+    """A model of two classes that exports in no time."""
+
+    def forward(self, clips):
+        share = clips.float().mean((1, 2, 3, 4))[:, None] / 255
+        return torch.cat([share, 1 - share], 1)
+
+
+@pytest.fixture
+def answers(monkeypatch, tmp_path):
+    """Export `Mean` as something that loads as a function given; the sizes of the batches that it is asked for."""
+    sizes = []
+
+    def export(run, **options):
+        def noting(clips):
+            sizes.append(len(clips))
+            return run(clips)
+
+        sizes.clear()
+        monkeypatch.setattr(export_module, "load_exported", lambda path, kind: noting)
+        monkeypatch.setitem(export_module._WRITERS, "pt2", lambda program, path: path.write_bytes(b"12345"))
+        monkeypatch.setattr(torch.export, "export", lambda *given, **shapes: None)
+        clips = torch.randint(0, 256, (2, 3, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        return export_model(Mean(), clips, tmp_path / "x.pt2", "pt2", **options)
+
+    return export, sizes
+
+
+def test_an_export_is_compared_on_batches_of_one_two_and_three(answers, tmp_path):
+    export, sizes = answers
+    assert export(Mean()) == {"format": "pt2", "bytes": 5, "max_difference": 0.0}
+    assert sizes == [2, 1, 3]
+    export(Mean(), any_batch=False)
+    assert sizes == [2]
+
+
+@pytest.mark.parametrize("wrong", [1, 2, 3])
+@pytest.mark.parametrize("shift", [2e-4, -0.5, float("nan"), float("inf")])
+def test_an_export_that_is_wrong_for_one_size_of_batch_is_not_written(answers, tmp_path, wrong, shift):
+    export, _ = answers
+
+    def run(clips):
+        found = Mean()(clips)
+        found[-1, 1] += shift if len(clips) == wrong else 0.0
+        return found
+
+    with pytest.raises(ValueError, match=r"x\.pt2: as pt2 the model answers otherwise: .*nothing was written"):
+        export(run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_may_differ_by_a_ten_thousandth(answers):
+    assert export_module.TOLERANCE == 1e-4
+    export, _ = answers
+    assert export(lambda clips: Mean()(clips) + 0.9e-4)["max_difference"] == pytest.approx(0.9e-4, rel=0.01)
+
+
+@pytest.mark.parametrize("any_batch", [True, False])
+def test_the_size_of_a_batch_is_free_unless_fixed(monkeypatch, tmp_path, any_batch):
+    given = []
+    monkeypatch.setattr(torch.export, "export", lambda *args, **options: given.append(options) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_model(Mean(), torch.zeros(2, 3, 2, 4, 4).byte(), tmp_path / "x", "pt2", any_batch=any_batch)
+    shapes = given[0]["dynamic_shapes"]
+    assert (shapes["clips"][0].__name__ == "batch" and list(shapes["clips"]) == [0]) if any_batch else shapes is None
+
+
+def test_what_is_exported_takes_pixels_and_gives_probabilities():
+    class Pixels(torch.nn.Module):
+        def forward(self, clips, grid=None):
+            asked.append(grid)
+            return clips.flatten(1)[:, ::8]
+
+    asked, mean, std = [], [0.5, 0.25, 0.1], [0.5, 0.2, 0.4]
+    clips = torch.randint(0, 256, (2, 3, 2, 2, 2), dtype=torch.uint8)
+    for grid in (None, (1, 2, 2)):
+        found = DeployedModel(Pixels(), mean, std, grid)(clips)
+        logits = (clips[:, :, 0, 0, 0].double() / 255 - torch.tensor(mean)) / torch.tensor(std)
+        torch.testing.assert_close(found.double(), logits.softmax(-1), rtol=1e-5, atol=1e-6)
+    assert asked == [None, (1, 2, 2)]
+    assert DeployedModel(Pixels(), mean, std, None).state_dict() == {}
+
+
+def test_a_deployed_model_is_a_copy_of_plain_operations(tmp_path):
+    model = predictor(tmp_path)
+    model.model.train()
+    before = model.model.blocks[0].cross_attention.kernel
+    deployed = deployed_model(model)
+    assert not deployed.model.training
+    assert model.model.training
+    assert model.model.blocks[0].cross_attention.kernel == before
+    assert deployed.model.blocks[0].cross_attention.kernel == "eager"
+    assert not any(parameter.requires_grad for parameter in deployed.parameters())
+    assert deployed.grid is None
+    assert deployed_model(model, (1, 2, 2)).grid == (1, 2, 2)
+
+
+def test_example_clips_are_random_and_the_same_again(tmp_path):
+    model = predictor(tmp_path)
+    clips = example_clips(model)
+    assert (clips.shape, clips.dtype) == ((2, 3, 4, 32, 32), torch.uint8)  # one would be taken for a constant
+    assert (int(clips.min()), int(clips.max())) == (0, 255)
+    assert torch.equal(clips, example_clips(model, 2, 0))
+    assert not torch.equal(clips, example_clips(model, 2, 1))
+    assert len(example_clips(model, 5)) == 5
+
+
+def test_the_share_of_right_answers_is_in_percent(monkeypatch, tmp_path):
+    model = predictor(tmp_path)
+    labels = torch.tensor([0, 1, 2, -100])
+    batches = [SimpleNamespace(clips=torch.eye(4)[rows], labels=labels[rows]) for rows in ([0, 1], [2, 3])]
+    given = []
+    monkeypatch.setattr(export_module, "build_eval_loader", lambda *args, **options: given.append(options) or batches)
+    shares = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.1, 0.1, 0.8], [1.0, 0.0, 0.0]])
+    assert accuracy(lambda clips: clips @ shares, model, [None] * 4, "x") == 50.0
+    assert given == [{"num_views": 1, "num_crops": 1}]
+
+
+def test_onnx_is_written_into_one_file_without_a_word(monkeypatch):
+    given = []
+    for name in ("onnxscript", "onnx_ir"):
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: given.append((args, options)))
+    export_module._write_onnx("program", Path("x.onnx"))
+    names = {"input_names": ["clips"], "output_names": ["probabilities"]}  # as docs/export.md uses them
+    options = {"dynamo": True, "external_data": False, "verbose": False, **names}
+    assert given == [(("program", (), "x.onnx"), options)]
+    assert [logging.getLogger(name).level for name in ("onnxscript", "onnx_ir")] == [logging.WARNING] * 2
+
+
+def test_files_and_packages_of_each_format(monkeypatch):
+    assert export_module.FILES == {"pt2": "model.pt2", "onnx": "model.onnx", "aoti": "model_aoti.pt2"}
+    for need, package in (("onnx", "onnx"), ("onnx", "onnxscript"), ("onnx", "onnxruntime"), ("int8", "torchao")):
+        with monkeypatch.context() as changed:
+            for name in ("onnx", "onnxscript", "onnxruntime", "torchao"):
+                changed.setitem(sys.modules, name, SimpleNamespace())
+            export_module.check_installed(need)
+            changed.setitem(sys.modules, package, None)
+            with pytest.raises(ValueError, match=rf"{need} needs {package}: pip install -e \.\[export\]"):
+                check_format("onnx") if need == "onnx" else export_module.check_installed(need)
+            check_format("pt2")
+
+
+def check(folder, kind, overrides, sizes=(1, 4)):
+    """Export, load again, and compare with the predictor on clips that the export did not see."""
+    model = predictor(folder, overrides)
+    found = export_model(deployed_model(model), example_clips(model), folder / f"x_{kind}.pt2", kind)
+    assert found["max_difference"] < 1e-4
+    assert found["bytes"] == (folder / f"x_{kind}.pt2").stat().st_size
+    run = load_exported(folder / f"x_{kind}.pt2", kind)
+    for size in sizes:
+        clips = example_clips(model, size, seed=1)
+        torch.testing.assert_close(run(clips), model.predict_clips(clips), rtol=0, atol=1e-4)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("name", ["lookupvit", *(list(MODELS)[1:] + list(PEERS) if ALL else ["factorised", "vit"])])
+def test_torch_export_answers_as_the_checkpoint_does(tmp_path, name):
+    check(tmp_path, "pt2", (MODELS | PEERS)[name])
+
+
+@pytest.mark.parametrize("name", MODELS if ALL else ["lookupvit"])
+def test_onnx_answers_as_the_checkpoint_does(tmp_path, name):
+    pytest.importorskip("onnxruntime")
+    check(tmp_path, "onnx", MODELS[name])
+
+
+@pytest.mark.skipif(not ALL, reason="LOOKUPVIT_ALL_EXPORTS is not set")
+@pytest.mark.parametrize("name", MODELS)
+def test_aotinductor_answers_as_the_checkpoint_does(tmp_path, name):
+    check(tmp_path, "aoti", MODELS[name])
+
+
+def test_a_fixed_batch_and_another_grid(tmp_path):
+    model = predictor(tmp_path, MODELS["lookupvit"])
+    clips = example_clips(model, 3)
+    export_model(deployed_model(model, (2, 3, 3)), clips, tmp_path / "x.pt2", "pt2", any_batch=False)
+    run = load_exported(tmp_path / "x.pt2", "pt2")
+    torch.testing.assert_close(run(clips), model.predict_clips(clips, (2, 3, 3)), rtol=0, atol=1e-4)
+    assert not torch.allclose(run(clips), model.predict_clips(clips), atol=1e-3)
+    with pytest.raises((AssertionError, RuntimeError, ValueError)):
+        run(clips[:2])
+
+
+def test_what_answers_otherwise_is_not_written(tmp_path):
+    model = predictor(tmp_path)
+
+    class Drifting(torch.nn.Module):
+        """Answers otherwise in a trace than when it runs: what the comparison is there to find."""
+
+        def forward(self, clips):
+            shift = 0.0 if torch.compiler.is_exporting() else 0.01
+            return clips.float().mean((1, 2, 3, 4))[:, None].softmax(-1) + shift
+
+    with pytest.raises(ValueError, match=r"x\.pt2: as pt2 the model answers otherwise: .* differs by 0\.01"):
+        export_model(Drifting(), example_clips(model), tmp_path / "x.pt2", "pt2")
+    assert not (tmp_path / "x.pt2").exists()
+
+
+def test_eight_bit_weights(tmp_path):
+    pytest.importorskip("torchao")
+    make_videos(tmp_path / "data", count=6)
+    (tmp_path / "data" / "2.mp4").write_bytes(b"")
+    model = predictor(tmp_path, "MODEL.DIM 192 DATA.SAMPLING_RATE 2")
+    videos = read_manifest(tmp_path / "data" / "test.csv", CLASSES)
+    plain, small = deployed_model(model), deployed_model(model, int8=True)
+    clips = example_clips(model)
+    files = {name: export_model(part, clips, tmp_path / name, "pt2") for name, part in (("p", plain), ("s", small))}
+    assert files["s"]["bytes"] < 0.5 * files["p"]["bytes"]
+    difference = (load_exported(tmp_path / "s", "pt2")(clips) - plain(clips)).abs().max()
+    assert 1e-7 < difference < 0.05
+    assert all(parameter.dtype == torch.float32 for parameter in model.model.parameters())  # its own is left alone
+    right = sum(
+        CLASSES.index(model.predict(video.path, num_views=1, num_crops=1).labels[0]) == video.label
+        for row, video in enumerate(videos) if row != 2
+    )  # fmt: skip
+    assert accuracy(plain, model, videos, "float32") == pytest.approx(100 * right / 6)
+    assert 0 <= accuracy(small, model, videos, "int8") <= 100
+
+
+def test_what_is_missing_is_told():
+    with pytest.raises(ValueError, match="format 'tflite': choose from pt2, onnx, aoti"):
+        check_format("tflite")
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}),
+        pytest.raises(ValueError, match=r"there is no compiler here: install g\+\+"),
+    ):
+        check_format("aoti")

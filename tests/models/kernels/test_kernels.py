@@ -1,0 +1,283 @@
+"""MHBC's kernels against a float64 reference, in value and gradient; torch.compile without breaks or recompilations."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from lookupvit_video.models import kernels
+from lookupvit_video.models.attention import REVERSE_WEIGHTS, BidirectionalCrossAttention, set_kernel, using_kernel
+from lookupvit_video.models.kernels.linear import Linear, has_fast_products, linear
+from lookupvit_video.models.lookupvit import LookupViT
+from tests.small import ROOT
+
+SHAPES = [(1, 1, 1, 1, 4), (2, 3, 5, 37, 16), (1, 2, 70, 130, 20), (2, 4, 16, 64, 64)]  # B, H, M, N, d
+NAMES = ("queries", "keys", "values", "infused values")
+
+
+def reference(q, k, v, u):
+    """Gather, its log-sum-exp and the infusion with the same weights, transposed."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    weights = scores.softmax(-1)
+    return weights @ v, scores.logsumexp(-1), weights.mT @ u
+
+
+def inputs(shape, dtype, sharp=2.0):
+    """Queries, keys, values, infused values that lie in memory as projections leave them: heads side by side."""
+    batch, num_heads, m, n, head_dim = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+
+    def make(length):
+        x = torch.randn(batch, length, num_heads, head_dim, generator=generator, dtype=torch.float64)
+        return x.to(dtype).transpose(1, 2).detach()
+
+    return [x.requires_grad_() for x in (make(m) * sharp, make(n), make(n), make(m))]
+
+
+def values_and_gradients(function, tensors):
+    """Return the results and the gradients of a sum over all of them, weighed so that no part can hide."""
+    results = function(*tensors)
+    generator = torch.Generator().manual_seed(7)
+    total = sum(
+        (result.double() * torch.randn(result.shape, generator=generator, dtype=torch.float64)).sum()
+        for result in results
+    )
+    return results, torch.autograd.grad(total, tensors)
+
+
+def fused(q, k, v, u):
+    out, lse = kernels.gather(q, k, v)
+    return out, lse, kernels.infuse(q, k, lse, u)
+
+
+@pytest.mark.parametrize("chunk", [1, 2**20])  # one head at a time, several
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_fused_kernels_equal_the_reference_in_value_and_gradient(shape, chunk, monkeypatch):
+    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    exact = values_and_gradients(reference, inputs(shape, torch.float64))
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 3e-5)):
+        results, gradients = values_and_gradients(fused, inputs(shape, dtype))
+        for found, wanted in zip((*results, *gradients), (*exact[0], *exact[1]), strict=True):
+            torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance * 10)
+
+
+def test_gradients_are_those_of_finite_differences():
+    tensors = inputs((1, 2, 3, 5, 4), torch.float64, sharp=1.0)
+    assert torch.autograd.gradcheck(fused, tensors)
+
+
+def test_half_precision_is_as_near_as_its_digits():
+    shape = (2, 3, 20, 90, 32)
+    exact = values_and_gradients(reference, inputs(shape, torch.float64, sharp=1.0))
+    results, gradients = values_and_gradients(fused, inputs(shape, torch.bfloat16, sharp=1.0))
+    assert {x.dtype for x in (*results, *gradients)} <= {torch.bfloat16, torch.float32}
+    for found, wanted in zip((*results, *gradients), (*exact[0], *exact[1]), strict=True):
+        assert (found.double() - wanted).abs().mean() < 0.02 * wanted.abs().mean() + 1e-3
+
+
+def test_flex_attention_equals_the_reference_in_value():
+    q, k, v, u = (x.detach() for x in inputs((2, 3, 5, 37, 16), torch.float32))
+    want, want_lse, want_infused = reference(*(x.double() for x in (q, k, v, u)))
+    out, lse = kernels.flex_gather(q, k, v, compiled=False)  # compiled on the CPU it needs a C++ compiler
+    infused = kernels.flex_infuse(q, k, lse, u, compiled=False)
+    for found, wanted in ((out, want), (lse, want_lse), (infused, want_infused)):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+TRITON = """
+import sys, torch
+from lookupvit_video.models.kernels.flash import sweep_triton
+from lookupvit_video.models.kernels import _sweep_torch
+from tests.models.kernels.test_kernels import inputs
+for shape in ((1, 1, 1, 1, 16), (2, 3, 5, 37, 16), (1, 2, 70, 130, 20)):
+    q, k, column, row = (x.detach() for x in inputs(shape, torch.float32))
+    lse, shift = (q @ k.mT / q.shape[-1] ** 0.5).logsumexp(-1), torch.randn(q.shape[:3])
+    exact = [x.double() for x in (q, k, lse, row, column, shift)]
+    for wanted in ({"gradients": True, "at_columns": True}, {"gradients": True, "at_rows": True}, {"at_columns": True}):
+        found, want = sweep_triton(q, k, lse, row, column, shift, **wanted), _sweep_torch(*exact, **wanted)
+        for a, b in zip(found, want):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+    found, want = sweep_triton(q, k, lse, row, at_columns=True), _sweep_torch(*exact[:4], at_columns=True)
+    torch.testing.assert_close(found.at_columns.double(), want.at_columns, rtol=1e-4, atol=1e-4)
+print("equal")
+"""
+
+
+def test_triton_kernels_equal_the_plain_sweep():
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}  # read when Triton is imported
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == "equal", done.stderr
+
+
+@pytest.mark.parametrize("reverse", REVERSE_WEIGHTS)
+def test_kernels_of_the_module_agree_in_value_and_gradient(reverse):
+    torch.manual_seed(0)
+    mhbc = BidirectionalCrossAttention(32, 2, reverse, qk_norm=True).double()
+    compressed, lookup_tokens = torch.randn(2, 6, 32).double(), torch.randn(2, 50, 32).double()
+    found = {}
+    for kernel in ("eager", "fused"):
+        set_kernel(mhbc, kernel)
+        mhbc.zero_grad()
+        update, lookup = mhbc.gather(compressed, lookup_tokens)
+        assert (lookup.scores is not None) == (kernel == "eager")
+        infused = mhbc.infuse(compressed + update, lookup)
+        (update.square().sum() + infused.square().sum()).backward()
+        found[kernel] = [update, infused, lookup.weights, *(p.grad for p in mhbc.parameters())]
+    for eager, fused_one in zip(*found.values(), strict=True):
+        torch.testing.assert_close(eager, fused_one, rtol=1e-9, atol=1e-9)
+
+
+def test_fused_kernels_keep_nothing_of_size_m_times_n():
+    q, k, v, u = inputs((1, 2, 40, 300, 16), torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        fused(q, k, v, u)
+        torch.nn.functional.scaled_dot_product_attention(k, q, u)
+    assert kept
+    assert not any(40 in shape[-2:] and 300 in shape[-2:] for shape in kept)
+
+
+def test_unknown_kernels_are_named():
+    with pytest.raises(ValueError, match="kernel 'fast': choose auto, eager, fused, flex"):
+        set_kernel(torch.nn.Linear(1, 1), "fast")
+
+
+def small_model(**arguments):
+    return LookupViT(
+        num_classes=5, num_frames=4, size=32, tubelet=(2, 8, 8), compressed_grid=(1, 2, 2),
+        grids=[(2, 2, 2), (1, 3, 3)], dim=32, depth=1, num_heads=2, **arguments,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("training", "kernel"), [(False, "fused"), (True, "fused"), (True, "eager")])
+def test_compiles_without_a_graph_break_and_once_for_each_grid(training, kernel):
+    torch._dynamo.reset()
+    model = small_model().train(training)
+    set_kernel(model, kernel)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
+    clips = torch.randn(2, 3, 4, 32, 32)
+    grids = [(1, 2, 2), (2, 2, 2), (1, 3, 3)]
+    with torch.set_grad_enabled(training):
+        for grid in grids * 3:
+            found, wanted = compiled(clips, grid=grid), model(clips, grid=grid)
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == len(grids)
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("training", [False, True])
+def test_steady_state_neither_waits_for_the_gpu_nor_compiles(training):
+    from torch.profiler import ProfilerActivity, profile
+
+    torch._dynamo.reset()
+    model = small_model().cuda().train(training)
+    compiled = torch.compile(model, dynamic=False)
+    clips = torch.randn(2, 3, 4, 32, 32, device="cuda")
+
+    def step():
+        with torch.set_grad_enabled(training), torch.autocast("cuda", torch.bfloat16):
+            out = compiled(clips)
+        if training:
+            sum(logits.float().square().sum() for logits in out).backward()
+
+    for _ in range(3):
+        step()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        for _ in range(3):
+            step()
+    waits = [event.key for event in trace.key_averages() if "Synchronize" in event.key or "Memcpy DtoH" in event.key]
+    assert waits in ([], ["cudaDeviceSynchronize"])  # the profiler's own, when it ends
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kernel", ["eager", "fused", "flex"])
+@pytest.mark.parametrize("reverse", REVERSE_WEIGHTS)
+def test_kernels_on_a_gpu_equal_float64(reverse, kernel):
+    torch.manual_seed(0)
+    mhbc = BidirectionalCrossAttention(128, 2, reverse)
+    compressed, lookup_tokens = torch.randn(2, 50, 128), torch.randn(2, 300, 128)
+
+    def run(module, *tensors):
+        module.zero_grad()
+        update, lookup = module.gather(*tensors)
+        infused = module.infuse(tensors[0] + update, lookup)
+        (update.square().sum() + infused.square().sum()).backward()
+        return [x.detach().double().cpu() for x in (update, infused, *(p.grad for p in module.parameters()))]
+
+    set_kernel(mhbc, "eager")
+    exact = run(mhbc.double(), compressed.double(), lookup_tokens.double())
+    set_kernel(mhbc, kernel)
+    found = run(mhbc.float().cuda(), compressed.cuda(), lookup_tokens.cuda())
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_attention_without_gradients_equals_the_reference(shape, monkeypatch):
+    monkeypatch.setattr(kernels, "ENOUGH", 0)  # small heads too go one after the other where the processor is wide
+    monkeypatch.setattr(kernels, "CHUNK", 200)  # in parts
+    q, k, v, u = (x.detach() for x in inputs(shape, torch.float32))
+    want, _, _ = reference(*(x.double() for x in (q, k, v, u)))
+    back = (k.double() @ q.double().mT / q.shape[-1] ** 0.5).softmax(-1) @ u.double()
+    with torch.inference_mode():
+        for found, wanted in ((kernels.attention(q, k, v), want), (kernels.attention(k, q, u), back)):
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_linear_layers_without_gradients_equal_float64_whatever_lies_how():
+    torch.manual_seed(0)
+    layer, wide = Linear(48, 80), torch.randn(3, 7, 96)
+    exact = nn.Linear(48, 80).double()
+    exact.load_state_dict(layer.state_dict())
+    with torch.inference_mode():
+        for x in (wide[..., :48].contiguous(), wide[..., :48], wide[..., ::2], wide[:0, :, :48], wide[0, 0, :48]):
+            torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=1e-5, atol=1e-5)
+        transposed = torch.randn(48, 80).t()
+        x = wide[..., :48].contiguous()
+        torch.testing.assert_close(linear(x, transposed), x @ transposed.t(), rtol=1e-5, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        with torch.backends.mkldnn.flags(enabled=False):
+            assert not has_fast_products(x)
+    y = torch.randn(2, 48, requires_grad=True)
+    layer(y).sum().backward()
+    torch.testing.assert_close(y.grad, layer.weight.sum(0).expand(2, -1))
+
+
+def test_whole_models_agree_with_and_without_gradients():
+    torch.manual_seed(0)
+    model, clips = small_model().eval(), torch.randn(2, 3, 4, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clips), model.double()(clips.double()).float(), rtol=1e-4, atol=1e-5)
+    model = model.float()
+    with torch.no_grad():
+        found = model(clips)
+    torch.testing.assert_close(found, model(clips).detach(), rtol=1e-4, atol=1e-5)
+    exported = torch.export.export(model, (clips,)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(clips), found, rtol=1e-4, atol=1e-5)
+
+
+def test_a_kernel_is_put_back():
+    mhbc = BidirectionalCrossAttention(32, 2)
+
+    def fail():
+        with using_kernel(mhbc, "eager"):
+            raise KeyError(mhbc.kernel)
+
+    with pytest.raises(KeyError, match="eager"):
+        fail()
+    assert mhbc.kernel == "auto"

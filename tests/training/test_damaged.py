@@ -1,0 +1,52 @@
+"""Damaged training videos: listed once where they are used, a stop where they are refused."""
+
+import csv
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lookupvit_video.data.dataset import Batch
+from lookupvit_video.data.manifest import Video
+from lookupvit_video.errors import RunFailure
+from lookupvit_video.training.step import _note_bad_videos
+
+
+@pytest.fixture
+def run(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"")
+    return SimpleNamespace(
+        cfg=SimpleNamespace(DATA=SimpleNamespace(DAMAGED_TRAIN="use", MAX_BAD_FRACTION=0.5)),
+        train_videos=[Video(str(tmp_path / name), 0) for name in "abc"],
+        bad_rows=set(), damaged_rows=set(), folder=tmp_path, dry=False,
+    )  # fmt: skip
+
+
+def batch(errors, damaged):
+    return Batch(torch.zeros(1), torch.zeros(1), torch.arange(3), errors, damaged)
+
+
+def listed(run):
+    with (run.folder / "bad_videos.csv").open() as file:
+        return [(row["path"][-1], row["reason"]) for row in csv.DictReader(file)]
+
+
+def test_a_damaged_video_is_listed_once_with_its_kind_and_counts_as_read(run, caplog):
+    for _ in range(2):
+        _note_bad_videos(run, batch([], [(1, "picture data: torn")]))
+    assert listed(run) == [("b", "damaged, used: picture data: torn")]
+    assert run.bad_rows == set()
+    assert len([record for record in caplog.records if "damaged, used all the same" in record.message]) == 1
+
+
+def test_one_that_is_skipped_is_listed_as_bad_alone(run):
+    _note_bad_videos(run, batch([(1, "b: damaged: torn")], [(1, "torn")]))
+    assert listed(run) == [("b", "b: damaged: torn")]
+    assert run.bad_rows == {1}
+
+
+def test_a_damaged_video_stops_a_run_that_refuses_them(run):
+    run.cfg.DATA.DAMAGED_TRAIN = "refuse"
+    with pytest.raises(RunFailure, match=r"b: damaged: torn; .*DATA\.SKIP_LIST.* DATA\.DAMAGED_TRAIN to use or skip"):
+        _note_bad_videos(run, batch([(1, "b: damaged: torn")], [(1, "torn")]))
