@@ -18,6 +18,7 @@ from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED, ClipTransform, CropTransform, mirror_half, side_by_side
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.reader import Box, DamageList, VideoReader
+from lookupvit_video.errors import RunFailure
 from lookupvit_video.seeding import mix_seed
 
 
@@ -199,6 +200,13 @@ def read_crops(reader: VideoReader, seconds_VT: np.ndarray, transform: CropTrans
         for first, of_clip in zip(range(0, len(frames_THWC), num_frames), boxes, strict=True)
         for box in of_clip
     ]
+
+
+def damage_refused(path: str, damage: str, key: str) -> RunFailure:
+    """Return the failure of a run that meets a damaged video where its config refuses them."""
+    return RunFailure(
+        f"{path}: damaged: {damage}; fetch it again, list it in DATA.SKIP_LIST, or set {key} to use or skip"
+    )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

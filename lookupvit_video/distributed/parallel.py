@@ -6,7 +6,6 @@ Sources: FSDP2 is ``torch.distributed.fsdp.fully_shard`` (ZeRO stage 3, arXiv 19
 """
 
 import logging
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -36,8 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from lookupvit_video.distributed.world import World, gather_objects
-from lookupvit_video.training.optim import learning_rate_factor
+from lookupvit_video.distributed.world import World
 
 logger = logging.getLogger(__name__)
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -52,27 +50,6 @@ _KEPT = [
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
 _COMPILATIONS_PER_BLOCK = 8  # training and evaluation, with fixed and with free sizes
-
-
-def describe_world(cfg: CfgNode, world: World, num_videos: int) -> str:
-    """Return a line for each process and one for what a step is; all processes must call it.
-
-    Args:
-        num_videos: of the training list.
-    """
-    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
-    places = gather_objects(f"host {socket.gethostname()}, device {world.device} {gpu}".rstrip(), world)
-    parts = cfg.TRAIN.ACCUMULATION_STEPS
-    kind = "" if world.size == 1 else f", {cfg.TRAIN.PARALLEL}"
-    lines = [f"process {rank} of {world.size}: {place}" for rank, place in enumerate(places)]
-    lines.append(
-        f"a step: {cfg.TRAIN.BATCH_SIZE} clips = world size {world.size} x {parts} accumulation steps x "
-        f"{cfg.TRAIN.BATCH_SIZE // (world.size * parts)}{kind}, "
-        f"{str(autocast_dtype(cfg.TRAIN.PRECISION, world.device)).removeprefix('torch.')}; "
-        f"peak learning rate {cfg.SOLVER.BASE_LR * learning_rate_factor(cfg):g} for any world size; "
-        f"{num_videos} training videos"
-    )
-    return "\n".join(lines)
 
 
 def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:

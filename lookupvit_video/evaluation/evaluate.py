@@ -16,7 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
-from lookupvit_video.data.dataset import Batch
+from lookupvit_video.data.dataset import Batch, damage_refused
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast_dtype, gathered
@@ -25,7 +25,6 @@ from lookupvit_video.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.files import written_whole
 from lookupvit_video.progress import progress
 from lookupvit_video.text import open_text, write_text
-from lookupvit_video.training.health import damage_refused
 
 logger = logging.getLogger(__name__)
 CompressedGrid = tuple[int, ...] | None

@@ -168,13 +168,6 @@ def slow_processes(times: Sequence[tuple[float, float]], world: World, factor: f
     return told
 
 
-def damage_refused(path: str, damage: str, key: str) -> RunFailure:
-    """Return the failure of a run that meets a damaged video where its config refuses them."""
-    return RunFailure(
-        f"{path}: damaged: {damage}; fetch it again, list it in DATA.SKIP_LIST, or set {key} to use or skip"
-    )
-
-
 def lost_folder(paths: Iterable[str]) -> str:
     """Return the folder of the first of some unreadable videos whose folder is gone or empty; "": none is.
 

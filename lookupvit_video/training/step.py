@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookupvit_video.data.dataset import Batch
+from lookupvit_video.data.dataset import Batch, damage_refused
 from lookupvit_video.data.manifest import allowed_bad
 from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
 from lookupvit_video.distributed.parallel import clip_gradients, synchronizing
@@ -25,7 +25,7 @@ from lookupvit_video.figures import plot_clips
 from lookupvit_video.log import record_bad_videos
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.distill import distill, mean_over_clips
-from lookupvit_video.training.health import damage_refused, lost_folder
+from lookupvit_video.training.health import lost_folder
 from lookupvit_video.training.optim import freeze_or_thaw, set_learning_rate
 from lookupvit_video.training.run import Run
 from lookupvit_video.training.step_log import ADVICE

@@ -13,12 +13,12 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.checkpoints.checkpoint import checkpoint_path, save_checkpoint
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
-from lookupvit_video.distributed.parallel import describe_world
 from lookupvit_video.distributed.world import World, gather_objects, in_any_process
 from lookupvit_video.evaluation.evaluate import evaluate
 from lookupvit_video.figures import plot_curves
 from lookupvit_video.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.models.complexity import count_parameters
+from lookupvit_video.training.description import describe_world
 from lookupvit_video.training.health import Stopped, StopSignals
 from lookupvit_video.training.output import disk_failures_told
 from lookupvit_video.training.run import Run, prepare, train_batches

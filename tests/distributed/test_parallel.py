@@ -13,11 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lookupvit_video.checkpoints.checkpoint import checkpoint_path, load_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.distributed.parallel import compile_blocks, describe_world, full_state, load_optimizer, parallelize
+from lookupvit_video.distributed.parallel import compile_blocks, full_state, load_optimizer, parallelize
 from lookupvit_video.distributed.world import World, init_world
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
+from lookupvit_video.training.description import describe_world
 from lookupvit_video.training.optim import build_optimizer
 from lookupvit_video.training.train import train
 from tests.small import make_videos, run_command, run_net, run_tool, settings

@@ -1,4 +1,4 @@
-"""What tests of ``distributed/parallel.py`` run in several processes: python -m tests.training.processes WHAT ARGUMENT."""
+"""What tests of ``distributed/parallel.py`` run in several processes: python -m tests.training.processes WHAT ARG."""
 
 import json
 import shutil
@@ -12,8 +12,8 @@ import torch
 from lookupvit_video.commands.run_command import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.distributed.parallel import describe_world
 from lookupvit_video.distributed.world import gather_objects, init_world, lost_processes_told
+from lookupvit_video.training.description import describe_world
 from lookupvit_video.training.train import train
 
 

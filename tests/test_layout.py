@@ -1,0 +1,64 @@
+"""Imports run downwards only, without circles; folders stay small. docs/architecture.md describes the layers."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lookupvit_video"
+# From the top down: a folder imports from those of lower layers, and from its own layer as far as no circle results.
+LAYERS = [
+    {"__init__"},
+    {"commands"},
+    {"benchmarks", "inference", "training"},
+    {"evaluation"},
+    {"checkpoints", "preparation"},
+    {"data", "distributed"},
+    {"decoding", "models"},
+    {"processes"},
+    {"config", "figures", "log"},
+    {"arguments", "errors", "files", "progress", "provenance", "seeding", "text"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def place_of(module: Path) -> str:
+    """The folder of a module, or its name at the top."""
+    return module.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(module: Path) -> set[str]:
+    """The folders of the package that a module imports from, at its top or inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            parts = (node.module or "").split(".")
+            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            parts = [alias.name for alias in node.names if alias.name.startswith("lookupvit_video.")]
+            names, parts = [name.split(".")[1] for name in parts], ["lookupvit_video"] if parts else [""]
+        else:
+            continue
+        if parts[0] == "lookupvit_video":
+            found |= {name if name in LEVEL else "__init__" for name in names}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_run_downwards(module):
+    own = place_of(module)
+    assert [name for name in imports_of(module) if LEVEL[name] < LEVEL[own]] == []
+
+
+def test_folders_do_not_import_one_another_in_circles():
+    below = defaultdict(set)
+    for module in MODULES:
+        below[place_of(module)] |= imports_of(module) - {place_of(module)}
+    assert [(a, b) for a in below for b in below[a] if a in below[b]] == []
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES}), ids=lambda path: path.name)
+def test_a_folder_holds_at_most_twelve_modules(folder):
+    assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 12
