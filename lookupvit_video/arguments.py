@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Collection, Sequence
 
+from lookupvit_video.errors import UserError
+
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _DASHED_KEY = re.compile(r"--?(?=[A-Z][A-Z0-9_]+([.=]|$))")
 _NAME = re.compile(r"--[a-z][\w-]*|(--?)?[A-Z][\w.]*")
@@ -18,12 +20,12 @@ def expand_user(path: str) -> str:
     """Return a path with "~" or "~user" at its beginning replaced by that home folder, as a shell would.
 
     Raises:
-        ValueError: there is no such user, and no file or folder of that very name.
+        UserError: there is no such user, and no file or folder of that very name.
     """
     expanded = os.path.expanduser(path)
     if expanded.startswith("~") and not os.path.lexists(expanded.split("/")[0]):
         name = expanded.split("/")[0]
-        raise ValueError(f"{path!r}: there is no user {name[1:]!r}; for a file or folder of that name write ./{path}")
+        raise UserError(f"{path!r}: there is no user {name[1:]!r}; for a file or folder of that name write ./{path}")
     return expanded
 
 
@@ -31,7 +33,7 @@ def expand_arguments(words: Sequence[str]) -> list[str]:
     """Return a command line with "~" expanded where the shell does not: in ``--out=~/x``, ``KEY=~/x``, and in quotes.
 
     Raises:
-        ValueError: see ``expand_user``.
+        UserError: see ``expand_user``.
     """
     return [_expanded(word) for word in words]
 
@@ -70,23 +72,23 @@ def setting_pairs(words: Sequence[str], keys: Collection[str]) -> list[tuple[str
         keys: all that exist; none of them is taken for the value of another.
 
     Raises:
-        ValueError: a key has no value, or a value no key.
+        UserError: a key has no value, or a value no key.
     """
     pairs = []
     rest = [_DASHED_KEY.sub("", str(word)) for word in words]
     while rest:
         name, equals, text = rest.pop(0).partition("=")
         if not _KEY.fullmatch(name.rstrip(":")):
-            raise ValueError(f"command line: {name + equals + text!r} is no key; {_EXAMPLE}")
+            raise UserError(f"command line: {name + equals + text!r} is no key; {_EXAMPLE}")
         if not equals:
             if not rest:
-                raise ValueError(f"command line: overrides come in pairs 'KEY value'; {name!r} stands alone")
+                raise UserError(f"command line: settings come in pairs 'KEY value'; {name!r} has no value")
             text = rest.pop(0)
             if text.startswith("="):
-                raise ValueError(f"command line: {name} {text}: write {name}=VALUE without spaces")
+                raise UserError(f"command line: {name} {text}: write {name}=VALUE without spaces")
             if text.partition("=")[0] in keys:
-                raise ValueError(f"command line: {name} has no value; {text.partition('=')[0]} after it is a key")
+                raise UserError(f"command line: {name} has no value; {text.partition('=')[0]} after it is a key")
         if name not in keys and name.upper() in keys:
-            raise ValueError(f"command line: unknown key {name}; did you mean {name.upper()}?")
+            raise UserError(f"command line: unknown key {name}; did you mean {name.upper()}?")
         pairs.append((name, text))
     return pairs

@@ -1,8 +1,13 @@
-"""Failures that are no mistake of the user's and no fault of the program."""
+"""The two errors that commands report in one line; anything else is a bug and keeps its traceback."""
 
+BUG = "this is a bug in lookupvit_video; please report it with the traceback above, see CONTRIBUTING.md"
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again; for Slurm's RequeueExit
 EXIT_INTERRUPTED = 130  # as shells have it for Ctrl-C
 
 
+class UserError(ValueError):
+    """A user's mistake; the message names the file, line or key, and how to fix it. Commands exit with code 2."""
+
+
 class RunFailure(RuntimeError):
-    """A run that cannot go on for a reason that its message tells: the data or the numbers went bad at work."""
+    """A failure at run time whose cause lies outside the program: data, disk, memory, numbers. Commands exit with 1."""

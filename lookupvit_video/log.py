@@ -14,6 +14,7 @@ import simplejson
 import torch
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import named_failures, written_whole
 from lookupvit_video.text import is_utf8, one_line, open_text, visible
 
@@ -75,7 +76,7 @@ class Journal:
         step: the run starts there; what TensorBoard has of later steps, from a run that was killed, is hidden.
 
     Raises:
-        ValueError: TensorBoard is asked for, but not installed, or cannot write to a folder of that name.
+        UserError: TensorBoard is asked for, but not installed, or cannot write to a folder of that name.
     """
 
     def __init__(self, cfg: CfgNode, enabled: bool = True, step: int = 0):
@@ -86,11 +87,11 @@ class Journal:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                raise ValueError(
+                raise UserError(
                     "TENSORBOARD.ENABLE is True, but TensorBoard is not installed: pip install -e .[tensorboard]"
                 ) from None
             if not is_utf8(cfg.OUTPUT_DIR):
-                raise ValueError(
+                raise UserError(
                     f"OUTPUT_DIR {cfg.OUTPUT_DIR} is not UTF-8; TensorBoard cannot write there: choose another "
                     "OUTPUT_DIR or set TENSORBOARD.ENABLE False"
                 )

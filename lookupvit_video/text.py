@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
@@ -45,7 +46,7 @@ def decode(data: bytes) -> str:
     """Return the text of a file that people or other programs wrote: UTF-8, or what its byte order mark says.
 
     Raises:
-        ValueError: it is no text.
+        UserError: it is no text.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -54,7 +55,7 @@ def decode(data: bytes) -> str:
     else:
         text = data.decode("utf-8", "surrogateescape")
     if "\0" in text:
-        raise ValueError("it holds zero bytes: no text, or UTF-16 without a byte order mark; save it as UTF-8")
+        raise UserError("it holds zero bytes: no text, or UTF-16 without a byte order mark; save it as UTF-8")
     return text
 
 

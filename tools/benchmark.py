@@ -46,6 +46,7 @@ from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
 from lookupvit_video.data.transforms import CropTransform, normalize, side_by_side, train_transform
 from lookupvit_video.decoding.backends import BACKENDS, DecodeError, check_backend, open_video
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.log import setup_logging
 from lookupvit_video.progress import progress
@@ -271,7 +272,7 @@ def usable_backends() -> dict[str, str]:
         try:
             check_backend(backend)
             reasons[backend] = ""
-        except ValueError as error:
+        except UserError as error:
             reasons[backend] = str(error)
     return reasons
 
@@ -540,7 +541,7 @@ def benchmark_own_videos(cfg: CfgNode, count: int, wanted: Sequence[float]) -> d
             total = sums.setdefault(stage, Stopwatch())
             total.cpu, total.wall = total.cpu + watch.cpu, total.wall + watch.wall
     if not read:
-        raise ValueError(f"none of {len(keys)} training videos can be read; the first: {bad[0]}")
+        raise UserError(f"none of {len(keys)} training videos can be read; the first: {bad[0]}")
     clips = read * cfg.AUG.NUM_SAMPLE
     wall, cpu = (sum(getattr(watch, clock) for watch in sums.values()) for clock in ("wall", "cpu"))
     facts = {
@@ -632,7 +633,7 @@ def main() -> int:
         facts |= benchmark_own_videos(cfg, arguments.videos or 100, arguments.clips_per_second)
     else:
         if arguments.overrides:
-            raise ValueError(f"settings ({arguments.overrides[0]} ...) are for a config; name it with --cfg")
+            raise UserError(f"settings ({arguments.overrides[0]} ...) are for a config; name it with --cfg")
         arguments.videos = arguments.videos or 4
         facts |= benchmark_made_videos(arguments)
     print(f"\n{facts['processor']}, {facts['cores']} cores, " + ", ".join(

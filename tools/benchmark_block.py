@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from lookupvit_video.data.loader import keep_freed_memory
 from lookupvit_video.distributed.parallel import checkpoint_activations
+from lookupvit_video.errors import UserError
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
@@ -217,7 +218,7 @@ def add_arguments(parser: argparse.ArgumentParser, at_least_one: Callable[[str],
 def benchmark(arguments: argparse.Namespace, machine: dict[str, Any]) -> int:
     """Run `tools/benchmark.py block`."""
     if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {arguments.device}: this machine shows no GPU to torch")
+        raise UserError(f"--device {arguments.device}: this machine shows no GPU to torch")
     keep_freed_memory()  # as in `model`
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)

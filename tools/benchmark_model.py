@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from lookupvit_video.data.loader import keep_freed_memory
 from lookupvit_video.distributed.parallel import autocast_dtype, checkpoint_activations, compile_blocks
+from lookupvit_video.errors import UserError
 from lookupvit_video.figures import new_figure, save_figure
 from lookupvit_video.files import written_whole
 from lookupvit_video.log import setup_logging
@@ -535,16 +536,16 @@ def add_arguments(parser: argparse.ArgumentParser, at_least_one: Callable[[str],
 def check(arguments: argparse.Namespace) -> None:
     """Refuse what cannot run, before anything runs."""
     if arguments.dim and arguments.dim % 64:
-        raise ValueError(f"--dim {arguments.dim}: take a multiple of 64, the width of a head")
+        raise UserError(f"--dim {arguments.dim}: take a multiple of 64, the width of a head")
     if torch.device(arguments.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {arguments.device}: this machine shows no GPU to torch")
+        raise UserError(f"--device {arguments.device}: this machine shows no GPU to torch")
     for frames, size in product(arguments.frames, arguments.size):
         t, h, w = (whole // part for whole, part in zip((frames, size, size), TUBELET, strict=True))
         if frames % TUBELET[0] or size % TUBELET[1]:
-            raise ValueError(f"{frames} frames of {size} pixels cannot be cut into tubelets of {TUBELET}")
+            raise UserError(f"{frames} frames of {size} pixels cannot be cut into tubelets of {TUBELET}")
         for grid in arguments.grids:
             if any(out > whole for out, whole in zip(grid, (t, h, w), strict=True)):
-                raise ValueError(
+                raise UserError(
                     f"--grids {grid_name(grid)} is larger than the {t}x{h}x{w} tubelets of {frames} frames of {size} "
                     "pixels"
                 )

@@ -19,6 +19,7 @@ from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video, load_split, read_manifest
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.world import World
+from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import evaluate
 from lookupvit_video.figures import new_figure, save_figure
 from lookupvit_video.inference.budget import (
@@ -166,7 +167,7 @@ def check_grids(predictor: Predictor, checkpoint: str) -> list[Grid]:
     """Return the grids, the cheapest first; ValueError where there is nothing to choose from."""
     grids = list(grid_costs(predictor.cfg))
     if len(grids) < 2:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint}: it has one compressed grid, {grid_name(grids[0])}; train with MODEL.COMPRESSED_GRIDS"
         )
     return grids

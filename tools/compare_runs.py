@@ -15,6 +15,7 @@ import simplejson
 import torch
 
 from lookupvit_video.config import config_from_text, differences
+from lookupvit_video.errors import UserError
 from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
@@ -36,9 +37,9 @@ def facts_of(folder: Path) -> dict[str, Any]:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         result = simplejson.loads((folder / "test_results.json").read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{error.filename}: {error.strerror}; give the OUTPUT_DIR of a run that was tested") from None
+        raise UserError(f"{error.filename}: {error.strerror}; give the OUTPUT_DIR of a run that was tested") from None
     except simplejson.JSONDecodeError as error:
-        raise ValueError(f"{folder / 'test_results.json'}: damaged ({error}); test the run again") from None
+        raise UserError(f"{folder / 'test_results.json'}: damaged ({error}); test the run again") from None
     with torch.device("meta"):
         cfg = config_from_text(text, str(folder / "config.yaml"))
         model = build_model(cfg)
@@ -56,7 +57,7 @@ def group_runs(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     """Return the facts of the runs of each line of the table, by the shortest names that tell the lines apart.
 
     Raises:
-        ValueError: a folder is named twice or is no finished run, or runs that would be averaged are not the same but
+        UserError: a folder is named twice or is no finished run, or runs that would be averaged are not the same but
             for the seed.
     """
     groups: dict[Path, list[dict[str, Any]]] = defaultdict(list)
@@ -64,7 +65,7 @@ def group_runs(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
     for folder in folders:
         place = folder.resolve()
         if place in seen:
-            raise ValueError(f"{folder}: this run is named twice")
+            raise UserError(f"{folder}: this run is named twice")
         seen.add(place)
         groups[place.parent if place.name.isdigit() else place].append(facts_of(folder))
     for runs in groups.values():
@@ -72,7 +73,7 @@ def group_runs(folders: Sequence[Path]) -> dict[str, list[dict[str, Any]]]:
             check_seeds(runs[0], run)
         seeds = [run["config"].RNG_SEED for run in runs]
         if again := [run for run, seed in zip(runs, seeds, strict=True) if seeds.count(seed) > 1]:
-            raise ValueError(
+            raise UserError(
                 f"{again[0]['folder']} and {again[1]['folder']} have the same RNG_SEED {again[0]['config'].RNG_SEED}: "
                 "they are not two seeds of one line; give one of them"
             )
@@ -87,7 +88,7 @@ def check_seeds(one: dict[str, Any], other: dict[str, Any]) -> None:
     ]  # fmt: skip
     found += [f"{name} {one[name]} and {other[name]}" for name in ("videos", "views") if one[name] != other[name]]
     if found:
-        raise ValueError(
+        raise UserError(
             f"{one['folder']} and {other['folder']} would be averaged as seeds of one run, but differ in "
             f"{'; '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}; compare them in folders "
             "of different names"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lookupvit_video.data.manifest import read_manifest
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference.export.description import description, write_description
 from lookupvit_video.inference.export.export import (
     FILES,
@@ -64,9 +65,9 @@ def parse_grid(text: str | None, model: torch.nn.Module) -> tuple[int, ...] | No
     if text is None:
         return None
     if not isinstance(model, LookupViT):
-        raise ValueError(f"--grid {text}: only a LookupViT has a compressed grid")
+        raise UserError(f"--grid {text}: only a LookupViT has a compressed grid")
     if text not in model.compress:
-        raise ValueError(f"--grid {text}: this model was made with {', '.join(model.compress)}")
+        raise UserError(f"--grid {text}: this model was made with {', '.join(model.compress)}")
     return tuple(int(part) for part in text.split("x"))
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config, token_grid
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.models.build import build_model, compressed_grids, lookupvit_parts, macs_by_part, model_shape
 from lookupvit_video.models.complexity import count_parameters, measured_macs, tokens_within, vit_macs
@@ -212,7 +213,7 @@ def main() -> int:
     sweep = arguments.sweep or bool(arguments.grids)
     if sweep:
         if cfg.MODEL.ARCH != "lookupvit":
-            raise ValueError(f"--sweep is for MODEL.ARCH lookupvit; {cfg.MODEL.ARCH} has no compressed tokens")
+            raise UserError(f"--sweep is for MODEL.ARCH lookupvit; {cfg.MODEL.ARCH} has no compressed tokens")
         grids = [list(grid) for grid in arguments.grids or usual_grids(cfg)]
         cfg = load_config(arguments.cfg, [*arguments.overrides, "TEST.GRIDS", str(grids)])
     facts = {"config": arguments.cfg, **describe(cfg, not arguments.no_measure, sweep)}

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.adapters import merge_lora
 from lookupvit_video.models.build import build_model
 
@@ -32,7 +33,7 @@ def main() -> int:
     checkpoint = load_checkpoint(arguments.checkpoint)
     cfg = checkpoint.config.clone()
     if cfg.MODEL.ADAPTER != "lora":
-        raise ValueError(f"{checkpoint.path}: MODEL.ADAPTER is {cfg.MODEL.ADAPTER}; only lora can be merged")
+        raise UserError(f"{checkpoint.path}: MODEL.ADAPTER is {cfg.MODEL.ADAPTER}; only lora can be merged")
     model = build_model(cfg)
     load_weights(model, checkpoint)
     cfg.defrost()

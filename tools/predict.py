@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lookupvit_video.decoding.backends import BACKENDS
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference.batch import AnswerFile, csv_columns, csv_row, find_videos, read_videos
 from lookupvit_video.inference.budget import check_grid, load_cascade, parse_grid
 from lookupvit_video.inference.draw import draw_prediction
@@ -118,9 +119,9 @@ def check_outputs(arguments: argparse.Namespace, videos: list[str]) -> None:
     read = {os.path.realpath(name) for name in given if "\0" not in name}
     for name, path in outputs.items():
         if path in read:
-            raise ValueError(f"{name}: answers cannot be written to a file that is read; name another")
+            raise UserError(f"{name}: answers cannot be written to a file that is read; name another")
     if len(set(outputs.values())) < len(outputs):
-        raise ValueError(f"{arguments.json}: --json and --csv need a file each")
+        raise UserError(f"{arguments.json}: --json and --csv need a file each")
 
 
 def budget_of(arguments: argparse.Namespace, predictor: Predictor) -> dict[str, Any]:

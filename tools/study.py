@@ -24,6 +24,7 @@ import torch
 from lookupvit_video.config import config_from_text, differences, get_defaults, load_config, parse_yaml
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.distributed.world import World
+from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.run_test import test
 from lookupvit_video.files import written_whole
 from lookupvit_video.log import setup_logging
@@ -63,36 +64,36 @@ def read_study(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: this study cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(f"{path}: this study cannot be read ({getattr(error, 'strerror', None) or error})") from None
     study = parse_yaml(text, str(path))
     if not isinstance(study, dict) or not {"configs", "seeds", "rows"} <= study.keys():
-        raise ValueError(f"{path}: a study has the keys configs, seeds and rows")
+        raise UserError(f"{path}: a study has the keys configs, seeds and rows")
     if unknown := [key for key in study if key not in KEYS]:
         fix = (
             "settings for all rows go below 'settings:', those of one row below its name"
             if is_setting(unknown[0]) else f"a study has the keys {', '.join(KEYS)}"
         )  # fmt: skip
-        raise ValueError(f"{path}: unknown key {unknown[0]}; {fix}")
+        raise UserError(f"{path}: unknown key {unknown[0]}; {fix}")
     for key in ("configs", "rows"):
         if not isinstance(study[key], dict) or not study[key]:
-            raise ValueError(f"{path}: {key} holds lines 'name: ...', at least one")
+            raise UserError(f"{path}: {key} holds lines 'name: ...', at least one")
     for name, file in study["configs"].items():
         if not isinstance(file, str):
-            raise ValueError(f"{path}: configs: {name} must be the path of a config, got {file!r}")
+            raise UserError(f"{path}: configs: {name} must be the path of a config, got {file!r}")
     seeds = study["seeds"]
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ValueError(f"{path}: seeds must be a list of whole numbers from 0 on, such as [0, 1, 2]; got {seeds!r}")
+        raise UserError(f"{path}: seeds must be a list of whole numbers from 0 on, such as [0, 1, 2]; got {seeds!r}")
     if again := [seed for seed in seeds if seeds.count(seed) > 1]:
-        raise ValueError(f"{path}: seeds: {again[0]} is named twice")
+        raise UserError(f"{path}: seeds: {again[0]} is named twice")
     check_settings(path, "settings", study.get("settings"))
     for name, changes in study["rows"].items():
         check_settings(path, f"row {name!r}", changes)
     for key in ("configs", "rows"):
         folders = [name.replace(" ", "_") for name in study[key]]
         if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
-            raise ValueError(f"{path}: two {key} would share the folder {twice[0]}; give them different names")
+            raise UserError(f"{path}: two {key} would share the folder {twice[0]}; give them different names")
         if bad := [name for name in study[key] if "/" in name or name in ("", ".", "..")]:
-            raise ValueError(f"{path}: {key}: {bad[0]!r} cannot be the name of a folder")
+            raise UserError(f"{path}: {key}: {bad[0]!r} cannot be the name of a folder")
     return study
 
 
@@ -106,12 +107,12 @@ def check_settings(path: Path, where: str, settings: Any) -> None:
     if settings is None:
         return
     if not isinstance(settings, dict):
-        raise ValueError(f"{path}: {where} holds lines 'KEY: value'; got {settings!r}")
+        raise UserError(f"{path}: {where} holds lines 'KEY: value'; got {settings!r}")
     for key in settings:
         if not is_setting(key):
-            raise ValueError(f"{path}: {where}: unknown key {key}; write keys of a config, such as MODEL.DEPTH")
+            raise UserError(f"{path}: {where}: unknown key {key}; write keys of a config, such as MODEL.DEPTH")
         if key in ("RNG_SEED", "OUTPUT_DIR"):
-            raise ValueError(f"{path}: {where}: {key} is set by the study itself (seeds, --out); remove it")
+            raise UserError(f"{path}: {where}: {key} is set by the study itself (seeds, --out); remove it")
 
 
 def overrides_of(settings: dict[str, Any]) -> list[str]:
@@ -122,7 +123,7 @@ def plan(study: dict[str, Any], path: Path, out: Path) -> list[tuple[Path, str, 
     """Return (folder, config file, overrides) of every run, seed by seed, so that a stopped study is balanced.
 
     Raises:
-        ValueError: some settings are wrong; names the study's file and the row.
+        UserError: some settings are wrong; names the study's file and the row.
     """
     runs = []
     for seed in study["seeds"]:
@@ -133,8 +134,8 @@ def plan(study: dict[str, Any], path: Path, out: Path) -> list[tuple[Path, str, 
                 overrides = overrides_of(settings)
                 try:
                     load_config(file, overrides)  # mistakes are reported before any work
-                except ValueError as error:
-                    raise ValueError(f"{path}: config {config!r}, row {row!r}: {error}") from None
+                except UserError as error:
+                    raise UserError(f"{path}: config {config!r}, row {row!r}: {error}") from None
                 runs.append((folder, file, overrides))
     return runs
 
@@ -227,7 +228,7 @@ def check_done(runs: Sequence[tuple[Path, str, list[str]]]) -> None:
             if not name.startswith(NO_MATTER)
         ]  # fmt: skip
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: this run was done with other settings ({'; '.join(changed)}); remove the folder to do it "
                 "again, or choose another --out"
             )

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from lookupvit_video.data.manifest import read_class_list, read_manifest
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.preparation.moving_digits import SPLITS
 from lookupvit_video.text import open_text, write_text
@@ -35,7 +36,7 @@ def main() -> int:
     args = parse_args()
     names = read_class_list(args.of / "classes.txt")
     if missing := [name for name in args.classes if name not in names]:
-        raise ValueError(f"--classes: {missing[0]!r} is not in {args.of / 'classes.txt'}; it has {', '.join(names)}")
+        raise UserError(f"--classes: {missing[0]!r} is not in {args.of / 'classes.txt'}; it has {', '.join(names)}")
     for split in SPLITS:
         videos = [v for v in read_manifest(args.of / f"{split}.csv", names) if names[v.label] in args.classes]
         kept = videos[: args.train or None] if split == "train" else videos

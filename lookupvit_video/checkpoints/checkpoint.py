@@ -24,6 +24,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from lookupvit_video.config import config_from_text, token_grid
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.models.build import shapeless_settings
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
@@ -115,7 +116,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU; nothing in the file is executed (``weights_only=True``).
 
     Raises:
-        ValueError: the file is missing, damaged (also where only a checksum tells), no checkpoint, or of another
+        UserError: the file is missing, damaged (also where only a checksum tells), no checkpoint, or of another
             project.
     """
     path = Path(path)
@@ -131,11 +132,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         else:
             damaged = "damaged, or not a checkpoint"
     if damaged:
-        raise ValueError(
+        raise UserError(
             f"{path}: this checkpoint cannot be read ({damaged}); give a .pt file that tools/run_net.py wrote"
         )
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
-        raise ValueError(f"{path}: no checkpoint of this project; give a .pt file that tools/run_net.py wrote")
+        raise UserError(f"{path}: no checkpoint of this project; give a .pt file that tools/run_net.py wrote")
     return Checkpoint(
         path=path,
         config=config_from_text(content["config"], f"{path} (config in it)"),
@@ -160,7 +161,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
         resize_positions: let the clip's frames or crop differ: positions are resized to the model's token grid.
 
     Raises:
-        ValueError: names the first parameter that does not fit.
+        UserError: names the first parameter that does not fit.
     """
     own, given = model.state_dict(), dict(checkpoint.model)
     if isinstance(model.tokenizer, TubeletTokenizer):  # PyTorchVideo's models have positions of their own kind
@@ -168,18 +169,18 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
         if resize_positions:
             _resize_positions(own, given, grid, own_grid)
         elif grid != own_grid:  # which the number of positions need not tell
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint.path}: its grid of lookup tokens is {grid}, the model's {own_grid}; "
                 "MODEL and DATA geometry must be those of the checkpoint"
             )
     for name in [*own, *given]:
         if name not in own or name not in given:
             where = "checkpoint" if name not in given else "model"
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint.path}: {name} is missing in the {where}; MODEL keys must be those of the checkpoint"
             )
         if own[name].shape != given[name].shape:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint.path}: {name} has shape {tuple(given[name].shape)}, the model's has "
                 f"{tuple(own[name].shape)}; MODEL and DATA geometry must be those of the checkpoint"
             )
@@ -191,7 +192,7 @@ def check_settings(cfg: CfgNode, checkpoint: Checkpoint) -> None:
     theirs = shapeless_settings(checkpoint.config)
     for name, value in shapeless_settings(cfg).items():
         if name in theirs and theirs[name] != value:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint.path}: it was trained with MODEL.{name} {theirs[name]}, the config says {value}; "
                 "MODEL keys must be those of the checkpoint"
             )
@@ -222,16 +223,16 @@ def latest_checkpoint(output_dir: str | Path) -> Checkpoint | None:
     """Read the newest training checkpoint of a run that can be read; None where there is none.
 
     Raises:
-        ValueError: there are checkpoints, but none can be read.
+        UserError: there are checkpoints, but none can be read.
     """
     paths = training_checkpoints(output_dir)
     for path in paths:
         try:
             return load_checkpoint(path)
-        except ValueError as error:
+        except UserError as error:
             logger.warning("%s; trying the one before", error)
     if paths:
-        raise ValueError(f"{paths[0].parent}: no checkpoint here can be read; remove them to start anew")
+        raise UserError(f"{paths[0].parent}: no checkpoint here can be read; remove them to start anew")
     return None
 
 
@@ -242,12 +243,12 @@ def checkpoint_seen_by_main(path: Path, patience: float = 90.0) -> Checkpoint:
         patience: seconds to wait for it to be seen: a network file system may show one machine a new file later.
 
     Raises:
-        ValueError: it is not there, or cannot be read here.
+        UserError: it is not there, or cannot be read here.
     """
     deadline = time.monotonic() + patience
     while not path.exists():
         if time.monotonic() > deadline:
-            raise ValueError(
+            raise UserError(
                 f"{path}: the main process sees this checkpoint, but {socket.gethostname()} does not; OUTPUT_DIR must "
                 "be a folder that all machines share"
             )

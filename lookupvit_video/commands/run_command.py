@@ -11,13 +11,14 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
 from lookupvit_video.arguments import expand_arguments
-from lookupvit_video.errors import EXIT_INTERRUPTED, RunFailure
+from lookupvit_video.errors import BUG, EXIT_INTERRUPTED, RunFailure, UserError
 from lookupvit_video.processes.children import end_children
 from lookupvit_video.text import make_streams_tolerant, one_line, use_utf8
 
@@ -25,9 +26,10 @@ PATIENCE = 5.0  # seconds that the end of an interrupted command may take
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run a command's main function and leave with its exit code; a user's mistake gives one line, no traceback.
+    """Run a command's main function and leave with its exit code.
 
-    LOOKUPVIT_DEBUG=1 in the environment shows tracebacks.
+    A user's mistake, a runtime failure and an error of the operating system give one line (LOOKUPVIT_DEBUG=1 in the
+    environment shows their tracebacks). Anything else is a bug: it keeps its traceback.
     """
     use_utf8()
     make_streams_tolerant()
@@ -42,15 +44,17 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         unless_left.daemon = True
         unless_left.start()
         sys.exit(EXIT_INTERRUPTED)
-    except (ValueError, RunFailure, OSError) as error:
+    except (UserError, RunFailure, OSError) as error:
         end_children()
         if os.environ.get("LOOKUPVIT_DEBUG") == "1":
             raise
         _print_last(f"error: {one_line(_explained(error))}")
-        sys.exit(2 if isinstance(error, ValueError) else 1)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     except Exception:
         end_children()
-        raise
+        traceback.print_exc()
+        _print_last(BUG)
+        sys.exit(1)
     end_children()  # a decoding worker that hangs would not let this process leave
     sys.exit(code)
 

@@ -18,7 +18,7 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, train_transform
 from lookupvit_video.decoding.backends import check_backend
-from lookupvit_video.errors import RunFailure
+from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to
 from lookupvit_video.seeding import mix_seed
 
@@ -54,11 +54,11 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
     ):
         if batch_size > num_videos:
-            raise ValueError(
+            raise UserError(
                 f"TRAIN.BATCH_SIZE asks for {batch_size} videos a step, but the training list holds {num_videos}"
             )
         if batch_size % (parts * world_size):
-            raise ValueError(
+            raise UserError(
                 f"TRAIN.BATCH_SIZE: {batch_size} videos a step cannot be split evenly over {world_size} processes x "
                 f"{parts} accumulation steps"
             )
@@ -238,7 +238,7 @@ def build_train_loader(
         mirror: the label of each label's mirror image, see ``mirrored_labels``; None: no clip is mirrored.
 
     Raises:
-        ValueError: TRAIN.BATCH_SIZE does not fit the number of videos or processes.
+        UserError: TRAIN.BATCH_SIZE does not fit the number of videos or processes.
     """
     size, repeats = cfg.DATA.TRAIN_CROP_SIZE, cfg.AUG.NUM_SAMPLE
     dataset = VideoDataset(

@@ -26,6 +26,7 @@ from lookupvit_video.data.tables import (
     ways_to_read,
 )
 from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line
+from lookupvit_video.errors import UserError
 from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def read_class_list(path: str | Path) -> list[str]:
     """Read class names, one a line; the line number, from 0, is the label.
 
     Raises:
-        ValueError: the file is missing, empty, or names a class twice.
+        UserError: the file is missing, empty, or names a class twice.
     """
     path = Path(path)
     text = read_list(path, "the class list", "write one class name a line, or set DATA.CLASS_LIST")
@@ -57,13 +58,13 @@ def read_class_list(path: str | Path) -> list[str]:
     while names and not names[-1]:
         names.pop()
     if not names:
-        raise ValueError(f"{path}: the class list is empty; write one class name a line")
+        raise UserError(f"{path}: the class list is empty; write one class name a line")
     seen: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if not name:
-            raise ValueError(f"{path}, line {number}: no class name; remove the empty line")
+            raise UserError(f"{path}, line {number}: no class name; remove the empty line")
         if name in seen:
-            raise ValueError(f"{path}, line {number}: class {name!r} stands on line {seen[name]} already")
+            raise UserError(f"{path}, line {number}: class {name!r} stands on line {seen[name]} already")
         seen[name] = number
     return names
 
@@ -81,7 +82,7 @@ def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") ->
     from 0, or class names.
 
     Raises:
-        ValueError: names the file and line of what is wrong, and the mend.
+        UserError: names the file and line of what is wrong, and the mend.
     """
     path = Path(path)
     if path.is_dir():
@@ -93,14 +94,14 @@ def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") ->
     for line, fields in _rows(path, text, numbers):
         where = f"{path}, line {line}"
         if not fields["path"].strip():
-            raise ValueError(f"{where}: no path")
+            raise UserError(f"{where}: no path")
         start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
-            raise ValueError(f"{where}: end {end} is not after start {start or 0.0}")
+            raise UserError(f"{where}: end {end} is not after start {start or 0.0}")
         label = _label(fields["label"], numbers, where)
         videos.append(Video(str(located(folder, fields["path"])), label, start, end, where))
     if not videos:
-        raise ValueError(f"{path}: the list holds no video")
+        raise UserError(f"{path}: the list holds no video")
     return videos
 
 
@@ -117,7 +118,7 @@ def _rows(path: Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int,
     header = find_header(text, path)
     if header and not (is_row and "label" not in header.columns):
         if "label" not in header.columns:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {header.line}: the header {header.delimiter.join(header.names)!r} has no label column; "
                 "write path,label"
             )
@@ -125,14 +126,14 @@ def _rows(path: Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int,
         return
     names = lines[first].lower().split()
     if "youtube_id" in re.split(r'[,;\t "]+', lines[first]):
-        raise ValueError(
+        raise UserError(
             f"{path}: these are Kinetics' official annotations, which name no files; write a list with "
             "the header path,label, or lines 'path label'"
         )
     if len(names) == 2 and names[0] in COLUMNS["path"] and names[1] in COLUMNS["label"]:
         lines[first] = ""  # a header of 'path label' lines
     elif looks_like_header(lines[first]) and not is_row:
-        raise ValueError(
+        raise UserError(
             f"{path}, line {first + 1}: the header {lines[first].strip()!r} names no column of paths; write path,label "
             "(and start,end)"
         )
@@ -151,9 +152,9 @@ def _label(text: str | None, numbers: dict[str, int], where: str) -> int:
         label = int(text or "")
     except ValueError:
         advice = "" if is_utf8(text or "") else "; it is not UTF-8: save the list as UTF-8"
-        raise ValueError(f"{where}: label {text!r} is neither a number nor a name of the class list{advice}") from None
+        raise UserError(f"{where}: label {text!r} is neither a number nor a name of the class list{advice}") from None
     if not 0 <= label < len(numbers):
-        raise ValueError(
+        raise UserError(
             f"{where}: label {label} is out of range; there are {len(numbers)} classes, so labels go "
             f"from 0 to {len(numbers) - 1}"
         )
@@ -168,7 +169,7 @@ def _seconds(text: str | None, name: str, where: str) -> float | None:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise ValueError(f"{where}: {name} {text!r} is not a number of seconds")
+        raise UserError(f"{where}: {name} {text!r} is not a number of seconds")
     return seconds
 
 
@@ -183,14 +184,14 @@ def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
     left_out: Counter[str] = Counter()
     for name in class_folders(folder):
         if name not in numbers:
-            raise ValueError(f"{folder / name}: {name!r} is not in the class list; rename the folder or add the class")
+            raise UserError(f"{folder / name}: {name!r} is not in the class list; rename the folder or add the class")
         found = find_video_files(folder / name)
         videos += [Video(str(file), numbers[name], source=str(file)) for file in found.videos]
         left_out += found.left_out
     skipped = left_out_line(left_out)
     if not videos:
         more = f" ({skipped})" if skipped else ""
-        raise ValueError(f"{folder}: no videos in class folders below it; expected {folder}/CLASS/VIDEO.mp4{more}")
+        raise UserError(f"{folder}: no videos in class folders below it; expected {folder}/CLASS/VIDEO.mp4{more}")
     if skipped:
         logger.info("%s: %s", folder, skipped)
     stray = [entry for entry in sorted(folder.iterdir()) if is_video_name(entry) and not entry.is_dir()]
@@ -212,7 +213,7 @@ def check_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Vi
     """Return the videos whose file does not exist.
 
     Raises:
-        ValueError: more are missing than ``allowed_bad`` says; names the first.
+        UserError: more are missing than ``allowed_bad`` says; names the first.
     """
     with ThreadPoolExecutor(16) as pool:  # on network file systems one look-up takes milliseconds
         exists = list(pool.map(lambda video: Path(video.path).is_file(), videos))
@@ -221,7 +222,7 @@ def check_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Vi
         first = missing[0]
         more = f" (and {len(missing) - 1} more of {len(videos)})" if len(missing) > 1 else ""
         advice = "" if is_utf8(first.path) else "; its name is not UTF-8 in the list: is it on the disk?"
-        raise ValueError(
+        raise UserError(
             f"{first.source}: video {first.path} does not exist{more}; mend the list, set "
             f"DATA.PATH_PREFIX, or allow more with DATA.MAX_BAD_FRACTION{advice}"
         )
@@ -234,7 +235,7 @@ def load_classes(cfg: CfgNode) -> list[str]:
     Without a class list file the names are those of the training list's class folders, or else the numbers.
 
     Raises:
-        ValueError: the names cannot be read or their number is not MODEL.NUM_CLASSES.
+        UserError: the names cannot be read or their number is not MODEL.NUM_CLASSES.
     """
     folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
     path, train = folder / cfg.DATA.CLASS_LIST, folder / cfg.DATA.TRAIN_LIST
@@ -246,7 +247,7 @@ def load_classes(cfg: CfgNode) -> list[str]:
         logger.warning("%s: no class list; classes are named by their numbers (set DATA.CLASS_LIST)", path)
         classes = [str(label) for label in range(cfg.MODEL.NUM_CLASSES)]
     if len(classes) != cfg.MODEL.NUM_CLASSES:
-        raise ValueError(
+        raise UserError(
             f"MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}, but {path} names {len(classes)} classes; "
             f"set MODEL.NUM_CLASSES {len(classes)}"
         )
@@ -261,11 +262,11 @@ def _without_skipped(cfg: CfgNode, path: Path, videos: Sequence[Video]) -> list[
     header = find_header(text, skip)
     rows = [fields["path"] for _, fields in table_rows(header, skip)] if header else []
     if not header or not all(row.strip() for row in rows):
-        raise ValueError(f"{skip}: DATA.SKIP_LIST is a CSV with a header and a column path in every row")
+        raise UserError(f"{skip}: DATA.SKIP_LIST is a CSV with a header and a column path in every row")
     skipped = {os.path.abspath(located(folder, row)) for row in rows}
     kept = [video for video in videos if os.path.abspath(video.path) not in skipped]
     if not kept:
-        raise ValueError(f"{skip}: names every video of {path}; mend or empty DATA.SKIP_LIST")
+        raise UserError(f"{skip}: names every video of {path}; mend or empty DATA.SKIP_LIST")
     logger.info("%s: %d of %d videos left out, as DATA.SKIP_LIST says", path, len(videos) - len(kept), len(videos))
     return kept
 
@@ -276,7 +277,7 @@ def load_split(cfg: CfgNode, split: str, classes: Sequence[str]) -> list[Video]:
     DATA.SKIP_LIST takes videos out of training only: in validation and test those that cannot be read count as wrong.
 
     Raises:
-        ValueError: names the file, line or key, and the mend.
+        UserError: names the file, line or key, and the mend.
     """
     path = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA[f"{split.upper()}_LIST"]
     videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX)

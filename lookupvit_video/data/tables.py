@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.text import decode
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -48,12 +49,12 @@ def read_list(path: str | Path, what: str, advice: str) -> str:
         what, advice: "the class list", and how to fix it, for the error.
 
     Raises:
-        ValueError: there is no such file, or it is no text.
+        UserError: there is no such file, or it is no text.
     """
     try:
         return decode(Path(path).read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: {what} cannot be read ({getattr(error, 'strerror', None) or error}); {advice}"
         ) from None
 
@@ -70,7 +71,7 @@ def find_header(text: str, source: str | Path) -> Header | None:
         source: for messages.
 
     Raises:
-        ValueError: two columns may be the same one.
+        UserError: two columns may be the same one.
     """
     offset, line, only = 0, 0, None
     for part in io.StringIO(text, newline=""):
@@ -106,7 +107,7 @@ def _columns(names: list[str], where: str) -> dict[str, int]:
             own = [place for place in places if plain[place] == column]
             if len(own) != 1:
                 both = " and ".join(repr(names[place]) for place in places)
-                raise ValueError(f"{where}: the columns {both} may both be the {column}; name one of them {column}")
+                raise UserError(f"{where}: the columns {both} may both be the {column}; name one of them {column}")
             places = own
         if places:
             found[column] = places[0]
@@ -126,14 +127,14 @@ def table_rows(header: Header, source: str | Path) -> Iterator[tuple[int, dict[s
     All fields but the path are stripped of blanks.
 
     Raises:
-        ValueError: a row has another number of fields, or a quote is left open.
+        UserError: a row has another number of fields, or a quote is left open.
     """
     width, name = len(header.names), DELIMITERS.get(header.delimiter, "delimiter")
     for line, cells in _records(header, source):
         while len(cells) > width and not cells[-1].strip():
             cells.pop()
         if len(cells) != width:
-            raise ValueError(
+            raise UserError(
                 f"{source}, line {line}: expected {width} fields ({header.delimiter.join(header.names)}), "
                 f"quote a path that holds a {name}"
             )
@@ -155,7 +156,7 @@ def _records(header: Header, source: str | Path) -> Iterator[tuple[int, list[str
                 yield header.line + before + 1, cells
             before = reader.line_num
     except csv.Error as error:
-        raise ValueError(f"{source}, line {header.line + before + 1}: {error}; is a quote left open?") from None
+        raise UserError(f"{source}, line {header.line + before + 1}: {error}; is a quote left open?") from None
 
 
 # Lists without a header -----------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ def labelled_lines(text: str, source: str | Path, is_label: Callable[[str], bool
         is_label: whether a text is one.
 
     Raises:
-        ValueError: a line has no label, or can be read in several ways.
+        UserError: a line has no label, or can be read in several ways.
     """
     for number, line in _logical_lines(text, source):
         where = f"{source}, line {number}"
@@ -179,7 +180,7 @@ def labelled_lines(text: str, source: str | Path, is_label: Callable[[str], bool
             named = [way for way in ways if _VIDEO_NAME.search(way[0])]
             if len(named) != 1:
                 first, second = list(ways)[:2]
-                raise ValueError(
+                raise UserError(
                     f"{where}: the label may be {first[1]!r} or {second[1]!r}; write a table with the header path,label"
                 )
             ways = dict.fromkeys(named)
@@ -188,7 +189,7 @@ def labelled_lines(text: str, source: str | Path, is_label: Callable[[str], bool
             continue
         last = re.fullmatch(r"(.+?)\s*[,\t ;]\s*([^,\t ;]+)", line, re.DOTALL)
         if not last:
-            raise ValueError(f"{where}: expected 'path label', got {line!r}")
+            raise UserError(f"{where}: expected 'path label', got {line!r}")
         yield number, last[1], last[2]
 
 
@@ -206,7 +207,7 @@ def _logical_lines(text: str, source: str | Path) -> Iterator[tuple[int, str]]:
         if joined.strip(" \t,;"):
             yield begun, joined
     if parts:
-        raise ValueError(f"{source}, line {begun}: a quote is left open")
+        raise UserError(f"{source}, line {begun}: a quote is left open")
 
 
 def ways_to_read(line: str) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from av.format import ContainerFormat
 
+from lookupvit_video.errors import UserError
+
 # libav's demuxers of video, and suffixes that libav does not list for them. Sound, pictures, text and raw pixels
 # without a header are none of them; a demuxer that the installed libav lacks adds nothing.
 _DEMUXERS = {
@@ -68,7 +70,7 @@ def find_video_files(folder: str | os.PathLike[str]) -> VideoFiles:
     """Look at every file below a folder; symbolic links are followed, each folder once; hidden ones are passed over.
 
     Raises:
-        ValueError: a folder cannot be read.
+        UserError: a folder cannot be read.
     """
     videos, left_out = [], Counter[str]()
     for file in walk_files(Path(folder), set()):
@@ -83,7 +85,7 @@ def walk_files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Every file below a folder that is not hidden, in no order; ``seen``: folders that were looked at.
 
     Raises:
-        ValueError: a folder cannot be read.
+        UserError: a folder cannot be read.
     """
     try:
         status = folder.stat()
@@ -93,7 +95,7 @@ def walk_files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         with os.scandir(folder) as found:
             entries = [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
-        raise ValueError(f"{folder}: this folder cannot be read ({error.strerror}); make it readable") from None
+        raise UserError(f"{folder}: this folder cannot be read ({error.strerror}); make it readable") from None
     for entry in entries:
         if entry.is_dir():
             yield from walk_files(folder / entry.name, seen)

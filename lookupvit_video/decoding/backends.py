@@ -12,6 +12,7 @@ import torch
 from lookupvit_video.decoding.decord_torchcodec import DecordReader, TorchCodecReader
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import Box, Damage, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.errors import UserError
 
 __all__ = ["BACKENDS", "DecodeError", "VideoInfo", "VideoReader", "check_backend", "open_video"]
 
@@ -22,13 +23,13 @@ def check_backend(backend: str) -> None:
     """Find out, before any work, whether a backend can serve here.
 
     Raises:
-        ValueError: an unknown backend, or what it needs is not installed.
+        UserError: an unknown backend, or what it needs is not installed.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"DATA.DECODING_BACKEND is {backend!r}; choose one of: {', '.join(BACKENDS)}")
+        raise UserError(f"DATA.DECODING_BACKEND is {backend!r}; choose one of: {', '.join(BACKENDS)}")
     why_not = BACKENDS[backend].missing()
     if why_not:
-        raise ValueError(f"DATA.DECODING_BACKEND {backend}: {why_not}; use pyav")
+        raise UserError(f"DATA.DECODING_BACKEND {backend}: {why_not}; use pyav")
 
 
 def open_video(
@@ -50,7 +51,7 @@ def open_video(
 
     Raises:
         DecodeError: the file is missing, not a video, truncated, has no frame that can be decoded, or takes too long.
-        ValueError: an unknown backend.
+        UserError: an unknown backend.
         ImportError: the backend's package is not installed.
         OSError: the folder of the index cannot be written to.
     """

@@ -15,6 +15,7 @@ from lookupvit_video.decoding.orientation import UPRIGHT
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import Box, DecodeError
 from lookupvit_video.decoding.timeline import codec_name, format_names
+from lookupvit_video.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ class _OtherReader(PyAVReader):
                 self._deadline.check()
                 pieces.append(self._read_other(wanted[at : at + _PIECE]))
                 if pieces[-1].shape[1:] != shape:
-                    raise ValueError(f"frames are {pieces[-1].shape[1:]}, not {shape}")
+                    raise UserError(f"frames are {pieces[-1].shape[1:]}, not {shape}")
         except DecodeError:
             raise
         except Exception as error:
@@ -199,5 +200,5 @@ class TorchCodecReader(_OtherReader):
         batch = self._other.get_frames_at(wanted)
         times = batch.pts_seconds.numpy() - self._other.metadata.begin_stream_seconds
         if not np.allclose(times, self.times[wanted], rtol=0, atol=1e-4):
-            raise ValueError(f"frames {wanted} arrive with the times {times}")
+            raise UserError(f"frames {wanted} arrive with the times {times}")
         return batch.data.numpy()

@@ -88,6 +88,7 @@ from lookupvit_video.decoding.timeline import (
     timeline_of_frames,
     timeline_of_packets,
 )
+from lookupvit_video.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ class PyAVReader(VideoReader):
     def _settled(self, work: Callable[[], _T]) -> _T:
         """Do what needs decoding; where the decoder contradicts the packets, once more with its own timeline."""
         if self._container is None:
-            raise ValueError(f"{self.path}: the reader is closed")
+            raise UserError(f"{self.path}: the reader is closed")
         self._deadline.restart()
         try:
             with _plain_errors(self._deadline):
@@ -608,16 +609,16 @@ def _checked_path(path: str | os.PathLike[str]) -> str:
         raise DecodeError(name, "is a URL; only local files are read: download it first")
     try:
         status = os.stat(name)
-        if stat.S_ISDIR(status.st_mode):
-            raise DecodeError(name, "is a directory, not a video file")
-        if not stat.S_ISREG(status.st_mode):
-            raise DecodeError(name, "is not a regular file")
-        if status.st_size == 0:
-            raise DecodeError(name, "is empty (0 bytes): fetch it again")
     except FileNotFoundError as error:
         raise DecodeError(name, "no such file") from error
-    except OSError as error:
-        raise DecodeError(name, error.strerror or str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise DecodeError(name, getattr(error, "strerror", None) or str(error)) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise DecodeError(name, "is a directory, not a video file")
+    if not stat.S_ISREG(status.st_mode):
+        raise DecodeError(name, "is not a regular file")
+    if status.st_size == 0:
+        raise DecodeError(name, "is empty (0 bytes): fetch it again")
     return name
 
 

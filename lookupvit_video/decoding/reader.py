@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.processes.waiting import seconds_without_processor
 
 _Pixels = TypeVar("_Pixels", np.ndarray, torch.Tensor)
@@ -26,7 +27,7 @@ CONTAINER = "container"  # packets marked corrupt, a checksum that does not matc
 CUT = "cut short"  # the header announces more than the file holds
 
 
-class DecodeError(ValueError):
+class DecodeError(UserError):
     """A video that cannot be read as it should; `path` and `reason` are kept apart for reports."""
 
     def __init__(self, path: str, reason: str) -> None:
@@ -131,7 +132,7 @@ class VideoReader:
             window: asked once, with the frames' height and width, which part of them is wanted; None: all of it.
 
         Raises:
-            ValueError: a time is not finite, or the reader is closed.
+            UserError: a time is not finite, or the reader is closed.
             DecodeError: the file does not deliver its frames, or not in the time allowed.
         """
         raise NotImplementedError
@@ -201,10 +202,10 @@ class Deadline:
 
 
 def checked_times(path: str, seconds: Sequence[float]) -> np.ndarray:
-    """Times as float64 (T,), or ValueError where one is not finite."""
+    """Times as float64 (T,), or UserError where one is not finite."""
     at = np.asarray(seconds, dtype=np.float64).reshape(-1)
     if not np.isfinite(at).all():
-        raise ValueError(f"{path}: a time is not finite: {at[~np.isfinite(at)][0]}")
+        raise UserError(f"{path}: a time is not finite: {at[~np.isfinite(at)][0]}")
     return at
 
 

@@ -18,7 +18,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from lookupvit_video.distributed.restart_safe_store import fresh_store
-from lookupvit_video.errors import RunFailure
+from lookupvit_video.errors import RunFailure, UserError
 
 T = TypeVar("T")
 _HELP = "see docs/distributed.md"
@@ -56,14 +56,14 @@ def init_world(timeout: float = 1800.0, join_timeout: float = 300.0) -> World:
         join_timeout: seconds that all of them may take to come.
 
     Raises:
-        ValueError: fewer GPUs than processes on this machine, or half of the settings that torchrun makes.
+        UserError: fewer GPUs than processes on this machine, or half of the settings that torchrun makes.
         RunFailure: the processes do not find one another; says who is missing and what to check.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
-            raise ValueError(
+            raise UserError(
                 f"torchrun --nproc_per_node: process {local_rank} has no GPU of its own; this machine "
                 f"has {torch.cuda.device_count()}"
             )
@@ -85,7 +85,7 @@ def _join(world: World, timeout: float, join_timeout: float) -> tuple[Store, tup
     here = f"process {world.rank} of {world.size} on {socket.gethostname()}"
     unset = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if unset:
-        raise ValueError(f"{here}: WORLD_SIZE is set but not {', '.join(unset)}; start with torchrun, {_HELP}")
+        raise UserError(f"{here}: WORLD_SIZE is set but not {', '.join(unset)}; start with torchrun, {_HELP}")
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=join_timeout)))

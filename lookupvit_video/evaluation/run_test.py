@@ -13,6 +13,7 @@ from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.world import World
+from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
 from lookupvit_video.models.build import build_model, model_shape
@@ -32,7 +33,7 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
     """Test a checkpoint on the test list with the config's views; the main process writes and returns the results.
 
     Raises:
-        ValueError: the checkpoint or the list cannot be read, or they do not fit the config.
+        UserError: the checkpoint or the list cannot be read, or they do not fit the config.
     """
     videos = load_split(cfg, "test", classes)
     checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
@@ -75,7 +76,7 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
 
 def _check_fit(cfg: CfgNode, classes: list[str], checkpoint: Checkpoint) -> None:
     if checkpoint.classes != classes:
-        raise ValueError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
+        raise UserError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
     check_settings(cfg, checkpoint)
 
 

@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.draw import attention_at, class_colours, overlay, shortened
 from lookupvit_video.inference.timeline import Segment, Timeline, open_forward
@@ -43,7 +44,7 @@ class VideoWriter(NamedTuple):
 def check_video_name(path: str | Path) -> None:
     """Raise ValueError for a name that does not tell a container that H.264 is written to."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path}: the name of a video to be written must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: the name of a video to be written must end in {', '.join(SUFFIXES)}")
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Ite
         fps: what the header tells; the pictures' own times are kept.
 
     Raises:
-        ValueError: a suffix of another kind, or a PyAV without an H.264 encoder.
+        UserError: a suffix of another kind, or a PyAV without an H.264 encoder.
     """
     check_video_name(path)
     with written_whole(path) as temporary, av.open(str(temporary), "w") as container:
@@ -64,7 +65,7 @@ def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Ite
             options = {"crf": "20", "preset": "veryfast"}
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         except av.codec.codec.UnknownCodecError:
-            raise ValueError("this build of PyAV cannot write H.264 (libx264); pip install av") from None
+            raise UserError("this build of PyAV cannot write H.264 (libx264); pip install av") from None
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.time_base = Fraction(1, _TICKS)
         yield VideoWriter(container, stream)
@@ -81,7 +82,7 @@ def annotate_video(timeline: Timeline, segments: Sequence[Segment], cfg: CfgNode
 
     Raises:
         DecodeError: the video cannot be read.
-        ValueError: see ``open_writer``.
+        UserError: see ``open_writer``.
     """
     check_video_name(out)
     with open_forward(timeline.path, cfg) as reader:
@@ -108,7 +109,7 @@ def write_overlay(frames_THWC: np.ndarray, heat_thw: Tensor, path: str | Path, f
         fps: of the video written; slow, since a clip is short.
 
     Raises:
-        ValueError: see ``open_writer``.
+        UserError: see ``open_writer``.
     """
     height, width = frames_THWC.shape[1:3]
     factor = max(1, -(-SMALLEST_WIDTH // (2 * width)))

@@ -18,6 +18,7 @@ import simplejson
 from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.data.video_files import find_video_files, left_out_line, no_video_below
 from lookupvit_video.decoding.reader import DecodeError
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
 from lookupvit_video.processes.lock import only_writer
@@ -43,7 +44,7 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
             paths are taken from the list's own folder.
 
     Raises:
-        ValueError: a list cannot be read.
+        UserError: a list cannot be read.
     """
     found: dict[str, None] = {}
     failures: list[Failure] = []
@@ -60,13 +61,11 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
         found |= dict.fromkeys(files)
     for name in lists:
         if os.path.exists(name) and not os.path.isfile(name):
-            raise ValueError(f"{name}: this list is no regular file; for a pipe, write - for standard input")
+            raise UserError(f"{name}: this list is no regular file; for a pipe, write - for standard input")
         try:
             file = open(name, "rb")  # noqa: SIM115 - only this is to be caught
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{name}: this list cannot be read ({getattr(error, 'strerror', None) or error})"
-            ) from None
+            raise UserError(f"{name}: this list cannot be read ({getattr(error, 'strerror', None) or error})") from None
         with file:
             found |= dict.fromkeys(list_paths(file, name, os.path.dirname(name)))
     return list(found), failures
@@ -89,17 +88,17 @@ def list_paths(file: IO[bytes], name: str, folder: str) -> list[str]:
     """Return the paths in a list that is open for reading, see ``find_videos``; also those of ``find -print0``.
 
     Raises:
-        ValueError: it is too long to be one, or no text; or its rows do not fit its header.
+        UserError: it is too long to be one, or no text; or its rows do not fit its header.
     """
     data = file.read(MAX_LIST_BYTES + 1)
     if len(data) > MAX_LIST_BYTES:
-        raise ValueError(f"{name}: longer than {MAX_LIST_BYTES >> 20} MiB")
+        raise UserError(f"{name}: longer than {MAX_LIST_BYTES >> 20} MiB")
     if 0 < data.count(0) < len(data) // 3 and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return [os.path.join(folder, line.decode("utf-8", "surrogateescape")) for line in data.split(b"\0") if line]
     try:
         text = decode(data)
     except ValueError as error:
-        raise ValueError(f"{name}: this list cannot be read ({error})") from None
+        raise UserError(f"{name}: this list cannot be read ({error})") from None
     header = find_header(text, name)
     if header and not (len(header.names) == 1 and os.path.isfile(os.path.join(folder, header.names[0]))):
         return [_located(folder, row["path"]) for _, row in table_rows(header, name) if row["path"].strip()]
@@ -156,14 +155,14 @@ class AnswerFile:
         resume: keep the answers that the file holds. Failures are forgotten, so that they are tried again.
 
     Raises:
-        ValueError: the path is no regular file, another process is writing to it, or what is there to resume has other
+        UserError: the path is no regular file, another process is writing to it, or what is there to resume has other
             columns.
         OSError: the file cannot be written.
     """
 
     def __init__(self, path: str, columns: Sequence[str] | None = None, resume: bool = False):
         if path != "-" and os.path.lexists(path) and not os.path.isfile(path):
-            raise ValueError(f"{path}: answers go into a regular file, or to standard output (-)")
+            raise UserError(f"{path}: answers go into a regular file, or to standard output (-)")
         self.columns, self.done = columns, set[str]()
         self._lock = ExitStack()
         if path != "-":
@@ -206,7 +205,7 @@ class AnswerFile:
             if self.columns:
                 reader = csv.DictReader(file)
                 if reader.fieldnames is not None and list(reader.fieldnames) != list(self.columns):
-                    raise ValueError(f"{path}: --resume: its columns are others; use the same --topk, or remove it")
+                    raise UserError(f"{path}: --resume: its columns are others; use the same --topk, or remove it")
                 rows: list[dict[str, Any]] = [row for row in reader if None not in row and None not in row.values()]
             else:
                 rows = [row for row in map(_parsed, file) if row is not None]

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.models.build import compressed_grids, lookupvit_parts, macs_by_part
 from lookupvit_video.models.complexity import measured_macs
@@ -44,11 +45,11 @@ def parse_grid(text: str) -> Grid:
     """Read "4x7x7".
 
     Raises:
-        ValueError: it is no grid.
+        UserError: it is no grid.
     """
     parts = text.split("x")
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
-        raise ValueError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorised encoder")
+        raise UserError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorised encoder")
     return tuple(map(int, parts))
 
 
@@ -56,10 +57,10 @@ def grid_costs(cfg: CfgNode) -> dict[Grid, int]:
     """Return the closed-form MACs of one view on each compressed grid of a checkpoint, the cheapest first.
 
     Raises:
-        ValueError: not a LookupViT, which alone has compressed grids.
+        UserError: not a LookupViT, which alone has compressed grids.
     """
     if cfg.MODEL.ARCH != "lookupvit":
-        raise ValueError(f"MODEL.ARCH {cfg.MODEL.ARCH} has no compressed grids, hence one budget only")
+        raise UserError(f"MODEL.ARCH {cfg.MODEL.ARCH} has no compressed grids, hence one budget only")
     costs = {grid: sum(lookupvit_parts(cfg, grid).values()) for grid in compressed_grids(cfg)}
     return dict(sorted(costs.items(), key=lambda item: item[1]))
 
@@ -79,14 +80,14 @@ def check_grid(cfg: CfgNode, grid: Grid) -> None:
     """Raise ValueError where a checkpoint has no such compressed grid."""
     costs = grid_costs(cfg)
     if grid not in costs:
-        raise ValueError(f"grid {grid_name(grid)}: this checkpoint has {', '.join(map(grid_name, costs))}")
+        raise UserError(f"grid {grid_name(grid)}: this checkpoint has {', '.join(map(grid_name, costs))}")
 
 
 def grid_within_macs(cfg: CfgNode, gmacs: float) -> Grid:
     """Return the grid that costs most within a budget of 10^9 multiply-accumulates a view.
 
     Raises:
-        ValueError: even the cheapest costs more.
+        UserError: even the cheapest costs more.
     """
     costs = {grid: macs / 1e9 for grid, macs in grid_costs(cfg).items()}
     return _dearest_within(costs, gmacs, "GMACs a view")
@@ -96,7 +97,7 @@ def grid_within_latency(costs: dict[Grid, float], milliseconds: float) -> Grid:
     """Return the slowest grid within a budget, of those that ``measured_latencies`` timed.
 
     Raises:
-        ValueError: even the fastest is slower.
+        UserError: even the fastest is slower.
     """
     return _dearest_within(costs, milliseconds, "ms a view on this device")
 
@@ -104,7 +105,7 @@ def grid_within_latency(costs: dict[Grid, float], milliseconds: float) -> Grid:
 def check_budget(budget: float) -> None:
     """Raise ValueError where a budget is none."""
     if not budget > 0:  # also catches nan
-        raise ValueError(f"a budget of {budget:g}: it must be above 0")
+        raise UserError(f"a budget of {budget:g}: it must be above 0")
 
 
 def _dearest_within(costs: dict[Grid, float], budget: float, unit: str) -> Grid:
@@ -112,7 +113,7 @@ def _dearest_within(costs: dict[Grid, float], budget: float, unit: str) -> Grid:
     within = [grid for grid, cost in costs.items() if cost <= budget]
     if not within:
         cheapest = min(costs, key=lambda grid: costs[grid])
-        raise ValueError(
+        raise UserError(
             f"a budget of {budget:g} {unit}: the cheapest grid, {grid_name(cheapest)}, takes {costs[cheapest]:.4g}"
         )
     return max(within, key=lambda grid: costs[grid])
@@ -201,7 +202,7 @@ class Cascade:
 
     def __post_init__(self) -> None:
         if len(self.thresholds) != len(self.grids) - 1:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.grids)} grids take {len(self.grids) - 1} thresholds, got {len(self.thresholds)}"
             )
 
@@ -336,11 +337,11 @@ def choose(points: Sequence[Point], wanted: float) -> Point:
     """Return the cheapest point of at least a wanted accuracy, in percent.
 
     Raises:
-        ValueError: no cascade reaches it.
+        UserError: no cascade reaches it.
     """
     enough = [point for point in points if point.top1 >= wanted - 1e-9]
     if not enough:
-        raise ValueError(
+        raise UserError(
             f"an accuracy of {wanted:.2f} %: the best of this checkpoint here is {max(p.top1 for p in points):.2f} %"
         )
     return min(enough, key=lambda point: (point.macs, -point.top1))
@@ -369,10 +370,10 @@ def load_cascade(path: str | Path, model: nn.Module, cfg: CfgNode) -> Cascade:
     """Read a cascade that ``tools/calibrate.py`` wrote for this very model.
 
     Raises:
-        ValueError: the file is missing or damaged, or belongs to other weights.
+        UserError: the file is missing or damaged, or belongs to other weights.
     """
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file; make it with tools/calibrate.py")
+        raise UserError(f"{path}: no such file; make it with tools/calibrate.py")
     try:
         content = simplejson.loads(Path(path).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -380,11 +381,11 @@ def load_cascade(path: str | Path, model: nn.Module, cfg: CfgNode) -> Cascade:
         grids = tuple(tuple(int(side) for side in grid) for grid in content["grids"])
         cascade = Cascade(grids, tuple(float(value) for value in content["thresholds"]))
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; make it with tools/calibrate.py") from None
+        raise UserError(f"{path}: {error.strerror}; make it with tools/calibrate.py") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise ValueError(f"{path}: these are no thresholds; make them with tools/calibrate.py") from None
+        raise UserError(f"{path}: these are no thresholds; make them with tools/calibrate.py") from None
     for grid in grids:
         check_grid(cfg, grid)
     if content.get("model") != fingerprint(model):
-        raise ValueError(f"{path}: these thresholds are of other weights; calibrate this checkpoint anew")
+        raise UserError(f"{path}: these thresholds are of other weights; calibrate this checkpoint anew")
     return cascade

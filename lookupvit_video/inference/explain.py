@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
+from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import Results
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import head_mean
@@ -55,7 +56,7 @@ class Attention:
             token: (t, h, w) of one compressed token; None: the mean of all.
 
         Raises:
-            ValueError: there is no such token.
+            UserError: there is no such token.
         """
         return self._map(self.gather[block], token, self.compressed_grid)
 
@@ -76,7 +77,7 @@ class Attention:
         if token is None:
             return shares.mean(0).view(self.lookup_grid)
         if len(token) != 3 or any(not 0 <= at < length for at, length in zip(token, grid, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"token {','.join(map(str, token))}: give t,h,w on the grid {grid_name(grid)}, counted from 0"
             )
         t, h, w = token
@@ -92,7 +93,7 @@ def heat_maps(
         tokens, lookups: (t, h, w) of compressed and of lookup tokens to follow.
 
     Raises:
-        ValueError: there is no such token.
+        UserError: there is no such token.
     """
     depth = len(attention.gather)
     count = min(depth, MAX_BLOCKS)
@@ -135,11 +136,11 @@ def explain_attention(predictor: Predictor, clip_CTHW: Tensor, grid: tuple[int, 
         grid: of the compressed tokens; None: the model's default.
 
     Raises:
-        ValueError: the model is no LookupViT, or was not made with this grid.
+        UserError: the model is no LookupViT, or was not made with this grid.
     """
     model = predictor.model
     if not isinstance(model, LookupViT):
-        raise ValueError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: only a LookupViT has compressed tokens to look with")
+        raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: only a LookupViT has compressed tokens to look with")
     clip = normalize(clip_CTHW[None].to(predictor.device), predictor.cfg.DATA.MEAN, predictor.cfg.DATA.STD)
     with torch.inference_mode(), watched(model) as kept:
         features = model.forward_features(clip, grid, heads=model.read)
@@ -237,7 +238,7 @@ def reordered(clips_BCTHW: Tensor, order: str, seed: int = 0) -> Tensor:
             frame.
 
     Raises:
-        ValueError: an unknown order.
+        UserError: an unknown order.
     """
     num_frames = clips_BCTHW.shape[2]
     if order == "real" or num_frames == 1:
@@ -245,7 +246,7 @@ def reordered(clips_BCTHW: Tensor, order: str, seed: int = 0) -> Tensor:
     if order == "frozen":
         return clips_BCTHW[:, :, [num_frames // 2]].expand_as(clips_BCTHW)
     if order != "shuffled":
-        raise ValueError(f"order {order!r}: choose one of {', '.join(ORDERS)}")
+        raise UserError(f"order {order!r}: choose one of {', '.join(ORDERS)}")
     draw, real = np.random.default_rng(mix_seed(seed)), np.arange(num_frames)
     chosen = real
     while (chosen == real).all():

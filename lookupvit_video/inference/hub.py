@@ -12,6 +12,7 @@ from torch import nn
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.config import config_from_text, get_defaults, get_key
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.text import write_text
@@ -155,7 +156,7 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
     """Read a folder that ``write_pretrained`` wrote, or fetch it from the Hugging Face Hub; nothing in it is executed.
 
     Raises:
-        ValueError: it is missing, damaged, or of another kind.
+        UserError: it is missing, damaged, or of another kind.
     """
     folder = Path(source)
     if not folder.is_dir():
@@ -166,15 +167,13 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
         names, tree = content["id2label"], content["lookupvit_video"]
         classes = [names[str(label)] for label in range(len(names))]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError(
-            f"{folder / CONFIG}: no config of this project; Predictor.save_pretrained writes one"
-        ) from None
+        raise UserError(f"{folder / CONFIG}: no config of this project; Predictor.save_pretrained writes one") from None
     cfg = config_from_text(simplejson.dumps(tree), f"{folder / CONFIG} (lookupvit_video)")  # JSON is YAML
     try:
         state = load_safetensors(folder / WEIGHTS)
     except Exception as error:  # a damaged file may raise anything
         reason = "No such file" if isinstance(error, FileNotFoundError) else "damaged, or not a file of weights"
-        raise ValueError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None
+        raise UserError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None
     return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0)
 
 
@@ -183,24 +182,24 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot be read ({reason}); give a .pt file of training, or a folder of save_pretrained"
         ) from None
 
 
 def _downloaded(repository: str, revision: str | None) -> Path:
     if not is_hub_id(repository):
-        raise ValueError(f"{repository}: no such folder, and no id of the Hugging Face Hub (org/name)")
+        raise UserError(f"{repository}: no such folder, and no id of the Hugging Face Hub (org/name)")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"{repository}: no such file or folder; to fetch it from the Hugging Face Hub, pip install huggingface_hub"
         ) from None
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
     except Exception as error:  # offline, no such repository, no access: each a class of its own
-        raise ValueError(
+        raise UserError(
             f"{repository}: no such file or folder, and it cannot be fetched from the Hugging Face Hub "
             f"({type(error).__name__}); check the name and the network"
         ) from None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from lookupvit_video.data.transforms import normalize
+from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import predict_clips
 from lookupvit_video.inference.budget import (
     Cascade,
@@ -121,7 +122,7 @@ class Predictor:
 
         Raises:
             DecodeError: a file cannot be read; it is a ValueError that names file and reason.
-            ValueError: frames of a wrong shape or type, a grid or decoder that there is not.
+            UserError: frames of a wrong shape or type, a grid or decoder that there is not.
         """
         plan = make_plan(self.cfg, num_views, num_crops, backend)
         sources = list(videos) if isinstance(videos, (list, tuple)) else [videos]
@@ -147,12 +148,12 @@ class Predictor:
             batch_size: clips in one pass of the model, of as many videos as fit.
 
         Raises:
-            ValueError: a grid or thresholds that this checkpoint has not; answers that are not finite.
+            UserError: a grid or thresholds that this checkpoint has not; answers that are not finite.
         """
         if topk < 1 or batch_size < 1:
-            raise ValueError(f"topk {topk}, batch_size {batch_size}: both must be at least 1")
+            raise UserError(f"topk {topk}, batch_size {batch_size}: both must be at least 1")
         if grid is not None and adaptive is not None:
-            raise ValueError("grid and adaptive: give one of them")
+            raise UserError("grid and adaptive: give one of them")
         grid = parse_grid(grid) if isinstance(grid, str) else grid
         if grid is not None:
             check_grid(self.cfg, tuple(grid))
@@ -198,7 +199,7 @@ class Predictor:
             grids = [grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if is_lookup else ""]
         for views, (share_K, step) in zip(videos, shares, strict=True):
             if not share_K.isfinite().all():
-                raise ValueError(f"{self.source or 'model'}: its answer to {views.name} is not finite: damaged weights")
+                raise UserError(f"{self.source or 'model'}: its answer to {views.name} is not finite: damaged weights")
             best = share_K.topk(min(topk, len(self.classes)))
             yield Prediction(
                 path=views.name,
@@ -252,17 +253,17 @@ class Predictor:
             latency_ms: milliseconds, without decoding; measured once on this device and kept in the user's cache.
 
         Raises:
-            ValueError: even the smallest grid costs more; not one budget of the two; or a latency after ``compile``.
+            UserError: even the smallest grid costs more; not one budget of the two; or a latency after ``compile``.
         """
         if gmacs is not None and latency_ms is None:
             return grid_name(grid_within_macs(self.cfg, gmacs))
         if latency_ms is not None and gmacs is None:
             check_budget(latency_ms)
             if self._compiled_batch:  # it fills batches up, and a single view is what is measured and kept
-                raise ValueError("latency_ms: choose the grid before the model is compiled")
+                raise UserError("latency_ms: choose the grid before the model is compiled")
             times = measured_latencies(self.predict_clips, self.cfg, self.device)
             return grid_name(grid_within_latency(times, latency_ms))
-        raise ValueError("gmacs, latency_ms: give one of them")
+        raise UserError("gmacs, latency_ms: give one of them")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and README.md (a model card), as the Hugging Face Hub expects them.
@@ -282,7 +283,7 @@ class Predictor:
             revision: branch, tag or commit on the Hub.
 
         Raises:
-            ValueError: there is none, or it cannot be read.
+            UserError: there is none, or it cannot be read.
         """
         return _predictor(read_pretrained(source, revision), device)
 
@@ -308,16 +309,16 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> Predictor:
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
     Raises:
-        ValueError: the checkpoint cannot be read or does not hold together, or there is no such device.
+        UserError: the checkpoint cannot be read or does not hold together, or there is no such device.
     """
     if Path(checkpoint).is_dir() or is_hub_id(str(checkpoint)):
         return Predictor.from_pretrained(checkpoint, device)
     if Path(checkpoint).exists() and not Path(checkpoint).is_file():
-        raise ValueError(f"{checkpoint}: neither a file nor a folder; give a .pt file that tools/run_net.py wrote")
+        raise UserError(f"{checkpoint}: neither a file nor a folder; give a .pt file that tools/run_net.py wrote")
     try:
         loaded = load_checkpoint(checkpoint)
     except (TypeError, AttributeError, KeyError, RecursionError):
-        raise ValueError(f"{checkpoint}: no checkpoint of this project: what is in it has the wrong type") from None
+        raise UserError(f"{checkpoint}: no checkpoint of this project: what is in it has the wrong type") from None
     return _predictor(loaded, device)
 
 
@@ -336,7 +337,7 @@ def _device(name: str) -> torch.device:
         place = torch.device(name)
         torch.empty(1, device=place).cpu()  # there are devices that exist in name only
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return place
 
 
@@ -344,11 +345,11 @@ def _check_whole(loaded: Checkpoint) -> None:
     """Raise ValueError where a checkpoint contradicts itself, before memory is taken for what its config says."""
     path, cfg, classes, state = loaded.path, loaded.config, loaded.classes, loaded.model
     if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
-        raise ValueError(f"{path}: its class list holds other things than names")
+        raise UserError(f"{path}: its class list holds other things than names")
     if len(set(classes)) != len(classes):
-        raise ValueError(f"{path}: its class list names a class twice")
+        raise UserError(f"{path}: its class list names a class twice")
     if len(classes) != cfg.MODEL.NUM_CLASSES:
-        raise ValueError(
+        raise UserError(
             f"{path}: it names {len(classes)} classes, but its MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}"
         )
     is_sound = isinstance(state, dict) and all(
@@ -356,18 +357,18 @@ def _check_whole(loaded: Checkpoint) -> None:
         for tensor in state.values()
     )
     if not is_sound:
-        raise ValueError(f"{path}: its weights are no plain tensors by name")
+        raise UserError(f"{path}: its weights are no plain tensors by name")
     if cfg.MODEL.ARCH in ("mvit", "x3d"):
         return  # of a few fixed sizes
     if max(cfg.MODEL.DEPTH, cfg.MODEL.TEMPORAL_DEPTH if cfg.MODEL.ENCODER == "factorised" else 0) > len(state):
-        raise ValueError(f"{path}: its config has more blocks than it holds weights")
+        raise UserError(f"{path}: its config has more blocks than it holds weights")
     with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # shapes only: no memory is taken
         try:
             model = build_model(cfg)
         except (RuntimeError, OverflowError, TypeError) as error:  # numbers beyond all bounds
             why = str(error).splitlines()[0]
-            raise ValueError(f"{path}: its config describes no model that can be built ({why})") from None
+            raise UserError(f"{path}: its config describes no model that can be built ({why})") from None
         load_weights(model, loaded)  # torch warns that nothing is copied
     stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > 2 * sum(stored.values()):
-        raise ValueError(f"{path}: its weights are larger than what the file holds of them")
+        raise UserError(f"{path}: its weights are larger than what the file holds of them")

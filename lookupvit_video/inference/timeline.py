@@ -25,6 +25,7 @@ from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import ClipTransform, eval_transform
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import DecodeError, checked_times, shown_at
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.progress import progress
@@ -124,18 +125,18 @@ def plan_windows(cfg: CfgNode, duration: float, stride: float | None, window: fl
         window: length in seconds, for DATA.SAMPLING segments only (None: 4 s); else the model's clip is the window.
 
     Raises:
-        ValueError: a length that cannot be.
+        UserError: a length that cannot be.
     """
     if cfg.DATA.SAMPLING == "clip":
         if window is not None:
-            raise ValueError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
+            raise UserError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
         window = cfg.DATA.NUM_FRAMES * cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS
     elif window is None:
         window = SEGMENTS_WINDOW
     stride = window / 4 if stride is None else stride
     for name, value in (("--window", window), ("--stride", stride)):
         if not 0.01 <= value < float("inf"):
-            raise ValueError(f"{name} must be a number of seconds from 0.01 on, got {value}")
+            raise UserError(f"{name} must be a number of seconds from 0.01 on, got {value}")
     last = max(duration - window, 0.0)
     starts = np.arange(0.0, last + 1e-6, stride)
     if last - starts[-1] > 1e-3:  # shorter than any frame: the last window lies there already
@@ -185,7 +186,7 @@ def read_timeline(
 
     Raises:
         DecodeError: the file cannot be read, or not in time; it is a ValueError that names file and reason.
-        ValueError: a stride or window that cannot be.
+        UserError: a stride or window that cannot be.
     """
     cfg = predictor.cfg
     size = cfg.DATA.TEST_CROP_SIZE

@@ -19,6 +19,7 @@ from torch import Tensor
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
 from lookupvit_video.data.transforms import eval_transform
 from lookupvit_video.decoding.backends import DecodeError, check_backend, open_video
+from lookupvit_video.errors import UserError
 
 Source = str | os.PathLike[str] | IO[bytes] | Tensor | np.ndarray
 MAX_BYTES = 2 << 30  # of the frames decoded at once, and of all clips of a video
@@ -79,16 +80,16 @@ def make_plan(
     """Return what a checkpoint's config plans for its test, or what is asked for instead.
 
     Raises:
-        ValueError: there is no such backend here, or so many views that they would not fit into memory.
+        UserError: there is no such backend here, or so many views that they would not fit into memory.
     """
     views = cfg.TEST.NUM_ENSEMBLE_VIEWS if num_views is None else num_views
     crops = cfg.TEST.NUM_SPATIAL_CROPS if num_crops is None else num_crops
     size, backend = cfg.DATA.TEST_CROP_SIZE, backend or cfg.DATA.DECODING_BACKEND
     check_backend(backend)
     if views < 1 or crops not in (1, 3):
-        raise ValueError(f"{views} x {crops} views: there must be at least 1 in time, and 1 or 3 crops")
+        raise UserError(f"{views} x {crops} views: there must be at least 1 in time, and 1 or 3 crops")
     if views * crops * 3 * cfg.DATA.NUM_FRAMES * size**2 > MAX_BYTES:
-        raise ValueError(
+        raise UserError(
             f"{views} x {crops} views of {cfg.DATA.NUM_FRAMES} frames of {size} x {size} pixels take more than "
             f"{MAX_BYTES >> 30} GiB; ask for fewer views"
         )
@@ -115,7 +116,7 @@ def read_views(source: Source, plan: Plan, fps: float | None = None) -> Views:
 
     Raises:
         DecodeError: the file cannot be read; it is a ValueError that names file and reason.
-        ValueError: not a source, or frames of another shape or type.
+        UserError: not a source, or frames of another shape or type.
     """
     if isinstance(source, (str, os.PathLike)):
         return read_file(os.fspath(source), plan)
@@ -123,7 +124,7 @@ def read_views(source: Source, plan: Plan, fps: float | None = None) -> Views:
         return views_of_frames(torch.as_tensor(source), plan, fps)
     if hasattr(source, "read"):
         return _read_open_file(source, plan)
-    raise ValueError(
+    raise UserError(
         f"a video is a path, a file opened for reading bytes, or a uint8 tensor of frames; got {type(source).__name__}"
     )
 
@@ -156,7 +157,7 @@ def read_file(path: str, plan: Plan) -> Views:
             damage = "; ".join(map(str, reader.damage))
     except DecodeError:
         raise
-    except (ValueError, OverflowError) as error:  # a path that is none, numbers that no video has
+    except OverflowError as error:  # numbers that no video has
         raise DecodeError(path, str(error)) from None
     views = _views(path, clips, seconds_VT, end)
     return views._replace(note="; ".join(filter(None, [f"damaged: {damage}" if damage else "", views.note])))
@@ -170,7 +171,7 @@ def views_of_frames(frames: Tensor, plan: Plan, fps: float | None = None, name: 
         or 3 not in (frames.shape[0], frames.shape[-1])
         or 0 in frames.shape
     ):
-        raise ValueError(
+        raise UserError(
             f"frames are uint8 of shape (T, H, W, 3) or (3, T, H, W), 0 to 255, RGB; got {frames.dtype} of shape "
             f"{tuple(frames.shape)}"
         )
@@ -178,11 +179,11 @@ def views_of_frames(frames: Tensor, plan: Plan, fps: float | None = None, name: 
     count, wanted = len(frames_THWC), plan.times.num_frames
     if fps is None:
         if count != wanted:
-            raise ValueError(f"the model takes {wanted} frames, got {count}; fps= says how to sample from them")
+            raise UserError(f"the model takes {wanted} frames, got {count}; fps= says how to sample from them")
         seconds_VT, end = np.arange(count)[None] / plan.fps, count / plan.fps
         return _views(name, _crops(frames_THWC.cpu(), count, plan), seconds_VT, end)
     if not 0 < fps < float("inf"):
-        raise ValueError(f"fps={fps}: frames a second must be above 0")
+        raise UserError(f"fps={fps}: frames a second must be above 0")
     seconds_VT, end = plan.times(count / fps), count / fps
     indices = torch.from_numpy((seconds_VT * fps + 1e-6).astype(np.int64).clip(0, count - 1)).ravel()
     return _views(name, _crops(frames_THWC[indices.to(frames.device)].cpu(), wanted, plan), seconds_VT, end)
@@ -196,7 +197,7 @@ def _read_open_file(file: IO[bytes], plan: Plan) -> Views:
         with copy.open("wb") as out:
             chunk: Any = file.read(0)
             if not isinstance(chunk, bytes):
-                raise ValueError(f"{name}: open this file for reading bytes, with mode 'rb'")
+                raise UserError(f"{name}: open this file for reading bytes, with mode 'rb'")
             shutil.copyfileobj(file, out)
         try:
             return read_file(str(copy), plan)._replace(name=name)

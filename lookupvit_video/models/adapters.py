@@ -10,6 +10,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.kernels.linear import Linear
 
 WIDTHS = {"adaptformer": 64, "lora": 8}
@@ -27,10 +28,10 @@ def add_adapters(blocks: nn.Module, kind: str, width: int = 0, scale: float = 0.
         scale: 0: that of ``SCALES``.
 
     Raises:
-        ValueError: there is no such kind.
+        UserError: there is no such kind.
     """
     if kind not in WIDTHS:
-        raise ValueError(f"adapters {kind!r}: choose {' or '.join(WIDTHS)}")
+        raise UserError(f"adapters {kind!r}: choose {' or '.join(WIDTHS)}")
     width, scale = width or WIDTHS[kind], scale or SCALES[kind]
     for name, module in list(blocks.named_modules()):
         if kind == "adaptformer" and type(module) is nn.Sequential:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models import kernels
 from lookupvit_video.models.kernels.linear import Linear, has_fast_products
 
@@ -22,7 +23,7 @@ KERNELS = ("auto", "eager", "fused", "flex")
 
 def _check_heads(dim: int, num_heads: int) -> None:
     if dim % num_heads:
-        raise ValueError(f"width {dim} cannot be split over {num_heads} heads")
+        raise UserError(f"width {dim} cannot be split over {num_heads} heads")
 
 
 def _head_norm(dim: int, num_heads: int, qk_norm: bool) -> nn.Module:
@@ -123,7 +124,7 @@ class BidirectionalCrossAttention(nn.Module):
         super().__init__()
         _check_heads(dim, num_heads)
         if reverse not in REVERSE_WEIGHTS:
-            raise ValueError(f"reverse weights {reverse!r}: choose {', '.join(REVERSE_WEIGHTS)}")
+            raise UserError(f"reverse weights {reverse!r}: choose {', '.join(REVERSE_WEIGHTS)}")
         self.num_heads, self.reverse = num_heads, reverse
         self.query = Linear(dim, dim)
         self.key_value = Linear(dim, 2 * dim)
@@ -196,10 +197,10 @@ def set_kernel(model: nn.Module, kernel: str) -> None:
     """Have every ``SelfAttention`` and ``BidirectionalCrossAttention`` of a model use one of ``KERNELS``.
 
     Raises:
-        ValueError: there is no such kernel.
+        UserError: there is no such kernel.
     """
     if kernel not in KERNELS:
-        raise ValueError(f"kernel {kernel!r}: choose {', '.join(KERNELS)}")
+        raise UserError(f"kernel {kernel!r}: choose {', '.join(KERNELS)}")
     for module in _attentions(model):
         module.kernel = kernel
 

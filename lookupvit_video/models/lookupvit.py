@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.blocks import (
     PLAIN,
     BlockOptions,
@@ -94,11 +95,11 @@ class LookupViT(nn.Module):
     ):
         super().__init__()
         if not heads or not set(heads) <= set(HEADS):
-            raise ValueError(f"heads {list(heads)}: choose from {', '.join(HEADS)}")
+            raise UserError(f"heads {list(heads)}: choose from {', '.join(HEADS)}")
         if inference_head not in ("average", *heads):
-            raise ValueError(f"inference head {inference_head!r}: choose {', '.join(('average', *heads))}")
+            raise UserError(f"inference head {inference_head!r}: choose {', '.join(('average', *heads))}")
         if pool not in ("average", "average_norm", "attentive"):
-            raise ValueError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
+            raise UserError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
         self.read = tuple(heads) if inference_head == "average" else (inference_head,)
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim)
         t, h, w = self.tokenizer.grid
@@ -126,7 +127,7 @@ class LookupViT(nn.Module):
     def _resize(self, grid: tuple[int, ...], kind: str) -> GridResize:
         t, h, w = (1, *grid) if len(grid) == 2 else grid
         if any(out > whole for out, whole in zip((t, h, w), self.block_grid, strict=True)):
-            raise ValueError(f"compressed grid {grid} is larger than the grid of lookup tokens {self.block_grid}")
+            raise UserError(f"compressed grid {grid} is larger than the grid of lookup tokens {self.block_grid}")
         return GridResize(self.block_grid, (t, h, w), kind)
 
     def forward_features(
@@ -144,12 +145,12 @@ class LookupViT(nn.Module):
             heads: the token sets that will be read; without "lookup" the last block does not write back.
 
         Raises:
-            ValueError: the model was not made with this grid.
+            UserError: the model was not made with this grid.
         """
         grid = self.default_grid if grid is None else tuple(grid)
         if grid_name(grid) not in self.compress:
             known = ", ".join(self.compress)
-            raise ValueError(f"compressed grid {grid_name(grid)}: this model was made with {known}")
+            raise UserError(f"compressed grid {grid_name(grid)}: this model was made with {known}")
         compress = self.compress[grid_name(grid)]
         assert isinstance(compress, GridResize)
         tokens_BND = self.tokenizer(clip_BCTHW)

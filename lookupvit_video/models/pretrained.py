@@ -21,6 +21,7 @@ from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from lookupvit_video.config import token_grid
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.blocks import ACTIVATIONS, TransformerBlock
 from lookupvit_video.models.lookupvit import HEADS, LookupViT
@@ -74,12 +75,12 @@ def init_from(model: nn.Module, source: str, *, inflate: str = "central") -> Rep
             3.4): "central" puts it on frame t // 2 and zeros on the others, "average" puts 1 / t of it on each.
 
     Raises:
-        ValueError: the source cannot be read, is no ViT, or has another width or other shapes than the model.
+        UserError: the source cannot be read, is no ViT, or has another width or other shapes than the model.
     """
     if inflate not in INFLATIONS:
-        raise ValueError(f"MODEL.INIT_INFLATE {inflate!r}: choose {' or '.join(INFLATIONS)}")
+        raise UserError(f"MODEL.INIT_INFLATE {inflate!r}: choose {' or '.join(INFLATIONS)}")
     if not isinstance(model, (ViT, LookupViT)):
-        raise ValueError(f"MODEL.INIT_FROM fills a vit or a lookupvit; MODEL.ARCH makes a {type(model).__name__}")
+        raise UserError(f"MODEL.INIT_FROM fills a vit or a lookupvit; MODEL.ARCH makes a {type(model).__name__}")
     content = _read(source)
     state, own = _flat(content, source), model.state_dict()
     names, kind, _ = to_vit_names(state)
@@ -99,7 +100,7 @@ def init_from(model: nn.Module, source: str, *, inflate: str = "central") -> Rep
             mend = "only plain ViTs on 3 channels with an MLP of ratio 4 can be taken over"
             if is_adapter(name):
                 mend = "set MODEL.ADAPTER_WIDTH to that of the source"
-            raise ValueError(
+            raise UserError(
                 f"{source}: {name} has shape {tuple(values[name].shape)}, the model's has {tuple(fresh.shape)}; {mend}"
             )
         fitted[name] = values[name]
@@ -117,17 +118,17 @@ def _check(names: State, kind: str, model: ViT | LookupViT, state: State, source
     """Raise ValueError where nothing good can come of these weights in this model."""
     kernel = names.get("tokenizer.projection.weight")
     if kernel is None or not any(name.startswith("blocks.0.") for name in names):
-        raise ValueError(
+        raise UserError(
             f"{source}: no ViT of a known naming (timm, Hugging Face, CLIP, VideoMAE, ViViT, this project); "
             f"its keys are {', '.join(list(state)[:4])}, ..."
         )
     gated = [key for key in state if re.search(r"mlp\.(w12|w1|weights_in|gate_proj|fc1_g)\.", key)]
     if gated:
-        raise ValueError(f"{source}: {gated[0]} belongs to a gated MLP (SwiGLU), which the blocks here do not have")
+        raise UserError(f"{source}: {gated[0]} belongs to a gated MLP (SwiGLU), which the blocks here do not have")
     if kind == OWN_LOOKUPVIT and not isinstance(model, LookupViT):
-        raise ValueError(f"{source}: a LookupViT does not fit into a dense ViT; set MODEL.ARCH lookupvit")
+        raise UserError(f"{source}: a LookupViT does not fit into a dense ViT; set MODEL.ARCH lookupvit")
     if kernel.shape[0] != (dim := model.tokenizer.projection.out_channels):
-        raise ValueError(
+        raise UserError(
             f"{source}: its width is {kernel.shape[0]}, the model's {dim}; "
             f"set MODEL.VARIANT to that of the weights, or MODEL.DIM {kernel.shape[0]}"
         )
@@ -140,7 +141,7 @@ def _check_adapters(unused: Iterable[str], source: str) -> None:
         mend = "set MODEL.ADAPTER adaptformer, and its width and scale as they were trained"
         if ".lora_" in lost[0]:
             mend = f"put them into the weights first: python tools/merge_lora.py {source} --out merged.pt"
-        raise ValueError(
+        raise UserError(
             f"{source}: it has adapters ({lost[0]} and {len(lost) - 1} more) that this model has no place for, and "
             f"without them its weights are not what was trained; {mend}"
         )
@@ -433,7 +434,7 @@ def _source_grid(n: int, kernel: Sequence[int], grid: Grid) -> Grid:
         for side in (224 // kernel[-1], grid[1]):
             if side and n % side**2 == 0:
                 return (n // side**2, side, side)
-    raise ValueError(f"the source has {n} positions for kernels of {_times(kernel)}: their grid cannot be told")
+    raise UserError(f"the source has {n} positions for kernels of {_times(kernel)}: their grid cannot be told")
 
 
 def videomae_positions(n: int, dim: int) -> Tensor:
@@ -507,7 +508,7 @@ def read_state(source: str) -> State:
             no such path exists, a model id ("org/name") of the Hugging Face Hub, which is then downloaded.
 
     Raises:
-        ValueError: there is no such source, or it cannot be read, or holds no tensors.
+        UserError: there is no such source, or it cannot be read, or holds no tensors.
     """
     return _flat(_read(source), source)
 
@@ -527,7 +528,7 @@ def _read(source: str) -> Any:
     except Exception as error:  # reading a damaged file may raise anything
         code = isinstance(error, pickle.UnpicklingError)
         reason = "it holds code, which is not run, or no tensors" if code else "damaged, or not a file of weights"
-        raise ValueError(
+        raise UserError(
             f"{path}: these weights cannot be read ({reason}); give a .safetensors file or a state dict of torch.save"
         ) from None
 
@@ -539,9 +540,9 @@ def _local(source: str) -> Path:
     if path.is_dir():
         if file := next((path / name for name in _FILES if (path / name).is_file()), None):
             return file
-        raise ValueError(f"{source}: neither {' nor '.join(_FILES)} is in this folder")
+        raise UserError(f"{source}: neither {' nor '.join(_FILES)} is in this folder")
     if path.suffix in _SUFFIXES or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
-        raise ValueError(
+        raise UserError(
             f"{source}: no such file; MODEL.INIT_FROM is a file, a folder or a Hugging Face model id (org/name)"
         )
     return _downloaded(source)
@@ -551,7 +552,7 @@ def _downloaded(repository: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise ValueError(
+        raise UserError(
             f"{repository}: no such file; to fetch it from the Hugging Face Hub, pip install huggingface_hub"
         ) from None
     reasons = []
@@ -560,7 +561,7 @@ def _downloaded(repository: str) -> Path:
             return Path(hf_hub_download(repository, name))
         except Exception as error:  # offline, no such repository or file, no access: each a class of its own
             reasons.append(f"{name}: {type(error).__name__}")
-    raise ValueError(
+    raise UserError(
         f"{repository}: no such file, and it cannot be fetched from the Hugging Face Hub ({', '.join(reasons)}); "
         "check the name and the network, or give a local file"
     )
@@ -572,7 +573,7 @@ def _flat(content: Any, source: str) -> State:
     items = content.items() if isinstance(content, dict) else ()
     state = {str(key): value for key, value in items if isinstance(value, Tensor)}
     if not state:
-        raise ValueError(f"{source}: there are no tensors by name in it")
+        raise UserError(f"{source}: there are no tensors by name in it")
     return state
 
 

@@ -12,6 +12,7 @@ from pytorchvideo.models.vision_transformers import create_multiscale_vision_tra
 from pytorchvideo.models.x3d import create_x3d
 from torch import Tensor, nn
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import DenseFeatures
 
@@ -47,9 +48,9 @@ class MViT(nn.Module):
     ):
         super().__init__()
         if variant not in MVIT_VARIANTS:
-            raise ValueError(f"MODEL.VARIANT is {variant!r}; for MViT choose one of {', '.join(MVIT_VARIANTS)}")
+            raise UserError(f"MODEL.VARIANT is {variant!r}; for MViT choose one of {', '.join(MVIT_VARIANTS)}")
         if num_frames % 2 or size % 4:
-            raise ValueError(
+            raise UserError(
                 f"DATA.NUM_FRAMES is {num_frames} and DATA.TRAIN_CROP_SIZE {size}; "
                 "MViT takes frames in parts of 2 and pixels in parts of 4"
             )
@@ -78,7 +79,7 @@ class MViT(nn.Module):
     def _run_blocks(self, clip_BCTHW: Tensor) -> tuple[Tensor, Grid]:
         """Return class token and tokens (B, 1 + N, D), and the grid of the N."""
         if tuple(clip_BCTHW.shape[1:]) != self.clip_shape:
-            raise ValueError(f"expected clips of {self.clip_shape} in the batch, got {tuple(clip_BCTHW.shape[1:])}")
+            raise UserError(f"expected clips of {self.clip_shape} in the batch, got {tuple(clip_BCTHW.shape[1:])}")
         tokens, grid = self.tokenizer(clip_BCTHW), self.grid
         for block in self.blocks:
             tokens, grid = block(tokens, grid)
@@ -107,9 +108,9 @@ class X3D(nn.Module):
     ):
         super().__init__()
         if variant not in X3D_VARIANTS:
-            raise ValueError(f"MODEL.VARIANT is {variant!r}; for X3D choose one of {', '.join(X3D_VARIANTS)}")
+            raise UserError(f"MODEL.VARIANT is {variant!r}; for X3D choose one of {', '.join(X3D_VARIANTS)}")
         if size < 32:
-            raise ValueError(f"DATA.TRAIN_CROP_SIZE is {size}; X3D halves it five times, so take 32 or more")
+            raise UserError(f"DATA.TRAIN_CROP_SIZE is {size}; X3D halves it five times, so take 32 or more")
         network = create_x3d(
             input_clip_length=num_frames,
             input_crop_size=size,

@@ -9,6 +9,7 @@ Shape letters: B batch, N tokens, D width, d width of a head, r tokens merged aw
 import torch
 from torch import Tensor, nn
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.blocks import TransformerBlock
 
 
@@ -21,7 +22,7 @@ class RandomTokens(nn.Module):
     def __init__(self, num_tokens: int, keep: int):
         super().__init__()
         if not 1 <= keep <= num_tokens:
-            raise ValueError(f"{keep} of {num_tokens} tokens cannot be kept")
+            raise UserError(f"{keep} of {num_tokens} tokens cannot be kept")
         self.keep = keep
         generator = torch.Generator().manual_seed(0)
         fixed_n = torch.randperm(num_tokens, generator=generator)[:keep].sort().values

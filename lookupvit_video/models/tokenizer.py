@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.kernels.linear import linear
 
 Grid = tuple[int, int, int]
@@ -23,7 +24,7 @@ class TubeletTokenizer(nn.Module):
         super().__init__()
         extent = (num_frames, size, size)
         if any(whole % part for whole, part in zip(extent, tubelet, strict=True)):
-            raise ValueError(f"a clip of {extent} (frames, height, width) cannot be cut into tubelets of {tubelet}")
+            raise UserError(f"a clip of {extent} (frames, height, width) cannot be cut into tubelets of {tubelet}")
         self.clip_shape = (in_channels, *extent)
         self.grid: Grid = (num_frames // tubelet[0], size // tubelet[1], size // tubelet[2])
         self.num_tokens = math.prod(self.grid)
@@ -39,10 +40,10 @@ class TubeletTokenizer(nn.Module):
         """Turn a normalised float clip (B, C, T, H, W) into lookup tokens (B, N, D), rows in t, h, w order.
 
         Raises:
-            ValueError: the clip has another shape than this tokenizer was built for.
+            UserError: the clip has another shape than this tokenizer was built for.
         """
         if tuple(clip_BCTHW.shape[1:]) != self.clip_shape:
-            raise ValueError(
+            raise UserError(
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
         return linear(self._fold(clip_BCTHW), self.projection.weight.flatten(1), self.projection.bias) + self.positions
@@ -97,7 +98,7 @@ class GridResize(nn.Module):
     def __init__(self, grid_in: Grid, grid_out: Grid, kind: str = "triangle"):
         super().__init__()
         if kind not in ("triangle", "trilinear"):
-            raise ValueError(f"resize kind {kind!r}: choose triangle or trilinear")
+            raise UserError(f"resize kind {kind!r}: choose triangle or trilinear")
         self.grid_in, self.grid_out = grid_in, grid_out
         self.num_in = math.prod(grid_in)
         for axis, (n_in, n_out) in enumerate(zip(grid_in, grid_out, strict=True)):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.blocks import (
     PLAIN,
     POOLS,
@@ -72,11 +73,11 @@ class ViT(nn.Module):
     ):
         super().__init__()
         if pool not in (*POOLS, "attentive"):
-            raise ValueError(f"pool {pool!r}: choose {', '.join((*POOLS, 'attentive'))}")
+            raise UserError(f"pool {pool!r}: choose {', '.join((*POOLS, 'attentive'))}")
         if tokens not in TOKENS:
-            raise ValueError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
+            raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
         if encoder == "factorised" and (pool == "class" or tokens != "all"):
-            raise ValueError("a factorised encoder takes all tokens and has no class token")
+            raise UserError("a factorised encoder takes all tokens and has no class token")
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim)
         self.token_grid: Grid | None = self.tokenizer.grid
         self.reduce: nn.Module = nn.Identity()

@@ -32,6 +32,7 @@ from lookupvit_video.decoding.backends import DecodeError, VideoReader, open_vid
 from lookupvit_video.decoding.damage import NOT_LOOKED_AT
 from lookupvit_video.decoding.orientation import orientation_of_frame
 from lookupvit_video.decoding.reader import CUT
+from lookupvit_video.errors import UserError
 from lookupvit_video.processes.pool import run_isolated
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def rows_of_config(cfg: CfgNode, classes: Sequence[str], splits: Iterable[str]) 
     """Return the rows of the lists that a config names; a list that serves two splits is read once.
 
     Raises:
-        ValueError: names the file and line of what is wrong, and the mend.
+        UserError: names the file and line of what is wrong, and the mend.
     """
     rows: list[Row] = []
     seen: dict[Path, str] = {}
@@ -194,13 +195,13 @@ def rows_of_path(path: str | Path) -> list[Row]:
     Class names come from classes.txt beside the list, or are the labels' numbers.
 
     Raises:
-        ValueError: names the file and line of what is wrong, and the mend.
+        UserError: names the file and line of what is wrong, and the mend.
     """
     path = Path(path)
     if path.is_dir():
         files, left_out = find_video_files(path)
         if not files:
-            raise ValueError(f"{path}: {no_video_below(left_out)}")
+            raise UserError(f"{path}: {no_video_below(left_out)}")
         if left_out:
             logger.info("%s: %s", path, left_out_line(left_out))
         folders = class_folders(path)

@@ -88,7 +88,7 @@ def classes_beside(paths: Sequence[str]) -> list[str]:
     """Return the class names that belong to lists and folders: of classes.txt beside the lists, and the folders' own.
 
     Raises:
-        ValueError: see ``read_class_list``.
+        UserError: see ``read_class_list``.
     """
     names: dict[str, None] = {}
     for path in map(Path, paths):

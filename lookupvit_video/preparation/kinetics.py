@@ -20,6 +20,7 @@ import av
 
 from lookupvit_video.data.manifest import read_class_list
 from lookupvit_video.data.video_files import is_video_name
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.preparation.lists import Annotation, Found, Key, Options, find_videos, finish, match
 from lookupvit_video.progress import progress
@@ -53,16 +54,16 @@ def read_annotations(path: Path) -> list[Annotation]:
     Which one is told by the content. The label may be missing in the test split, nowhere else.
 
     Raises:
-        ValueError: names the file, and the line or video, of what is wrong.
+        UserError: names the file, and the line or video, of what is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check --annotations") from None
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check --annotations") from None
     rows = _json_rows(path, text) if text.lstrip().startswith("{") else _csv_rows(path, text)
     annotations = [_annotation(where, *row) for where, row in rows]
     if not annotations:
-        raise ValueError(f"{path}: holds no annotation")
+        raise UserError(f"{path}: holds no annotation")
     return annotations
 
 
@@ -70,14 +71,14 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
     reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
     absent = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
     if absent:
-        raise ValueError(
+        raise UserError(
             f"{path}, line 1: no column {', '.join(absent)}; the official files begin with "
             "label,youtube_id,time_start,time_end,split"
         )
     for row in reader:
         where = f"{path}, line {reader.line_num}"
         if None in row or any(row[name] is None for name in _COLUMNS):
-            raise ValueError(f"{where}: expected {len(reader.fieldnames or ())} fields; is a quote left open?")
+            raise UserError(f"{where}: expected {len(reader.fieldnames or ())} fields; is a quote left open?")
         yield where, (row["youtube_id"], row.get("label"), row["time_start"], row["time_end"], row["split"])
 
 
@@ -85,7 +86,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
     try:
         videos = json.loads(text, object_pairs_hook=_each_once)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
     for video, entry in videos.items():
         where = f"{path}, video {video}"
         try:
@@ -93,7 +94,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
             start, end = details["segment"]
             yield where, (video, details.get("label"), start, end, entry["subset"])
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(
+            raise UserError(
                 f'{where}: expected {{"annotations": {{"label": ..., "segment": [start, end]}}, "subset": ...}}'
             ) from None
 
@@ -102,25 +103,25 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) < len(pairs):  # Python would keep the last one and say nothing
         keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise UserError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
     return names
 
 
 def _annotation(where: str, video: Any, label: Any, start: Any, end: Any, split: Any) -> Annotation:
     name = _SPLIT_NAMES.get(str(split).strip().lower())
     if name is None:
-        raise ValueError(f"{where}: split {split!r} is none of {', '.join(_SPLIT_NAMES)}")
+        raise UserError(f"{where}: split {split!r} is none of {', '.join(_SPLIT_NAMES)}")
     if not isinstance(video, str) or not video.strip():
-        raise ValueError(f"{where}: no youtube_id")
+        raise UserError(f"{where}: no youtube_id")
     try:
         seconds = [float(start), float(end)]
     except (TypeError, ValueError):
         seconds = [0.0, 0.0]
     if not 0 <= seconds[0] < seconds[1] < float("inf"):
-        raise ValueError(f"{where}: {start!r} to {end!r} is no span of seconds")
+        raise UserError(f"{where}: {start!r} to {end!r} is no span of seconds")
     label = label.strip() if isinstance(label, str) else ""
     if not label and name != "test":
-        raise ValueError(f"{where}: no label; only the test split may have none")
+        raise UserError(f"{where}: no label; only the test split may have none")
     return Annotation(Key(video.strip(), int(seconds[0]), int(seconds[1])), name, label or None, where)
 
 
@@ -146,11 +147,11 @@ def extract(folder: Path, out: Path) -> list[str]:
         What is wrong, a line for each damaged tarball.
 
     Raises:
-        ValueError: no tarball is there, or one would write outside `out`.
+        UserError: no tarball is there, or one would write outside `out`.
     """
     tarballs = sorted(p for p in folder.rglob("*") if p.name.endswith((".tar.gz", ".tgz", ".tar")) and p.is_file())
     if not tarballs:
-        raise ValueError(f"{folder}: no .tar.gz, .tgz or .tar below it; check --tarballs")
+        raise UserError(f"{folder}: no .tar.gz, .tgz or .tar below it; check --tarballs")
     damaged = []
     for tarball in progress(tarballs, total=len(tarballs), label="unpacking", unit="tarballs"):
         target = out / tarball.parent.relative_to(folder)
@@ -176,13 +177,13 @@ def _unpack(tarball: Path, target: Path) -> None:
             if not is_video_name(name):
                 continue
             if name.is_absolute() or ".." in name.parts or "\\" in member.name or ":" in member.name:
-                raise ValueError(f"{tarball}: {member.name!r} would be written outside {target}; do not use it")
+                raise UserError(f"{tarball}: {member.name!r} would be written outside {target}; do not use it")
             path = target / name
             content = archive.extractfile(member) if member.isreg() else None
             if content is None or (path.is_file() and path.stat().st_size == member.size):
                 continue
             if not path.parent.resolve().is_relative_to(target.resolve()):
-                raise ValueError(f"{tarball}: {member.name!r} leads outside {target} by a link; remove the link")
+                raise UserError(f"{tarball}: {member.name!r} leads outside {target} by a link; remove the link")
             with written_whole(path) as temporary, open(temporary, "wb") as file:
                 shutil.copyfileobj(content, file)
 
@@ -237,7 +238,7 @@ def prepare_kinetics(
         The exit code: 1 where a tarball is damaged or a video could not be re-encoded, else 0.
     """
     if options.trim and not (options.encoding and whole):
-        raise ValueError("--trim cuts whole videos while they are re-encoded: give --short-side and --whole-videos")
+        raise UserError("--trim cuts whole videos while they are re-encoded: give --short-side and --whole-videos")
     clips = [clip for path in annotations for clip in read_annotations(path)]
     names = _class_names(clips, classes)
     damaged: list[str] = []
@@ -246,7 +247,7 @@ def prepare_kinetics(
         folders.append(options.out / "unpacked")
         damaged = extract(tarballs, folders[-1])
     if not folders:
-        raise ValueError("no videos: give --videos, --tarballs or both")
+        raise UserError("no videos: give --videos, --tarballs or both")
     ids = {clip.key.video for clip in clips}
     account = match(clips, find_videos(folders), partial(key_of, videos=ids), classes=names, whole=whole)
     warning = span_warning(account.found, whole)
@@ -260,10 +261,10 @@ def _class_names(clips: Sequence[Annotation], path: Path | None) -> list[str]:
     labels = sorted({clip.label for clip in clips if clip.label is not None})
     if path is None:
         if not labels:
-            raise ValueError("the annotations hold no label; add those of the training split, or --classes")
+            raise UserError("the annotations hold no label; add those of the training split, or --classes")
         return labels
     names = read_class_list(path)
     unknown = set(labels) - set(names)
     if unknown:
-        raise ValueError(f"{path}: does not name {sorted(unknown)[0]!r}, which is annotated")
+        raise UserError(f"{path}: does not name {sorted(unknown)[0]!r}, which is annotated")
     return names

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lookupvit_video.data.video_files import is_video_name, left_out_line, no_video_below, walk_files
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.preparation.reencode import FRAME_SUFFIX, Encoding, Job, reencode_all
 from lookupvit_video.progress import progress
@@ -78,14 +79,14 @@ def find_videos(folders: Iterable[Path], *, pictures: bool = False) -> list[Path
     Hidden files and folders are left out. Symbolic links are followed, each folder once.
 
     Raises:
-        ValueError: a folder does not exist, or nothing is below them.
+        UserError: a folder does not exist, or nothing is below them.
     """
     seen: set[tuple[int, int]] = set()
     found: list[Path] = []
     left_out: Counter[str] = Counter()
     for folder in folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; --videos names the folder that holds the videos")
+            raise UserError(f"{folder}: no such folder; --videos names the folder that holds the videos")
         logger.info("looking for videos below %s", folder)
         below: set[Path] = set()
         for file in walk_files(folder.resolve(), seen):
@@ -97,7 +98,7 @@ def find_videos(folders: Iterable[Path], *, pictures: bool = False) -> list[Path
                 left_out[file.suffix.lower()] += 1
         found += sorted(below)
     if not found:
-        raise ValueError(f"{folder}: {no_video_below(left_out)}; check --videos")
+        raise UserError(f"{folder}: {no_video_below(left_out)}; check --videos")
     if left_out:
         logger.info(left_out_line(left_out))
     return found
@@ -283,7 +284,7 @@ def read_options(args: argparse.Namespace) -> Options:
     """Return the parsed arguments of `add_options`, and of --trim where there is one.
 
     Raises:
-        ValueError: no video can be written like this.
+        UserError: no video can be written like this.
     """
     encoding = None if args.short_side is None else Encoding(args.short_side, args.gop, args.crf)
     if encoding:
@@ -301,7 +302,7 @@ def finish(
         expected: number of classes of the data set.
     """
     if not account.found:
-        raise ValueError(_nothing_found(account))
+        raise UserError(_nothing_found(account))
     out = options.out.resolve()
     before = len(account.missing)
     if options.encoding:
@@ -396,7 +397,7 @@ def counts(account: Account, published: Mapping[str, int | None]) -> str:
 
 def _one_line(path: str) -> str:
     if len(path.splitlines()) != 1 or path != path.strip():
-        raise ValueError(f"{path!r}: a path with a line break or a space at its end cannot stand in a list; rename it")
+        raise UserError(f"{path!r}: a path with a line break or a space at its end cannot stand in a list; rename it")
     return Path(path).as_posix()
 
 

@@ -26,6 +26,7 @@ import av
 import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.processes.children import deaf_to, end_children
 from lookupvit_video.progress import progress
@@ -81,9 +82,9 @@ class Settings:
         lowest = {"train": 1, "val": 1, "test": 1, "size": 32, "frames": 8, "fps": 1, "seed": 0}
         for name, low in lowest.items():
             if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
         if self.size % 2:
-            raise ValueError(f"size must be even (yuv420p halves the colour planes), not {self.size}")
+            raise UserError(f"size must be even (yuv420p halves the colour planes), not {self.size}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ def trajectory(motion: str, frames: int, rng: np.random.Generator) -> Trajectory
     With generators in the same state, opposite motions give time reversals. Raises ValueError for an unknown motion.
     """
     if motion not in MOTIONS:
-        raise ValueError(f"unknown motion {motion!r}; choose one of {', '.join(map(repr, MOTIONS))}")
+        raise UserError(f"unknown motion {motion!r}; choose one of {', '.join(map(repr, MOTIONS))}")
     pair, is_reversed = divmod(MOTIONS.index(motion), 2)
     x, y, zoom = (np.full(frames, value) for value in rng.uniform(size=3))
     if pair == 0:
@@ -361,7 +362,7 @@ def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
     complete, begun = out / "settings.json", out / "settings.partial.json"
     known = next((file for file in (complete, begun) if file.exists()), None)
     if known is None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} holds something other than Moving Digits; choose another --out")
+        raise UserError(f"{out} holds something other than Moving Digits; choose another --out")
     if known and overwrite:
         _remove(out)
     elif known:
@@ -370,7 +371,7 @@ def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
         except ValueError:
             found = None
         if found != asdict(settings):
-            raise ValueError(
+            raise UserError(
                 f"{out} holds Moving Digits made with other settings ({known.name}: {found}); "
                 "choose another --out or pass --overwrite"
             )
@@ -405,7 +406,7 @@ def make_moving_digits(
     settings.validate()
     processes = (os.cpu_count() or 1) if processes is None else processes
     if processes < 1:
-        raise ValueError(f"processes must be at least 1, not {processes}")
+        raise UserError(f"processes must be at least 1, not {processes}")
     if _prepare_folder(out, settings, overwrite):
         return False
     videos = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]

@@ -23,7 +23,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.frame_filter import field_joiner
 from lookupvit_video.decoding.orientation import UPRIGHT, Orientation, orientation_of_frame
-from lookupvit_video.errors import RunFailure
+from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.processes.pool import run_isolated
 from lookupvit_video.progress import progress
@@ -52,11 +52,11 @@ class Encoding:
     def validate(self) -> None:
         """Raise ValueError where no video can be written like this."""
         if self.short_side < 16 or self.short_side % 2:
-            raise ValueError(f"--short-side must be an even number of pixels from 16 on, not {self.short_side}")
+            raise UserError(f"--short-side must be an even number of pixels from 16 on, not {self.short_side}")
         if self.gop < 1:
-            raise ValueError(f"--gop must be at least 1 frame, not {self.gop}")
+            raise UserError(f"--gop must be at least 1 frame, not {self.gop}")
         if not 0 <= self.crf <= 51:
-            raise ValueError(f"--crf must be from 0 (none lost) to 51, not {self.crf}")
+            raise UserError(f"--crf must be from 0 (none lost) to 51, not {self.crf}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,12 +306,12 @@ def reencode_all(
         timeout: seconds for one video.
 
     Raises:
-        ValueError: the folder holds videos of other settings.
+        UserError: the folder holds videos of other settings.
         RunFailure: the disk is full.
     """
     encoding.validate()
     if processes < 1:
-        raise ValueError(f"--processes must be at least 1, not {processes}")
+        raise UserError(f"--processes must be at least 1, not {processes}")
     _claim(folder, encoding)
     for torn in folder.rglob(".*.tmp.mp4"):  # left by a run that was killed
         torn.unlink(missing_ok=True)
@@ -345,7 +345,7 @@ def _claim(folder: Path, encoding: Encoding) -> None:
         except ValueError:
             found = None
         if found != asdict(encoding):
-            raise ValueError(f"{folder} holds videos of other settings ({found}); choose another --out, or remove it")
+            raise UserError(f"{folder} holds videos of other settings ({found}); choose another --out, or remove it")
         return
     with written_whole(settings) as temporary:
         temporary.write_text(json.dumps(asdict(encoding)) + "\n", encoding="utf-8")

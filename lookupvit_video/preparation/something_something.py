@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.preparation.lists import Annotation, Key, Options, find_videos, finish, match
 
 # Videos of each split as published; the README names the sources.
@@ -34,7 +35,7 @@ def official_files(folder: Path) -> dict[str, Path]:
     """Find labels, train, validation, test and test-answers in a folder, by their official names.
 
     Raises:
-        ValueError: labels are not there, nothing else is, or one is there twice.
+        UserError: labels are not there, nothing else is, or one is there twice.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -43,10 +44,10 @@ def official_files(folder: Path) -> dict[str, Path]:
             continue
         kind = name[1].lower()
         if kind in found:
-            raise ValueError(f"{folder}: both {found[kind].name} and {path.name}; keep one version's files in a folder")
+            raise UserError(f"{folder}: both {found[kind].name} and {path.name}; keep one version's files in a folder")
         found[kind] = path
     if "labels" not in found or not found.keys() & _SPLITS.keys():
-        raise ValueError(
+        raise UserError(
             f"{folder}: expected the official labels and train, validation or test files (.json or .csv), "
             f"found {', '.join(path.name for path in found.values()) or 'none'}"
         )
@@ -57,24 +58,24 @@ def read_labels(path: Path) -> list[str]:
     """Read the class names in their official order: JSON ``{"name": "number"}``, or a name a line.
 
     Raises:
-        ValueError: a number is missing, or a name or number stands twice.
+        UserError: a number is missing, or a name or number stands twice.
     """
     if path.suffix.lower() == ".csv":
         names = [plain(line) for line in _text(path).splitlines() if line.strip()]
     else:
         numbers = _json(path)
         if not isinstance(numbers, dict):
-            raise ValueError(f'{path}: expected {{"class name": "number"}}')
+            raise UserError(f'{path}: expected {{"class name": "number"}}')
         try:
             by_number = {int(number): plain(name) for name, number in numbers.items()}
         except (TypeError, ValueError):
-            raise ValueError(f'{path}: expected {{"class name": "number"}}, a number is none') from None
+            raise UserError(f'{path}: expected {{"class name": "number"}}, a number is none') from None
         if sorted(by_number) != list(range(len(numbers))):
-            raise ValueError(f"{path}: {len(numbers)} classes are not numbered from 0 to {len(numbers) - 1}, each once")
+            raise UserError(f"{path}: {len(numbers)} classes are not numbered from 0 to {len(numbers) - 1}, each once")
         names = [by_number[number] for number in range(len(numbers))]
     twice = {name for name in names if names.count(name) > 1}
     if twice or not names:
-        raise ValueError(f"{path}: {f'class {min(twice)!r} stands twice' if twice else 'holds no class'}")
+        raise UserError(f"{path}: {f'class {min(twice)!r} stands twice' if twice else 'holds no class'}")
     return names
 
 
@@ -82,35 +83,35 @@ def read_split(path: Path, split: str, classes: set[str]) -> list[Annotation]:
     """Read the annotations of one split: of "test" they need no label.
 
     Raises:
-        ValueError: names the file, and the line or entry, of what is wrong.
+        UserError: names the file, and the line or entry, of what is wrong.
     """
     rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
     annotations = []
     for where, video, label in rows:
         if not video:
-            raise ValueError(f"{where}: no id")
+            raise UserError(f"{where}: no id")
         if label is None and split != "test":
-            raise ValueError(f"{where}: no label; only the test split has none")
+            raise UserError(f"{where}: no label; only the test split has none")
         name = None if label is None else plain(label)
         if name is not None and name not in classes:
-            raise ValueError(f"{where}: {name!r} is not in the list of labels")
+            raise UserError(f"{where}: {name!r} is not in the list of labels")
         annotations.append(Annotation(Key(video), split, name, where))
     if not annotations:
-        raise ValueError(f"{path}: holds no annotation")
+        raise UserError(f"{path}: holds no annotation")
     return annotations
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, str, str | None]]:
     entries = _json(path)
     if not isinstance(entries, list):
-        raise ValueError(f'{path}: expected a list of {{"id": ..., "template": ...}}')
+        raise UserError(f'{path}: expected a list of {{"id": ..., "template": ...}}')
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, entry {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), str | int):
-            raise ValueError(f'{where}: expected {{"id": ..., "template": ...}}')
+            raise UserError(f'{where}: expected {{"id": ..., "template": ...}}')
         template = entry.get("template")
         if template is not None and not isinstance(template, str):
-            raise ValueError(f"{where}: the template is no text")
+            raise UserError(f"{where}: the template is no text")
         yield where, str(entry["id"]).strip(), template
 
 
@@ -121,7 +122,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, str, str | None]]:
             continue
         fields = next(csv.reader([line], delimiter=";"))
         if len(fields) > 2:
-            raise ValueError(f"{where}: expected 'id;label' or 'id'")
+            raise UserError(f"{where}: expected 'id;label' or 'id'")
         yield where, fields[0].strip(), fields[1] if len(fields) == 2 else None
 
 
@@ -129,14 +130,14 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: no JSON ({error}); fetch it again") from None
+        raise UserError(f"{path}: no JSON ({error}); fetch it again") from None
 
 
 def key_of(path: Path) -> Key:
@@ -166,7 +167,7 @@ def prepare_something_something(version: int, annotations: Path, videos: list[Pa
     account = match(clips, find_videos(videos, pictures=True), key_of)
     pictures = [clip for clip in account.found if clip.path.is_dir()]
     if pictures and options.encoding is None:
-        raise ValueError(
+        raise UserError(
             f"{pictures[0].path} and {len(pictures) - 1} more are folders of pictures; have them made into videos "
             "with --short-side 240"
         )

@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -178,6 +179,7 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     connection.send((None, None))
+    reported: set[tuple[str, int | None]] = set()
     while True:
         try:
             task = connection.recv()
@@ -187,7 +189,11 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
             message: tuple[Lost | None, Any] = (None, function(task))
         except MemoryError:
             message = (Lost("memory", "needs more memory than there is"), None)
-        except Exception as error:
-            message = (Lost("error", f"{type(error).__name__}: {error}"), None)
+        except Exception as error:  # a bug: once for each place
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            if (place.filename, place.lineno) not in reported:
+                reported.add((place.filename, place.lineno))
+                traceback.print_exc()
+            message = (Lost("error", f"internal error, {type(error).__name__}: {error}"), None)
         with contextlib.suppress(OSError):  # the parent was killed: the next receive ends this process
             connection.send(message)

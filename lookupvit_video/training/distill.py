@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights
 from lookupvit_video.config import token_grid
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.build import build_model, model_arguments
 from lookupvit_video.models.lookupvit import LookupFeatures
 from lookupvit_video.models.tokenizer import Grid, GridResize
@@ -49,15 +50,15 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
     """Load the checkpoint of DISTILL.TEACHER; it must have seen the student's classes, pixels and clip shape.
 
     Raises:
-        ValueError: names what differs.
+        UserError: names what differs.
     """
     checkpoint = load_checkpoint(cfg.DISTILL.TEACHER)
     theirs = checkpoint.config
     if checkpoint.classes != classes:
-        raise ValueError(f"DISTILL.TEACHER {checkpoint.path}: its classes are not those of the data")
+        raise UserError(f"DISTILL.TEACHER {checkpoint.path}: its classes are not those of the data")
     for key in ("NUM_FRAMES", "TRAIN_CROP_SIZE", "MEAN", "STD"):
         if theirs.DATA[key] != cfg.DATA[key]:
-            raise ValueError(
+            raise UserError(
                 f"DISTILL.TEACHER {checkpoint.path}: its DATA.{key} is {theirs.DATA[key]}, the student's "
                 f"{cfg.DATA[key]}; both see the same clips, so set them alike"
             )
@@ -70,17 +71,17 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
 
 def _check_features(cfg: CfgNode, theirs: CfgNode) -> None:
     if theirs.MODEL.ARCH not in ("vit", "lookupvit") or theirs.MODEL.TOKENS != "all":
-        raise ValueError("DISTILL.FEATURE_WEIGHT: the teacher must keep all its tokens (MODEL.ARCH vit or lookupvit)")
+        raise UserError("DISTILL.FEATURE_WEIGHT: the teacher must keep all its tokens (MODEL.ARCH vit or lookupvit)")
     dim, own_dim = model_arguments(theirs)["dim"], model_arguments(cfg)["dim"]
     if dim != own_dim:
-        raise ValueError(
+        raise UserError(
             f"DISTILL.FEATURE_WEIGHT: the teacher's width is {dim}, the student's {own_dim}; set them alike"
         )
     whole = token_grid(theirs)
     for grid in cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]:
         own = grid if len(grid) == 3 else (token_grid(cfg)[0], *grid)
         if any(n > n_whole for n, n_whole in zip(own, whole, strict=True)):
-            raise ValueError(f"DISTILL.FEATURE_WEIGHT: the teacher's grid of tokens {whole} is smaller than {own}")
+            raise UserError(f"DISTILL.FEATURE_WEIGHT: the teacher's grid of tokens {whole} is smaller than {own}")
 
 
 def distill(

@@ -31,6 +31,7 @@ from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
 from lookupvit_video.distributed.parallel import autocast_dtype, full_state, load_optimizer, parallelize
 from lookupvit_video.distributed.world import World, gather_objects
+from lookupvit_video.errors import UserError
 from lookupvit_video.log import Journal, forget_bad_videos
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import init_from
@@ -232,11 +233,11 @@ def newest_checkpoint(cfg: CfgNode, world: World) -> Checkpoint | None:
     """Return the newest sound training checkpoint in OUTPUT_DIR, the same in all processes: the main one chooses.
 
     Raises:
-        ValueError: none can be read, not all machines see it, or there is one that is not to be gone on from.
+        UserError: none can be read, not all machines see it, or there is one that is not to be gone on from.
     """
     if not cfg.TRAIN.AUTO_RESUME:
         if training_checkpoints(cfg.OUTPUT_DIR):
-            raise ValueError(
+            raise UserError(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR} has checkpoints, and TRAIN.AUTO_RESUME is False: those of a new run "
                 "would mix with them; choose another OUTPUT_DIR or remove them"
             )
@@ -260,11 +261,11 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
     resumed = newest_checkpoint(cfg, world)
     if resumed:
         if resumed.classes != classes:
-            raise ValueError(f"{resumed.path}: its classes are not those of the data; choose another OUTPUT_DIR")
+            raise UserError(f"{resumed.path}: its classes are not those of the data; choose another OUTPUT_DIR")
         for name in KEPT:
             before, now = get_key(resumed.config, name), get_key(cfg, name)
             if before != now:
-                raise ValueError(
+                raise UserError(
                     f"{resumed.path}: {name} was {before} and is now {now}; its steps would be others. "
                     "Keep it, or choose another OUTPUT_DIR"
                 )
@@ -284,7 +285,7 @@ def _check_source(cfg: CfgNode, resumed: Checkpoint) -> None:
     if same and (not now or resumed.config.MODEL.INIT_INFLATE == cfg.MODEL.INIT_INFLATE):
         return
     name = "INIT_INFLATE" if same else "INIT_FROM"
-    raise ValueError(
+    raise UserError(
         f"{resumed.path}: this run was started with MODEL.{name} {resumed.config.MODEL[name]!r}, the config says "
         f"{cfg.MODEL[name]!r}, which a run that resumes does not read; choose another OUTPUT_DIR to start from it, or "
         "keep the former value to resume"

@@ -33,7 +33,7 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
     """Train by config; leaves OUTPUT_DIR/model.pt (and best.pt where there is validation), logs and pictures.
 
     Raises:
-        ValueError: the config and the data do not fit, found before the first step.
+        UserError: the config and the data do not fit, found before the first step.
         RunFailure: the numbers, too many of the videos, or the disk went bad on the way.
         Stopped: SIGTERM, SIGUSR1 or SIGINT came; where the run stood is saved.
     """

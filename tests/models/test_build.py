@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lookupvit_video.config import CHOICES, load_config
+from lookupvit_video.config import KEYS, load_config
 from lookupvit_video.models import build as build_module
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.build import (
@@ -24,7 +24,7 @@ def test_the_names_in_the_contract_are_what_a_config_can_name():
     models = [config(name).MODEL for name in MODELS]
     keys = "ARCH ENCODER RESIZE REVERSE_WEIGHTS HEADS INFERENCE_HEAD POOL TOKENS ACTIVATION"
     for key in keys.split():
-        assert all(choice in [model[key] for model in models] for choice in CHOICES[f"MODEL.{key}"]), key
+        assert all(choice in [model[key] for model in models] for choice in KEYS[f"MODEL.{key}"].choices), key
     for key in ("QK_NORM", "LAYER_SCALE", "COMPRESSED_GRIDS", "FREEZE_ENCODER"):
         assert any(model[key] for model in models), key
 

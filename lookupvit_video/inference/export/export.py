@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import set_kernel
@@ -64,7 +65,7 @@ def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, in
             multiplied as floats, so that the file shrinks and the operations do not.
 
     Raises:
-        ValueError: torchao is needed and not installed.
+        UserError: torchao is needed and not installed.
     """
     model = copy.deepcopy(predictor.model).eval().requires_grad_(False)
     set_kernel(model, "eager")  # plain operations, which every runtime has
@@ -90,7 +91,7 @@ def export_model(
         size of the file and the largest difference of a probability.
 
     Raises:
-        ValueError: what the format needs is missing here, or the exported model answers otherwise.
+        UserError: what the format needs is missing here, or the exported model answers otherwise.
     """
     check_format(kind)
     shapes = {"clips": {0: torch.export.Dim("batch")}} if any_batch else None
@@ -104,7 +105,7 @@ def export_model(
             # Of tensors: Python's max passes over what is no number.
             difference = float(torch.stack([(run(x).cpu() - deployed(x).cpu()).abs().max() for x in batches]).max())
             if not difference <= TOLERANCE:
-                raise ValueError(
+                raise UserError(
                     f"{path}: as {kind} the model answers otherwise: a probability differs by {difference:.2g}, more "
                     f"than {TOLERANCE:g}; nothing was written"
                 )
@@ -159,7 +160,7 @@ def _run_onnx(session: Any, clips: Tensor) -> Tensor:
 def check_format(kind: str) -> None:
     """Raise ValueError where a format is unknown, or what writing it needs is missing on this machine."""
     if kind not in FILES:
-        raise ValueError(f"format {kind!r}: choose from {', '.join(FILES)}")
+        raise UserError(f"format {kind!r}: choose from {', '.join(FILES)}")
     if kind == "onnx":
         check_installed("onnx")
     if kind == "aoti":
@@ -169,7 +170,7 @@ def check_format(kind: str) -> None:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler:
-            raise ValueError(
+            raise UserError(
                 "format aoti compiles C++, and there is no compiler here: install g++ (apt install g++) or name one in "
                 "the environment variable CXX; pt2 and onnx need none"
             ) from None
@@ -181,7 +182,7 @@ def check_installed(need: str) -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise ValueError(f"{need} needs {name}: pip install -e .[export]") from None
+            raise UserError(f"{need} needs {name}: pip install -e .[export]") from None
 
 
 def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from lookupvit_video.decoding.backends import DecodeError
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.export import reference
 from lookupvit_video.inference.export.export import DeployedModel
@@ -133,14 +134,14 @@ def add_reference(folder: Path, facts: dict[str, Any]) -> float:
     """Copy the reference next to a model, and have it answer the test vectors; return the largest difference.
 
     Raises:
-        ValueError: it answers otherwise than this package.
+        UserError: it answers otherwise than this package.
     """
     with written_whole(folder / "reference.py") as temporary:
         temporary.write_bytes(Path(reference.__file__).read_bytes())
     found = reference.check_vectors(folder, facts, reference.load_run(folder, facts))
     for file, difference, tolerance in found:
         if not difference <= tolerance:
-            raise ValueError(
+            raise UserError(
                 f"{folder / file}: the reference and this package differ by {difference:.2g} of a probability"
             )
     return max(difference for _, difference, _ in found)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference.page.page import Page, Shown
 
 HOST = "127.0.0.1"
@@ -41,7 +42,7 @@ def import_gradio(folder: Path) -> Any:
     """Import Gradio so that it asks nobody and writes only below a folder.
 
     Raises:
-        ValueError: it is not installed.
+        UserError: it is not installed.
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder / "files")}
     for name in ("no_proxy", "NO_PROXY"):  # or its own look at the page would go through the proxy, and fail
@@ -49,7 +50,7 @@ def import_gradio(folder: Path) -> Any:
     try:
         return importlib.import_module("gradio")
     except ImportError:
-        raise ValueError("the page needs gradio: pip install -e .[app]") from None
+        raise UserError("the page needs gradio: pip install -e .[app]") from None
 
 
 def build(gradio: Any, page: Page, title: str, folder: Path) -> Any:
@@ -110,7 +111,7 @@ def keep_local(component: Any) -> None:
 
     def move_local(path: Any) -> Any:
         if str(path).lower().startswith(("http:", "https:")):
-            raise ValueError("upload a file; addresses are not fetched")
+            raise UserError("upload a file; addresses are not fetched")
         return move(path)
 
     async def move_local_async(path: Any) -> Any:
@@ -158,7 +159,7 @@ def serve(gradio: Any, blocks: Any, port: int, megabytes: int) -> None:
         megabytes: that an upload may have, 2^20 bytes each.
 
     Raises:
-        ValueError: the port is taken.
+        UserError: the port is taken.
     """
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every look that Gradio takes at itself
     middleware = importlib.import_module("starlette.middleware").Middleware
@@ -170,7 +171,7 @@ def serve(gradio: Any, blocks: Any, port: int, megabytes: int) -> None:
             app_kwargs={"middleware": [middleware(Policy)]},
         )  # fmt: skip
     except OSError:
-        raise ValueError(
+        raise UserError(
             f"--port {port}: no free port; --port 0 takes the first free one from {FIRST_PORT} on"
         ) from None
     print(f"the page is at {address} (Ctrl-C ends it)", flush=True)

@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from lookupvit_video.decoding.backends import DecodeError
-from lookupvit_video.errors import RunFailure
+from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.inference.annotate import write_overlay
 from lookupvit_video.inference.budget import load_cascade, parse_grid
 from lookupvit_video.inference.draw import draw_prediction, draw_sheet, draw_timeline, shortened
@@ -62,7 +62,7 @@ class Page:
         calibration: file of ``tools/calibrate.py``; None: no adaptive budget.
 
     Raises:
-        ValueError: a calibration of another checkpoint, views that do not fit into memory.
+        UserError: a calibration of another checkpoint, views that do not fit into memory.
     """
 
     def __init__(
@@ -112,18 +112,18 @@ class Page:
             why = f"{name}: {error.reason}"
         except MemoryError:
             why = f"{name}: needs more memory than there is"
-        except (ValueError, OSError, RunFailure) as error:
+        except (UserError, OSError, RunFailure) as error:
             why = str(error)
         except Exception:  # a bug: whoever runs the page is to see it, whoever uses it is not
             logger.exception("%s: no answer", name)
-            why = f"{name}: no answer, for a reason that only the terminal of the page tells"
+            why = f"{name}: internal error; see the server log"
         yield replace(shown, status=printable(why.partition("\n")[0]), failed=True)
 
     def _steps(self, path: str | None, name: str, budget: str | None, folder: Path) -> Iterator[Shown]:
         if not path:
-            raise ValueError("choose a video, or drop one")
+            raise UserError("choose a video, or drop one")
         if budget is not None and budget not in self.budgets:
-            raise ValueError(f"budget {budget!r:.40}: choose one of {', '.join(self.budgets) or 'none'}")
+            raise UserError(f"budget {budget!r:.40}: choose one of {', '.join(self.budgets) or 'none'}")
         yield (shown := Shown(f"{name}: reading …"))
         began = perf_counter()
         upload = read_upload(path, self.plan, self.limits)

@@ -9,6 +9,7 @@ import torch
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.decoding.backends import open_video
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Cascade, save_cascade
 from lookupvit_video.inference.page import page as page_module
 from lookupvit_video.inference.page.page import Page, Shown
@@ -156,10 +157,11 @@ def test_an_answer_stays_where_the_time_line_takes_too_long(model, video, tmp_pa
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (KeyError("secret"), "x.mp4: no answer, for a reason that only the terminal of the page tells"),
+        (KeyError("secret"), "x.mp4: internal error; see the server log"),
         (MemoryError(), "x.mp4: needs more memory than there is"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
-        (ValueError("one\ntwo"), "one"),
+        (UserError("one\ntwo"), "one"),
+        (ValueError("zip() argument 2 is shorter"), "x.mp4: internal error; see the server log"),
     ],
 )
 def test_whatever_goes_wrong_is_a_line(model, video, tmp_path, monkeypatch, caplog, error, line):
