@@ -49,6 +49,7 @@ from lookupvit_video.decoding.encryption import ENCRYPTED, refuse_encrypted, why
 from lookupvit_video.decoding.file_end import check_file
 from lookupvit_video.decoding.frame_filter import field_joiner
 from lookupvit_video.decoding.hevc_slices import pictures_not_read_to_their_end
+from lookupvit_video.decoding.opening import SAFE
 from lookupvit_video.decoding.orientation import (
     ALWAYS_PER_PICTURE,
     MAY_CARRY_MESSAGES,
@@ -670,7 +671,7 @@ def _opened(deadline: Deadline, container_format: str | None = None, **options: 
     path = deadline.path
     try:
         # "file:" keeps a colon in a name from being read as a protocol; a playlist must not open a network address
-        whole = {"protocol_whitelist": "file", **options}
+        whole = SAFE | options
         # libav gives up one wait for the disk; how long all of them take, with the decoding between, `_demux` looks to
         return av.open(
             f"file:{path}",

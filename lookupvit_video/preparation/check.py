@@ -30,8 +30,9 @@ from lookupvit_video.data.manifest import Video, class_folders, read_class_list,
 from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, no_video_below
 from lookupvit_video.decoding.backends import DecodeError, VideoReader, open_video
 from lookupvit_video.decoding.damage import NOT_LOOKED_AT
+from lookupvit_video.decoding.opening import SAFE
 from lookupvit_video.decoding.orientation import orientation_of_frame
-from lookupvit_video.decoding.reader import CUT
+from lookupvit_video.decoding.reader import CUT, Damage
 from lookupvit_video.errors import UserError
 from lookupvit_video.processes.pool import run_isolated
 
@@ -231,7 +232,7 @@ def examine(path: str, thorough: bool = False) -> Facts:
     elif os.path.islink(path) and not os.path.exists(path):
         facts.problems.append(Problem("missing", f"is a link to {os.readlink(path)}, where no file is"))
         return facts
-    problem, failed, damage = None, 0, ()
+    problem, failed, damage = None, 0, tuple[Damage, ...]()
     with _complaints() as complaints:
         try:
             with open_video(path, timeout=0) as reader:  # the process has a time limit of its own
@@ -314,7 +315,7 @@ def _walk(facts: Facts, path: str) -> int:
 
     Notes the container's side of the facts; returns how many packets or frames are damaged.
     """
-    with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
+    with av.open(f"file:{path}", options=SAFE, metadata_errors="replace") as container:
         stream: Any = container.streams.best("video")
         stream.thread_type = "NONE"
         _note_container(facts, path, container, stream)

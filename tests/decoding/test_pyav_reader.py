@@ -54,7 +54,16 @@ def test_every_opening_is_limited_to_local_files(videos, tmp_path, monkeypatch, 
     for file, options in opened:
         assert file == f"file:{path}"
         assert options["container_options"]["protocol_whitelist"] == "file"
+        assert "hls" not in options["container_options"]["format_whitelist"].split(",")
         assert options["timeout"] == 50.0
+
+
+def test_a_playlist_that_does_not_look_like_text_is_not_followed(videos, tmp_path):
+    """libav would open the local file that it names."""
+    path = tmp_path / "list.m3u8"
+    path.write_bytes(b"#EXTM3U\n#\x01\n#EXTINF:10,\n" + str(videos["plain.mp4"]).encode() + b"\n#EXT-X-ENDLIST\n")
+    with pytest.raises(DecodeError, match="cannot be opened"):
+        open_video(path)
 
 
 def test_no_limit_of_time_is_none(videos, monkeypatch):
