@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # which let a training save and leave
 
@@ -40,6 +41,7 @@ def deaf_to(*names: str) -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
+    resource_tracker.ensure_running()  # its start would unblock SIGINT and SIGTERM within the block
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield

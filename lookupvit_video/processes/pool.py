@@ -80,7 +80,7 @@ def _run(
     # A fork server imports once what its children need, so that a lost process is replaced in milliseconds.
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
-        context.set_forkserver_preload([name for name in sys.modules if name.startswith(f"{__package__}.")])
+        context.set_forkserver_preload([getattr(function, "func", function).__module__])
     waiting = iter(numbers)
     workers = [_Worker(context, function) for _ in range(min(processes, len(numbers)))]
     try:
