@@ -30,7 +30,7 @@ SOUND_SLACK = 0.1  # s: how far the announced end and the end of the last packet
 _UNSURE = 1.0  # s: for containers whose announcements were not looked into
 _LOOKED_INTO = frozenset({"matroska", "webm", "avi", "flv", "asf", "mp4"})
 ANNOUNCES_NOTHING = frozenset({"mpegts", "mpeg", "h264", "hevc", "m4v", "mpegvideo", "obu", "mjpeg"})
-_HEAD = 1 << 16  # bytes: where the header of a file is looked for
+_SMALL_HEAD, _HEAD = 1 << 12, 1 << 16  # bytes: where the header of a file is looked for
 _LARGEST_SIZE = 1 << 62
 _remarked: set[str] = set()
 
@@ -119,10 +119,12 @@ def ends_early(
             held = sum(not packet.is_corrupt for packet in reread(stream.index, ignore_editlist="1"))
         return f"holds {held} of {stated} frames" if held < stated else ""
     announced = announced_seconds(path, names, container, stream)
-    frame = frame_seconds([packet.pts for packet in packets], stream)
     last = max(packets, key=lambda packet: packet.end, default=None)
+    if not announced or (last is not None and last.end >= announced - _ROUNDING):
+        return ""
+    frame = frame_seconds([packet.pts for packet in packets], stream)
     slack = tolerance(names, frame, last is not None and last.knows_end)
-    if not announced or (last is not None and last.end >= announced - slack):
+    if last is not None and last.end >= announced - slack:
         return ""
     end = max((packet_end(packet, float(packet.time_base)) for packet in reread(None)), default=0.0)
     if end >= announced - max(slack, SOUND_SLACK):  # the video may end long before the sound
@@ -138,7 +140,7 @@ def missing_bytes(path: str, names: set[str]) -> str:
     size = os.path.getsize(path)
     with open(path, "rb") as file:
         if "matroska" in names:
-            end = _matroska_end(file.read(_HEAD))
+            end = _matroska_end(file.read(_SMALL_HEAD))
         elif "mp4" in names:
             end = _chunks_end(file, size, _mp4_box)
         elif "avi" in names:
@@ -223,6 +225,9 @@ def bad_checksums(path: str) -> str:
     FFmpeg and mkvmerge write them into .mkv, into .webm nobody does.
     """
     bad = seen = 0
+    with open(path, "rb") as file:
+        if b"webm" in file.read(64):
+            return ""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for start, end in _parts_with_checksum(data):
             stated = int.from_bytes(data[start + 2 : start + 6], "little")
@@ -234,7 +239,7 @@ def bad_checksums(path: str) -> str:
 
 def _parts_with_checksum(data: Any) -> Iterator[tuple[int, int]]:
     """(start, end) of the content of each part of a matroska file that begins with its checksum."""
-    head = data[:_HEAD].find(_SEGMENT)
+    head = data.find(_SEGMENT, 0, _SMALL_HEAD)
     if head < 0:
         return
     _, at = _vint(data, head + 4)
@@ -250,7 +255,7 @@ def _parts_with_checksum(data: Any) -> Iterator[tuple[int, int]]:
 
 def _matroska_header(path: str) -> bytes:
     with open(path, "rb") as file:
-        head = file.read(_HEAD)
+        head = file.read(_SMALL_HEAD)
         if _CLUSTER not in head:
             head += file.read(1 << 20)
     return head.partition(_CLUSTER)[0]

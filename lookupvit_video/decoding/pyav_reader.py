@@ -458,7 +458,8 @@ class PyAVReader(VideoReader):
                 if watch:
                     watch.unfilled += 1
             yield from frames
-            errors = errors_so_far()  # another video may have been decoded in between
+            if self._threads:  # elsewhere the decoder's threads work on in between
+                errors = errors_so_far()  # another video may have been decoded in between
 
     def _use(self, timeline: Timeline) -> None:
         self._timeline = timeline

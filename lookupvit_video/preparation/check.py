@@ -232,7 +232,8 @@ def examine(path: str, thorough: bool = False) -> Facts:
     elif os.path.islink(path) and not os.path.exists(path):
         facts.problems.append(Problem("missing", f"is a link to {os.readlink(path)}, where no file is"))
         return facts
-    problem, failed, damage = None, 0, tuple[Damage, ...]()
+    problem, failed = None, 0
+    damage: Sequence[Damage] = ()
     with _complaints() as complaints:
         try:
             with open_video(path, timeout=0) as reader:  # the process has a time limit of its own

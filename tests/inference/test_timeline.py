@@ -114,8 +114,8 @@ def test_the_walk_goes_on_where_a_decode_contradicts_the_packets(tmp_path):
     with ForwardReader(path) as forward:
         before = forward.times
         numbers = [read_number(picture) for picture in forward.walk(before.tolist())]
-        assert forward.times is not before
-        assert len(numbers) == 60
+        assert forward.damage
+        assert len(numbers) == len(before)
         assert numbers[:20] == list(range(20))
     times = before[1::3].tolist()  # pictures between may be spared only while it is known which they are
     with ForwardReader(path) as forward, open_video(path) as reader:
