@@ -153,8 +153,8 @@ def test_answers_on_standard_output_are_the_same_bytes(run):
 
 def test_a_bad_video_is_appended_under_its_name(tmp_path):
     for number in range(2):
-        record_bad_videos(tmp_path, [("train", f"{number}\udcff\r\n.mp4", "gone")])
-    assert [row["path"] for row in table(tmp_path / "bad_videos.csv")] == ["0\udcff\r\n.mp4", "1\udcff\r\n.mp4"]
+        record_bad_videos(tmp_path, [("train", f"/{number}\udcff\r\n.mp4", "gone")])
+    assert [row["path"] for row in table(tmp_path / "bad_videos.csv")] == ["/0\udcff\r\n.mp4", "/1\udcff\r\n.mp4"]
 
 
 def test_lists_of_any_bytes(tmp_path):

@@ -26,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from lookupvit_video.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows: signs of life alone
@@ -41,7 +43,7 @@ _BYTES = 1024  # of a record
 _held: set[str] = set()  # by this process: to open such a file again, and close it, would end the kernel's lock
 
 
-class InUseError(ValueError):
+class InUseError(UserError):
     """Another process is writing there."""
 
 

@@ -155,7 +155,7 @@ def test_freed_memory_is_kept_up_to_a_limit(monkeypatch):
     ("text", "parts"),
     [
         ("DataLoader timed out after 5 seconds", ["timed out after 5 seconds; ", "raise DATA_LOADER.TIMEOUT"]),
-        ("x: Bus error. It is possible", ["no shared memory", "larger (docker run --shm-size)", "PREFETCH_FACTOR"]),
+        ("x: Bus error. It is possible", ["no shared memory", "larger (docker run --shm-size", "PREFETCH_FACTOR"]),
         ("unable to allocate shared memory", ["no shared memory"]),
         ("DataLoader worker (pid 7) is killed by signal: Killed. \nmore",
          ["DataLoader worker (pid 7) is killed by signal: Killed; if killed, the memory may be full"]),
@@ -200,7 +200,7 @@ def test_a_loader_is_what_the_config_says(videos, monkeypatch, workers, pin, key
     assert generator is not torch.default_generator
     assert options == {
         "batch_sampler": "batches", "num_workers": workers, "collate_fn": loader_module.collate,
-        "worker_init_fn": loader_module.keep_freed_memory, "pin_memory": pin and key,
+        "worker_init_fn": loader_module._prepare_worker, "pin_memory": pin and key,
         "prefetch_factor": 5 if workers else None, "timeout": 7 if workers else 0,
     }  # fmt: skip
     assert len(kept) == (workers == 0)  # workers do it themselves

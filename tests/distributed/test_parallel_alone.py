@@ -20,7 +20,6 @@ from lookupvit_video.distributed.parallel import (
     autocast_dtype,
     clip_gradients,
     compile_blocks,
-    describe_world,
     full_state,
     gathered,
     load_optimizer,
@@ -29,6 +28,7 @@ from lookupvit_video.distributed.parallel import (
 )
 from lookupvit_video.distributed.world import World
 from lookupvit_video.models.build import build_model
+from lookupvit_video.training.description import describe_world
 from lookupvit_video.training.optim import build_optimizer
 from tests.small import settings
 

@@ -81,7 +81,7 @@ def test_what_dies_or_fails_costs_one_task():
     assert "SIGSEGV" in lost[str(signal.SIGSEGV)].detail
     assert "SIGKILL, perhaps for want of memory" in lost[str(signal.SIGKILL)].detail
     assert "exit code 3" in lost["exit"].detail
-    assert lost["raise"].detail == "KeyError: 'a bug'"
+    assert lost["raise"].detail == "internal error, KeyError: 'a bug'"
     assert [found[number].answer[0] for number in (0, 8, 16)] == ["a", "b", "c"]
 
 

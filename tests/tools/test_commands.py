@@ -123,7 +123,7 @@ def test_a_teacher_that_does_not_fit_gives_one_line(trained, tmp_path):
 def test_mistakes_in_a_config_file_name_file_and_line(tmp_path):
     (tmp_path / "twice.yaml").write_text("MODEL:\n  DIM: 24\n  DIM: 48\n")
     done = call_tool("tools/run_net.py", "--cfg", tmp_path / "twice.yaml")
-    assert_one_clear_line(done, 2, "twice.yaml, line 3", "DIM stands twice")
+    assert_one_clear_line(done, 2, "twice.yaml, line 3", "DIM is there twice")
     done = call_tool("tools/check_configs.py", tmp_path / "twice.yaml")
     assert_one_clear_line(done, 2, "twice.yaml, line 3")
     done = call_tool("tools/run_net.py", "--cfg", tmp_path / "none.yaml")

@@ -172,7 +172,7 @@ def test_a_row_that_stands_twice_is_not_lost(tmp_path):
     with (tmp_path / "study.yaml").open("a") as file:
         file.write("  same: {MODEL.ARCH: vit}\n")
     done = call_tool(STUDY, "--study", tmp_path / "study.yaml", "--out", tmp_path / "out")
-    assert_one_line(done, "study.yaml, line ", "key same stands twice")
+    assert_one_line(done, "study.yaml, line ", "key same is there twice")
 
 
 def test_a_result_of_other_settings_is_not_taken_for_a_rows(tmp_path):
