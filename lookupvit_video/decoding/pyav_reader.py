@@ -230,11 +230,17 @@ class PyAVReader(VideoReader):
 
     def close(self) -> None:
         """See `VideoReader.close`."""
+        self._let_threads_finish()
         container, self._container = self._container, None
         self._frames = self._current = self._stream = self._reformatter = self._decoder = None
         self._read = ()
         if container is not None:
             container.close()
+
+    def _let_threads_finish(self) -> None:
+        """Wait for the decoder's threads without the GIL: PyAV ends them with it, which one that logs an error needs."""
+        if self._decoder is not None and not self._threads:
+            self._decoder.flush_buffers()
 
     def _gather(self, at: np.ndarray, window: Callable[[int, int], Box]) -> torch.Tensor:
         """Map times to timeline indices, decode each index once, and lay the frames out in the order asked."""
@@ -354,6 +360,7 @@ class PyAVReader(VideoReader):
             if self._lying_size is None:
                 self._open()
             else:  # how the pictures lie is known, which a decoder of our own would not say
+                self._let_threads_finish()
                 self._decoder = fresh_decoder(self._stream, self._threads)
         if not key.seek:
             return self._packets()
