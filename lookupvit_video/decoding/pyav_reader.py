@@ -238,7 +238,7 @@ class PyAVReader(VideoReader):
             container.close()
 
     def _let_threads_finish(self) -> None:
-        """Wait for the decoder's threads without the GIL: PyAV ends them with it, which one that logs an error needs."""
+        """Wait for the decoder's threads without the GIL: PyAV ends them with it, and one that logs errors needs it."""
         if self._decoder is not None and not self._threads:
             self._decoder.flush_buffers()
 
