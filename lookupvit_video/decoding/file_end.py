@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import gt
 from typing import Any, BinaryIO
 
@@ -35,7 +35,8 @@ _LARGEST_SIZE = 1 << 62
 _remarked: set[str] = set()
 
 _SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"  # IDs of elements of matroska (RFC 9559)
-_DURATION, _PROJECTION, _CRC_32 = b"\x44\x89", b"\x76\x70", b"\xbf\x84"  # the last one with its size, 4 bytes
+_DURATION, _CRC_32 = b"\x44\x89", b"\xbf\x84"  # the second with its size, 4 bytes
+_PROJECTION = (_SEGMENT, b"\x16\x54\xae\x6b", b"\xae", b"\xe0", b"\x76\x70")  # in a track's description of its video
 _ASF_FILE_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _UPRIGHT = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)  # the matrix of a track (ISO 14496-12)
 
@@ -261,10 +262,27 @@ def _matroska_header(path: str) -> bytes:
     return head.partition(_CLUSTER)[0]
 
 
+def _holds_element(data: bytes, at: int, end: int, way: Sequence[bytes]) -> bool:
+    """Whether an element is there, within those that the others of ``way`` name.
+
+    The bytes of its ID alone say nothing: they stand in texts such as "libvpx" too.
+    """
+    while at < end:
+        width = 9 - data[at].bit_length()
+        size, start = _vint(data, at + width)
+        if data[at : at + width] == way[0] and (
+            len(way) == 1 or _holds_element(data, start, min(start + size, end), way[1:])
+        ):
+            return True
+        at = start + size
+    return False
+
+
 def may_turn_pictures(path: str, names: set[str]) -> bool:
     """Whether a container may hold a matrix that turns or mirrors its pictures."""
     if "matroska" in names:
-        return _PROJECTION in _matroska_header(path)
+        header = _matroska_header(path)
+        return _holds_element(header, 0, len(header), _PROJECTION)
     if "mp4" not in names:
         return True
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import pytest
 
 from lookupvit_video.decoding import file_end
@@ -127,6 +128,20 @@ def test_checksums_of_matroska_are_compared(tmp_path):
     path.write_bytes(data)
     assert bad_checksums(str(path)).startswith("1 of ")
     assert "do not match their checksums" in what_is_said(path)
+
+
+def test_a_text_in_the_header_turns_nothing(tmp_path):
+    """The name of the encoder, which ffmpeg writes into .webm, holds the bytes of a projection's ID."""
+    path = tmp_path / "a.webm"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "libvpx-vp9"
+        stream = container.add_stream("libvpx-vp9", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for packet in stream.encode(av.VideoFrame(64, 48, "yuv420p")):
+            container.mux(packet)
+        container.mux(stream.encode(None))
+    assert b"vp" in path.read_bytes().partition(b"\x1f\x43\xb6\x75")[0]
+    assert not may_turn_pictures(str(path), {"matroska"})
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
