@@ -95,7 +95,7 @@ logger = logging.getLogger(__name__)
 
 _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
 # Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
-_NEARLY_SQUARE = 0.02
+NEARLY_SQUARE = 0.02
 _EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
 # Codecs of which damage may go unnoticed and show what a buffer held before: each key frame meets a decoder that has
 # decoded nothing yet, so that a picture depends on nothing that was read before it.
@@ -103,7 +103,7 @@ _FROM_KEY_TO_KEY = frozenset({"hevc", "vp8"})
 _SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
 _RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
-_ODDEST_PIXEL = 3  # times as wide as high, or as high as wide (32:11 is the oddest in use): beyond, it is damage
+ODDEST_PIXEL = 3  # times as wide as high, or as high as wide (32:11 is the oddest in use): beyond, it is damage
 _PADDING = 16  # pixels: headers may count what encoders add to fill blocks
 
 
@@ -291,8 +291,8 @@ class PyAVReader(VideoReader):
         if min(stated) > 0 and max(abs(one - other) for one, other in zip(size, stated, strict=True)) >= _PADDING:
             self._damage.note(PICTURE_SIZE, f"{size[0]}x{size[1]}, in the header {stated[0]}x{stated[1]}")
         ratio = float(self._stream.sample_aspect_ratio or 1)
-        self._squares = ratio if abs(ratio - 1) > _NEARLY_SQUARE else 1.0
-        if not 1 / _ODDEST_PIXEL <= ratio <= _ODDEST_PIXEL:
+        self._squares = ratio if abs(ratio - 1) > NEARLY_SQUARE else 1.0
+        if not 1 / ODDEST_PIXEL <= ratio <= ODDEST_PIXEL:
             self._squares = 1.0
             self._damage.note(PIXEL_SHAPE, f"a pixel {ratio:.3g} times as wide as high: taken for square")
 

@@ -394,9 +394,12 @@ def test_a_state_loads_where_some_parameters_have_had_no_step():
 
 def test_settings_that_cannot_work_are_refused():
     for overrides, reason in (
-        ("TRAIN.CPU_OFFLOAD True", "TRAIN.CPU_OFFLOAD is for TRAIN.PARALLEL fsdp"),
-        ("MODEL.ARCH vit TRAIN.ACTIVATION_CHECKPOINTING write_back", "vit have no way back; choose none, selective"),
-        ("MODEL.ARCH x3d MODEL.VARIANT M TRAIN.PARALLEL fsdp", "x3d has batch norms"),
+        ("TRAIN.CPU_OFFLOAD True", "TRAIN.CPU_OFFLOAD True is only for TRAIN.PARALLEL fsdp"),
+        (
+            "MODEL.ARCH vit TRAIN.ACTIVATION_CHECKPOINTING write_back",
+            "write_back is only for MODEL.ARCH lookupvit; MODEL.ARCH is vit",
+        ),
+        ("MODEL.ARCH x3d MODEL.VARIANT M TRAIN.PARALLEL fsdp", "TRAIN.PARALLEL fsdp is only for .*; MODEL.ARCH is x3d"),
         ("TRAIN.PARALLEL zero", "TRAIN.PARALLEL is 'zero'; choose one of ddp, fsdp"),
         ("DIST_TIMEOUT 60", "DIST_TIMEOUT is 60 and DATA_LOADER.TIMEOUT 60"),
     ):

@@ -28,6 +28,7 @@ from lookupvit_video.distributed.parallel import (
 )
 from lookupvit_video.distributed.world import World
 from lookupvit_video.models.build import build_model
+from lookupvit_video.training import description
 from lookupvit_video.training.description import describe_world
 from lookupvit_video.training.optim import build_optimizer
 from tests.small import settings
@@ -274,7 +275,7 @@ def test_limits_of_the_compiler_are_raised_and_never_lowered(monkeypatch):
 
 
 def test_what_a_step_is_in_words(monkeypatch):
-    monkeypatch.setattr(parallel_module, "gather_objects", lambda value, world: [value] * world.size)
+    monkeypatch.setattr(description, "gather_objects", lambda value, world: [value] * world.size)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     cfg = load_config("tests/small.yaml", settings("", "", TRAIN__BATCH_SIZE=24, TRAIN__ACCUMULATION_STEPS=3,

@@ -129,8 +129,8 @@ def batch_of(rows, errors=(), views=1):
 @pytest.mark.parametrize("training", [True, False])
 def test_the_shares_of_all_processes_make_the_table(monkeypatch, training):
     """This is the second of two processes: the first has read videos 0 and 2, of which the last is bad."""
-    theirs = {0: [[(0, np.array([1.0, 0, 0])), (2, np.array([0.5, 0.5, 0]))]], 1: [(2, "cut")]}
-    calls = iter((0, 1))
+    theirs = {0: [[(0, np.array([1.0, 0, 0])), (2, np.array([0.5, 0.5, 0]))]], 1: [(2, "cut")], 2: []}
+    calls = iter((0, 1, 2))
     monkeypatch.setattr(evaluate_module, "gather_objects", lambda own, world: [theirs[next(calls)], own])
     shown = []
     monkeypatch.setattr(evaluate_module, "progress", lambda *a, **given: shown.append(given) or a[0])
@@ -171,7 +171,7 @@ def test_results_are_written_for_programs_and_people(tmp_path):
     summary = write_results(results, videos, ["left", "right"], tmp_path, {"views": "2x3", "top1": "overwritten"})
     assert summary == json.loads((tmp_path / "test_results.json").read_text()) == {
         "views": "2x3", "top1": 33.33, "videos": 3, "top5": 66.67, "per_class": {"left": 0.0, "right": 50.0},
-        "bad_videos": [{"path": "c.mp4", "reason": "empty"}],
+        "bad_videos": [{"path": "c.mp4", "reason": "empty"}], "damaged_videos": [],
     }  # fmt: skip
     with (tmp_path / "test_predictions.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [

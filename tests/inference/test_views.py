@@ -12,6 +12,7 @@ import torch
 from lookupvit_video.config import load_config
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.decoding.backends import DecodeError
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference import views
 from lookupvit_video.inference.views import Failure, Plan, Views, make_plan, read_file, read_views, views_of_frames
 from tests.models.test_models import SMALL
@@ -237,11 +238,21 @@ def test_frames_that_are_too_large_are_told(opened, monkeypatch):
 
 
 def test_what_a_library_says_of_a_path_becomes_the_reason(monkeypatch):
-    for error in (ValueError("embedded null byte"), OverflowError("embedded null byte")):
-        monkeypatch.setattr(views, "open_video", lambda *_, error=error, **__: (_ for _ in ()).throw(error))
-        with pytest.raises(DecodeError) as raised:
-            read_file("a.mp4", plan_of([0.0]))
-        assert (raised.value.path, raised.value.reason) == ("a.mp4", "embedded null byte")
+    def broken(error):
+        monkeypatch.setattr(views, "open_video", lambda *_, **__: (_ for _ in ()).throw(error))
+        read_file("a.mp4", plan_of([0.0]))
+
+    with pytest.raises(DecodeError) as raised:
+        broken(OverflowError("too large"))
+    assert (raised.value.path, raised.value.reason) == ("a.mp4", "too large")
+    with pytest.raises(ValueError, match="zip") as bug:  # keeps its type and traceback
+        broken(ValueError("zip() argument 2 is shorter than argument 1"))
+    assert not isinstance(bug.value, UserError)
+
+
+def test_a_null_character_in_a_name_is_a_reason():
+    with pytest.raises(DecodeError, match="embedded null"):
+        read_file("a\0.mp4", plan_of([0.0]))
 
 
 # Open files ---------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_the_clear_line_is_the_last_one_with_workers(data, tmp_path, way):
         assert done.returncode == 1, done.stderr
         assert "Exception ignored" not in done.stderr
         assert "Traceback" not in done.stderr
-        assert "training videos cannot be read; the reasons are in " in done.stderr.splitlines()[-1]
+        assert "training videos cannot be read or are damaged; the reasons are in " in done.stderr.splitlines()[-1]
 
 
 # What is full -----------------------------------------------------------------------------------------------------

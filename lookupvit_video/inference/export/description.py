@@ -13,6 +13,7 @@ import simplejson
 import torch
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.lookupvit import grid_name
@@ -21,8 +22,8 @@ from lookupvit_video.models.lookupvit import grid_name
 RULES = {
     "time_tolerance_seconds": 1e-6,
     "ascending_share": 0.8,
-    "pixel_aspect_tolerance": 0.02,
-    "pixel_aspect_limit": 8,
+    "pixel_aspect_tolerance": NEARLY_SQUARE,
+    "pixel_aspect_limit": ODDEST_PIXEL,
 }
 
 # Names in capitals are entries of `preprocessing`. round: half to even; //: rounded down; int: towards zero.

@@ -44,8 +44,8 @@ FILES = {
     "narrow_pixels.mkv": {"pixel_shape": Fraction(8, 9)},
     "nearly_square.mp4": {"pixel_shape": Fraction(60, 59)},  # 1.017: left alone
     "not_quite_square.mp4": {"pixel_shape": Fraction(39, 40)},  # 0.975: scaled
-    "widest_pixels.mp4": {"pixel_shape": Fraction(8, 1)},
-    "too_wide_pixels.mp4": {"pixel_shape": Fraction(9, 1)},  # nobody shows that: the header is damaged
+    "widest_pixels.mp4": {"pixel_shape": Fraction(3, 1)},
+    "too_wide_pixels.mp4": {"pixel_shape": Fraction(4, 1)},  # nobody shows that: the header is damaged
     "irregular.mkv": {"times": IRREGULAR, "frames": 41},
     "irregular.mp4": {"times": IRREGULAR, "frames": 41, "b_frames": 2},
     "on_the_dot.webm": {"times": EVERY_12TH, "codec": "libvpx-vp9"},  # stamps in ms: some fall before the time asked
