@@ -182,31 +182,44 @@ def _with_tails_between_codes(data: bytes) -> bytes:
     return b"".join(parts)
 
 
-class UnfilledWatch:
-    """Finds pictures of which parts were never decoded: a damaged HEVC slice may end early, and nobody says so.
+class FrameKeeper:
+    """Keeps the pictures that were decoded last in use.
 
-    libav takes memory for pictures zeroed from the system, and again from pictures that are no longer in use. So that
-    what was not decoded shows, those that were decoded last are kept in use. All zero is a green that is not among the
-    colours of video.
+    libav takes memory for pictures zeroed from the system, and again from pictures that are no longer in use. What of a
+    damaged picture is not decoded then shows zeros, or after 64 MiB what follows from the order of decoding alone: not
+    what happened to be asked for.
     """
 
     _KEPT = 64 << 20  # bytes
-    _STEP = 16  # pixels: of the smallest blocks that slices are made of
 
     def __init__(self) -> None:
         self._kept: deque[Any] = deque()
         self._bytes = 0
 
-    def has_unfilled(self, frames: list[Any]) -> bool:
-        """Whether one of some frames, decoded just now, has a part that is not filled."""
-        found = False
+    def keep(self, frames: list[Any]) -> None:
+        """Take in frames that were decoded just now."""
         for frame in frames:
-            planes = frame.planes
-            size = 2 * planes[0].buffer_size
+            size = 2 * frame.planes[0].buffer_size
             self._kept.append((frame, size))
             self._bytes += size
             while self._bytes > self._KEPT:
                 self._bytes -= self._kept.popleft()[1]
+
+
+class UnfilledWatch(FrameKeeper):
+    """Finds pictures of which parts were never decoded: a damaged HEVC slice may end early, and nobody says so.
+
+    All zero is a green that is not among the colours of video.
+    """
+
+    _STEP = 16  # pixels: of the smallest blocks that slices are made of
+
+    def has_unfilled(self, frames: list[Any]) -> bool:
+        """Whether one of some frames, decoded just now, has a part that is not filled."""
+        self.keep(frames)
+        found = False
+        for frame in frames:
+            planes = frame.planes
             # slices go from the upper left to the lower right: most often the last pixel says that there is nothing
             if memoryview(planes[0])[planes[0].line_size * (planes[0].height - 1) + frame.width - 1] == 0:
                 found = found or self._has_zeros(frame, planes)

@@ -36,6 +36,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from lookupvit_video.decoding.damage import (
     Arm,
+    FrameKeeper,
     PictureWatch,
     UnfilledWatch,
     count_errors,
@@ -100,6 +101,7 @@ _EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
 # Codecs of which damage may go unnoticed and show what a buffer held before: each key frame meets a decoder that has
 # decoded nothing yet, so that a picture depends on nothing that was read before it.
 _FROM_KEY_TO_KEY = frozenset({"hevc", "vp8"})
+_FROM_KEY_TO_KEY_ONCE_DAMAGED = frozenset({"mjpeg"})  # each of its pictures is a key frame: too slow for sound files
 _SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
 _RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
@@ -149,6 +151,7 @@ class PyAVReader(VideoReader):
     _floor: int | None = None
     _shown: set[int | None] | None = None
     _spared: set[int | None]
+    _from_key_to_key: bool = False
     _usual_size: tuple[int, int] | None = None  # of most pictures, where all were decoded
     _lying_size: tuple[int, int] | None = None  # (width, height) before turning; None: no picture was decoded yet
     _orientation: Orientation = UPRIGHT  # of the first picture, and of all that do not carry one of their own
@@ -420,7 +423,7 @@ class PyAVReader(VideoReader):
         self._decoder.thread_type = "NONE" if self._threads else "AUTO"
         self._decoder.thread_count = self._threads
         self._first_size: tuple[int, int] | None = None
-        self._from_key_to_key = codec_name(self._stream) in _FROM_KEY_TO_KEY
+        self._from_key_to_key |= codec_name(self._stream) in _FROM_KEY_TO_KEY
         self._has_decoded = False
         self._stated_size = (self._stream.codec_context.width, self._stream.codec_context.height)
         self._nal = nal_layout(self._stream)
@@ -448,6 +451,7 @@ class PyAVReader(VideoReader):
         self._has_decoded = True
         decode, arm, errors = self._decoder.decode, self._arm, errors_so_far()
         unfilled = UnfilledWatch() if arm else None
+        keeper = FrameKeeper() if (forgive or self._from_key_to_key) and not arm else None
         for packet in chain(packets, [None]):  # None: the frames still held back
             try:
                 frames = decode(arm(packet) if arm and packet is not None else packet)
@@ -464,6 +468,8 @@ class PyAVReader(VideoReader):
                     raise _Mismatch("a part of a picture is not decoded")
                 if watch:
                     watch.unfilled += 1
+            if keeper:
+                keeper.keep(frames)
             yield from frames
             if self._threads:  # elsewhere the decoder's threads work on in between
                 errors = errors_so_far()  # another video may have been decoded in between
@@ -519,6 +525,7 @@ class PyAVReader(VideoReader):
         has_errors = errors_so_far() != errors
         if packets or self._stream.frames:  # tables without entries promise nothing that could be missing
             check_file(self.path, self._container, self._stream, packets, self._reread, self._damage)
+            self._refuse_damaged_hevc()
         if not packets:
             raise DecodeError(self.path, f"holds no frames: a header for {codec_name(self._stream)} video without any")
         timeline = timeline_of_packets(packets, self._container, self._stream)
@@ -570,12 +577,19 @@ class PyAVReader(VideoReader):
         found = timeline_of_frames(pts, announced, self._stream, self._damage)
         if found is None:
             raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
-        if codec_name(self._stream) == "hevc" and any(found.kind == PICTURE_DATA for found in self._damage):
-            # what of a picture is not decoded is taken from memory, other at each read
-            raise DecodeError(self.path, f"damaged: {self._damage}; fetch it again")
+        self._refuse_damaged_hevc()
+        if self._damage and codec_name(self._stream) in _FROM_KEY_TO_KEY_ONCE_DAMAGED:
+            self._from_key_to_key = True
         if self._damage and timeline is not None and self._from_key_to_key:
             return self._play_from_keys(timeline)
         return found
+
+    def _refuse_damaged_hevc(self) -> None:
+        """What of an HEVC picture is not decoded is taken from memory, and differs at each read."""
+        if codec_name(self._stream) == "hevc" and any(
+            found.kind in (PICTURE_DATA, CONTAINER) for found in self._damage
+        ):
+            raise DecodeError(self.path, f"damaged: {self._damage}; fetch it again")
 
     def _note_look(self, frame: av.VideoFrame, number: int, before: Orientation) -> Orientation:
         """Note interlaced frames and a change of orientation; returns the frame's orientation."""
