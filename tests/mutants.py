@@ -68,6 +68,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "decoding/backends": (),
     "preparation/contact_sheet": ("tools/test_check_dataset.py",),
     "decoding/timeline": ("decoding/test_backends.py", "decoding/test_exactness.py"),
+    "decoding/opening": ("decoding/test_pyav_reader.py", "decoding/test_backends.py", "decoding/test_encryption.py"),
     "decoding/pyav_reader": ("decoding/test_backends.py", "decoding/test_exactness.py"),
     "inference/predictor": (),
     "inference/views": ("inference/test_predictor.py",),

@@ -1,6 +1,26 @@
-"""What a file that is opened may lead to: to nothing but itself."""
+"""Opening a local video file with PyAV, and its packets: what cannot be read is a DecodeError in plain words.
+
+A file that is opened leads to nothing but itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import av
+
+from lookupvit_video.decoding.encryption import why_not_opened
+from lookupvit_video.decoding.reader import CONTAINER, DamageList, Deadline, DecodeError
+from lookupvit_video.decoding.timeline import codec_name
+
+logger = logging.getLogger(__name__)
+_EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
+_SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 
 # Formats that only name other files or addresses, which libav would open in their place.
 _NAMES_OTHERS = {
@@ -20,3 +40,110 @@ _ITSELF = sorted({name for names in av.formats_available for name in names.split
 
 # Options of libav. A playlist must open neither a network address nor another file; nor must references in a .mov.
 SAFE = {"protocol_whitelist": "file", "format_whitelist": ",".join(_ITSELF)}
+
+
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """The path of a local file that may be a video, or DecodeError in plain words."""
+    name = os.fspath(path)
+    if "://" in name:
+        raise DecodeError(name, "is a URL; only local files are read: download it first")
+    try:
+        status = os.stat(name)
+    except FileNotFoundError as error:
+        raise DecodeError(name, "no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise DecodeError(name, getattr(error, "strerror", None) or str(error)) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise DecodeError(name, "is a directory, not a video file")
+    if not stat.S_ISREG(status.st_mode):
+        raise DecodeError(name, "is not a regular file")
+    if status.st_size == 0:
+        raise DecodeError(name, "is empty (0 bytes): fetch it again")
+    return name
+
+
+def _is_matroska(name: str) -> bool:
+    """Whether a file is .mkv or .webm by its first bytes.
+
+    Raises:
+        DecodeError: it is a text file. libav would show it as a picture, or open what a playlist names.
+    """
+    try:
+        with open(name, "rb", buffering=0) as file:
+            head = file.read(256)
+    except OSError as error:
+        raise DecodeError(name, error.strerror or str(error)) from error
+    if head.startswith(_EBML):
+        return True
+    if head.startswith(b"version https://git-lfs"):
+        raise DecodeError(name, "is a git-lfs pointer, not the video: run `git lfs pull`")
+    if head[:10] != b"YUV4MPEG2 " and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
+        start = head[:40].decode("utf-8", "replace").splitlines()[0]
+        raise DecodeError(name, f"is text, not a video (it starts with {start!r})")
+    return False
+
+
+@contextmanager
+def plain_errors(deadline: Deadline) -> Iterator[None]:
+    """Turn what libav raises into DecodeError."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise DecodeError(deadline.path, f"cannot be decoded: {error.strerror}") from error
+
+
+def open_container(deadline: Deadline) -> Any:
+    """Open a file, without the look at its first picture where the header is enough.
+
+    That look is libav's, to learn the pixels' format, and in a .webm it takes longer than all else in opening.
+    """
+    if _is_matroska(deadline.path):
+        container = opened(deadline, "matroska", codec_whitelist="none")
+        if _needs_no_look(container):
+            return container
+        container.close()
+    return opened(deadline)
+
+
+def opened(deadline: Deadline, container_format: str | None = None, **options: str) -> Any:
+    """Open a file for reading, with no other file or address behind it; no format given: libav tries all it has."""
+    path = deadline.path
+    try:
+        # "file:" keeps a colon in a name from being read as a protocol; a playlist must not open a network address
+        whole = SAFE | options
+        # libav gives up one wait for the disk; how long all of them take, with the decoding between, `demux` looks to
+        return av.open(
+            f"file:{path}",
+            format=container_format,
+            container_options=whole,
+            metadata_errors="replace",
+            timeout=deadline.seconds or None,
+        )
+    except av.FFmpegError as error:
+        deadline.check()
+        raise DecodeError(path, why_not_opened(path) or f"cannot be opened: not a video ({error.strerror})") from error
+
+
+def _needs_no_look(container: Any) -> bool:
+    """Whether the header alone tells what there is to decode: one video, its pictures shown as they come."""
+    videos = container.streams.video
+    if len(videos) != 1 or videos[0].codec_context is None:
+        return False
+    return codec_name(videos[0]) in _SHOWN_AS_THEY_COME and videos[0].codec_context.width > 0
+
+
+def demux(container: Any, stream: Any, deadline: Deadline, damage: DamageList | None = None) -> Iterator[Any]:
+    """Packets of one stream (None: of all), up to the end or to where the container cannot be read on.
+
+    All decoding draws on this, so it is here that a video is stopped which takes too long.
+    """
+    try:
+        for packet in container.demux() if stream is None else container.demux(stream):
+            deadline.check()
+            if packet.size:  # an empty packet would tell the decoder that the stream is over
+                yield packet
+    except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where damage made a stream appear midway
+        deadline.check()
+        logger.debug("%s: reading stops: %s", container.name, error)
+        if damage is not None:
+            damage.note(CONTAINER, f"reading stops midway ({getattr(error, 'strerror', 'its streams change')})")

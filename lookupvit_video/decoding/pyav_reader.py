@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import logging
 import os
-import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, dropwhile, islice
@@ -46,11 +44,11 @@ from lookupvit_video.decoding.damage import (
     listening,
     open_decoder,
 )
-from lookupvit_video.decoding.encryption import ENCRYPTED, refuse_encrypted, why_not_opened
+from lookupvit_video.decoding.encryption import ENCRYPTED, refuse_encrypted
 from lookupvit_video.decoding.file_end import check_file
 from lookupvit_video.decoding.frame_filter import field_joiner
 from lookupvit_video.decoding.hevc_slices import pictures_not_read_to_their_end
-from lookupvit_video.decoding.opening import SAFE
+from lookupvit_video.decoding.opening import checked_path, demux, open_container, opened, plain_errors
 from lookupvit_video.decoding.orientation import (
     ALWAYS_PER_PICTURE,
     MAY_CARRY_MESSAGES,
@@ -97,12 +95,10 @@ logger = logging.getLogger(__name__)
 _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
 # Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
 NEARLY_SQUARE = 0.02
-_EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
 # Codecs of which damage may go unnoticed and show what a buffer held before: each key frame meets a decoder that has
 # decoded nothing yet, so that a picture depends on nothing that was read before it.
 _FROM_KEY_TO_KEY = frozenset({"hevc", "vp8"})
 _FROM_KEY_TO_KEY_ONCE_DAMAGED = frozenset({"mjpeg"})  # each of its pictures is a key frame: too slow for sound files
-_SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
 _SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
 _RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
 ODDEST_PIXEL = 3  # times as wide as high, or as high as wide (32:11 is the oddest in use): beyond, it is damage
@@ -161,12 +157,12 @@ class PyAVReader(VideoReader):
     def __init__(
         self, path: str | os.PathLike[str], *, timeout: float = 0.0, index_cache: str | os.PathLike[str] = ""
     ) -> None:
-        self.path = _checked_path(path)
+        self.path = checked_path(path)
         self._deadline = Deadline(self.path, timeout)
         self._damage = DamageList()
         count_errors()
         try:
-            with _plain_errors(self._deadline):
+            with plain_errors(self._deadline):
                 self._open()
                 self._use(self._remembered(index_cache) if index_cache else self._explore())
         except BaseException:
@@ -221,7 +217,7 @@ class PyAVReader(VideoReader):
             raise UserError(f"{self.path}: the reader is closed")
         self._deadline.restart()
         try:
-            with _plain_errors(self._deadline):
+            with plain_errors(self._deadline):
                 try:
                     return work()
                 except _Mismatch as mismatch:
@@ -411,7 +407,7 @@ class PyAVReader(VideoReader):
     def _open(self) -> None:
         """Open the file anew, with the decoder in its first state."""
         self.close()
-        self._container = _open_container(self._deadline)
+        self._container = open_container(self._deadline)
         self._stream = self._container.streams.best("video")
         if self._stream is None or self._stream.disposition & Disposition.attached_pic:  # an album's cover
             refuse_encrypted(self.path, self._container, None)
@@ -430,7 +426,7 @@ class PyAVReader(VideoReader):
         self._reformatter, self._joiner = VideoReformatter(), field_joiner()
 
     def _packets(self) -> Iterator[Any]:
-        return _demux(self._container, self._stream, self._deadline, self._damage)
+        return demux(self._container, self._stream, self._deadline, self._damage)
 
     def _size_so_far(self, frame: av.VideoFrame) -> tuple[int, int]:
         """The size of the first picture since the file was opened."""
@@ -548,8 +544,8 @@ class PyAVReader(VideoReader):
 
     def _reread(self, index: int | None, **options: str) -> Iterator[Any]:
         """The packets of a stream (None: of all) from another look at the file."""
-        with _opened(self._deadline, **options) as other:
-            yield from _demux(other, None if index is None else other.streams[index], self._deadline)
+        with opened(self._deadline, **options) as other:
+            yield from demux(other, None if index is None else other.streams[index], self._deadline)
 
     def _play(self, announced: list[int] | None, timeline: Timeline | None) -> Timeline:
         """The timeline of a full decode, and what that shows of damage; it holds one frame at a time.
@@ -623,110 +619,3 @@ class PyAVReader(VideoReader):
         if found is None:
             raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
         return replace(found, keys=keys)
-
-
-def _checked_path(path: str | os.PathLike[str]) -> str:
-    """The path of a local file that may be a video, or DecodeError in plain words."""
-    name = os.fspath(path)
-    if "://" in name:
-        raise DecodeError(name, "is a URL; only local files are read: download it first")
-    try:
-        status = os.stat(name)
-    except FileNotFoundError as error:
-        raise DecodeError(name, "no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise DecodeError(name, getattr(error, "strerror", None) or str(error)) from error
-    if stat.S_ISDIR(status.st_mode):
-        raise DecodeError(name, "is a directory, not a video file")
-    if not stat.S_ISREG(status.st_mode):
-        raise DecodeError(name, "is not a regular file")
-    if status.st_size == 0:
-        raise DecodeError(name, "is empty (0 bytes): fetch it again")
-    return name
-
-
-def _is_matroska(name: str) -> bool:
-    """Whether a file is .mkv or .webm by its first bytes.
-
-    Raises:
-        DecodeError: it is a text file. libav would show it as a picture, or open what a playlist names.
-    """
-    try:
-        with open(name, "rb", buffering=0) as file:
-            head = file.read(256)
-    except OSError as error:
-        raise DecodeError(name, error.strerror or str(error)) from error
-    if head.startswith(_EBML):
-        return True
-    if head.startswith(b"version https://git-lfs"):
-        raise DecodeError(name, "is a git-lfs pointer, not the video: run `git lfs pull`")
-    if head[:10] != b"YUV4MPEG2 " and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
-        start = head[:40].decode("utf-8", "replace").splitlines()[0]
-        raise DecodeError(name, f"is text, not a video (it starts with {start!r})")
-    return False
-
-
-@contextmanager
-def _plain_errors(deadline: Deadline) -> Iterator[None]:
-    """Turn what libav raises into DecodeError."""
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise DecodeError(deadline.path, f"cannot be decoded: {error.strerror}") from error
-
-
-def _open_container(deadline: Deadline) -> Any:
-    """Open a file, without the look at its first picture where the header is enough.
-
-    That look is libav's, to learn the pixels' format, and in a .webm it takes longer than all else in opening.
-    """
-    if _is_matroska(deadline.path):
-        container = _opened(deadline, "matroska", codec_whitelist="none")
-        if _needs_no_look(container):
-            return container
-        container.close()
-    return _opened(deadline)
-
-
-def _opened(deadline: Deadline, container_format: str | None = None, **options: str) -> Any:
-    """Open a file for reading, with no other file or address behind it; no format given: libav tries all it has."""
-    path = deadline.path
-    try:
-        # "file:" keeps a colon in a name from being read as a protocol; a playlist must not open a network address
-        whole = SAFE | options
-        # libav gives up one wait for the disk; how long all of them take, with the decoding between, `_demux` looks to
-        return av.open(
-            f"file:{path}",
-            format=container_format,
-            container_options=whole,
-            metadata_errors="replace",
-            timeout=deadline.seconds or None,
-        )
-    except av.FFmpegError as error:
-        deadline.check()
-        raise DecodeError(path, why_not_opened(path) or f"cannot be opened: not a video ({error.strerror})") from error
-
-
-def _needs_no_look(container: Any) -> bool:
-    """Whether the header alone tells what there is to decode: one video, its pictures shown as they come."""
-    videos = container.streams.video
-    if len(videos) != 1 or videos[0].codec_context is None:
-        return False
-    return codec_name(videos[0]) in _SHOWN_AS_THEY_COME and videos[0].codec_context.width > 0
-
-
-def _demux(container: Any, stream: Any, deadline: Deadline, damage: DamageList | None = None) -> Iterator[Any]:
-    """Packets of one stream (None: of all), up to the end or to where the container cannot be read on.
-
-    All decoding draws on this, so it is here that a video is stopped which takes too long.
-    """
-    try:
-        for packet in container.demux() if stream is None else container.demux(stream):
-            deadline.check()
-            if packet.size:  # an empty packet would tell the decoder that the stream is over
-                yield packet
-    except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where damage made a stream appear midway
-        deadline.check()
-        logger.debug("%s: reading stops: %s", container.name, error)
-        if damage is not None:
-            damage.note(CONTAINER, f"reading stops midway ({getattr(error, 'strerror', 'its streams change')})")
