@@ -39,7 +39,8 @@ _NAMES_OTHERS = {
 _ITSELF = sorted({name for names in av.formats_available for name in names.split(",")} - _NAMES_OTHERS)
 
 # Options of libav. A playlist must open neither a network address nor another file; nor must references in a .mov.
-SAFE = {"protocol_whitelist": "file", "format_whitelist": ",".join(_ITSELF)}
+ONLY_FILES = {"protocol_whitelist": "file"}
+SAFE = ONLY_FILES | {"format_whitelist": ",".join(_ITSELF)}
 
 
 def checked_path(path: str | os.PathLike[str]) -> str:
@@ -62,8 +63,8 @@ def checked_path(path: str | os.PathLike[str]) -> str:
     return name
 
 
-def _is_matroska(name: str) -> bool:
-    """Whether a file is .mkv or .webm by its first bytes.
+def _format_by_head(name: str) -> str | None:
+    """The format of a file by its first bytes, where they leave no doubt: trying all of libav's takes longer.
 
     Raises:
         DecodeError: it is a text file. libav would show it as a picture, or open what a playlist names.
@@ -74,13 +75,15 @@ def _is_matroska(name: str) -> bool:
     except OSError as error:
         raise DecodeError(name, error.strerror or str(error)) from error
     if head.startswith(_EBML):
-        return True
+        return "matroska"
+    if head[4:8] == b"ftyp":
+        return "mp4"  # libav's name for all of that family
     if head.startswith(b"version https://git-lfs"):
         raise DecodeError(name, "is a git-lfs pointer, not the video: run `git lfs pull`")
     if head[:10] != b"YUV4MPEG2 " and all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
         start = head[:40].decode("utf-8", "replace").splitlines()[0]
         raise DecodeError(name, f"is text, not a video (it starts with {start!r})")
-    return False
+    return None
 
 
 @contextmanager
@@ -97,12 +100,13 @@ def open_container(deadline: Deadline) -> Any:
 
     That look is libav's, to learn the pixels' format, and in a .webm it takes longer than all else in opening.
     """
-    if _is_matroska(deadline.path):
-        container = opened(deadline, "matroska", codec_whitelist="none")
+    known = _format_by_head(deadline.path)
+    if known == "matroska":
+        container = opened(deadline, known, codec_whitelist="none")
         if _needs_no_look(container):
             return container
         container.close()
-    return opened(deadline)
+    return opened(deadline, known)
 
 
 def opened(deadline: Deadline, container_format: str | None = None, **options: str) -> Any:
@@ -110,12 +114,12 @@ def opened(deadline: Deadline, container_format: str | None = None, **options: s
     path = deadline.path
     try:
         # "file:" keeps a colon in a name from being read as a protocol; a playlist must not open a network address
-        whole = SAFE | options
+        limits = ONLY_FILES if container_format else SAFE
         # libav gives up one wait for the disk; how long all of them take, with the decoding between, `demux` looks to
         return av.open(
             f"file:{path}",
             format=container_format,
-            container_options=whole,
+            container_options=limits | options,
             metadata_errors="replace",
             timeout=deadline.seconds or None,
         )

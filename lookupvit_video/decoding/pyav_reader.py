@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, dropwhile, islice
@@ -517,7 +517,7 @@ class PyAVReader(VideoReader):
         if self._container.size <= _SMALL_FILE:
             self._read = list(self._packets())
         refuse_encrypted(self.path, self._container, self._stream)
-        packets = note_packets(self._watched(self._read or self._packets()), self._stream)
+        packets = note_packets(self._read or self._packets(), self._stream, self._key_watch())
         has_errors = errors_so_far() != errors
         if packets or self._stream.frames:  # tables without entries promise nothing that could be missing
             check_file(self.path, self._container, self._stream, packets, self._reread, self._damage)
@@ -529,18 +529,19 @@ class PyAVReader(VideoReader):
             timeline = self._play(announced_stamps(packets, self._container, self._stream), timeline)
         return replace(timeline, oriented=self._oriented)
 
-    def _watched(self, packets: Iterable[Any]) -> Iterator[Any]:
-        """Pass packets through; refuse those that are encrypted, note whether pictures carry their orientation."""
+    def _key_watch(self) -> Callable[[Any], None]:
+        """What looks at key packets: refuses those that are encrypted, notes whether they carry their orientation."""
         codec, size = codec_name(self._stream), length_size(self._stream)
         self._oriented = codec in ALWAYS_PER_PICTURE
         may_carry = codec in MAY_CARRY_MESSAGES
-        for packet in packets:
-            if packet.is_keyframe:
-                if packet.has_sidedata("encryption_info"):
-                    raise DecodeError(self.path, ENCRYPTED)
-                if may_carry and not self._oriented:
-                    self._oriented = carries_message(packet, codec, size)
-            yield packet
+
+        def look(packet: Any) -> None:
+            if packet.has_sidedata("encryption_info"):
+                raise DecodeError(self.path, ENCRYPTED)
+            if may_carry and not self._oriented:
+                self._oriented = carries_message(packet, codec, size)
+
+        return look
 
     def _reread(self, index: int | None, **options: str) -> Iterator[Any]:
         """The packets of a stream (None: of all) from another look at the file."""

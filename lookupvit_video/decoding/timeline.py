@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import lt
@@ -63,22 +63,19 @@ class PacketNote(NamedTuple):
     knows_end: bool  # by its duration
 
 
-def note_packets(packets: Iterable[Any], stream: Any) -> list[PacketNote]:
-    """Take down the demuxed packets of a stream of PyAV."""
-    nal, unit = nal_layout(stream), float(stream.time_base)
-    return [
-        PacketNote(
-            packet.pts,
-            packet.dts,
-            packet.is_keyframe,
-            packet.is_keyframe and _is_entry(packet, nal),
-            packet.is_discard,
-            packet.is_corrupt,
-            packet_end(packet, unit),
-            bool(packet.duration),
-        )
-        for packet in packets
-    ]
+def note_packets(
+    packets: Iterable[Any], stream: Any, look_at_key: Callable[[Any], None] = lambda packet: None
+) -> list[PacketNote]:
+    """Take down the demuxed packets of a stream of PyAV; each that is flagged as a key is looked at as well."""
+    nal, unit, notes = nal_layout(stream), float(stream.time_base), []
+    for packet in packets:  # a loop with few accesses: there may be 100,000 of them
+        pts, dts, duration, is_key, is_entry = packet.pts, packet.dts, packet.duration, packet.is_keyframe, False
+        if is_key:
+            look_at_key(packet)
+            is_entry = _is_entry(packet, nal)
+        end = ((pts if pts is not None else dts or 0) + (duration or 0)) * unit
+        notes.append(PacketNote(pts, dts, is_key, is_entry, packet.is_discard, packet.is_corrupt, end, bool(duration)))
+    return notes
 
 
 def packet_end(packet: Any, unit: float) -> float:
