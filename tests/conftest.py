@@ -19,3 +19,11 @@ def vit(data, tmp_path_factory):
     done = run_net(settings(data, folder, MODEL__ARCH="vit", SOLVER__MAX_EPOCH=1, SOLVER__WARMUP_EPOCHS=0))
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Names in any bytes are in what some tests print; pytest-xdist sends reports as UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

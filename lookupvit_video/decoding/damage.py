@@ -12,6 +12,7 @@ logs a line. So besides errors and frames marked corrupt, three signs are read h
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from collections import Counter, deque
@@ -36,6 +37,7 @@ NOT_LOOKED_AT = "not on whitelist 'none'"  # what libav logs where a reader keep
 _lock = threading.Lock()
 _listeners = 0
 _level_before: int | None = None
+_files = itertools.count(1)  # no two marks are equal: PyAV would pass over the second
 
 
 def count_errors() -> None:
@@ -68,10 +70,15 @@ def listening() -> Iterator[list[str]]:
     lines: list[tuple[int, str, str]] = []
     try:
         with av.logging.Capture(local=True) as lines:
+            # PyAV reports how often a line was repeated once another one follows: that of an earlier file comes now
+            mark = (av.logging.FATAL, "lookupvit_video", f"file {next(_files)}")
+            av.logging.log(*mark)
+            earlier = lines.index(mark)
+            del lines[earlier]
             yield said
             said += [
                 f"{name}: {' '.join(text.split())}"
-                for level, name, text in lines
+                for level, name, text in lines[earlier:]
                 if level <= av.logging.ERROR and NOT_LOOKED_AT not in text
             ]
     finally:

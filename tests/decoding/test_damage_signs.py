@@ -51,6 +51,17 @@ def test_a_level_of_none_comes_back(silent):
     assert av.logging.get_level() is None
 
 
+def test_how_often_an_earlier_file_repeated_a_line_is_no_sign_of_the_next(silent, caplog):
+    for _ in range(2):
+        with listening() as earlier:
+            for _ in range(3):
+                av.logging.log(av.logging.ERROR, "h264", "of the earlier file")
+    assert earlier == ["h264: of the earlier file"]
+    with listening() as said:
+        av.logging.log(av.logging.ERROR, "h264", "of this file")
+    assert said == ["h264: of this file"]
+
+
 def test_of_each_kind_the_first_find_counts():
     found = DamageList()
     found.note("a", "1")
