@@ -54,10 +54,12 @@ class Contender:
 
 
 def heads_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the logits (B, K) of each head of one of this project's models."""
     return output if isinstance(output, tuple) else (output,)
 
 
 def our_arguments(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of one of this project's models."""
     dim, depth, num_heads = VARIANTS[arguments.variant]
     return {
         "num_classes": NUM_CLASSES, "num_frames": setting.frames, "size": setting.size, "tubelet": TUBELET,

@@ -26,7 +26,7 @@ LOADER_EXAMPLES = """  lookupvit benchmark loader --json loader.json
 Without --cfg, on videos that are made for it: clips/s of one core with every backend and with other pipelines, and the
 time of each stage. With --cfg, on your training videos: the time of each stage, and how many workers training needs.
 """
-MODEL_EXAMPLES = """  lookupvit benchmark model --grids 2x7x7 4x7x7 8x7x7 --threads 1 2 --json model.json --markdown model.md
+MODEL_EXAMPLES = """  lookupvit benchmark model --grids 2x7x7 4x7x7 8x7x7 --threads 1 2 --json a.json --markdown a.md
   lookupvit benchmark model --only lookupvit vit --depth 2 --frames 8 --rounds 3
   lookupvit benchmark model --frames 8 16 32 64 --grids 4x7x7 --plot scaling.png
   lookupvit benchmark model --precision bfloat16 --compile --mode inference train --batch 1 8 32 --frames 16 32
@@ -163,7 +163,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--reverse",
         choices=("softmax", "scaled", "transpose"),
         default="softmax",
-        help="weights of LookupViT's way back",
+        help="weights of LookupViT's write-back",
     )
     add("--head", choices=("average", "compressed", "lookup"), default="average", help="of LookupViT in inference")
     add("--kernels", nargs="+", choices=options.KERNELS, default=["auto"], help="LookupViT's attention kernels")

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,8 @@ def draw_curve(splits: "Sequence[tuple[str, list[Point], list[Point], Point]]", 
         splits: name; the single grids, the cheapest first; the cascades of the curve; the chosen one.
         wanted: accuracy, in percent, on the first of them.
     """
+    import numpy as np
+
     from lookupvit_video.figures import new_figure, save_figure
 
     figure = new_figure(7.5, 4.6)
@@ -108,7 +111,9 @@ def draw_curve(splits: "Sequence[tuple[str, list[Point], list[Point], Point]]", 
     axis.axhline(wanted, color="0.6", linestyle="--", linewidth=1, label=f"wanted, {splits[0][0]}: {wanted:.2f} %")
     largest = splits[0][1][-1].macs / 1e9
     axis.axvline(largest, color="0.85", linewidth=1)
-    share = axis.secondary_xaxis("top", functions=(lambda x: x * 100 / largest, lambda x: x * largest / 100))
+    share = axis.secondary_xaxis(
+        "top", functions=(partial(np.multiply, 100 / largest), partial(np.multiply, largest / 100))
+    )
     share.set_xlabel("% of the largest grid's")
     axis.set(xlabel="mean GMACs a view, all passes", ylabel="top-1, %")
     axis.margins(x=0.08, y=0.12)

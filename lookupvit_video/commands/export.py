@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.errors import UserError
@@ -118,7 +118,7 @@ def export() -> int:
         facts["files"][path.name] = found
         print(f"{path}: {found['bytes'] / 1e6:.1f} MB, probabilities equal to {found['max_difference']:.1g}")
     if videos:
-        measured = {"list": arguments.list, "videos": len(videos), "views": "1x1"}
+        measured: dict[str, Any] = {"list": arguments.list, "videos": len(videos), "views": "1x1"}
         measured["float32"] = accuracy(plain, predictor, videos, "float32")
         print(f"float32: {measured['float32']:.2f} % top-1 on {len(videos)} videos, one view")
         if arguments.int8:

@@ -16,11 +16,11 @@ DATA = Path("datasets/moving_digits/data")  # as the shipped configs have it
 EXIT_CODES = """
 Exit code 0: all done; 1: some videos could not be re-encoded or a tarball is damaged (named); 2: nothing could be done.
 """
-KINETICS_EXAMPLES = f"""  lookupvit prepare kinetics --dataset k400 --annotations k400/annotations/*.csv --videos k400 \\
-      --out data/k400 --short-side 256
+KINETICS_EXAMPLES = f"""  lookupvit prepare kinetics --dataset k400 --annotations k400/annotations/*.csv \\
+      --videos k400 --out data/k400 --short-side 256
 {EXIT_CODES}"""
-SSV2_EXAMPLES = f"""  lookupvit prepare ssv2 --annotations ssv2/labels --videos ssv2/20bn-something-something-v2 --out data/ssv2
-  lookupvit prepare ssv2 --version 1 --annotations ssv1/labels --videos ssv1/20bn-something-something-v1 --out data/ssv1
+SSV2_EXAMPLES = f"""  lookupvit prepare ssv2 --annotations ssv2/labels --videos ssv2/videos --out data/ssv2
+  lookupvit prepare ssv2 --version 1 --annotations ssv1/labels --videos ssv1/frames --out data/ssv1
 {EXIT_CODES}"""
 SUBSET_EXAMPLES = f"""  lookupvit prepare subset --of {DATA}/motion --out {DATA}/turning --train 480 \\
       --classes clockwise counter-clockwise approaching leaving

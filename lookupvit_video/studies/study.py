@@ -155,7 +155,7 @@ def run(folder: Path, file: str, overrides: list[str]) -> float:
 
 def results_of(study: dict[str, Any], out: Path) -> list[dict[str, Any]]:
     """Return one entry per config, row and compressed grid: top-1 of each seed that is done, GMACs, parameters."""
-    entries = []
+    entries: list[dict[str, Any]] = []
     for config in study["configs"]:
         for row in study["rows"]:
             found: dict[str, dict[str, Any]] = {}
@@ -241,7 +241,5 @@ def do_runs(runs: Sequence[Run], jobs: int) -> list[str]:
                 top1 = simplejson.loads((folder / "test_results.json").read_text(encoding="utf-8"))["top1"]
                 print(f"[{number}/{len(runs)}] {folder}: {top1:.2f} % in {future.result():.0f} s", flush=True)
     if stop.name:
-        raise Stopped(
-            f"stopped by {stop.name}; rerun the command to resume where its runs were saved", stop.interrupted
-        )
+        raise Stopped(f"stopped by {stop.name}; rerun the command to resume from what was saved", stop.interrupted)
     return failed
