@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.progress import progress
 
 
@@ -63,7 +63,7 @@ def moving_pictures(geometry: Geometry, seed: int) -> Iterator[np.ndarray]:
 
 def make_video(path: Path, geometry: Geometry, seed: int) -> None:
     """Write one video file, completely or not at all."""
-    with written_whole(path) as temporary, av.open(str(temporary), "w") as container:
+    with atomic_write(path) as temporary, av.open(str(temporary), "w") as container:
         stream: Any = container.add_stream(geometry.codec, rate=geometry.fps, options=geometry.options)
         (stream.width, stream.height), stream.pix_fmt = geometry.size, "yuv420p"
         stream.codec_context.gop_size = geometry.gop

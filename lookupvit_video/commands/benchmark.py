@@ -8,7 +8,8 @@ from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import command_line
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
+from lookupvit_video.text import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -53,14 +54,6 @@ def benchmark() -> int:
     )
 
 
-def _write_json(path: Path | None, facts: dict[str, Any]) -> None:
-    import simplejson
-
-    if path:
-        with written_whole(path) as temporary:
-            temporary.write_text(simplejson.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
 def _device(name: str) -> "torch.device":
     """Return the device; "auto" is a GPU where there is one."""
     import torch
@@ -101,7 +94,8 @@ def flops() -> int:
         cfg = load_config(arguments.cfg, [*settings, "TEST.GRIDS", str([list(grid) for grid in grids])])
     facts = {"config": arguments.cfg, **describe(cfg, not arguments.no_measure, sweep)}
     show(facts)
-    _write_json(arguments.json, facts)
+    if arguments.json:
+        write_json(arguments.json, facts)
     return 0
 
 
@@ -143,7 +137,8 @@ def loader() -> int:
             arguments.cache, arguments.only, arguments.videos or 4, arguments.rounds, arguments.clips
         )
     print(f"\n{facts['processor']}, {facts['cores']} cores, {show_versions(facts)}")
-    _write_json(arguments.json, facts)
+    if arguments.json:
+        write_json(arguments.json, facts)
     return 0
 
 
@@ -208,9 +203,9 @@ def model() -> int:
     text = f"{report(facts, machine, arguments)}\n    {command_line()}\n"
     print(text, end="")
     if arguments.markdown:
-        with written_whole(arguments.markdown) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    _write_json(arguments.json, {"command": command_line(), **machine, **facts})
+        write_text(arguments.markdown, text)
+    if arguments.json:
+        write_json(arguments.json, {"command": command_line(), **machine, **facts})
     if arguments.plot:
         plot_scaling([row for row in facts["best"] if row["mode"] == arguments.mode[0]], arguments.plot)
     return 0

@@ -1,7 +1,6 @@
 """`lookupvit check` and `lookupvit check-configs`: what can be checked before a training."""
 
 import argparse
-import csv
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.report import aligned_table
-from lookupvit_video.text import open_text, printable, write_text
+from lookupvit_video.text import printable, write_csv
 
 if TYPE_CHECKING:
     from lookupvit_video.preparation.check import Row
@@ -114,30 +113,20 @@ def make_sheet(
 
 def write_reports(rows: "Sequence[Row]", summary: dict[str, Any], out: Path) -> None:
     """Write report.csv, report.json and, where there are bad videos, bad_videos.csv."""
-    import simplejson
-
     from lookupvit_video.preparation.check import report_of
 
     table = [report_of(row) for row in rows]
     bad = [
-        {"split": row.split, "path": os.path.abspath(row.video.path), "reason": report["problems"]}
+        (row.split, os.path.abspath(row.video.path), report["problems"])
         for row, report in zip(rows, table, strict=True)
         if row.is_bad
     ]
-    write_csv(out / "report.csv", list(table[0]), table)
+    write_csv(out / "report.csv", list(table[0]), [list(row.values()) for row in table])
     if bad:
         write_csv(out / "bad_videos.csv", ["split", "path", "reason"], bad)
     else:
         (out / "bad_videos.csv").unlink(missing_ok=True)  # of an earlier check
-    write_text(out / "report.json", simplejson.dumps({"summary": summary, "files": table}, indent=1) + "\n")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    """Write a table with a header."""
-    with written_whole(path) as temporary, open_text(temporary, "w") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_json(out / "report.json", {"summary": summary, "files": table})
 
 
 def show(rows: "Sequence[Row]", summary: dict[str, Any]) -> None:

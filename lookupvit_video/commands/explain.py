@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import print_error
-from lookupvit_video.text import one_line, write_text
+from lookupvit_video.files import write_json
+from lookupvit_video.text import one_line
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.predictor import Predictor
@@ -53,8 +54,6 @@ def explain() -> int:
     arguments = parser.parse_args()
     if not arguments.videos and not arguments.list:
         parser.error("give videos, or --list")
-    import simplejson
-
     from lookupvit_video.decoding.backends import DecodeError
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
@@ -73,7 +72,7 @@ def explain() -> int:
             failures += 1
     if arguments.list:
         report["without_time"] = _explain_list(predictor, arguments.list)
-    write_text(arguments.out / "explained.json", simplejson.dumps(report, indent=1) + "\n")
+    write_json(arguments.out / "explained.json", report)
     bad = bool(arguments.list and report["without_time"]["bad_videos"])
     if failures and failures == len(arguments.videos) and not arguments.list:
         return 2
@@ -152,8 +151,6 @@ def timeline() -> int:
         help="leave out segments with a lower probability (default: 0)")  # fmt: skip
     options.add_batch_size(parser)
     arguments = parser.parse_args()
-    import simplejson
-
     from lookupvit_video.inference.annotate import annotate_video, check_video_name
     from lookupvit_video.inference.draw import draw_timeline
     from lookupvit_video.inference.predictor import load_model
@@ -171,9 +168,7 @@ def timeline() -> int:
         label = one_line(segment.label)
         print(f"{segment.start:9.2f} s {segment.end:9.2f} s  {100 * segment.probability:5.1f} %  {label}")
     if arguments.json:
-        write_text(
-            arguments.json, simplejson.dumps(timeline_as_json(windows, segments, arguments.topk), indent=1) + "\n"
-        )
+        write_json(arguments.json, timeline_as_json(windows, segments, arguments.topk))
     if arguments.png:
         draw_timeline(windows, segments, arguments.png, arguments.topk)
     if arguments.annotate:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import program
+from lookupvit_video.files import write_json
 from lookupvit_video.text import write_text
 
 STUDY_EXAMPLES = """  lookupvit study --study studies/options_motion --jobs 2
@@ -34,8 +35,6 @@ def study() -> int:
                         help="runs at a time, one thread each (default: 1)")  # fmt: skip
     parser.add_argument("--table-only", action="store_true", help="make the table of the finished runs")
     arguments = parser.parse_args()
-    import simplejson
-
     from lookupvit_video.config import find_config
     from lookupvit_video.processes.lock import only_writer
     from lookupvit_video.studies.study import check_done, do_runs, plan, read_study, results_of, table_of
@@ -60,7 +59,7 @@ def study() -> int:
         entries = results_of(content, out)
         table = table_of(entries)
         write_text(out / "table.md", table)
-        write_text(out / "table.json", simplejson.dumps(entries, indent=1) + "\n")
+        write_json(out / "table.json", entries)
     print(table)
     return 1 if failed else 0
 

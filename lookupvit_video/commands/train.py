@@ -51,8 +51,8 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
     from lookupvit_video.data.manifest import load_classes
     from lookupvit_video.distributed.world import close_world, init_world, lost_processes_told
     from lookupvit_video.evaluation import run_test
-    from lookupvit_video.files import written_whole
     from lookupvit_video.log import setup_logging
+    from lookupvit_video.text import write_text
     from lookupvit_video.training.dry_run import dry_run
     from lookupvit_video.training.health import Stopped, memory_failures_told
     from lookupvit_video.training.output import disk_failures_told, sole_writer
@@ -65,8 +65,7 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
 
     def train_and_test() -> None:
         if world.is_main:
-            with written_whole(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
-                temporary.write_text(cfg.dump(), encoding="utf-8")
+            write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
         if cfg.TRAIN.ENABLE:
             train(cfg, classes, world)
         if not cfg.TEST.ENABLE:

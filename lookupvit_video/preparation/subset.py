@@ -1,15 +1,13 @@
 """A smaller label set of Moving Digits."""
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from lookupvit_video.data.manifest import read_class_list, read_manifest
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
 from lookupvit_video.preparation.moving_digits import SPLITS
-from lookupvit_video.text import open_text, write_text
+from lookupvit_video.text import write_csv, write_text
 
 
 def write_subset(source: Path, out: Path, classes: Sequence[str], num_train: int | None) -> dict[Path, int]:
@@ -29,11 +27,8 @@ def write_subset(source: Path, out: Path, classes: Sequence[str], num_train: int
         videos = [v for v in read_manifest(source / f"{split}.csv", names) if names[v.label] in classes]
         kept = videos[:num_train] if split == "train" else videos
         path = out / f"{split}.csv"
-        with written_whole(path) as temporary, open_text(temporary, "w") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "label"))
-            for video in kept:
-                writer.writerow((os.path.relpath(video.path, out), classes.index(names[video.label])))
+        rows = [(os.path.relpath(video.path, out), classes.index(names[video.label])) for video in kept]
+        write_csv(path, ("path", "label"), rows)
         written[path] = len(kept)
     write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
     return written

@@ -19,10 +19,10 @@ from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.run_test import test
-from lookupvit_video.files import written_whole
 from lookupvit_video.log import setup_logging
 from lookupvit_video.processes.children import deaf_to
 from lookupvit_video.report import markdown_table
+from lookupvit_video.text import write_text
 from lookupvit_video.training.health import Stopped, StopSignals
 from lookupvit_video.training.output import sole_writer
 from lookupvit_video.training.train import train
@@ -139,8 +139,7 @@ def run(folder: Path, file: str, overrides: list[str]) -> float:
     began = time.perf_counter()
     cfg, world = load_config(file, overrides), World(0, 1, torch.device("cpu"))
     with sole_writer(cfg, world):
-        with written_whole(folder / "config.yaml") as temporary:
-            temporary.write_text(cfg.dump(), encoding="utf-8")
+        write_text(folder / "config.yaml", cfg.dump())
         classes = load_classes(cfg)
         try:
             train(cfg, classes, world)
