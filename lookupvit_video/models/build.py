@@ -48,7 +48,7 @@ def model_arguments(cfg: CfgNode) -> dict[str, Any]:
     }
 
 
-def shapeless_settings(cfg: CfgNode) -> dict[str, Any]:
+def settings_not_in_weights(cfg: CfgNode) -> dict[str, Any]:
     """Return the MODEL settings that change what weights compute but not their shapes, so that loading cannot tell."""
     if cfg.MODEL.ARCH not in ("lookupvit", "vit"):
         return {}

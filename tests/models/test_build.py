@@ -13,7 +13,7 @@ from lookupvit_video.models.build import (
     macs_by_part,
     model_arguments,
     model_shape,
-    shapeless_settings,
+    settings_not_in_weights,
 )
 from lookupvit_video.models.tokenizer import sine_cosine_positions
 from tests.models.test_models import MODELS, SMALL, clips, config, every_model, small_model
@@ -106,12 +106,12 @@ def test_what_counts_operations_gets_the_models_shape():
 
 def test_settings_that_no_shape_tells_are_of_this_projects_models():
     cfg = load_config(None, "MODEL.VARIANT S MODEL.ADAPTER lora MODEL.ADAPTER_SCALE 2".split())
-    assert shapeless_settings(cfg) == {
+    assert settings_not_in_weights(cfg) == {
         "NUM_HEADS": 6, "POOL": "average", "RESIZE": "triangle", "REVERSE_WEIGHTS": "softmax", "ACTIVATION": "gelu",
         "NORM_EPS": 1e-6, "ADAPTER_SCALE": 2.0,
     }  # fmt: skip
-    assert shapeless_settings(load_config(None, ["MODEL.ARCH", "vit"]))["NUM_HEADS"] == 12
-    assert shapeless_settings(load_config(None, "MODEL.ARCH mvit MODEL.VARIANT Ti".split())) == {}
+    assert settings_not_in_weights(load_config(None, ["MODEL.ARCH", "vit"]))["NUM_HEADS"] == 12
+    assert settings_not_in_weights(load_config(None, "MODEL.ARCH mvit MODEL.VARIANT Ti".split())) == {}
 
 
 PARTS = (
