@@ -15,9 +15,10 @@ from lookupvit_video.distributed.parallel import autocast_dtype, checkpoint_acti
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.complexity import measured_macs
-from lookupvit_video.models.lookupvit import VARIANTS, LookupViT, grid_name
+from lookupvit_video.models.lookupvit import LookupViT, grid_name
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import ViT
+from lookupvit_video.registry import VIT_SIZES
 
 NUM_CLASSES, TUBELET, PEERS_PATCH = 400, (2, 16, 16), 16
 DENSE = "dense ViT"  # speed-ups are over this one; its attention is torch's SDPA
@@ -60,7 +61,7 @@ def heads_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def our_arguments(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of one of this project's models."""
-    dim, depth, num_heads = VARIANTS[arguments.variant]
+    dim, depth, num_heads = VIT_SIZES[arguments.variant]
     return {
         "num_classes": NUM_CLASSES, "num_frames": setting.frames, "size": setting.size, "tubelet": TUBELET,
         "dim": arguments.dim or dim, "depth": arguments.depth or depth,

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.models.build import build_model, lookupvit_parts, macs_by_part, model_shape
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import Shape, count_parameters, measured_macs, tokens_within, vit_macs
 from lookupvit_video.models.lookupvit import grid_name
+from lookupvit_video.registry import MODELS
 from lookupvit_video.report import aligned_table
 
 TOTALS = {
@@ -39,13 +40,14 @@ def usual_grids(token_grid: Sequence[int], all_times: bool) -> list[tuple[int, .
 
 def describe(cfg: CfgNode, measure: bool, sweep: bool) -> dict[str, Any]:
     """Return what a config costs, in MACs and parameters, and what those figures belong to."""
-    if cfg.MODEL.ARCH == "mvit":  # PyTorchVideo reads rates out of a tensor, for which the meta device has no values
+    if not MODELS[cfg.MODEL.ARCH].tubelets:  # PyTorchVideo reads rates from a tensor; on meta there are no values
         model = build_model(cfg).to("meta")
     else:
         with torch.device("meta"):
             model = build_model(cfg)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE, device="meta")
-    parts = macs_by_part(cfg)
+    spec = model_spec(cfg)
+    parts = spec.macs()
     facts: dict[str, Any] = {
         "arch": cfg.MODEL.ARCH,
         "clip": list(clip.shape[2:]),
@@ -56,7 +58,7 @@ def describe(cfg: CfgNode, measure: bool, sweep: bool) -> dict[str, Any]:
     }
     if not parts:
         return facts
-    shape = model_shape(cfg)
+    shape = spec.shape
     dense = sum(vit_macs(shape).values())
     facts |= {
         "encoder": shape.encoder,
@@ -69,16 +71,16 @@ def describe(cfg: CfgNode, measure: bool, sweep: bool) -> dict[str, Any]:
         "dense_macs": dense,
         "dense_ratio": dense / facts["macs"],
     }
-    if cfg.MODEL.ARCH == "lookupvit":
+    if spec.grids:
         facts |= {
             "compressed_grid": list(cfg.MODEL.COMPRESSED_GRID),
             "compressed_tokens": shape.times * math.prod(cfg.MODEL.COMPRESSED_GRID),
-            "floor_macs": sum(lookupvit_parts(cfg, (0, 0, 0)).values()),
+            "floor_macs": sum(spec.macs(compressed_grid=(0, 0, 0)).values()),
         }
     if sweep:
         rows = []
         for grid in dict.fromkeys(map(tuple, cfg.TEST.GRIDS)):
-            macs = sum(lookupvit_parts(cfg, grid).values())
+            macs = sum(spec.macs(compressed_grid=grid).values())
             rows.append(grid_row(shape, grid, macs, measured_macs(model, clip, grid) if measure else None))
         facts["sweep"] = sorted(rows, key=lambda row: row["macs"])
     return facts

@@ -9,6 +9,7 @@ from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import command_line
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
+from lookupvit_video.registry import MODELS, VIT_SIZES, models_with
 from lookupvit_video.text import write_text
 
 if TYPE_CHECKING:
@@ -82,15 +83,16 @@ def flops() -> int:
     settings += arguments.overrides
     from lookupvit_video.benchmarks.cost import describe, show, usual_grids
     from lookupvit_video.config import load_config, token_grid
-    from lookupvit_video.models.build import compressed_grids
+    from lookupvit_video.models.build import model_spec
 
     cfg = load_config(arguments.cfg, settings)
     sweep = arguments.sweep or bool(words)
     if sweep:
-        if cfg.MODEL.ARCH != "lookupvit":
-            raise UserError(f"--sweep is for MODEL.ARCH lookupvit; {cfg.MODEL.ARCH} has no compressed tokens")
+        if not MODELS[cfg.MODEL.ARCH].compressed_grids:
+            archs = " or ".join(models_with("compressed_grids"))
+            raise UserError(f"--sweep is for MODEL.ARCH {archs}; {cfg.MODEL.ARCH} has no compressed tokens")
         grids = [tuple(map(int, word.split("x"))) for word in words]
-        grids = grids or [*compressed_grids(cfg), *usual_grids(token_grid(cfg), cfg.MODEL.ENCODER == "joint")]
+        grids = grids or [*model_spec(cfg).grids, *usual_grids(token_grid(cfg), cfg.MODEL.ENCODER == "joint")]
         cfg = load_config(arguments.cfg, [*settings, "TEST.GRIDS", str([list(grid) for grid in grids])])
     facts = {"config": arguments.cfg, **describe(cfg, not arguments.no_measure, sweep)}
     show(facts)
@@ -151,7 +153,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--size", default=[224], help="height and width in pixels", **several)
     add("--batch", default=[1], help="clips at a time; of several, each model's best", **several)
     add("--grids", nargs="+", type=options.grid, default=[(4, 7, 7)], metavar="TxHxW", help="compressed tokens")
-    add("--variant", choices=options.VARIANTS, default="B", help="size of LookupViT and dense ViT")
+    add("--variant", choices=VIT_SIZES, default="B", help="size of LookupViT and dense ViT")
     add("--dim", type=positive, help="another width than the variant's, a multiple of 64")
     add("--depth", type=positive, help="fewer blocks than the variant has, for a quick run")
     add(
@@ -223,7 +225,7 @@ def block() -> int:
         )
     parser.add_argument("--threads", type=options.positive, metavar="N", help="processor threads (default: torch's)")
     parser.add_argument("--kept", action="store_true", help="memory that training keeps for backward, instead of time")
-    parser.add_argument("--variant", choices=options.VARIANTS, default="B", help="width and heads (default: B)")
+    parser.add_argument("--variant", choices=VIT_SIZES, default="B", help="width and heads (default: B)")
     options.add_device(parser)
     parser.add_argument("--precision", choices=options.PRECISIONS, default="float32", help="default: float32")
     arguments = parser.parse_args()
@@ -232,13 +234,12 @@ def block() -> int:
     from lookupvit_video.benchmarks.block import kept_table, time_blocks
     from lookupvit_video.benchmarks.machine import describe_machine
     from lookupvit_video.data.loader import keep_freed_memory
-    from lookupvit_video.models.lookupvit import VARIANTS
 
     device, dtype = _device(arguments.device), getattr(torch, arguments.precision)
     keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
-    dim, _, num_heads = VARIANTS[arguments.variant]
+    dim, _, num_heads = VIT_SIZES[arguments.variant]
     n, m, batch = arguments.tokens, arguments.compressed, arguments.batch
     if arguments.kept:
         print(f"{arguments.precision}, D = {dim}, N = {n}, M = {m}\n")

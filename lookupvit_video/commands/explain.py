@@ -84,7 +84,6 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
     from lookupvit_video.inference.annotate import write_overlay
     from lookupvit_video.inference.draw import draw_sheet
     from lookupvit_video.inference.explain import explain_attention, heat_maps, without_time
-    from lookupvit_video.models.lookupvit import LookupViT
 
     prediction = predictor.predict(video, num_crops=1)
     frames = prediction.clip.permute(1, 2, 3, 0).numpy()
@@ -101,7 +100,7 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
             f"{predictor.classes[real]!r}"
         )
         shown[order] = {"label": label, "probability": round(best, 4), "of the real answer": round(kept, 4)}
-    if isinstance(predictor.model, LookupViT):
+    if predictor.grids:
         attention = explain_attention(predictor, prediction.clip)
         rows = heat_maps(attention, arguments.token, arguments.lookup)
         draw_sheet(frames, rows, classes, Path(video).name, arguments.out / f"{stem}.png")

@@ -9,9 +9,8 @@ from lookupvit_video.commands import options
 from lookupvit_video.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from lookupvit_video.inference.export.vectors import Comparison
+    from lookupvit_video.inference.predictor import Predictor
 
 EXPORT_EXAMPLES = """  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format pt2 onnx aoti
   lookupvit export --checkpoint runs/demo_motion/model.pt --out exported_int8 --format pt2 --int8 --list test.csv
@@ -50,20 +49,18 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def grid_of(text: str | None, model: "nn.Module") -> tuple[int, ...] | None:
+def grid_of(text: str | None, predictor: "Predictor") -> tuple[int, ...] | None:
     """Return the compressed grid to export.
 
     Raises:
         UserError: the model was not made with it.
     """
-    from lookupvit_video.models.lookupvit import LookupViT
-
     if text is None:
         return None
-    if not isinstance(model, LookupViT):
-        raise UserError(f"--grid {text}: only a LookupViT has a compressed grid")
-    if text not in model.compress:
-        raise UserError(f"--grid {text}: this model was made with {', '.join(model.compress)}")
+    if not predictor.grids:
+        raise UserError(f"--grid {text}: this model has no compressed grid")
+    if text not in predictor.grids:
+        raise UserError(f"--grid {text}: this model was made with {', '.join(predictor.grids)}")
     return tuple(int(part) for part in text.split("x"))
 
 
@@ -105,7 +102,7 @@ def export() -> int:
     for kind in arguments.format:
         check_format(kind)
     predictor = load_model(arguments.checkpoint, arguments.device)
-    grid = grid_of(arguments.grid, predictor.model)
+    grid = grid_of(arguments.grid, predictor)
     videos = read_manifest(arguments.list, predictor.classes) if arguments.list else []
     plain = deployed_model(predictor, grid)
     deployed = deployed_model(predictor, grid, int8=True) if arguments.int8 else plain

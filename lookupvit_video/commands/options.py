@@ -15,7 +15,6 @@ from lookupvit_video.commands.run_command import program
 
 BACKENDS = ("pyav", "decord", "torchcodec")
 KERNELS = ("auto", "eager", "fused", "flex")
-VARIANTS = ("Ti", "S", "B", "L")
 PRECISIONS = ("float32", "bfloat16")
 GRID = re.compile(r"\d+(x\d+){1,2}")
 

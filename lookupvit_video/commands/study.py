@@ -37,8 +37,8 @@ def study() -> int:
     arguments = parser.parse_args()
     from lookupvit_video.config import find_config
     from lookupvit_video.processes.lock import only_writer
+    from lookupvit_video.processes.stop_signals import Stopped
     from lookupvit_video.studies.study import check_done, do_runs, plan, read_study, results_of, table_of
-    from lookupvit_video.training.health import Stopped
 
     path = find_config(arguments.study)
     content = read_study(path)

@@ -49,13 +49,14 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
 
     from lookupvit_video.config import load_config
     from lookupvit_video.data.manifest import load_classes
-    from lookupvit_video.distributed.world import close_world, init_world, lost_processes_told
-    from lookupvit_video.evaluation import run_test
+    from lookupvit_video.distributed.world import close_world, init_world, report_lost_processes
+    from lookupvit_video.evaluation.run_test import run_test
     from lookupvit_video.log import setup_logging
+    from lookupvit_video.processes.stop_signals import Stopped
     from lookupvit_video.text import write_text
     from lookupvit_video.training.dry_run import dry_run
-    from lookupvit_video.training.health import Stopped, memory_failures_told
-    from lookupvit_video.training.output import disk_failures_told, sole_writer
+    from lookupvit_video.training.output import report_disk_failures, sole_writer
+    from lookupvit_video.training.step import report_memory_failures
     from lookupvit_video.training.train import train
 
     cfg = load_config(path, overrides)
@@ -71,7 +72,7 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
         if not cfg.TEST.ENABLE:
             return
         try:
-            summary = run_test.test(cfg, classes, world)
+            summary = run_test(cfg, classes, world)
         except KeyboardInterrupt:
             if not world.is_main:
                 raise SystemExit(EXIT_INTERRUPTED) from None
@@ -81,11 +82,11 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
 
     code = 0
     try:
-        with lost_processes_told(world, min(cfg.DIST_TIMEOUT, 30.0)), memory_failures_told():
+        with report_lost_processes(world, min(cfg.DIST_TIMEOUT, 30.0)), report_memory_failures():
             if dry:
                 dry_run(cfg, classes, world)
             else:
-                with sole_writer(cfg, world), disk_failures_told(cfg):
+                with sole_writer(cfg, world), report_disk_failures(cfg):
                     train_and_test()
     except Stopped as stopped:
         if world.is_main:
