@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from lookupvit_video.preparation.lists import Options
 
 DATA = Path("datasets/moving_digits/data")  # as the shipped configs have it
+KINETICS = ("k400", "k600", "k700", "k700-2020")
+SSV = (1, 2)
 EXIT_CODES = """
 Exit code 0: all done; 1: some videos could not be re-encoded or a tarball is damaged (named); 2: nothing could be done.
 """
@@ -77,7 +79,7 @@ def kinetics() -> int:
         KINETICS_EXAMPLES,
     )
     add = parser.add_argument
-    add("--dataset", required=True, choices=("k400", "k600", "k700", "k700-2020"),
+    add("--dataset", required=True, choices=KINETICS,
         help="chooses the published counts to compare with")  # fmt: skip
     add("--annotations", required=True, nargs="+", type=Path, metavar="FILE", help="official CSV, JSON")
     add("--videos", nargs="+", type=Path, default=[], metavar="DIR", help="folders with the videos")
@@ -101,7 +103,7 @@ def ssv2() -> int:
         "Write the lists of Something-Something V1 or V2 from the official annotations and your videos.", SSV2_EXAMPLES
     )
     add = parser.add_argument
-    add("--version", type=int, choices=(1, 2), default=2, help="of the data set (default: 2)")
+    add("--version", type=int, choices=SSV, default=2, help="of the data set (default: 2)")
     add("--annotations", required=True, type=Path, metavar="DIR", help="folder of the official files")
     add("--videos", required=True, nargs="+", type=Path, metavar="DIR", help="folders with the videos")
     _add_list_options(parser)
