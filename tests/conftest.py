@@ -13,7 +13,7 @@ SERVED = ("lookupvit_video.inference.predictor", "lookupvit_video.preparation.ch
 
 @pytest.fixture(scope="session", autouse=True)
 def fork_server():
-    """There is one a process, and the first pool decides what it imports: without torch, each later child imports it."""
+    """It starts once and imports what the first pool asks for: without torch, each later child would import it."""
     preload = BaseContext.set_forkserver_preload
     with mock.patch.object(BaseContext, "set_forkserver_preload", lambda self, names: preload(self, [*names, *SERVED])):
         yield
