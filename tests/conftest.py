@@ -7,7 +7,6 @@ import pytest
 
 from tests.small import make_videos, run_net, settings
 
-
 SERVED = ("lookupvit_video.inference.predictor", "lookupvit_video.preparation.check")
 
 
