@@ -8,35 +8,25 @@ RUN := runs/demo_motion
 
 help:
 	@echo "make demo           make the demo videos, train on them, test, predict, draw (minutes on 2 CPU cores)"
-	@echo "make test           run the test suite"
+	@echo "make test           run the test suite, on up to 4 cores"
 	@echo "make lint           ruff and mypy"
-	@echo "make docs-figures   measure the tables of docs/ again and print them (many hours; PAGES=inference for one page)"
+	@echo "make docs-figures   remeasure the tables of docs/ and print them (many hours; PAGES=inference for one page)"
 	@echo "make check-configs  load every YAML of configs/ strictly and build its model"
-	@echo "make mutants        how many of a list of small faults the tests notice (an hour; tests/mutants.py --help)"
+	@echo "make mutants        how many of a list of small faults the tests detect (an hour; tests/mutants.py --help)"
 	@echo "make clean          remove .venv, runs/ and the demo videos"
 
-# The stamp is newer than the files that name the dependencies, or the installation is done again.
-.venv/installed: setup.cfg pyproject.toml
+# The installation is repeated when a file that names the dependencies is newer than this stamp.
+.venv/installed: setup.cfg setup.py pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[test,dev]"
 	@touch $@
 
 demo: .venv/installed
-	$(BIN)/python datasets/moving_digits/prepare.py --out $(DATA)
-	$(BIN)/python tools/run_net.py --cfg configs/demo_motion.yaml OUTPUT_DIR $(RUN)
-	$(BIN)/python tools/predict.py --checkpoint $(RUN)/model.pt --topk 3 --json $(RUN)/predictions.jsonl \
-	  --draw $(RUN)/sheets $(foreach n,0 1 2 3,$(DATA)/videos/test/0000$(n).mp4)
-	@echo
-	@echo "Done. Look at:"
-	@echo "  $(RUN)/curves.png             loss and validation accuracy"
-	@echo "  $(RUN)/confusion_matrix.png   what is taken for what, on the test videos"
-	@echo "  $(RUN)/sheets/*.png           four test videos: frames, attention, answer"
-	@echo "  $(RUN)/test_results.json      accuracy; test_predictions.csv: each video's answer"
-	@echo "  $(RUN)/model.pt               the trained model, for tools/predict.py"
+	$(BIN)/lookupvit demo --data $(DATA) --out $(RUN)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -44,7 +34,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 check-configs: .venv/installed
-	$(BIN)/python tools/check_configs.py configs/*.yaml
+	$(BIN)/lookupvit check-configs configs/*.yaml
 
 docs-figures: .venv/installed
 	$(BIN)/python tools/docs_figures.py $(PAGES)

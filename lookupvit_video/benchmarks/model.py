@@ -300,7 +300,8 @@ def goal_table(found: list[dict[str, Any]]) -> str:
 
 def lookup_tokens(row: dict[str, Any]) -> int:
     """N: tubelets of a clip."""
-    return row["frames"] // TUBELET[0] * (row["size"] // TUBELET[1]) * (row["size"] // TUBELET[2])
+    t, h, w = TUBELET
+    return int(row["frames"] // t * (row["size"] // h) * (row["size"] // w))
 
 
 def plot_scaling(rows: list[dict[str, Any]], path: Path) -> None:

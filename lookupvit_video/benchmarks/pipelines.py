@@ -40,7 +40,7 @@ class ClipRequest:
     def frames(self) -> list[int]:
         """Numbers of the frames shown at the times."""
         numbers = np.floor(self.times * self.geometry.fps + 1e-6).astype(int)
-        return np.minimum(numbers, self.geometry.frames - 1).tolist()
+        return [int(number) for number in np.minimum(numbers, self.geometry.frames - 1)]
 
 
 def pyav_baseline(request: ClipRequest) -> np.ndarray:

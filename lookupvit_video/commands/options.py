@@ -55,7 +55,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         from importlib.metadata import version
 
-        parser.exit(message=f"lookupvit {version('lookupvit_video')}\n")
+        print(f"lookupvit {version('lookupvit_video')}")
+        parser.exit()
 
 
 def number(kind: type[int] | type[float], low: float, high: float = math.inf) -> Callable[[str], Any]:

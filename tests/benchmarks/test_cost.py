@@ -125,9 +125,3 @@ def test_mistakes_give_one_line(options, arguments, parts):
     assert done.stderr.startswith("flops.py: error: ")
     for part in parts:
         assert part in done.stderr
-
-
-def test_help_shows_an_example():
-    done = call_tool("tools/flops.py", "--help")
-    assert done.returncode == 0
-    assert "lookupvit flops --cfg k400_lvit" in done.stdout.split("examples:")[1]

@@ -198,9 +198,3 @@ def test_mistakes_are_one_line(arguments, message):
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_help_has_an_example():
-    done = call_tool("tools/benchmark.py", "loader", "--help")
-    assert done.returncode == 0
-    assert "lookupvit benchmark loader --cfg" in done.stdout

@@ -192,12 +192,6 @@ def test_mistakes_are_one_line(arguments, message):
     assert "Traceback" not in done.stderr
 
 
-def test_help_has_an_example():
-    done = call_tool("tools/benchmark.py", "model", "--help")
-    assert done.returncode == 0
-    assert "lookupvit benchmark model --grids 2x7x7 4x7x7 8x7x7" in done.stdout
-
-
 def test_account_of_a_block_adds_up_to_the_formulas():
     done = call_tool(
         "tools/benchmark.py",

@@ -159,12 +159,6 @@ def test_mistakes_give_one_line(arguments, message):
     assert done.stdout == ""
 
 
-def test_help_shows_an_example():
-    done = call_tool(TOOL, "--help")
-    assert done.returncode == 0
-    assert f"python {TOOL} --cfg" in done.stdout.split("examples:")[1]
-
-
 def test_interrupted_runs_leave_no_report(data, tmp_path):
     """An earlier report stays what it was until the new one is whole."""
     (tmp_path / "report.csv").write_text("the earlier one")

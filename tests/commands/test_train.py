@@ -130,16 +130,6 @@ def test_mistakes_in_a_config_file_name_file_and_line(tmp_path):
     assert_one_clear_line(done, 2, "none.yaml", "No such file")
 
 
-COMMANDS = {"run_net": "train", "predict": "predict", "check_configs": "check-configs", "study": "study"}
-
-
-@pytest.mark.parametrize("tool", COMMANDS)
-def test_help_shows_an_example(tool):
-    done = call_tool(f"tools/{tool}.py", "--help")
-    assert done.returncode == 0
-    assert f"lookupvit {COMMANDS[tool]}" in done.stdout.split("examples:")[1]
-
-
 SCRIPTS = sorted(
     str(path.relative_to(ROOT)) for folder in ("tools", "datasets") for path in ROOT.glob(folder + "/**/*.py")
 )
