@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.models.build import compressed_grids, lookupvit_parts, macs_by_part
 from lookupvit_video.models.complexity import measured_macs
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
@@ -153,8 +153,7 @@ def measured_latencies(
         clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, *[cfg.DATA.TEST_CROP_SIZE] * 2, dtype=torch.uint8)
         known = {grid_name(grid): _milliseconds(lambda grid=grid: answer(clip, grid)) for grid in grids}  # type: ignore[misc]
         try:
-            with written_whole(path) as temporary:
-                temporary.write_text(simplejson.dumps({**facts, "milliseconds": known}, indent=1), encoding="utf-8")
+            write_json(path, {**facts, "milliseconds": known})
         except OSError as error:
             logger.warning("%s: these measurements cannot be kept (%s)", path, error.strerror)
     listed = ", ".join(f"{name} {known[name]:.3g} ms" for name in map(grid_name, grids))
@@ -362,8 +361,7 @@ def fingerprint(model: nn.Module) -> str:
 def save_cascade(path: Path, cascade: Cascade, model: nn.Module, facts: dict[str, Any]) -> None:
     """Write a cascade, the model it is for, and what was measured, as JSON."""
     content = {"format": FORMAT, "model": fingerprint(model), **asdict(cascade), **facts}
-    with written_whole(path) as temporary:
-        temporary.write_text(simplejson.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def load_cascade(path: str | Path, model: nn.Module, cfg: CfgNode) -> Cascade:

@@ -13,7 +13,7 @@ from torch import nn
 from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.config import config_from_text, get_defaults, get_key
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.text import write_text
 
@@ -49,8 +49,8 @@ def write_pretrained(
         "label2id": {name: label for label, name in enumerate(classes)},
         "lookupvit_video": yaml.safe_load(portable(cfg).dump()),
     }
-    write_text(folder / CONFIG, simplejson.dumps(content, indent=2) + "\n")
-    with written_whole(folder / WEIGHTS) as temporary:
+    write_json(folder / CONFIG, content, indent=2)
+    with atomic_write(folder / WEIGHTS) as temporary:
         # Copies, since the format knows no two names for one memory.
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, temporary, metadata={"format": "pt"})

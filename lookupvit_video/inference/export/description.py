@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import av
-import simplejson
 import torch
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.lookupvit import grid_name
 
@@ -125,5 +124,4 @@ def preprocessing(cfg: CfgNode) -> dict[str, Any]:
 
 def write_description(facts: dict[str, Any], path: Path) -> None:
     """Write `model.json`."""
-    with written_whole(path) as temporary:
-        temporary.write_text(simplejson.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(path, facts)
