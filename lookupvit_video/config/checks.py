@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.config.keys import KEYS, VARIANTS, Key
 from lookupvit_video.errors import UserError
+from lookupvit_video.registry import MODELS
 
 Section = Any
 """A group of keys, such as ``cfg.MODEL``."""
@@ -128,16 +129,16 @@ def _variant_exists(MODEL: Section) -> Iterator[str]:
 
 
 def _head_exists(MODEL: Section) -> Iterator[str]:
-    if MODEL.ARCH == "lookupvit" and MODEL.INFERENCE_HEAD not in ("average", *MODEL.HEADS):
+    if MODELS[MODEL.ARCH].compressed_grids and MODEL.INFERENCE_HEAD not in ("average", *MODEL.HEADS):
         yield f"MODEL.INFERENCE_HEAD is {MODEL.INFERENCE_HEAD}, which is not among MODEL.HEADS {MODEL.HEADS}"
 
 
 def _grids_fit(MODEL: Section, DATA: Section, TEST: Section) -> Iterator[str]:
     named = [("MODEL.COMPRESSED_GRID", MODEL.COMPRESSED_GRID)]
-    if MODEL.ARCH == "lookupvit":
+    if MODELS[MODEL.ARCH].compressed_grids:
         named += [("MODEL.COMPRESSED_GRIDS", grid) for grid in MODEL.COMPRESSED_GRIDS]
         named += [("TEST.GRIDS", grid) for grid in TEST.GRIDS]
-    elif MODEL.ARCH != "vit" or MODEL.TOKENS == "all":
+    elif MODEL.TOKENS == "all":
         return  # no compressed tokens
     lookup = _token_grid(MODEL, DATA)[MODEL.ENCODER == "factorised" :]
     for name, grid in named:
@@ -216,8 +217,8 @@ def _metrics_are_measured(TRAIN: Section, TEST: Section) -> Iterator[str]:
 def _processes_outwait_the_loader(DIST_TIMEOUT: float, DATA_LOADER: Section) -> Iterator[str]:
     if DIST_TIMEOUT <= DATA_LOADER.TIMEOUT:
         yield (
-            f"DIST_TIMEOUT is {DIST_TIMEOUT:g} and DATA_LOADER.TIMEOUT {DATA_LOADER.TIMEOUT:g}; set DIST_TIMEOUT higher: "
-            "processes must wait longer for one another than one of them may wait for data"
+            f"DIST_TIMEOUT is {DIST_TIMEOUT:g} and DATA_LOADER.TIMEOUT {DATA_LOADER.TIMEOUT:g}; processes must wait "
+            "longer for one another than one of them may wait for data, so raise DIST_TIMEOUT"
         )
 
 

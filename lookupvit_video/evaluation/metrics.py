@@ -1,7 +1,7 @@
 """What validation and test measure. To add a metric, write one function with ``@metric``.
 
-TEST.METRICS names those that are measured, TRAIN.BEST_METRIC the one that chooses best.pt. Logs, curves and results have
-whatever is named. A function takes
+TEST.METRICS names those that are measured, TRAIN.BEST_METRIC the one that chooses best.pt; logs, curves and results
+follow. A function takes
 
 * scores (videos, K): mean softmax over the views; all zeros for a video that could not be read, which counts as wrong,
 * labels (videos,),

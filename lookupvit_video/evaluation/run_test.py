@@ -25,10 +25,11 @@ from lookupvit_video.evaluation.evaluate import (
 )
 from lookupvit_video.evaluation.metrics import chosen_metrics, rounded, text
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
-from lookupvit_video.models.build import build_model, model_shape, settings_not_in_weights
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.provenance import measured_with
+from lookupvit_video.registry import MODELS
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     chosen_metrics(cfg.TEST.METRICS)
     videos = load_split(cfg, "test", classes)
     checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
-    _check_fit(settings_not_in_weights(cfg), classes, checkpoint)
+    _check_fit(model_spec(cfg).settings_not_in_weights, classes, checkpoint)
     model = build_model(cfg)
     load_weights(model, checkpoint, resize_positions=True)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)
@@ -71,7 +72,7 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
         "measured_with": measured_with(world.device),
     }
     if len(grids) > 1:
-        times = model_shape(cfg).times  # factorised: a grid is that of each time index
+        times = model_spec(cfg).shape.times  # factorised: a grid is that of each time index
         facts["grids"] = _grid_table(times, grids, macs, results, cfg.TEST.METRICS)
     folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
     forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
@@ -86,7 +87,7 @@ def _check_fit(settings: Mapping[str, Any], classes: list[str], checkpoint: Chec
 
 def _grids(arch: str, own: Sequence[int], others: Sequence[Sequence[int]]) -> list[CompressedGrid]:
     """Return the compressed grids to test, the config's own first; [None] for a model without."""
-    return list(dict.fromkeys((tuple(own), *map(tuple, others)))) if arch == "lookupvit" else [None]
+    return list(dict.fromkeys((tuple(own), *map(tuple, others)))) if MODELS[arch].compressed_grids else [None]
 
 
 def _grid_table(
