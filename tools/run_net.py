@@ -59,7 +59,7 @@ def main() -> int:
             if arguments.dry_run:
                 dry_run(cfg, classes, world)
             else:
-                with sole_writer(cfg, world), report_disk_failures(cfg):
+                with sole_writer(cfg.OUTPUT_DIR, world), report_disk_failures(cfg.OUTPUT_DIR):
                     run(cfg, classes, world)
     except Stopped as stopped:
         if world.is_main:

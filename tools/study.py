@@ -162,7 +162,7 @@ def run(folder: Path, file: str, overrides: list[str]) -> float:
     setup_logging(True)
     began = time.perf_counter()
     cfg, world = load_config(file, overrides), World(0, 1, torch.device("cpu"))
-    with sole_writer(cfg, world):
+    with sole_writer(cfg.OUTPUT_DIR, world):
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(cfg.dump(), encoding="utf-8")
         classes = load_classes(cfg)

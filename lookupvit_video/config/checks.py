@@ -7,7 +7,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.config.keys import KEYS, VARIANTS, Key
+from lookupvit_video.config.keys import KEYS, Key
 from lookupvit_video.errors import UserError
 from lookupvit_video.registry import MODELS
 
@@ -83,54 +83,47 @@ def _token_grid(MODEL: Section, DATA: Section) -> tuple[int, int, int]:
 # Across keys: each check takes the sections that it names, and yields its mistakes ----------------------------------
 
 
-def _clip_fits_tubelet(MODEL: Section, DATA: Section) -> Iterator[str]:
-    t, h, w = MODEL.TUBELET
+def _data_fits(DATA: Section, MODEL: Section) -> Iterator[str]:
+    area, aspect = DATA.TRAIN_JITTER_SCALES_RELATIVE, DATA.TRAIN_JITTER_ASPECT_RELATIVE
+    scales, size = DATA.TRAIN_JITTER_SCALES, DATA.TRAIN_CROP_SIZE
+    t, *sides = MODEL.TUBELET
     if DATA.NUM_FRAMES % t:
         yield f"DATA.NUM_FRAMES is {DATA.NUM_FRAMES}; it must be divisible by MODEL.TUBELET's {t} frames"
-    for side in (h, w):
-        if DATA.TRAIN_CROP_SIZE % side:
-            yield (
-                f"DATA.TRAIN_CROP_SIZE is {DATA.TRAIN_CROP_SIZE}; it must be divisible by MODEL.TUBELET's {side} pixels"
-            )
-
-
-def _test_crop_fits(DATA: Section) -> Iterator[str]:
-    if DATA.TEST_CROP_SIZE != DATA.TRAIN_CROP_SIZE:
+    for side in sides:
+        if size % side:
+            yield f"DATA.TRAIN_CROP_SIZE is {size}; it must be divisible by MODEL.TUBELET's {side} pixels"
+    if DATA.TEST_CROP_SIZE != size:
         yield (
-            f"DATA.TEST_CROP_SIZE is {DATA.TEST_CROP_SIZE} and DATA.TRAIN_CROP_SIZE {DATA.TRAIN_CROP_SIZE}; set both "
-            "to the same size, since positions are learned for one size"
+            f"DATA.TEST_CROP_SIZE is {DATA.TEST_CROP_SIZE} and DATA.TRAIN_CROP_SIZE {size}; set both to the same size, "
+            "since positions are learned for one size"
         )
     if 0 < DATA.TEST_SHORT_SIDE < DATA.TEST_CROP_SIZE:
         yield (
             f"DATA.TEST_SHORT_SIDE is {DATA.TEST_SHORT_SIDE}; it must be at least DATA.TEST_CROP_SIZE "
             f"{DATA.TEST_CROP_SIZE}, or 0"
         )
-
-
-def _random_crop_is_a_range(DATA: Section) -> Iterator[str]:
-    area, aspect = DATA.TRAIN_JITTER_SCALES_RELATIVE, DATA.TRAIN_JITTER_ASPECT_RELATIVE
-    scales, size = DATA.TRAIN_JITTER_SCALES, DATA.TRAIN_CROP_SIZE
     if area and not 0 < area[0] <= area[1] <= 1:
         yield f"DATA.TRAIN_JITTER_SCALES_RELATIVE is {area}; write [low, high] with 0 < low <= high <= 1"
     if aspect[0] > aspect[1]:
         yield f"DATA.TRAIN_JITTER_ASPECT_RELATIVE is {aspect}; write [low, high] with low <= high"
     if not area and not size <= scales[0] <= scales[1]:
-        yield (
-            f"DATA.TRAIN_JITTER_SCALES is {scales}; write [low, high] with DATA.TRAIN_CROP_SIZE {size} <= low <= high"
-        )
+        yield f"DATA.TRAIN_JITTER_SCALES is {scales}; write [low, high] with DATA.TRAIN_CROP_SIZE {size} <= low <= high"
 
 
-def _variant_exists(MODEL: Section) -> Iterator[str]:
-    if MODEL.VARIANT not in VARIANTS[MODEL.ARCH]:
-        choices = ", ".join(VARIANTS[MODEL.ARCH])
+def _model_exists(MODEL: Section) -> Iterator[str]:
+    entry, weights, grids = MODELS[MODEL.ARCH], MODEL.COMPRESSED_GRID_WEIGHTS, MODEL.COMPRESSED_GRIDS
+    if MODEL.VARIANT not in entry.variants:
+        choices = ", ".join(entry.variants)
         yield f"MODEL.VARIANT is {MODEL.VARIANT!r}; for MODEL.ARCH {MODEL.ARCH} choose one of {choices}"
     if MODEL.DIM and MODEL.NUM_HEADS and MODEL.DIM % MODEL.NUM_HEADS:
         yield f"MODEL.DIM is {MODEL.DIM}; it must be divisible by MODEL.NUM_HEADS {MODEL.NUM_HEADS}"
-
-
-def _head_exists(MODEL: Section) -> Iterator[str]:
-    if MODELS[MODEL.ARCH].compressed_grids and MODEL.INFERENCE_HEAD not in ("average", *MODEL.HEADS):
+    if entry.compressed_grids and MODEL.INFERENCE_HEAD not in ("average", *MODEL.HEADS):
         yield f"MODEL.INFERENCE_HEAD is {MODEL.INFERENCE_HEAD}, which is not among MODEL.HEADS {MODEL.HEADS}"
+    if weights and len(weights) != len(grids):
+        yield (
+            f"MODEL.COMPRESSED_GRID_WEIGHTS has {len(weights)} weights for the {len(grids)} grids of "
+            "MODEL.COMPRESSED_GRIDS; write one for each"
+        )
 
 
 def _grids_fit(MODEL: Section, DATA: Section, TEST: Section) -> Iterator[str]:
@@ -150,15 +143,6 @@ def _grids_fit(MODEL: Section, DATA: Section, TEST: Section) -> Iterator[str]:
                 f"{name}: {grid} is larger than the grid of lookup tokens {list(lookup)}, which follows from "
                 "DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE and MODEL.TUBELET"
             )
-
-
-def _grid_weights_fit(MODEL: Section) -> Iterator[str]:
-    weights, grids = MODEL.COMPRESSED_GRID_WEIGHTS, MODEL.COMPRESSED_GRIDS
-    if weights and len(weights) != len(grids):
-        yield (
-            f"MODEL.COMPRESSED_GRID_WEIGHTS has {len(weights)} weights for the {len(grids)} grids of "
-            "MODEL.COMPRESSED_GRIDS; write one for each"
-        )
 
 
 def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
@@ -183,38 +167,26 @@ def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
         yield f"MODEL.{name} needs MODEL.DROP_PATH 0: the blocks do not train"
 
 
-def _teacher_is_there(DISTILL: Section) -> Iterator[str]:
-    if DISTILL.FEATURE_WEIGHT and not DISTILL.TEACHER:
-        yield "DISTILL.FEATURE_WEIGHT needs DISTILL.TEACHER"
-
-
-def _batch_divides(TRAIN: Section, AUG: Section) -> Iterator[str]:
+def _training_fits(TRAIN: Section, TEST: Section, AUG: Section, MIXUP: Section, SOLVER: Section) -> Iterator[str]:
     parts = TRAIN.ACCUMULATION_STEPS * AUG.NUM_SAMPLE
     if TRAIN.BATCH_SIZE % parts:
         yield (
             f"TRAIN.BATCH_SIZE is {TRAIN.BATCH_SIZE}; it must be divisible by TRAIN.ACCUMULATION_STEPS x "
             f"AUG.NUM_SAMPLE = {parts}"
         )
-
-
-def _mixing_is_possible(MIXUP: Section) -> Iterator[str]:
     if MIXUP.ENABLE and MIXUP.ALPHA == 0 and MIXUP.CUTMIX_ALPHA == 0:
         yield "MIXUP.ENABLE is True with MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA both 0; raise one of them"
-
-
-def _warmup_ends(SOLVER: Section) -> Iterator[str]:
     if SOLVER.WARMUP_EPOCHS >= SOLVER.MAX_EPOCH:
         yield f"SOLVER.WARMUP_EPOCHS is {SOLVER.WARMUP_EPOCHS}; it must be below SOLVER.MAX_EPOCH {SOLVER.MAX_EPOCH}"
-
-
-def _metrics_are_measured(TRAIN: Section, TEST: Section) -> Iterator[str]:
     if "top1" not in TEST.METRICS:
         yield f"TEST.METRICS is {TEST.METRICS}; add top1, by which runs and grids are compared"
     if TRAIN.BEST_METRIC not in TEST.METRICS:
         yield f"TRAIN.BEST_METRIC is {TRAIN.BEST_METRIC!r}; add it to TEST.METRICS, or choose one of {TEST.METRICS}"
 
 
-def _processes_outwait_the_loader(DIST_TIMEOUT: float, DATA_LOADER: Section) -> Iterator[str]:
+def _others_are_there(DISTILL: Section, DIST_TIMEOUT: float, DATA_LOADER: Section) -> Iterator[str]:
+    if DISTILL.FEATURE_WEIGHT and not DISTILL.TEACHER:
+        yield "DISTILL.FEATURE_WEIGHT needs DISTILL.TEACHER"
     if DIST_TIMEOUT <= DATA_LOADER.TIMEOUT:
         yield (
             f"DIST_TIMEOUT is {DIST_TIMEOUT:g} and DATA_LOADER.TIMEOUT {DATA_LOADER.TIMEOUT:g}; processes must wait "
@@ -223,18 +195,5 @@ def _processes_outwait_the_loader(DIST_TIMEOUT: float, DATA_LOADER: Section) -> 
 
 
 CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
-    _clip_fits_tubelet,
-    _test_crop_fits,
-    _random_crop_is_a_range,
-    _variant_exists,
-    _head_exists,
-    _grids_fit,
-    _grid_weights_fit,
-    _frozen_parts_fit,
-    _teacher_is_there,
-    _batch_divides,
-    _mixing_is_possible,
-    _warmup_ends,
-    _metrics_are_measured,
-    _processes_outwait_the_loader,
-)
+    _data_fits, _model_exists, _grids_fit, _frozen_parts_fit, _training_fits, _others_are_there
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Validation and multi-view test: softmax averaged over the views of a video, every video counted once.
+"""Validation and multi-view test: softmax averaged over the views of a video, each video counted once.
 
 Shape letters: B videos, V views, K classes.
 """
@@ -33,7 +33,7 @@ CompressedGrid = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Results:
-    """Accuracy over a list of videos; a video that could not be read counts as wrong."""
+    """Answers over a list of videos; a video that could not be read counts as wrong."""
 
     labels: np.ndarray
     """(videos,)"""
@@ -53,7 +53,7 @@ class Results:
 
     @property
     def used_damaged(self) -> list[tuple[int, str]]:
-        """(row, reason for bad_videos.csv) of each video with damage that was used all the same."""
+        """(row, reason for bad_videos.csv) of each damaged video that was used."""
         unread = {row for row, _ in self.bad}
         return [(row, f"damaged, used: {damage}") for row, damage in self.damaged if row not in unread]
 
@@ -123,7 +123,7 @@ def evaluate(
     label: str,
     grids: Sequence[CompressedGrid] = (None,),
 ) -> list[Results]:
-    """Run a model over this process's share of the videos and put all processes' shares together.
+    """Run a model over this process's share of the videos and gather the shares of all processes.
 
     Every video is read once, whatever the number of grids.
 
@@ -175,7 +175,7 @@ def evaluate(
 
 
 def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write what one checkpoint reaches with each compressed grid: accuracy_vs_gmacs.csv and .png; log the table."""
+    """Write and log the accuracy and cost with each compressed grid: accuracy_vs_gmacs.csv and .png."""
     with atomic_write(folder / "accuracy_vs_gmacs.csv") as temporary, open_text(temporary, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -199,7 +199,7 @@ def write_results(
     """Write test_results.json, test_predictions.csv and confusion_matrix.png into a folder; return the JSON's content.
 
     Args:
-        facts: what was measured, put before the figures (checkpoint, views, precision, ...).
+        facts: what was measured (checkpoint, views, precision, ...); they come first.
         metrics: TEST.METRICS.
     """
     summary = {

@@ -322,7 +322,7 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> Predictor:
     try:
         loaded = load_checkpoint(checkpoint)
     except (TypeError, AttributeError, KeyError, RecursionError):
-        raise UserError(f"{checkpoint}: no checkpoint of this project: what is in it has the wrong type") from None
+        raise UserError(f"{checkpoint}: not a checkpoint of this project: what is in it has the wrong type") from None
     return _predictor(loaded, device)
 
 

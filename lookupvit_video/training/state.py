@@ -74,7 +74,7 @@ class TrainingState:
             "to_validate": self.to_validate,
             "scaler": self.scaler.state_dict(),
             "random": [random for random, _, _ in of_each],
-            "losses": self.losses,
+            "losses": list(self.losses),  # it grows while the file is written
             "bad_rows": sorted(set().union(*(rows for _, rows, _ in of_each))),
             "bad_steps": self.bad_steps,
             "world_size": self.world.size,

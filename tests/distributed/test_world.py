@@ -154,8 +154,8 @@ def test_half_of_what_torchrun_sets_is_no_start(monkeypatch, missing):
 @pytest.mark.parametrize(
     ("stage", "error", "message"),
     [
-        ("rendezvous", RuntimeError("timed out.\nmore"), r"did not meet the others at node1:1234 \(timed out\); check"),
-        ("rendezvous", OSError(), r"did not meet the others at node1:1234 \(OSError\); check that torchrun"),
+        ("rendezvous", RuntimeError("timed out.\nmore"), r"cannot reach the others at node1:1234 \(timed out\); check"),
+        ("rendezvous", OSError(), r"cannot reach the others at node1:1234 \(OSError\); check that torchrun"),
         (
             "restart_safe_store",
             RunFailure("waited for process 1"),

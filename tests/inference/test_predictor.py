@@ -280,7 +280,7 @@ def test_a_folder_of_a_checkpoint_is_no_file(tmp_path, monkeypatch):
         load_model(tmp_path / "none.pt", "cpu")
     for kind in (TypeError, AttributeError, KeyError, RecursionError):
         monkeypatch.setattr(predictor_module, "load_checkpoint", lambda _, kind=kind: (_ for _ in ()).throw(kind("x")))
-        with pytest.raises(ValueError, match=r"x\.pt: no checkpoint of this project: what is in it has the wrong type"):
+        with pytest.raises(ValueError, match=r"x\.pt: not a checkpoint of this project: what is in it has"):
             load_model(tmp_path / "x.pt", "cpu")
 
 
@@ -598,7 +598,7 @@ def huge(state):
     (lambda c: {"config": changed(c["config"], "DEPTH", 10**9)}, "more blocks than it holds weights"),
     (lambda c: {"config": changed(c["config"], "ARCH", "vit")}, "missing in the"),
     (lambda c: {"config": changed(c["config"], "NUM_FRAMES", 8)}, r"has shape \(1, 32, 24\)"),
-    (lambda c: {"format": "other"}, "no checkpoint of this project"),
+    (lambda c: {"format": "other"}, "not a checkpoint of this project"),
 ])  # fmt: skip
 def test_a_checkpoint_that_contradicts_itself_is_one_clear_error(tmp_path, change, message):
     content = content_of(tmp_path)
