@@ -107,7 +107,7 @@ def predict_clips(
 
 
 def eval_loader(cfg: CfgNode, videos: Sequence[Video], world: World, views: int = 1, crops: int = 1) -> Loader:
-    """Return the loader of this process's share of some videos, with so many views in time and space each."""
+    """Return the loader of this process's share of some videos, each with some views in time and space."""
     return build_eval_loader(
         cfg, videos, num_views=views, num_crops=crops, rank=world.rank, world_size=world.size,
         pin_memory=world.device.type == "cuda",

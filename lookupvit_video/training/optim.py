@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # No norms or biases, but without weight decay too: positions and learned tokens.
 NO_DECAY = ("positions", "class_token", "attentive.query", "positional_encoding")
-FUSED = ("cpu", "cuda", "mps", "xpu")  # devices for which torch has fused optimisers
+FUSED = ("cpu", "cuda", "mps", "xpu")  # devices for which torch has fused optimizers
 
 
 def layer_of(name: str, depth: int, temporal_depth: int = 0) -> int:
