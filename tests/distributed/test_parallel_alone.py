@@ -134,7 +134,7 @@ def test_one_process_has_nothing_to_spread(caplog):
     cfg = load_config("tests/small.yaml", settings("", "", TRAIN__PARALLEL="fsdp"))
     model = build_model(cfg)
     assert parallelize(model, cfg, ALONE) is model
-    assert "TRAIN.PARALLEL fsdp: one process has nothing to spread, ignored" in caplog.text
+    assert "TRAIN.PARALLEL fsdp is ignored: there is only one process" in caplog.text
     caplog.clear()
     cfg = load_config("tests/small.yaml", settings("", ""))
     assert parallelize(model, cfg, ALONE) is model

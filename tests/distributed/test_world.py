@@ -296,7 +296,7 @@ def test_a_process_that_is_lost_is_named():
 def test_where_all_answer_it_is_the_network(store):
     met = distributed.HashStore()
     met.set("lost contact/1", "there")
-    with pytest.raises(RunFailure, match=r"^lost contact \(reset\); all processes answer"), \
+    with pytest.raises(RunFailure, match=r"^lost contact \(reset\); all processes respond"), \
             report_lost_processes(World(0, 2, CPU, store=met if store else None), seconds=0.1):  # fmt: skip
         raise distributed.DistNetworkError("reset")
 
