@@ -38,11 +38,7 @@ def parameter_groups(model: VideoModel, weight_decay: float, layer_decay: float 
         decaying = parameter.ndim > 1 and name not in not_decayed
         group = groups.setdefault(
             (layer if layer_decay != 1.0 else 0, decaying),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decaying else 0.0,
-                "lr_scale": layer_decay ** (top - layer),
-            },
+            {"params": [], "weight_decay": weight_decay if decaying else 0.0, "lr_scale": layer_decay ** (top - layer)},
         )
         group["params"].append(parameter)
     return list(groups.values())
