@@ -137,6 +137,12 @@ class Watched(torch.nn.Module):
         self.blocks = []
         self.logits, self.calls = logits, []
 
+    def layer_ids(self):
+        return {"weight": 0}
+
+    def no_weight_decay(self):
+        return set()
+
     def forward(self, clips, **options):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         self.calls.append(SimpleNamespace(clips=clips, options=options, dtype=dtype, seed=torch.initial_seed(),
