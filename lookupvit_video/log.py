@@ -14,8 +14,8 @@ import simplejson
 import torch
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import atomic_write, named_failures
-from lookupvit_video.text import is_utf8, one_line, open_text, visible
+from lookupvit_video.files import named_failures
+from lookupvit_video.text import is_utf8, one_line, open_text, visible, write_csv
 
 try:
     import resource
@@ -165,8 +165,7 @@ def forget_bad_videos(output_dir: Path, splits: Sequence[str], skip_list: Path) 
     if not kept:
         path.unlink()
     elif len(kept) < len(rows):
-        with atomic_write(path) as temporary, open_text(temporary, "w") as file:
-            csv.writer(file).writerows([_BAD_COLUMNS, *kept])
+        write_csv(path, _BAD_COLUMNS, kept)
 
 
 def _bad_videos(path: Path) -> list[dict[str, str]]:

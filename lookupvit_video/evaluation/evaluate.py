@@ -3,7 +3,6 @@
 Shape letters: B videos, V views, K classes.
 """
 
-import csv
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +22,9 @@ from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathe
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.evaluation.metrics import METRICS, chosen_metrics, rounded, top_k
 from lookupvit_video.figures import plot_accuracy_vs_gmacs, plot_confusion
-from lookupvit_video.files import atomic_write, write_json
+from lookupvit_video.files import write_json
 from lookupvit_video.progress import progress
-from lookupvit_video.text import open_text, write_csv
+from lookupvit_video.text import write_csv
 
 logger = logging.getLogger(__name__)
 CompressedGrid = tuple[int, ...] | None
@@ -176,10 +175,7 @@ def evaluate(
 
 def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write and log the accuracy and cost with each compressed grid: accuracy_vs_gmacs.csv and .png."""
-    with atomic_write(folder / "accuracy_vs_gmacs.csv") as temporary, open_text(temporary, "w") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(folder / "accuracy_vs_gmacs.csv", list(rows[0]), [list(row.values()) for row in rows])
     plot_accuracy_vs_gmacs(rows, folder / "accuracy_vs_gmacs.png")
     for row in rows:
         logger.info(
