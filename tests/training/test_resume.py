@@ -101,7 +101,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(data, whol
     damaged.write_bytes(content)
     done = run_net(settings(data, folder, **OPTIONS))
     assert done.returncode == 0, done.stderr
-    assert f"{damaged}: this checkpoint cannot be read (damaged: archive/data/" in done.stderr
+    assert f"{damaged}: this checkpoint cannot be read (damaged: the checksum of archive/data/" in done.stderr
     assert "does not match); give a .pt file" in done.stderr
     assert "trying the one before" in done.stderr
     assert "step_00000005.pt, step 5" in done.stderr
