@@ -27,9 +27,9 @@ from lookupvit_video.inference.budget import (
     Grid,
     Point,
     candidates,
+    check_grid,
     choose,
     frontier,
-    grid_costs,
     measure,
     save_cascade,
 )
@@ -80,7 +80,7 @@ def answer_tables(
     predictor: Predictor, videos: Sequence[Video], cfg: CfgNode, label: str
 ) -> tuple[dict[Grid, np.ndarray], np.ndarray]:
     """Return each grid's probabilities (videos, K), and the labels (videos,); every video is read once."""
-    grids, world = list(grid_costs(cfg)), World(0, 1, predictor.device)
+    grids, world = list(predictor.costs), World(0, 1, predictor.device)
     loader = build_eval_loader(
         cfg,
         videos,
@@ -165,7 +165,8 @@ def tell(name: str, chosen: Point, largest: Point, num_videos: int) -> dict[str,
 
 def check_grids(predictor: Predictor, checkpoint: str) -> list[Grid]:
     """Return the grids, the cheapest first; ValueError where there is nothing to choose from."""
-    grids = list(grid_costs(predictor.cfg))
+    check_grid(predictor.costs)
+    grids = list(predictor.costs)
     if len(grids) < 2:
         raise UserError(
             f"{checkpoint}: it has one compressed grid, {grid_name(grids[0])}; train with MODEL.COMPRESSED_GRIDS"
@@ -181,8 +182,8 @@ def main() -> int:
     videos = labelled_videos(predictor, arguments.list)
     others = read_manifest(arguments.check_list, predictor.classes) if arguments.check_list else []
     tables, labels = answer_tables(predictor, videos, cfg, "calibrate")
-    points = [measure(cascade, cfg, tables, labels) for cascade in candidates(cfg, tables)]
-    singles = [measure(Cascade((grid,), ()), cfg, tables, labels) for grid in grids]
+    points = [measure(cascade, predictor.costs, tables, labels) for cascade in candidates(tables)]
+    singles = [measure(Cascade((grid,), ()), predictor.costs, tables, labels) for grid in grids]
     drop = 0.5 if arguments.drop is None else arguments.drop
     wanted = singles[-1].top1 - drop if arguments.accuracy is None else arguments.accuracy
     chosen, curve = choose(points, wanted), frontier(points)
@@ -198,7 +199,9 @@ def main() -> int:
         logger.warning("%d videos cannot tell a drop below %.1f points from none", len(videos), 300 / len(videos))
     if others:
         tables, labels = answer_tables(predictor, others, cfg, "check")
-        seen = [[measure(p.cascade, cfg, tables, labels) for p in group] for group in (singles, curve, [chosen])]
+        seen = [
+            [measure(p.cascade, predictor.costs, tables, labels) for p in group] for group in (singles, curve, [chosen])
+        ]
         splits.append(("check", seen[0], seen[1], seen[2][0]))
         facts["check"] = tell("check", splits[1][3], splits[1][1][-1], len(others))
     for name, single, line, _ in splits:

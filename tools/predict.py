@@ -25,7 +25,7 @@ from lookupvit_video.inference.batch import AnswerFile, csv_columns, csv_row, fi
 from lookupvit_video.inference.budget import check_grid, load_cascade, parse_grid
 from lookupvit_video.inference.draw import draw_prediction
 from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
-from lookupvit_video.inference.views import Failure, make_plan
+from lookupvit_video.inference.views import Failure
 from lookupvit_video.log import setup_logging
 from lookupvit_video.progress import progress
 from lookupvit_video.text import printable
@@ -128,10 +128,10 @@ def budget_of(arguments: argparse.Namespace, predictor: Predictor) -> dict[str, 
     """Return the arguments of ``Predictor.answers`` that the options for budgets stand for."""
     if arguments.adaptive:
         path = arguments.calibration or Path(arguments.checkpoint).with_suffix(".adaptive.json")
-        return {"adaptive": load_cascade(path, predictor.model, predictor.cfg)}
+        return {"adaptive": load_cascade(path, predictor.model, predictor.costs)}
     if arguments.gmacs is None and arguments.latency_ms is None:
         if arguments.grid is not None:
-            check_grid(predictor.cfg, parse_grid(arguments.grid))
+            check_grid(predictor.costs, parse_grid(arguments.grid))
         return {"grid": arguments.grid}
     grid = predictor.grid_within(gmacs=arguments.gmacs, latency_ms=arguments.latency_ms)
     logger.info("grid %s: %.4g GMACs a view", grid, predictor.grids[grid])
@@ -191,7 +191,7 @@ def predict(
     arguments: argparse.Namespace, predictor: Predictor, videos: list[str], failures: list[Failure]
 ) -> tuple[list[Failure], list[tuple[str, float]]]:
     """Answer to all videos; return what has no answer, and (grid, GMACs a view) of what has."""
-    plan = make_plan(predictor.cfg, arguments.views, arguments.crops, arguments.backend, arguments.timeout)
+    plan = predictor.plan.changed(arguments.views, arguments.crops, arguments.backend, arguments.timeout)
     topk, numbers = min(arguments.topk, len(predictor.classes)), {video: i for i, video in enumerate(videos)}
     costs, lost = [], []
     is_table = "-" not in (arguments.json, arguments.csv)

@@ -92,7 +92,7 @@ def main() -> int:
     if arguments.png:
         draw_timeline(timeline, segments, arguments.png, arguments.topk)
     if arguments.annotate:
-        annotate_video(timeline, segments, predictor.cfg, arguments.annotate)
+        annotate_video(timeline, segments, predictor.plan, arguments.annotate)
     return 0
 
 

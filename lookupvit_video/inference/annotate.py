@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import av
 import matplotlib
 import numpy as np
-from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.draw import attention_at, class_colours, overlay, shortened
 from lookupvit_video.inference.timeline import Segment, Timeline, open_forward
+from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
 
 SMALLEST_WIDTH = 480  # pixels: smaller videos are enlarged, or nobody could read what is written below them
@@ -72,7 +72,7 @@ def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Ite
         container.mux(stream.encode(None))
 
 
-def annotate_video(timeline: Timeline, segments: Sequence[Segment], cfg: CfgNode, out: str | Path) -> None:
+def annotate_video(timeline: Timeline, segments: Sequence[Segment], plan: Plan, out: str | Path) -> None:
     """Write a video with label, confidence bar and time line below its pictures, at their times, without sound.
 
     Only one picture is held at a time. Narrow videos are enlarged by a whole factor.
@@ -85,7 +85,7 @@ def annotate_video(timeline: Timeline, segments: Sequence[Segment], cfg: CfgNode
         UserError: see ``open_writer``.
     """
     check_video_name(out)
-    with open_forward(timeline.path, cfg) as reader:
+    with open_forward(timeline.path, plan) as reader:
         info = reader.info
         factor = -(-SMALLEST_WIDTH // info.width) if info.width < SMALLEST_WIDTH else 1
         panel = Panel(timeline, segments, info.width * factor)

@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -22,19 +22,16 @@ from typing import Any
 import numpy as np
 import simplejson
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from lookupvit_video.data.transforms import normalize
-from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
-from lookupvit_video.models.build import compressed_grids, lookupvit_parts, macs_by_part
-from lookupvit_video.models.complexity import measured_macs
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
 
 logger = logging.getLogger(__name__)
 Grid = tuple[int, ...]
+Costs = Mapping[Grid, Mapping[str, int]]
+"""Multiply-accumulates of one view by part of the model, on each compressed grid, the cheapest first."""
 FORMAT = "lookupvit_video/cascade/1"
 
 
@@ -53,62 +50,29 @@ def parse_grid(text: str) -> Grid:
     return tuple(map(int, parts))
 
 
-def grid_costs(cfg: CfgNode) -> dict[Grid, int]:
-    """Return the closed-form MACs of one view on each compressed grid of a checkpoint, the cheapest first.
-
-    Raises:
-        UserError: not a LookupViT, which alone has compressed grids.
-    """
-    if cfg.MODEL.ARCH != "lookupvit":
-        raise UserError(f"MODEL.ARCH {cfg.MODEL.ARCH} has no compressed grids, hence one budget only")
-    costs = {grid: sum(lookupvit_parts(cfg, grid).values()) for grid in compressed_grids(cfg)}
-    return dict(sorted(costs.items(), key=lambda item: item[1]))
-
-
-def macs_a_view(model: nn.Module, cfg: CfgNode, grid: Grid | None = None) -> int:
-    """Return the MACs of one view: in closed form, or counted for models that have none."""
-    if cfg.MODEL.ARCH == "lookupvit":
-        return sum(lookupvit_parts(cfg, grid or cfg.MODEL.COMPRESSED_GRID).values())
-    size, device = cfg.DATA.TEST_CROP_SIZE, next(model.parameters()).device
-    parts = macs_by_part(cfg)
-    if parts:
-        return sum(parts.values())
-    return measured_macs(model, torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, size, size, device=device))
-
-
-def check_grid(cfg: CfgNode, grid: Grid) -> None:
-    """Raise ValueError where a checkpoint has no such compressed grid."""
-    costs = grid_costs(cfg)
-    if grid not in costs:
-        raise UserError(f"grid {grid_name(grid)}: this checkpoint has {', '.join(map(grid_name, costs))}")
-
-
-def grid_within_macs(cfg: CfgNode, gmacs: float) -> Grid:
-    """Return the grid that costs most within a budget of 10^9 multiply-accumulates a view.
-
-    Raises:
-        UserError: even the cheapest costs more.
-    """
-    costs = {grid: macs / 1e9 for grid, macs in grid_costs(cfg).items()}
-    return _dearest_within(costs, gmacs, "GMACs a view")
-
-
-def grid_within_latency(costs: dict[Grid, float], milliseconds: float) -> Grid:
-    """Return the slowest grid within a budget, of those that ``measured_latencies`` timed.
-
-    Raises:
-        UserError: even the fastest is slower.
-    """
-    return _dearest_within(costs, milliseconds, "ms a view on this device")
+def check_grid(grids: Collection[Grid], grid: Grid | None = None) -> None:
+    """Raise UserError for a model without compressed grids, or one that does not have this grid."""
+    if not grids:
+        raise UserError("this checkpoint's model has no compressed grids, hence a single budget")
+    if grid is not None and grid not in grids:
+        raise UserError(f"grid {grid_name(grid)}: this checkpoint has {', '.join(map(grid_name, grids))}")
 
 
 def check_budget(budget: float) -> None:
-    """Raise ValueError where a budget is none."""
+    """Raise UserError for a budget that is not above 0."""
     if not budget > 0:  # also catches nan
         raise UserError(f"a budget of {budget:g}: it must be above 0")
 
 
-def _dearest_within(costs: dict[Grid, float], budget: float, unit: str) -> Grid:
+def largest_within(costs: Mapping[Grid, float], budget: float, unit: str) -> Grid:
+    """Return the grid that costs most within a budget.
+
+    Args:
+        costs: of each grid, in the unit of the budget.
+
+    Raises:
+        UserError: even the cheapest costs more.
+    """
     check_budget(budget)
     within = [grid for grid, cost in costs.items() if cost <= budget]
     if not within:
@@ -129,28 +93,32 @@ def cache_folder() -> Path:
 
 
 def measured_latencies(
-    answer: Callable[[Tensor, Grid], Tensor], cfg: CfgNode, device: torch.device, folder: Path | None = None
+    answer: Callable[[Tensor, Grid], Tensor],
+    clip: Tensor,
+    grids: Iterable[Grid],
+    model: dict[str, str],
+    device: torch.device,
+    folder: Path | None = None,
 ) -> dict[Grid, float]:
     """Return the milliseconds of one view (batch 1, without decoding) on each grid, the median of at least 10.
 
     Args:
         answer: uint8 clips (1, C, T, H, W), grid -> probabilities, such as ``Predictor.predict_clips``.
-        folder: where earlier measurements lie; None: ``cache_folder()``. One that cannot be written to is done without.
+        clip: a view to measure with.
+        model: the model's settings and precision, for which a measurement holds.
+        folder: of earlier measurements; None: ``cache_folder()``. They are not kept where it cannot be written to.
     """
     facts = {
         "device": _device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "torch": torch.__version__,
-        "precision": str(autocast_dtype(cfg.TRAIN.PRECISION, device)),
-        "model": cfg.MODEL.dump(),
-        "clip": [cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE],
+        **model,
+        "clip": [clip.shape[2], clip.shape[3]],
     }
     name = hashlib.sha256(simplejson.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     path = (folder or cache_folder()) / "latency" / f"{name}.json"
-    grids = list(grid_costs(cfg))
-    known = _read_latencies(path)
+    grids, known = list(grids), _read_latencies(path)
     if known.keys() < set(map(grid_name, grids)):
-        clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, *[cfg.DATA.TEST_CROP_SIZE] * 2, dtype=torch.uint8)
         known = {grid_name(grid): _milliseconds(lambda grid=grid: answer(clip, grid)) for grid in grids}  # type: ignore[misc]
         try:
             with written_whole(path) as temporary:
@@ -213,9 +181,9 @@ class Cascade:
         return " ".join([*steps, grid_name(self.grids[-1])])
 
 
-def cascade_macs(cascade: Cascade, cfg: CfgNode) -> list[int]:
+def cascade_macs(cascade: Cascade, costs: Costs) -> list[int]:
     """Return what a view costs that ends at each grid, all passes before it included, its tokens made once."""
-    passes = [lookupvit_parts(cfg, grid) for grid in cascade.grids]
+    passes = [costs[grid] for grid in cascade.grids]
     first = passes[0]["tokenizer"]
     return [first + sum(sum(p.values()) - p["tokenizer"] for p in passes[: i + 1]) for i in range(len(passes))]
 
@@ -241,25 +209,23 @@ class _Tokens(nn.Module):
 @torch.inference_mode()
 def run_cascade(
     model: LookupViT,
-    cfg: CfgNode,
-    device: torch.device,
     cascade: Cascade,
-    clips: Tensor,
+    clips: Iterable[Tensor],
     counts: Sequence[int],
     batch_size: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Tensor, int]]:
     """Yield the probabilities (K,) of each video and the step of the cascade that gave them.
 
     Args:
-        clips: uint8 (B, C, T, H, W) of all videos, one after the other; their lookup tokens are made once.
+        clips: batches (B, C, T, H, W), normalized, of all videos in turn; their lookup tokens are made once.
         counts: clips of each video; it is the mean over them that must be confident.
         batch_size: clips in one pass of the model.
+        dtype: that the model computes in.
     """
-    dtype = autocast_dtype(cfg.TRAIN.PRECISION, device)
-    precision = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    precision = torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype != torch.float32)
     with precision:
-        inputs = (normalize(part.to(device), cfg.DATA.MEAN, cfg.DATA.STD) for part in clips.split(batch_size))
-        tokens_BND = torch.cat([model.tokenizer(part) for part in inputs])
+        tokens_BND = torch.cat([model.tokenizer(part) for part in clips])
     rest, by_video = after_tokenizer(model), tokens_BND.split(list(counts))
     answers: dict[int, tuple[Tensor, int]] = {}
     undecided = list(range(len(counts)))
@@ -292,7 +258,7 @@ class Point:
     """Share of the videos, in percent, that each grid gave the answer to."""
 
 
-def measure(cascade: Cascade, cfg: CfgNode, tables: dict[Grid, np.ndarray], labels: np.ndarray) -> Point:
+def measure(cascade: Cascade, costs: Costs, tables: Mapping[Grid, np.ndarray], labels: np.ndarray) -> Point:
     """Return what a cascade would reach, from each grid's probabilities (V, K) of labelled videos.
 
     A video that could not be read has a row of zeros: it counts as wrong.
@@ -303,19 +269,18 @@ def measure(cascade: Cascade, cfg: CfgNode, tables: dict[Grid, np.ndarray], labe
     answers_VK = np.stack([tables[grid] for grid in cascade.grids])[step_V, np.arange(len(labels))]
     right = (answers_VK.argmax(1) == labels) & (answers_VK.max(1) > 0)
     ended = np.bincount(step_V, minlength=len(cascade.grids)) / len(labels)
-    macs = float(np.dot(ended, cascade_macs(cascade, cfg)))
+    macs = float(np.dot(ended, cascade_macs(cascade, costs)))
     return Point(cascade, 100 * float(right.mean()), macs, (100 * ended).tolist())
 
 
-def candidates(cfg: CfgNode, tables: dict[Grid, np.ndarray], steps: int = 200) -> Iterator[Cascade]:
+def candidates(tables: Mapping[Grid, np.ndarray], steps: int = 200) -> Iterator[Cascade]:
     """Yield every chain of grids from cheap to dear, each with thresholds from "never enough" to "always enough".
 
     All steps of a chain share one threshold: few videos cannot tell several apart. Those tried lie at quantiles of the
     confidences themselves.
     """
-    grids = list(grid_costs(cfg))
-    for length in range(1, len(grids) + 1):
-        for chain in combinations(grids, length):
+    for length in range(1, len(tables) + 1):
+        for chain in combinations(tables, length):
             if length == 1:
                 yield Cascade(chain, ())
                 continue
@@ -366,7 +331,7 @@ def save_cascade(path: Path, cascade: Cascade, model: nn.Module, facts: dict[str
         temporary.write_text(simplejson.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def load_cascade(path: str | Path, model: nn.Module, cfg: CfgNode) -> Cascade:
+def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) -> Cascade:
     """Read a cascade that ``tools/calibrate.py`` wrote for this very model.
 
     Raises:
@@ -385,7 +350,7 @@ def load_cascade(path: str | Path, model: nn.Module, cfg: CfgNode) -> Cascade:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(f"{path}: these are no thresholds; make them with tools/calibrate.py") from None
     for grid in grids:
-        check_grid(cfg, grid)
+        check_grid(known, grid)
     if content.get("model") != fingerprint(model):
         raise UserError(f"{path}: these thresholds are of other weights; calibrate this checkpoint anew")
     return cascade

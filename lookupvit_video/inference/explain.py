@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.transforms import normalize
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import Results
 from lookupvit_video.inference.predictor import Predictor
@@ -141,9 +140,8 @@ def explain_attention(predictor: Predictor, clip_CTHW: Tensor, grid: tuple[int, 
     model = predictor.model
     if not isinstance(model, LookupViT):
         raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: only a LookupViT has compressed tokens to look with")
-    clip = normalize(clip_CTHW[None].to(predictor.device), predictor.cfg.DATA.MEAN, predictor.cfg.DATA.STD)
     with torch.inference_mode(), watched(model) as kept:
-        features = model.forward_features(clip, grid, heads=model.read)
+        features = model.forward_features(predictor.inputs(clip_CTHW[None]), grid, heads=model.read)
         seen = [mixing(block, notes) for block, notes in zip(model.blocks, kept, strict=True)]
         compress: Any = model.compress[grid_name(model.default_grid if grid is None else grid)]
         # The resize mixes no widths, so the same module applied to the unit matrix tells its weights.

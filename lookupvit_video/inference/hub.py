@@ -8,7 +8,6 @@ import simplejson
 import yaml
 from fvcore.common.config import CfgNode
 from safetensors.torch import save_file
-from torch import nn
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.config import config_from_text, get_defaults, get_key
@@ -25,36 +24,31 @@ LOCAL_KEYS = """OUTPUT_DIR TEST.CHECKPOINT_FILE_PATH DATA.PATH_TO_DATA_DIR DATA.
 
 
 def write_pretrained(
-    folder: Path,
-    model: nn.Module,
-    cfg: CfgNode,
-    classes: list[str],
-    gmacs: dict[str, float],
-    parameters: int,
-    source: Path | None,
+    folder: Path, loaded: Checkpoint, architecture: str, gmacs: dict[str, float], parameters: int
 ) -> None:
-    """Write config.json, model.safetensors and README.md, each whole or not at all.
+    """Write config.json, model.safetensors and README.md; ``read_pretrained`` reads them back.
 
     Args:
+        loaded: its card quotes the test_results.json next to it that is of this very file.
+        architecture: name of the model's class.
         gmacs: of one view, by compressed grid ("" for a model without).
-        source: the checkpoint, whose test_results.json the card quotes where it tells of this very file.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     content = {
-        "architectures": [type(model).__name__],
+        "architectures": [architecture],
         "model_type": MODEL_TYPE,
-        "id2label": {str(label): name for label, name in enumerate(classes)},
-        "label2id": {name: label for label, name in enumerate(classes)},
-        "lookupvit_video": yaml.safe_load(portable(cfg).dump()),
+        "id2label": {str(label): name for label, name in enumerate(loaded.classes)},
+        "label2id": {name: label for label, name in enumerate(loaded.classes)},
+        "lookupvit_video": yaml.safe_load(portable(loaded.config).dump()),
     }
     write_text(folder / CONFIG, simplejson.dumps(content, indent=2) + "\n")
     with written_whole(folder / WEIGHTS) as temporary:
-        # Copies, since the format knows no two names for one memory.
-        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+        # Copies, since the format allows no two names for one memory.
+        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in loaded.model.items()}
         save_file(state, temporary, metadata={"format": "pt"})
-    write_text(folder / CARD, model_card(folder.resolve().name, cfg, classes, gmacs, parameters, test_results(source)))
+    write_text(folder / CARD, model_card(folder.resolve().name, loaded, gmacs, parameters, test_results(loaded.path)))
 
 
 def portable(cfg: CfgNode) -> CfgNode:
@@ -67,26 +61,21 @@ def portable(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def test_results(source: Path | None) -> dict[str, Any] | None:
-    """Return test_results.json beside a checkpoint if it tells of this very file; else None."""
+def test_results(checkpoint: Path) -> dict[str, Any] | None:
+    """Return test_results.json next to a checkpoint if it is of this very file; else None."""
     try:
-        found = simplejson.loads((source or Path()).with_name("test_results.json").read_text(encoding="utf-8"))
-        is_same = Path(found["checkpoint"]).name == (source or Path()).name
+        found = simplejson.loads(checkpoint.with_name("test_results.json").read_text(encoding="utf-8"))
+        is_same = Path(found["checkpoint"]).name == checkpoint.name
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if is_same and {"top1", "top5", "videos", "views", "precision"} <= found.keys() else None
 
 
 def model_card(
-    name: str,
-    cfg: CfgNode,
-    classes: list[str],
-    gmacs: dict[str, float],
-    parameters: int,
-    results: dict[str, Any] | None,
+    name: str, loaded: Checkpoint, gmacs: dict[str, float], parameters: int, results: dict[str, Any] | None
 ) -> str:
     """Return the text of a model card: what the model is, costs and reached, and nothing that was not measured."""
-    data, size = cfg.DATA, cfg.DATA.TEST_CROP_SIZE
+    data, model, classes = loaded.config.DATA, loaded.config.MODEL, loaded.classes
     sampling = (
         f"one from each of {data.NUM_FRAMES} equal parts of the video"
         if data.SAMPLING == "segments"
@@ -99,14 +88,14 @@ library_name: lookupvit_video
 pipeline_tag: video-classification
 tags:
 - video-classification
-- {cfg.MODEL.ARCH}
+- {model.ARCH}
 ---
 
 # {name}
 
-{cfg.MODEL.ARCH} for video classification, {parameters:,} parameters, {len(classes)} classes: {some}.
-It takes clips of {data.NUM_FRAMES} frames, {sampling}, of {size} x {size} pixels.
-Its training started from {"pretrained" if cfg.MODEL.INIT_FROM else "random"} weights.
+{model.ARCH} for video classification, {parameters:,} parameters, {len(classes)} classes: {some}.
+It takes clips of {data.NUM_FRAMES} frames, {sampling}, of {data.TEST_CROP_SIZE} x {data.TEST_CROP_SIZE} pixels.
+Its training started from {"pretrained" if model.INIT_FROM else "random"} weights.
 
 ```python
 from lookupvit_video import load_model

@@ -15,19 +15,18 @@ from torch import Tensor, nn
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from lookupvit_video.data.transforms import normalize
+from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import predict_clips
 from lookupvit_video.inference.budget import (
     Cascade,
+    Costs,
     Grid,
     cascade_macs,
     check_budget,
     check_grid,
-    grid_costs,
-    grid_within_latency,
-    grid_within_macs,
+    largest_within,
     load_cascade,
-    macs_a_view,
     measured_latencies,
     parse_grid,
     run_cascade,
@@ -35,8 +34,8 @@ from lookupvit_video.inference.budget import (
 from lookupvit_video.inference.hub import is_hub_id, read_pretrained, write_pretrained
 from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
 from lookupvit_video.models.attention import head_mean
-from lookupvit_video.models.build import build_model
-from lookupvit_video.models.complexity import count_parameters
+from lookupvit_video.models.build import build_model, compressed_grids, lookupvit_parts, macs_by_part
+from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
 
 
@@ -91,6 +90,12 @@ class Predictor:
         self.model, self.cfg, self.classes, self.device = model.to(device).eval(), cfg, classes, device
         self.source = source
         """The file or folder that it was loaded from."""
+        self.plan = make_plan(cfg)
+        """How the checkpoint's test reads a video."""
+        grids = compressed_grids(cfg) if cfg.MODEL.ARCH == "lookupvit" else []
+        costs = {grid: lookupvit_parts(cfg, grid) for grid in grids}
+        self.costs: Costs = dict(sorted(costs.items(), key=lambda item: sum(item[1].values())))
+        """Of each compressed grid; empty for a model without."""
         self._compiled_batch = 0
 
     @overload
@@ -124,7 +129,7 @@ class Predictor:
             DecodeError: a file cannot be read; it is a ValueError that names file and reason.
             UserError: frames of a wrong shape or type, a grid or decoder that there is not.
         """
-        plan = make_plan(self.cfg, num_views, num_crops, backend)
+        plan = self.plan.changed(num_views, num_crops, backend)
         sources = list(videos) if isinstance(videos, (list, tuple)) else [videos]
         found = self.answers((read_views(source, plan, fps) for source in sources), topk, **budget)
         answers = [answer for answer in found if isinstance(answer, Prediction)]
@@ -156,9 +161,9 @@ class Predictor:
             raise UserError("grid and adaptive: give one of them")
         grid = parse_grid(grid) if isinstance(grid, str) else grid
         if grid is not None:
-            check_grid(self.cfg, tuple(grid))
+            check_grid(self.costs, tuple(grid))
         if adaptive is not None and not isinstance(adaptive, Cascade):
-            adaptive = load_cascade(adaptive, self.model, self.cfg)
+            adaptive = load_cascade(adaptive, self.model, self.costs)
         return self._answers(videos, topk, grid, adaptive, batch_size)
 
     def _answers(
@@ -189,14 +194,16 @@ class Predictor:
         shares: Iterable[tuple[Tensor, int]]
         if cascade is not None:
             assert isinstance(self.model, LookupViT)
-            shares = run_cascade(self.model, self.cfg, self.device, cascade, clips, counts, batch_size)
-            macs, grids = cascade_macs(cascade, self.cfg), list(map(grid_name, cascade.grids))
+            dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
+            shares = run_cascade(
+                self.model, cascade, map(self.inputs, clips.split(batch_size)), counts, batch_size, dtype
+            )
+            macs, grids = cascade_macs(cascade, self.costs), list(map(grid_name, cascade.grids))
         else:
             table_BK = torch.cat([self.predict_clips(part, grid) for part in clips.split(batch_size)])
             shares = ((part.mean(0), 0) for part in table_BK.split(counts))
-            macs = [macs_a_view(self.model, self.cfg, grid)]
-            is_lookup = self.cfg.MODEL.ARCH == "lookupvit"
-            grids = [grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if is_lookup else ""]
+            macs = [self.macs_a_view(grid)]
+            grids = [grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if self.costs else ""]
         for views, (share_K, step) in zip(videos, shares, strict=True):
             if not share_K.isfinite().all():
                 raise UserError(f"{self.source or 'model'}: its answer to {views.name} is not finite: damaged weights")
@@ -238,12 +245,24 @@ class Predictor:
             clips_BCTHW = torch.cat([clips_BCTHW, clips_BCTHW[-1:].expand(missing, *clips_BCTHW.shape[1:])])
         return predict_clips(self.model, self.cfg, clips_BCTHW, self.device, grid)[:batch]
 
+    def inputs(self, clips_BCTHW: Tensor) -> Tensor:
+        """Return uint8 clips (B, C, T, H, W) as the model takes them: normalized, on its device."""
+        return normalize(clips_BCTHW.to(self.device), self.cfg.DATA.MEAN, self.cfg.DATA.STD)
+
+    def macs_a_view(self, grid: Grid | None = None) -> int:
+        """Return the multiply-accumulates of one view: in closed form, or counted for models that have none."""
+        parts = self.costs.get(grid) if grid else macs_by_part(self.cfg)
+        if parts:
+            return sum(parts.values())
+        return measured_macs(self.model, self._blank_clip().to(self.device, torch.float32))
+
+    def _blank_clip(self) -> Tensor:
+        return torch.zeros(1, 3, self.plan.times.num_frames, self.plan.size, self.plan.size, dtype=torch.uint8)
+
     @property
     def grids(self) -> dict[str, float]:
         """The compressed grids of the checkpoint and the GMACs of a view on each, the cheapest first."""
-        if self.cfg.MODEL.ARCH != "lookupvit":
-            return {}
-        return {grid_name(grid): macs / 1e9 for grid, macs in grid_costs(self.cfg).items()}
+        return {grid_name(grid): sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
 
     def grid_within(self, *, gmacs: float | None = None, latency_ms: float | None = None) -> str:
         """Return the largest grid within a budget for one view.
@@ -255,25 +274,31 @@ class Predictor:
         Raises:
             UserError: even the smallest grid costs more; not one budget of the two; or a latency after ``compile``.
         """
+        check_grid(self.costs)
         if gmacs is not None and latency_ms is None:
-            return grid_name(grid_within_macs(self.cfg, gmacs))
+            costs = {grid: sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
+            return grid_name(largest_within(costs, gmacs, "GMACs a view"))
         if latency_ms is not None and gmacs is None:
             check_budget(latency_ms)
             if self._compiled_batch:  # it fills batches up, and a single view is what is measured and kept
                 raise UserError("latency_ms: choose the grid before the model is compiled")
-            times = measured_latencies(self.predict_clips, self.cfg, self.device)
-            return grid_name(grid_within_latency(times, latency_ms))
+            precision = str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
+            model = {"precision": precision, "model": self.cfg.MODEL.dump()}
+            times = measured_latencies(self.predict_clips, self._blank_clip(), self.costs, model, self.device)
+            return grid_name(largest_within(times, latency_ms, "ms a view on this device"))
         raise UserError("gmacs, latency_ms: give one of them")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and README.md (a model card), as the Hugging Face Hub expects them.
 
-        The card's accuracy is that of test_results.json beside the checkpoint, if it tells of this checkpoint.
+        The card's accuracy is that of the test_results.json next to the checkpoint, if it is of this checkpoint.
         """
-        macs = self.grids or {"": macs_a_view(self.model, self.cfg) / 1e9}
-        write_pretrained(
-            Path(folder), self.model, self.cfg, self.classes, macs, count_parameters(self.model), self.source
+        state = self.model.state_dict()
+        loaded = Checkpoint(
+            self.source or Path(), self.cfg, self.classes, state, optimizer=None, step=0, best_top1=-1.0
         )
+        gmacs = self.grids or {"": self.macs_a_view() / 1e9}
+        write_pretrained(Path(folder), loaded, type(self.model).__name__, gmacs, count_parameters(self.model))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str = "auto", revision: str | None = None) -> "Predictor":
@@ -295,8 +320,7 @@ class Predictor:
         if not isinstance(self.model, LookupViT):
             return None
         with torch.inference_mode():
-            clips = normalize(clip_CTHW[None].to(self.device), self.cfg.DATA.MEAN, self.cfg.DATA.STD)
-            weights = self.model.forward_features(clips, return_attention=True).attention[-1]
+            weights = self.model.forward_features(self.inputs(clip_CTHW[None]), return_attention=True).attention[-1]
         looked_BN = head_mean(weights).mean(1)  # a factorised encoder has a row for each time index
         return (looked_BN / len(looked_BN)).view(self.model.tokenizer.grid).cpu()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -18,16 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import ClipTransform, eval_transform
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import DecodeError, checked_times, shown_at
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
 
 SEGMENTS_WINDOW = (
@@ -114,25 +113,26 @@ class ForwardReader(PyAVReader):
             yield self._settled(lambda time=time: picture(time))  # type: ignore[misc]
 
 
-def plan_windows(cfg: CfgNode, duration: float, stride: float | None, window: float | None) -> tuple[np.ndarray, float]:
+def plan_windows(
+    clip_seconds: float | None, duration: float, stride: float | None, window: float | None
+) -> tuple[np.ndarray, float]:
     """Return the starts (W,) of the windows over a video, and their length, in seconds.
 
     Windows lie inside the video, the last one at its end; a video shorter than a window gets a single one.
 
     Args:
+        clip_seconds: length of the model's clip; None for a model of DATA.SAMPLING segments.
         duration: of the video, in seconds.
         stride: seconds from one start to the next; None: a quarter of a window.
-        window: length in seconds, for DATA.SAMPLING segments only (None: 4 s); else the model's clip is the window.
+        window: length in seconds, for DATA.SAMPLING segments only (None: 4 s).
 
     Raises:
         UserError: a length that cannot be.
     """
-    if cfg.DATA.SAMPLING == "clip":
-        if window is not None:
-            raise UserError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
-        window = cfg.DATA.NUM_FRAMES * cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS
-    elif window is None:
-        window = SEGMENTS_WINDOW
+    if window is None:
+        window = SEGMENTS_WINDOW if clip_seconds is None else clip_seconds
+    elif clip_seconds is not None:
+        raise UserError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
     stride = window / 4 if stride is None else stride
     for name, value in (("--window", window), ("--stride", stride)):
         if not 0.01 <= value < float("inf"):
@@ -188,13 +188,12 @@ def read_timeline(
         DecodeError: the file cannot be read, or not in time; it is a ValueError that names file and reason.
         UserError: a stride or window that cannot be.
     """
-    cfg = predictor.cfg
-    size = cfg.DATA.TEST_CROP_SIZE
-    transform = eval_transform(size, cfg.DATA.TEST_SHORT_SIDE or size, 1)
-    with open_forward(path, cfg, timeout) as reader:
+    plan = predictor.plan
+    transform = eval_transform(plan.size, plan.short_side, 1)
+    with open_forward(path, plan, timeout) as reader:
         end = monotonic() + timeout
-        starts, window = plan_windows(cfg, reader.duration, stride, window)
-        offsets_T = build_time_sampler(cfg, training=False, num_clips=1)(window)[0]
+        starts, window = plan_windows(plan.clip_seconds, reader.duration, stride, window)
+        offsets_T = replace(plan.times, num_clips=1)(window)[0]
         clips = window_clips(reader, starts[:, None] + offsets_T, transform)
         rows = []
         while batch := list(islice(clips, batch_size)):
@@ -206,17 +205,16 @@ def read_timeline(
         return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes)
 
 
-def open_forward(path: str | Path, cfg: CfgNode, timeout: float = math.inf) -> ForwardReader:
+def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> ForwardReader:
     """Open a video to be read once from its beginning to its end.
 
-    Ten times DATA.DECODE_TIMEOUT are allowed for the opening, which reads the packets of all of it, and for a picture.
+    Opening, which reads all packets, and each picture may take ten times the plan's timeout.
 
     Args:
         timeout: seconds, where that is less.
     """
-    usual = 10 * cfg.DATA.DECODE_TIMEOUT or math.inf  # 0: no limit
-    limit = min(usual, timeout)
-    return ForwardReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=cfg.DATA.INDEX_CACHE)
+    limit = min(10 * plan.timeout or math.inf, timeout)  # 0: no limit
+    return ForwardReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=plan.index_cache)
 
 
 def find_segments(

@@ -7,7 +7,7 @@ Shape letters: V views (times x crops), C channels, T frames, H W pixels.
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -62,47 +62,61 @@ class Plan:
     timeout: float
     """Seconds that opening a file, or decoding its clips, may take."""
     fps: float
-    """The rate at which a tensor's frames follow each other, unless told."""
+    """The rate of a tensor's frames, where the caller gives none."""
+    clip_seconds: float | None = None
+    """Length of a clip; None: its frames are spread over the video."""
+    index_cache: str = ""
+    """Folder of frame times that earlier runs found; empty: none."""
 
     @property
     def num_views(self) -> int:
         """V."""
         return self.times.num_clips * self.num_crops
 
+    def changed(
+        self,
+        num_views: int | None = None,
+        num_crops: int | None = None,
+        backend: str | None = None,
+        timeout: float | None = None,
+    ) -> "Plan":
+        """Return the plan with other clips in time, crops in space, decoder or timeout, checked; None: as it is.
 
-def make_plan(
-    cfg: CfgNode,
-    num_views: int | None = None,
-    num_crops: int | None = None,
-    backend: str | None = None,
-    timeout: float | None = None,
-) -> Plan:
-    """Return what a checkpoint's config plans for its test, or what is asked for instead.
-
-    Raises:
-        UserError: there is no such backend here, or so many views that they would not fit into memory.
-    """
-    views = cfg.TEST.NUM_ENSEMBLE_VIEWS if num_views is None else num_views
-    crops = cfg.TEST.NUM_SPATIAL_CROPS if num_crops is None else num_crops
-    size, backend = cfg.DATA.TEST_CROP_SIZE, backend or cfg.DATA.DECODING_BACKEND
-    check_backend(backend)
-    if views < 1 or crops not in (1, 3):
-        raise UserError(f"{views} x {crops} views: there must be at least 1 in time, and 1 or 3 crops")
-    if views * crops * 3 * cfg.DATA.NUM_FRAMES * size**2 > MAX_BYTES:
-        raise UserError(
-            f"{views} x {crops} views of {cfg.DATA.NUM_FRAMES} frames of {size} x {size} pixels take more than "
-            f"{MAX_BYTES >> 30} GiB; ask for fewer views"
+        Raises:
+            UserError: the backend is not installed, or the views do not fit into memory.
+        """
+        plan = replace(
+            self,
+            times=self.times if num_views is None else replace(self.times, num_clips=num_views),
+            num_crops=self.num_crops if num_crops is None else num_crops,
+            backend=backend or self.backend,
+            timeout=self.timeout if timeout is None else timeout,
         )
-    times = build_time_sampler(cfg, training=False, num_clips=views)
-    short_side = cfg.DATA.TEST_SHORT_SIDE or size
+        check_backend(plan.backend)
+        views = f"{plan.times.num_clips} x {plan.num_crops} views"
+        if plan.times.num_clips < 1 or plan.num_crops not in (1, 3):
+            raise UserError(f"{views}: there must be at least 1 in time, and 1 or 3 crops")
+        if plan.num_views * 3 * plan.times.num_frames * plan.size**2 > MAX_BYTES:
+            raise UserError(
+                f"{views} of {plan.times.num_frames} frames of {plan.size} x {plan.size} pixels take more than "
+                f"{MAX_BYTES >> 30} GiB; use fewer views"
+            )
+        return plan
+
+
+def make_plan(cfg: CfgNode) -> Plan:
+    """Return the views of the test in a checkpoint's config; ``Plan.changed`` checks them."""
+    data, is_clip = cfg.DATA, cfg.DATA.SAMPLING == "clip"
     return Plan(
-        times,
-        size,
-        short_side,
-        crops,
-        backend,
-        cfg.DATA.DECODE_TIMEOUT if timeout is None else timeout,
-        cfg.DATA.TARGET_FPS,
+        times=build_time_sampler(cfg, training=False, num_clips=cfg.TEST.NUM_ENSEMBLE_VIEWS),
+        size=data.TEST_CROP_SIZE,
+        short_side=data.TEST_SHORT_SIDE or data.TEST_CROP_SIZE,
+        num_crops=cfg.TEST.NUM_SPATIAL_CROPS,
+        backend=data.DECODING_BACKEND,
+        timeout=data.DECODE_TIMEOUT,
+        fps=data.TARGET_FPS,
+        clip_seconds=data.NUM_FRAMES * data.SAMPLING_RATE / data.TARGET_FPS if is_clip else None,
+        index_cache=data.INDEX_CACHE,
     )
 
 

@@ -11,6 +11,7 @@ from lookupvit_video.inference.annotate import Panel, annotate_video, as_clock, 
 from lookupvit_video.inference.draw import class_colours, draw_sheet, draw_timeline, shortened
 from lookupvit_video.inference.predictor import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline
+from lookupvit_video.inference.views import make_plan
 from tests.videos import draw_frame, read_number, write_video
 
 CLASSES = ["pouring $5 of _milk_", "a very long name of a class that has no room at all anywhere here", "牛乳を注ぐ"]
@@ -75,8 +76,8 @@ def test_the_panel_tells_label_probability_and_place():
 def test_an_annotated_video_keeps_pictures_and_times(tmp_path):
     times = [0.0, 0.04, 0.1, 0.3, 0.34, 1.0, 1.7, 1.74]  # pictures that are not evenly spread
     path = write_video(tmp_path / "x.mp4", frames=8, size=(66, 48), times=times)
-    cfg = load_config(None, [])
-    annotate_video(timeline(path, 1.8), [Segment(0, 1.8, CLASSES[0], 0.9)], cfg, tmp_path / "a.mp4")
+    plan = make_plan(load_config(None, []))
+    annotate_video(timeline(path, 1.8), [Segment(0, 1.8, CLASSES[0], 0.9)], plan, tmp_path / "a.mp4")
     with open_video(tmp_path / "a.mp4") as reader:
         assert reader.times.tolist() == pytest.approx(times, abs=1e-4)
         assert reader.info.codec == "h264"

@@ -1,11 +1,12 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from lookupvit_video import Predictor, load_model
-from lookupvit_video.checkpoints.checkpoint import save_checkpoint
+from lookupvit_video.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.inference import hub
 from lookupvit_video.inference.hub import is_hub_id
@@ -117,8 +118,8 @@ def test_ids_of_the_hub_are_told_from_paths(tmp_path, monkeypatch):
 
 
 def card_of(overrides=(), *, classes=CLASSES, costs=None, results=None):
-    cfg = load_config(None, [*SMALL, *overrides])
-    return hub.model_card("my-model", cfg, classes, costs or {"1x2x2": 0.123456}, 1234567, results)
+    loaded = Checkpoint(Path(), load_config(None, [*SMALL, *overrides]), classes, {}, None, step=0, best_top1=-1.0)
+    return hub.model_card("my-model", loaded, costs or {"1x2x2": 0.123456}, 1234567, results)
 
 
 def test_a_card_says_what_the_model_takes_and_costs():
@@ -157,7 +158,7 @@ def test_results_are_those_of_the_checkpoint_beside_them(tmp_path):
     assert hub.test_results(tmp_path / "model.pt") == RESULTS
     assert hub.test_results(tmp_path / "best.pt") is None
     assert hub.test_results(tmp_path / "elsewhere" / "model.pt") is None
-    assert hub.test_results(None) is None
+    assert hub.test_results(Path()) is None
     for name in ("top1", "top5", "videos", "views", "precision", "checkpoint"):
         (tmp_path / "test_results.json").write_text(json.dumps({k: v for k, v in RESULTS.items() if k != name}))
         assert hub.test_results(tmp_path / "model.pt") is None

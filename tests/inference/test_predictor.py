@@ -17,7 +17,7 @@ from lookupvit_video.inference import predictor as predictor_module
 from lookupvit_video.inference.budget import Cascade, cascade_macs
 from lookupvit_video.inference.draw import attention_at, draw_prediction, overlay
 from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
-from lookupvit_video.inference.views import Failure, Views, make_plan, read_views
+from lookupvit_video.inference.views import Failure, Views, read_views
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.videos import write_video
@@ -434,7 +434,7 @@ def test_a_tensor_without_a_rate_is_the_clip_itself(tmp_path, video):
 @pytest.mark.parametrize("sampling", ["clip", "segments"])
 def test_clips_are_those_of_the_test_loop(tmp_path, video, sampling, monkeypatch):
     model = predictor(tmp_path, "DATA.SAMPLING", sampling, "DATA.TEST_SHORT_SIDE", "40")
-    plan = make_plan(model.cfg, num_views=5, num_crops=3)
+    plan = model.plan.changed(num_views=5, num_crops=3)
     transform = eval_transform(plan.size, plan.short_side, plan.num_crops)
     expected = torch.stack(read_clips(Video(video, 0), plan.times, transform, "pyav")).numpy()
     views = read_views(video, plan)
@@ -462,7 +462,7 @@ def test_what_cannot_be_read_names_itself(tmp_path, video, monkeypatch):
         model.predict(io.BytesIO(b"not a video"))
     with pytest.raises(DecodeError, match="null"):
         model.predict("a\0b.mp4")
-    plan = make_plan(model.cfg)
+    plan = model.plan
     monkeypatch.setattr("lookupvit_video.inference.views.MAX_BYTES", 3 * 64 * 48 * 3)
     with pytest.raises(DecodeError, match=r"frames of 64 x 48 pixels are too large: a clip of 4 takes"):
         read_views(video, plan)
@@ -475,7 +475,7 @@ SEVERAL = ["MODEL.COMPRESSED_GRIDS", "[[1,1,1],[1,2,2],[2,4,4]]"]
 
 def test_batches_do_not_change_answers_and_failures_pass_through(tmp_path, video):
     model = predictor(tmp_path, *SEVERAL)
-    plan = make_plan(model.cfg, num_views=3)
+    plan = model.plan.changed(num_views=3)
     other = write_video(tmp_path / "other.mp4", frames=30, first_number=500)
     views = [read_views(path, plan) for path in (video, other)]
     for budget in ({}, {"grid": "2x4x4"}, {"adaptive": Cascade(((1, 1, 1), (2, 4, 4)), (0.3,))}):
@@ -520,7 +520,7 @@ def test_budgets_choose_the_grid_and_tell_what_it_took(tmp_path, video):
     cascade = Cascade(((1, 1, 1), (2, 4, 4)), (2.0,))
     sure = model.predict(video, num_views=2, adaptive=cascade)
     assert sure.probabilities == pytest.approx(large.probabilities, abs=1e-5)
-    assert sure.gmacs == pytest.approx(2 * cascade_macs(cascade, model.cfg)[1] / 1e9)
+    assert sure.gmacs == pytest.approx(2 * cascade_macs(cascade, model.costs)[1] / 1e9)
     assert sure.as_dict()["classes"] == dict(zip(sure.labels, sure.probabilities, strict=True))
     for wrong, message in (({"grid": "2x2x2"}, "this checkpoint has 1x1x1"), ({"batch_size": 0}, "at least 1"),
                            ({"grid": "1x1x1", "adaptive": cascade}, "give one of them"),

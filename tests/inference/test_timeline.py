@@ -42,6 +42,7 @@ from lookupvit_video.inference.timeline import (
     timeline_as_json,
     window_clips,
 )
+from lookupvit_video.inference.views import make_plan
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.videos import read_number, write_video
@@ -125,17 +126,17 @@ def test_the_walk_goes_on_where_a_decode_contradicts_the_packets(tmp_path):
 
 def test_windows_cover_a_video_once_and_end_where_it_ends():
     cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "12", "DATA.TARGET_FPS", "24"])
-    starts, window = plan_windows(cfg, 9.3, None, None)
+    starts, window = plan_windows(make_plan(cfg).clip_seconds, 9.3, None, None)
     assert window == 2.0
     assert starts[:3].tolist() == [0, 0.5, 1]
     assert starts[-1] == pytest.approx(7.3)
     assert np.diff(starts).max() <= 0.5
-    assert plan_windows(cfg, 10.0, 2.0, None)[0].tolist() == [0, 2, 4, 6, 8]
-    assert plan_windows(cfg, 1.0, None, None)[0].tolist() == [0]
+    assert plan_windows(make_plan(cfg).clip_seconds, 10.0, 2.0, None)[0].tolist() == [0, 2, 4, 6, 8]
+    assert plan_windows(make_plan(cfg).clip_seconds, 1.0, None, None)[0].tolist() == [0]
     with pytest.raises(ValueError, match=r"--stride must .* from 0.01 on, got 0"):
-        plan_windows(cfg, 10.0, 0.0, None)
+        plan_windows(make_plan(cfg).clip_seconds, 10.0, 0.0, None)
     with pytest.raises(ValueError, match="--window: this model sees clips of a fixed length"):
-        plan_windows(cfg, 10.0, None, 3.0)
+        plan_windows(make_plan(cfg).clip_seconds, 10.0, None, 3.0)
     segments = load_config(None, [*SMALL, "DATA.SAMPLING", "segments"])
     assert plan_windows(segments, 10.0, None, None)[1] == 4
     assert plan_windows(segments, 10.0, None, 3.0)[0].tolist() == [0.75 * i for i in range(10)] + [7.0]
@@ -288,9 +289,9 @@ def test_how_long_a_video_may_take(monkeypatch):
         (0, 7.0, 7.0),
     ):
         cfg = load_config(None, [*SMALL, "DATA.DECODE_TIMEOUT", str(usual), "DATA.INDEX_CACHE", "index"])
-        module.open_forward("x.mp4", cfg, timeout)
+        module.open_forward("x.mp4", make_plan(cfg), timeout)
         assert opened.pop() == (("x.mp4",), {"timeout": limit, "index_cache": "index"})
-    module.open_forward("x.mp4", cfg)
+    module.open_forward("x.mp4", make_plan(cfg))
     assert opened.pop()[1]["timeout"] == 0.0
 
 
@@ -349,6 +350,7 @@ class Answers:
 
     def __init__(self, *overrides):
         self.cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "4", "DATA.TARGET_FPS", "8", *overrides])
+        self.plan = make_plan(self.cfg)
         self.batches = []
 
     def predict_clips(self, clips, grid):

@@ -185,7 +185,7 @@ def test_budgets_pick_the_grid(folder, tmp_path, monkeypatch):
     cascade = Cascade(((1, 1, 1), (2, 4, 4)), (1.5,))
     save_cascade(tmp_path / "x.json", cascade, model.model, {})
     found = grids("--adaptive", "--calibration", tmp_path / "x.json")
-    assert found == ({"2x4x4"}, pytest.approx(cascade_macs(cascade, model.cfg)[1] / 1e9))
+    assert found == ({"2x4x4"}, pytest.approx(cascade_macs(cascade, model.costs)[1] / 1e9))
     save_cascade(folder / "model.adaptive.json", Cascade(((1, 1, 1), (2, 4, 4)), (0.0,)), model.model, {})
     assert grids("--adaptive") == ({"1x1x1"}, pytest.approx(model.grids["1x1x1"]))
 

@@ -5,17 +5,18 @@ becomes clips (`lookupvit_video.inference.views` and what it calls) has to be ma
 the reference compares the answers.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import simplejson
 import torch
-from fvcore.common.config import CfgNode
 
 from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.inference.views import Plan
 from lookupvit_video.models.lookupvit import grid_name
 
 # Of the readers and of `read_file`; the steps below name them.
@@ -100,26 +101,25 @@ def description(
             "shape": [batch or "any", len(predictor.classes)],
             "meaning": "softmax of the class scores of each clip: sums to 1, in the order of classes",
         },
-        "preprocessing": preprocessing(cfg),
+        "preprocessing": preprocessing(predictor.plan, cfg.DATA.MEAN, cfg.DATA.STD),
         "classes": predictor.classes,
     }
 
 
-def preprocessing(cfg: CfgNode) -> dict[str, Any]:
+def preprocessing(plan: Plan, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """Return how a video becomes clips: `STEPS` in words, and the numbers and names that they mention."""
-    size = cfg.DATA.TEST_CROP_SIZE
     return {
         "steps": STEPS,
-        "sampling": cfg.DATA.SAMPLING,
-        "num_frames": cfg.DATA.NUM_FRAMES,
-        **({"step_seconds": cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS} if cfg.DATA.SAMPLING == "clip" else {}),
-        "single_frame": cfg.DATA.SINGLE_FRAME,
+        "sampling": plan.times.mode,
+        "num_frames": plan.times.num_frames,
+        **({"step_seconds": plan.times.step} if plan.times.mode == "clip" else {}),
+        "single_frame": plan.times.single_frame,
         **RULES,
-        "short_side": cfg.DATA.TEST_SHORT_SIDE or size,
-        "size": size,
-        "views_in_time": cfg.TEST.NUM_ENSEMBLE_VIEWS,
-        "views_in_space": cfg.TEST.NUM_SPATIAL_CROPS,
-        "normalisation": {"done": "inside the model", "mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD)},
+        "short_side": plan.short_side,
+        "size": plan.size,
+        "views_in_time": plan.times.num_clips,
+        "views_in_space": plan.num_crops,
+        "normalisation": {"done": "inside the model", "mean": list(mean), "std": list(std)},
     }
 
 

@@ -20,7 +20,7 @@ from lookupvit_video.files import written_whole
 from lookupvit_video.inference.export import reference
 from lookupvit_video.inference.export.export import DeployedModel
 from lookupvit_video.inference.predictor import Predictor
-from lookupvit_video.inference.views import make_plan, read_views
+from lookupvit_video.inference.views import read_views
 
 TOLERANCE = 1e-3  # of a probability: other builds of FFmpeg may round a colour differently
 _TICKS = 90_000  # a second
@@ -69,7 +69,7 @@ def _answer(
     predictor: Predictor, deployed: DeployedModel, path: Path, views: dict[str, int], batch: int | str
 ) -> list[float]:
     """What the exported model is to answer, from clips that this package reads."""
-    plan = make_plan(predictor.cfg, views["views_in_time"], views["views_in_space"], "pyav")
+    plan = predictor.plan.changed(views["views_in_time"], views["views_in_space"], "pyav")
     clips = torch.from_numpy(read_views(path, plan).clips).to(predictor.device)
     with torch.no_grad():
         parts = [deployed(part).cpu() for part in clips.split(batch if isinstance(batch, int) else 8)]

@@ -3,6 +3,7 @@
 Nothing here knows of Gradio, which ``lookupvit_video.inference.page.gradio_page`` puts in front of it.
 """
 
+import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from lookupvit_video.inference.explain import explain_attention, heat_maps
 from lookupvit_video.inference.page.upload import Limits, Upload, read_upload
 from lookupvit_video.inference.predictor import Prediction, Predictor
 from lookupvit_video.inference.timeline import find_segments, plan_windows, read_timeline
-from lookupvit_video.inference.views import Views, make_plan
+from lookupvit_video.inference.views import Views
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
 from lookupvit_video.text import one_line, printable
 
@@ -76,14 +77,11 @@ class Page:
         timeout: float = 60.0,
         calibration: str | None = None,
     ):
-        cfg = predictor.cfg.clone()
-        cfg.defrost()
-        cfg.DATA.INDEX_CACHE = ""  # the page writes to its own folder only
-        cfg.freeze()
-        self.predictor = Predictor(predictor.model, cfg, predictor.classes, predictor.device, predictor.source)
+        self.predictor = copy.copy(predictor)
+        self.predictor.plan = replace(predictor.plan, index_cache="")  # the page writes to its own folder only
         self.limits, self.topk = limits, topk
-        self.plan = make_plan(cfg, num_views, num_crops, "pyav", timeout)
-        self.cascade = load_cascade(calibration, predictor.model, cfg) if calibration else None
+        self.plan = self.predictor.plan.changed(num_views, num_crops, "pyav", timeout)
+        self.cascade = load_cascade(calibration, predictor.model, predictor.costs) if calibration else None
         self.budgets = {name: f"{name}: {gmacs:.3g} GMACs a view" for name, gmacs in self.predictor.grids.items()}
         """What may be chosen, in words by name; empty for models without compressed grids."""
         if self.cascade is not None:
@@ -161,7 +159,7 @@ class Page:
 
     def _finish(self, shown: Shown, path: str, upload: Upload, prediction: Prediction, folder: Path) -> Iterator[Shown]:
         """Yield the last of what is shown, with a time line where the video is longer than a clip."""
-        _, window = plan_windows(self.predictor.cfg, upload.duration, 1.0, None)
+        _, window = plan_windows(self.plan.clip_seconds, upload.duration, 1.0, None)
         rest = upload.duration - window
         note = f" ({prediction.note})" if prediction.note else ""
         status = f"{prediction.path}: {one_line(prediction.label)}, {prediction.probability:.0%}{note}"

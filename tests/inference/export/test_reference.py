@@ -73,7 +73,8 @@ def config(overrides: str = RATE):
 def both(path: str, overrides: str = RATE) -> tuple[np.ndarray, np.ndarray]:
     """The clips of a video as this package and as the reference read them."""
     cfg = config(overrides)
-    return read_views(path, make_plan(cfg)).clips, reference.read_clips(path, preprocessing(cfg))
+    plan = make_plan(cfg)
+    return read_views(path, plan).clips, reference.read_clips(path, preprocessing(plan, cfg.DATA.MEAN, cfg.DATA.STD))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -233,7 +234,7 @@ def test_a_stranger_gets_the_same_probabilities(checkpoint, tmp_path):
         answer = model.predict(path)
         best = ", ".join(f"{label} {p:.4f}" for label, p in zip(answer.labels, answer.probabilities, strict=True))
         assert done.stdout == f"{path}: {best}\n"
-        np.testing.assert_array_equal(np.load(tmp_path / "clips.npy"), read_views(path, make_plan(model.cfg)).clips)
+        np.testing.assert_array_equal(np.load(tmp_path / "clips.npy"), read_views(path, model.plan).clips)
         answers.append(sorted(zip(answer.labels, answer.probabilities, strict=True)))
     assert np.ptp([[p for _, p in answer] for answer in answers], axis=0).max() > 0.02  # they depend on the video
     for arguments, message in (

@@ -14,7 +14,7 @@ from tests.videos import write_audio, write_video
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(load_config(None, SMALL), 2, 3)
+    return make_plan(load_config(None, SMALL)).changed(2, 3)
 
 
 @pytest.fixture(scope="module")
