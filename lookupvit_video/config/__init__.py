@@ -2,9 +2,16 @@
 
 from lookupvit_video.config.checks import get_key, token_grid, validate
 from lookupvit_video.config.keys import KEYS, VARIANTS
-from lookupvit_video.config.load import config_from_text, differences, get_defaults, load_config, parse_yaml
+from lookupvit_video.config.load import (
+    config_from_text,
+    differences,
+    find_config,
+    get_defaults,
+    load_config,
+    parse_yaml,
+)
 
 __all__ = [
-    "KEYS", "VARIANTS", "config_from_text", "differences", "get_defaults", "get_key", "load_config", "parse_yaml",
-    "token_grid", "validate",
+    "KEYS", "VARIANTS", "config_from_text", "differences", "find_config", "get_defaults", "get_key", "load_config",
+    "parse_yaml", "token_grid", "validate",
 ]  # fmt: skip

@@ -122,17 +122,46 @@ def _override_tree(name: str, text: str) -> dict[str, Any]:
     return value
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs that come with the package, by name ("k400_lvit"); those of studies are "studies/..."."""
+    package = Path(__file__).parents[1]
+    folder = package / "configs"  # of an installed wheel
+    if not folder.is_dir():
+        folder = package.parent / "configs"  # of the repository
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find_config(name_or_path: str | Path) -> Path:
+    """Return the file of a config: a path that exists, else a shipped config of that name.
+
+    Raises:
+        UserError: there is neither; lists the names.
+    """
+    path, shipped = Path(expand_user(str(name_or_path))), shipped_configs()
+    found = shipped.get(str(name_or_path).removesuffix(".yaml"))
+    if path.is_file() or (path.exists() and not found):
+        return path
+    if not found:
+        names = ", ".join(name for name in shipped if "/" not in name)
+        raise UserError(
+            f"{path}: this config cannot be read (No such file); give the path of a file, or the name of one of the "
+            f"shipped configs: {names}"
+        )
+    return found
+
+
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults, then ``KEY value`` overrides; check everything; return it frozen.
 
     Args:
-        overrides: ["KEY", "value", ...]; "KEY=value" stands for two of them.
+        path: a file, or the name of a shipped config, see ``find_config``.
+        overrides: ["KEY", "value", ...]; "KEY=value" is short for two of them.
 
     Raises:
         UserError: names the file, line or key, and what to write instead.
     """
     cfg = get_defaults()
-    for source, tree in _read_tree(Path(expand_user(str(path)))) if path else []:
+    for source, tree in _read_tree(find_config(path)) if path else []:
         _merge(cfg, tree, source)
     for name, text in setting_pairs(overrides, KEYS.keys()):
         _merge(cfg, _override_tree(name, text), "command line")

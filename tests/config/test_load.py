@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lookupvit_video.config import config_from_text, get_defaults, get_key, load_config, validate
+from lookupvit_video.config import config_from_text, find_config, get_defaults, get_key, load_config, validate
 from lookupvit_video.errors import UserError
 
 
@@ -121,6 +121,24 @@ def test_file_that_cannot_be_read(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"binary\.yaml: this config cannot be read"):
         load_config(tmp_path / "binary.yaml")
+
+
+def test_a_shipped_config_is_found_by_name_and_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where there is no folder configs
+    assert load_config("k400_lvit") == load_config("k400_lvit.yaml") == load_config(find_config("k400_lvit"))
+    assert load_config("k400_lvit").MODEL.NUM_CLASSES == 400
+    assert find_config("studies/finetune").name == "finetune.yaml"
+    (tmp_path / "k400_lvit").mkdir()  # such as a folder of results; it is no config
+    assert load_config("k400_lvit").MODEL.NUM_CLASSES == 400
+    write(tmp_path, "RNG_SEED: 7", "k400_vit")
+    assert load_config("k400_vit").RNG_SEED == 7
+
+
+def test_an_unknown_name_lists_the_shipped_configs():
+    with pytest.raises(
+        UserError, match=r"^k401: this config cannot .*: demo_motion, finetune_own, k400_lvit, k400_vit"
+    ):
+        load_config("k401")
 
 
 def test_python_tags_do_nothing(tmp_path):
