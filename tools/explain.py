@@ -15,7 +15,7 @@ from lookupvit_video.data.manifest import read_manifest
 from lookupvit_video.decoding.backends import DecodeError
 from lookupvit_video.files import written_whole
 from lookupvit_video.inference.annotate import write_overlay
-from lookupvit_video.inference.draw import draw_sheet
+from lookupvit_video.inference.draw import draw_prediction
 from lookupvit_video.inference.explain import (
     ORDERS,
     accuracy_without_time,
@@ -73,7 +73,6 @@ def explain_video(predictor: Predictor, video: str, stem: str, arguments: argpar
     """Write sheet and mp4 of one video (a LookupViT only), print and return what it would lose without time."""
     prediction = predictor.predict(video, num_crops=1)
     frames = prediction.clip.permute(1, 2, 3, 0).numpy()
-    classes = list(zip(prediction.labels, prediction.probabilities, strict=True))
     answers = without_time(predictor, prediction.clip)
     best = {order: int(shares.argmax()) for order, shares in answers.items()}
     print(one_line(video))
@@ -86,7 +85,7 @@ def explain_video(predictor: Predictor, video: str, stem: str, arguments: argpar
     if isinstance(predictor.model, LookupViT):
         attention = explain_attention(predictor, prediction.clip)
         rows = heat_maps(attention, arguments.token, arguments.lookup)
-        draw_sheet(frames, rows, classes, Path(video).name, arguments.out / f"{stem}.png")
+        draw_prediction(prediction, rows, arguments.out / f"{stem}.png")
         write_overlay(frames, attention.answer_map(), arguments.out / f"{stem}.mp4")
         print(one_line(f"  drawn: {arguments.out / stem}.png, .mp4"))
     shown = {

@@ -157,7 +157,9 @@ def show(prediction: Prediction) -> None:
 def draw(prediction: Prediction, predictor: Predictor, folder: Path, number: int) -> None:
     name = printable(Path(prediction.path).name)
     sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
-    draw_prediction(replace(prediction, path=name), predictor.attention_maps(prediction.clip), sheet)
+    attention = predictor.attention_maps(prediction.clip)
+    rows = [] if attention is None else [("attention", attention)]
+    draw_prediction(replace(prediction, path=name), rows, sheet)
     say(printable(f"  drawn: {sheet}"))
 
 

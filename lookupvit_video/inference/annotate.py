@@ -1,4 +1,4 @@
-"""Videos with answers drawn in, written picture by picture as H.264."""
+"""Videos with answers drawn in, written frame by frame as H.264."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,49 +15,49 @@ from torch import Tensor
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import written_whole
-from lookupvit_video.inference.draw import attention_at, class_colours, overlay, shortened
+from lookupvit_video.inference.draw import attention_at, class_colors, overlay, shortened
 from lookupvit_video.inference.timeline import Segment, Timeline, open_forward
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
 
-SMALLEST_WIDTH = 480  # pixels: smaller videos are enlarged, or nobody could read what is written below them
+SMALLEST_WIDTH = 480  # pixels: smaller videos are enlarged, so that the text is readable
 SUFFIXES = (".mp4", ".mov", ".mkv")
-_TICKS = 90_000  # per second: the usual frame rates are whole numbers of them
+_TICKS = 90_000  # per second: divisible by the usual frame rates
 _PAPER, _INK, _PALE = (22, 22, 26), (240, 240, 240), (90, 90, 96)
-_LINE = 480  # pixels of width for which the sizes below are meant; wider videos get larger letters
+_LINE = 480  # pixels of width for which the sizes below are chosen; text is larger on wider videos
 _PANEL_HEIGHT = 84
 
 
 class VideoWriter(NamedTuple):
-    """An H.264 file that is being written, see ``open_writer``."""
+    """An open H.264 file, see ``open_writer``."""
 
     container: Any
     stream: Any
 
     def write(self, picture_HWC: np.ndarray, seconds: float) -> None:
-        """Add a picture (H, W, 3) uint8 RGB, shown from a time on; times ascend."""
+        """Add a frame (H, W, 3) uint8 RGB, shown from a time in seconds on; times ascend."""
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HWC), format="rgb24")
         frame.pts, frame.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)
         self.container.mux(self.stream.encode(frame))
 
 
 def check_video_name(path: str | Path) -> None:
-    """Raise ValueError for a name that does not tell a container that H.264 is written to."""
+    """Raise UserError where a suffix names no container for H.264."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: the name of a video to be written must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: an output video's name must end in {', '.join(SUFFIXES)}")
 
 
 @contextmanager
 def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Iterator[VideoWriter]:
-    """Open an H.264 file to write pictures to one by one; it appears, whole, when the block succeeds.
+    """Open an H.264 file to write frame by frame; it appears once the block succeeds.
 
     Args:
         path: its suffix chooses the container.
-        width, height: in pixels, even, since the colour planes have half of them.
-        fps: what the header tells; the pictures' own times are kept.
+        width, height: in pixels, even, since the color planes have half of them.
+        fps: for the header; the frames' own times are kept.
 
     Raises:
-        UserError: a suffix of another kind, or a PyAV without an H.264 encoder.
+        UserError: another suffix, or a PyAV without an H.264 encoder.
     """
     check_video_name(path)
     with written_whole(path) as temporary, av.open(str(temporary), "w") as container:
@@ -73,9 +73,9 @@ def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Ite
 
 
 def annotate_video(timeline: Timeline, segments: Sequence[Segment], plan: Plan, out: str | Path) -> None:
-    """Write a video with label, confidence bar and time line below its pictures, at their times, without sound.
+    """Write a video with label, confidence bar and timeline below its frames, at their times, without sound.
 
-    Only one picture is held at a time. Narrow videos are enlarged by a whole factor.
+    Memory holds one frame at a time. Narrow videos are enlarged by an integer factor.
 
     Args:
         timeline, segments: of the video at ``timeline.path``.
@@ -101,12 +101,12 @@ def annotate_video(timeline: Timeline, segments: Sequence[Segment], plan: Plan, 
 
 
 def write_overlay(frames_THWC: np.ndarray, heat_thw: Tensor, path: str | Path, fps: float = 4.0) -> None:
-    """Write the frames of a clip as H.264, beside them the same with a heat map laid over, enlarged to be looked at.
+    """Write the frames of a clip as H.264, enlarged, next to the same with a heat map laid over.
 
     Args:
         frames_THWC: uint8 RGB.
         heat_thw: (t, h, w), see ``draw.overlay``.
-        fps: of the video written; slow, since a clip is short.
+        fps: of the output; slow, since a clip is short.
 
     Raises:
         UserError: see ``open_writer``.
@@ -127,7 +127,7 @@ def even(picture_HWC: np.ndarray) -> np.ndarray:
 
 
 class Panel:
-    """What stands below the pictures of an annotated video.
+    """The panel below the frames of an annotated video.
 
     Args:
         width: in pixels.
@@ -135,12 +135,12 @@ class Panel:
 
     def __init__(self, timeline: Timeline, segments: Sequence[Segment], width: int):
         self.timeline, self.segments, self.width = timeline, segments, width
-        self.scale = max(1.0, width / _LINE / 1.5)  # letters grow less than the picture
+        self.scale = max(1.0, width / _LINE / 1.5)  # text grows less than the frame
         self.height = round(_PANEL_HEIGHT * self.scale)
         self._starts = np.array([segment.start for segment in segments])
-        self.colours = {
-            name: tuple(round(255 * value) for value in colour)
-            for name, colour in class_colours(timeline, segments).items()
+        self.colors = {
+            name: tuple(round(255 * value) for value in color)
+            for name, color in class_colors(timeline, segments).items()
         }
         self._strip = self._draw_strip()
 
@@ -177,15 +177,15 @@ class Panel:
         pen.text((right, self._y(6)), percent, fill=_INK, font=font, anchor="ra")
         left, top, bottom = self._x(8), self._y(36), self._y(45)
         pen.rectangle((left, top, right, bottom), fill=_PALE)
-        pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=self.colours[name])
+        pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=self.colors[name])
 
     def _draw_strip(self) -> Image.Image:
-        """Return the time line: the colour of the segment at each of its columns."""
+        """Return the timeline: the color of the segment at each column."""
         width = self.width - 2 * self._x(8)
         columns = np.empty((1, width, 3), dtype=np.uint8)
         for x in range(width):
             segment = self.segment_at((x + 0.5) / width * self.timeline.duration)
-            columns[0, x] = self.colours[segment.label] if segment else _PALE
+            columns[0, x] = self.colors[segment.label] if segment else _PALE
         return Image.fromarray(columns.repeat(self._y(10), axis=0))
 
     def _x(self, pixels: int) -> int:
@@ -195,7 +195,7 @@ class Panel:
 
 
 def as_clock(seconds: float) -> str:
-    """Return a time as people write it: 75.2 -> "1:15", 3700 -> "1:01:40"."""
+    """Return a time as text: 75.2 -> "1:15", 3700 -> "1:01:40"."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -203,7 +203,7 @@ def as_clock(seconds: float) -> str:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own font, which is on every machine that has it, and has most alphabets."""
+    """Return the font that comes with matplotlib; it has most alphabets."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")), size)
 
 

@@ -1,8 +1,8 @@
 """One multi-resolution checkpoint, many budgets: which compressed grid to use, and when a small one is enough.
 
-``grid_costs``, ``grid_within_macs`` and ``grid_within_latency`` pick one grid for all videos. A ``Cascade`` starts each
-video on a small grid and goes on to larger ones only while the answer is not confident; ``calibrate`` finds its
-thresholds on labelled videos. Shape letters: B clips, G grids, V videos, N lookup tokens, D width, K classes.
+``largest_within`` picks one grid for all videos. A ``Cascade`` starts each video on a small grid and continues on
+larger ones only while the answer is not confident; ``tools/calibrate.py`` finds its thresholds on labeled videos.
+Shape letters: B clips, V videos, N lookup tokens, D width, K classes.
 """
 
 import copy
@@ -39,10 +39,10 @@ FORMAT = "lookupvit_video/cascade/1"
 
 
 def parse_grid(text: str) -> Grid:
-    """Read "4x7x7".
+    """Return the grid that a text such as "4x7x7" names.
 
     Raises:
-        UserError: it is no grid.
+        UserError: it names none.
     """
     parts = text.split("x")
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
@@ -51,7 +51,7 @@ def parse_grid(text: str) -> Grid:
 
 
 def check_grid(grids: Collection[Grid], grid: Grid | None = None) -> None:
-    """Raise UserError for a model without compressed grids, or one that does not have this grid."""
+    """Raise UserError where the model has no compressed grids, or not this one."""
     if not grids:
         raise UserError("this checkpoint's model has no compressed grids, hence a single budget")
     if grid is not None and grid not in grids:
@@ -59,7 +59,7 @@ def check_grid(grids: Collection[Grid], grid: Grid | None = None) -> None:
 
 
 def check_budget(budget: float) -> None:
-    """Raise UserError for a budget that is not above 0."""
+    """Raise UserError where a budget is not above 0."""
     if not budget > 0:  # also catches nan
         raise UserError(f"a budget of {budget:g}: it must be above 0")
 
@@ -87,7 +87,7 @@ def largest_within(costs: Mapping[Grid, float], budget: float, unit: str) -> Gri
 
 
 def cache_folder() -> Path:
-    """Return where this user's measurements are kept: LOOKUPVIT_CACHE, or the usual place of caches."""
+    """Return the folder of this user's measurements: LOOKUPVIT_CACHE, or one in the user's cache."""
     own = os.environ.get("LOOKUPVIT_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lookupvit_video")
 
@@ -124,7 +124,7 @@ def measured_latencies(
             with written_whole(path) as temporary:
                 temporary.write_text(simplejson.dumps({**facts, "milliseconds": known}, indent=1), encoding="utf-8")
         except OSError as error:
-            logger.warning("%s: these measurements cannot be kept (%s)", path, error.strerror)
+            logger.warning("%s: cannot write these measurements (%s)", path, error.strerror)
     listed = ", ".join(f"{name} {known[name]:.3g} ms" for name in map(grid_name, grids))
     logger.info("one view on %s: %s (kept in %s)", facts["device"], listed, path)
     return {grid: known[grid_name(grid)] for grid in grids}
@@ -141,11 +141,11 @@ def _read_latencies(path: Path) -> dict[str, float]:
         content = simplejson.loads(path.read_text(encoding="utf-8"))
         return {str(name): float(value) for name, value in content["milliseconds"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # none, or damaged: it is measured anew
+        return {}  # missing or damaged: measure again
 
 
 def _milliseconds(work: Callable[[], Tensor]) -> float:
-    """Time work that ends with its result on the CPU; its first calls set things up and do not count."""
+    """Return the median time of work that ends with its result on the CPU; its first calls only warm up."""
     for _ in range(3):
         work()
     taken: list[float] = []
@@ -162,11 +162,11 @@ def _milliseconds(work: Callable[[], Tensor]) -> float:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Grids from cheap to dear, and how confident an answer must be for the next one not to be asked."""
+    """Grids from cheap to expensive, and the confidence at which the answer of each is accepted."""
 
     grids: tuple[Grid, ...]
     thresholds: tuple[float, ...]
-    """Of all grids but the last: the probability of the likeliest class, averaged over the views, that is enough."""
+    """Of all grids but the last: the least probability of the likeliest class, averaged over the views."""
 
     def __post_init__(self) -> None:
         if len(self.thresholds) != len(self.grids) - 1:
@@ -176,27 +176,27 @@ class Cascade:
 
     @property
     def name(self) -> str:
-        """As people write it: "1x2x2 (0.93) 2x4x4"."""
+        """Grids with their thresholds, such as "1x2x2 (0.93) 2x4x4"."""
         steps = [f"{grid_name(g)} ({t:.3g})" for g, t in zip(self.grids, self.thresholds, strict=False)]
         return " ".join([*steps, grid_name(self.grids[-1])])
 
 
 def cascade_macs(cascade: Cascade, costs: Costs) -> list[int]:
-    """Return what a view costs that ends at each grid, all passes before it included, its tokens made once."""
+    """Return the MACs of a view that ends at each grid: the passes up to there, and the tokenizer once."""
     passes = [costs[grid] for grid in cascade.grids]
     first = passes[0]["tokenizer"]
     return [first + sum(sum(p.values()) - p["tokenizer"] for p in passes[: i + 1]) for i in range(len(passes))]
 
 
 def after_tokenizer(model: LookupViT) -> LookupViT:
-    """Return the same model, with the same weights, that takes lookup tokens (B, N, D) for clips."""
+    """Return the same model, sharing its weights, that takes lookup tokens (B, N, D) in place of clips."""
     rest = copy.copy(model)
     rest._modules = {**model._modules, "tokenizer": _Tokens(model.tokenizer.grid)}
     return rest
 
 
 class _Tokens(nn.Module):
-    """Stands where the tokenizer stood, for tokens that are made already."""
+    """In place of the tokenizer: passes on tokens that are made already."""
 
     def __init__(self, grid: tuple[int, int, int]):
         super().__init__()
@@ -215,11 +215,11 @@ def run_cascade(
     batch_size: int,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yield the probabilities (K,) of each video and the step of the cascade that gave them.
+    """Return the probabilities (K,) of each video and the step of the cascade that gave them.
 
     Args:
         clips: batches (B, C, T, H, W), normalized, of all videos in turn; their lookup tokens are made once.
-        counts: clips of each video; it is the mean over them that must be confident.
+        counts: clips of each video; the mean over them must be confident.
         batch_size: clips in one pass of the model.
         dtype: that the model computes in.
     """
@@ -247,21 +247,21 @@ def run_cascade(
 
 @dataclass(frozen=True)
 class Point:
-    """A cascade (or a single grid) on labelled videos."""
+    """What a cascade (or a single grid) reaches on labeled videos."""
 
     cascade: Cascade
     top1: float
     """Percent."""
     macs: float
-    """Mean over the videos, of a view, all passes included."""
+    """Of a view, all passes included; mean over the videos."""
     ended: list[float]
-    """Share of the videos, in percent, that each grid gave the answer to."""
+    """Share of the videos, in percent, that each grid answered."""
 
 
 def measure(cascade: Cascade, costs: Costs, tables: Mapping[Grid, np.ndarray], labels: np.ndarray) -> Point:
-    """Return what a cascade would reach, from each grid's probabilities (V, K) of labelled videos.
+    """Return what a cascade reaches, from each grid's probabilities (V, K) of labeled videos.
 
-    A video that could not be read has a row of zeros: it counts as wrong.
+    A video that could not be read has a row of zeros and counts as wrong.
     """
     step_V = np.full(len(labels), len(cascade.grids) - 1)
     for step, (grid, enough) in reversed(list(enumerate(zip(cascade.grids, cascade.thresholds, strict=False)))):
@@ -274,10 +274,13 @@ def measure(cascade: Cascade, costs: Costs, tables: Mapping[Grid, np.ndarray], l
 
 
 def candidates(tables: Mapping[Grid, np.ndarray], steps: int = 200) -> Iterator[Cascade]:
-    """Yield every chain of grids from cheap to dear, each with thresholds from "never enough" to "always enough".
+    """Yield every chain of grids from cheap to expensive, each with thresholds from "never" to "always enough".
 
-    All steps of a chain share one threshold: few videos cannot tell several apart. Those tried lie at quantiles of the
-    confidences themselves.
+    All steps of a chain share one threshold, since a few hundred videos do not separate several. The thresholds are
+    quantiles of the confidences.
+
+    Args:
+        tables: each grid's probabilities (V, K), the cheapest grid first.
     """
     for length in range(1, len(tables) + 1):
         for chain in combinations(tables, length):
@@ -290,7 +293,7 @@ def candidates(tables: Mapping[Grid, np.ndarray], steps: int = 200) -> Iterator[
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other one beats in both accuracy and cost, the cheapest first."""
+    """Return the points that no other one beats in accuracy and cost, the cheapest first."""
     best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.macs, -p.top1)):
         if not best or point.top1 > best[-1].top1:
@@ -316,7 +319,7 @@ def choose(points: Sequence[Point], wanted: float) -> Point:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of a model's weights: thresholds hold for the weights that they were found with."""
+    """Return a hash of a model's weights, for which thresholds were found."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -332,13 +335,14 @@ def save_cascade(path: Path, cascade: Cascade, model: nn.Module, facts: dict[str
 
 
 def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) -> Cascade:
-    """Read a cascade that ``tools/calibrate.py`` wrote for this very model.
+    """Read a cascade that ``tools/calibrate.py`` wrote for these weights.
+
+    Args:
+        known: the model's compressed grids.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to other weights.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; make it with tools/calibrate.py")
     try:
         content = simplejson.loads(Path(path).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -348,9 +352,9 @@ def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) ->
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; make it with tools/calibrate.py") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise UserError(f"{path}: these are no thresholds; make them with tools/calibrate.py") from None
+        raise UserError(f"{path}: not a file of thresholds; make one with tools/calibrate.py") from None
     for grid in grids:
         check_grid(known, grid)
     if content.get("model") != fingerprint(model):
-        raise UserError(f"{path}: these thresholds are of other weights; calibrate this checkpoint anew")
+        raise UserError(f"{path}: thresholds of other weights; calibrate this checkpoint again")
     return cascade

@@ -266,7 +266,7 @@ def without_time(predictor: Predictor, clip_CTHW: Tensor, num_orders: int = 8) -
 
 
 def accuracy_without_time(predictor: Predictor, videos: Sequence[Video]) -> dict[str, Results]:
-    """Classify the centre clip of each video as it is, shuffled (one order a video) and frozen.
+    """Classify the center clip of each video as it is, shuffled (one order a video) and frozen.
 
     A model that answers as well without time has learned what things look like, not how they move.
 

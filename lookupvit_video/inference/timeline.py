@@ -52,15 +52,15 @@ class Timeline:
     classes: list[str]
 
     @property
-    def centres(self) -> np.ndarray:
+    def centers(self) -> np.ndarray:
         """(W,) seconds: the middle of each window."""
         return np.minimum(self.starts + self.window / 2, self.duration)
 
     @property
     def borders(self) -> np.ndarray:
         """(W + 1,) seconds: window i speaks for the time between borders i and i + 1, as it is the nearest there."""
-        centres = self.centres
-        return np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [self.duration]])
+        centers = self.centers
+        return np.concatenate([[0.0], (centers[1:] + centers[:-1]) / 2, [self.duration]])
 
     def at(self, seconds: float) -> int:
         """Return the window that speaks for a time."""
@@ -175,7 +175,7 @@ def read_timeline(
     grid: Grid | None = None,
     timeout: float = math.inf,
 ) -> Timeline:
-    """Let windows slide over a video and classify each; the centre crop, decoded by PyAV.
+    """Let windows slide over a video and classify each; the center crop, decoded by PyAV.
 
     Args:
         path: a video of any length.
@@ -222,7 +222,7 @@ def find_segments(
 ) -> list[Segment]:
     """Merge windows into stretches of one label.
 
-    The labels are those that maximise the sum of the windows' log probabilities less ``change_cost`` for every change,
+    The labels are those that maximize the sum of the windows' log probabilities less ``change_cost`` for every change,
     where windows across a change, which may look like anything, do not count (Viterbi's algorithm). So a stretch is at
     least a window long, and its ends are those of windows.
 

@@ -223,21 +223,21 @@ def test_thresholds_belong_to_the_weights_they_were_found_with(cfg, model, tmp_p
     save_cascade(path, cascade, model, {"videos": 3})
     assert load_cascade(path, model, GRIDS) == cascade
     other = build_model(cfg)
-    with pytest.raises(ValueError, match="thresholds are of other weights"):
+    with pytest.raises(ValueError, match="thresholds of other weights"):
         load_cascade(path, other, GRIDS)
     content = json.loads(path.read_text())
     for change in ({"format": "x"}, {"grids": 3}, {"thresholds": []}, {"thresholds": ["a"]}, {"grids": [["a"], [1]]}):
         (tmp_path / "y.json").write_text(json.dumps({**content, **change}))
-        with pytest.raises(ValueError, match=r"y.json: these are no thresholds"):
+        with pytest.raises(ValueError, match=r"y.json: not a file of thresholds"):
             load_cascade(tmp_path / "y.json", model, GRIDS)
     (tmp_path / "y.json").write_text(json.dumps({**content, "grids": [[1, 1, 1], [2, 2, 2]]}))
     with pytest.raises(ValueError, match=r"grid 2x2x2: this checkpoint has 1x1x1, 1x2x2, 2x4x4"):
         load_cascade(tmp_path / "y.json", model, GRIDS)
     for text in ("", "[]", "[" * 5000, "\ud800"):
         (tmp_path / "y.json").write_text(text, errors="surrogatepass")
-        with pytest.raises(ValueError, match="these are no thresholds"):
+        with pytest.raises(ValueError, match="not a file of thresholds"):
             load_cascade(tmp_path / "y.json", model, GRIDS)
-    with pytest.raises(ValueError, match=r"no such file; make it with tools/calibrate\.py"):
+    with pytest.raises(ValueError, match=r"No such file or directory; make it with tools/calibrate\.py"):
         load_cascade(tmp_path / "none", model, GRIDS)
 
 

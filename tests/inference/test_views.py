@@ -127,7 +127,7 @@ def test_a_tensor_without_a_rate_is_one_clip():
         assert found.note == ""
     assert plan.times.durations == []
     for count in (T - 1, T + 1):
-        with pytest.raises(ValueError, match=rf"the model takes 4 frames, got {count}; fps= says how to sample"):
+        with pytest.raises(ValueError, match=rf"the model takes 4 frames, got {count}; set fps= to sample"):
             read_views(flat_frames(count), plan)
 
 
@@ -146,7 +146,9 @@ def test_channels_are_last_where_both_ends_could_be():
     ],
 )  # fmt: skip
 def test_frames_of_a_wrong_shape_or_type(wrong):
-    with pytest.raises(ValueError, match=r"frames are uint8 of shape \(T, H, W, 3\) or \(3, T, H, W\).*got torch"):
+    with pytest.raises(
+        ValueError, match=r"frames must be uint8 RGB of shape \(T, H, W, 3\) or \(3, T, H, W\).*got torch"
+    ):
         read_views(wrong, plan_of([0.0] * T), fps=1)
 
 
@@ -297,7 +299,7 @@ def test_an_open_file_that_cannot_be_read_names_itself(monkeypatch):
         read_views(io.BytesIO(b"x"), plan_of([0.0]))
     assert (raised.value.path, raised.value.reason) == ("open file", "is text")
     text = io.StringIO("x")
-    with pytest.raises(ValueError, match="open file: open this file for reading bytes, with mode 'rb'"):
+    with pytest.raises(ValueError, match="open file: open this file with mode 'rb'"):
         read_views(text, plan_of([0.0]))
     with pytest.raises(ValueError, match="or a uint8 tensor of frames; got int"):
         read_views(5, plan_of([0.0]))

@@ -215,7 +215,7 @@ def odd_arguments(folder, tmp):
         (["--grid", "1x1x1", "--gmacs", 1, clip], "not allowed with"),
         (["--gmacs", "nan", clip], "must be above 0"), (["--gmacs", 1e-30, clip], "the cheapest grid"),
         (["--gmacs", -1, clip], "must be above 0"), (["--latency-ms", "nan", clip], "must be above 0"),
-        (["--adaptive", "--calibration", junk, clip], "these are no thresholds"),
+        (["--adaptive", "--calibration", junk, clip], "not a file of thresholds"),
         (["--adaptive", "--calibration", tmp / "pipe", clip], "no such file"),
         (["--adaptive", "--calibration", tmp / "none.json", clip], "tools/calibrate.py"),
         (["--calibration", junk, clip], "--calibration is for --adaptive"),

@@ -47,7 +47,7 @@ STEPS = {
     "1/PIXEL_ASPECT_LIMIT <= r <= PIXEL_ASPECT_LIMIT and |r - 1| > PIXEL_ASPECT_TOLERANCE, the picture becomes "
     "max(1, round(width x r)) wide; height stays. Every frame is scaled to the size so found for the first frame. "
     "Scaling and conversion to 8-bit RGB are one step of libswscale with its bicubic filter (PyAV: frame.reformat); "
-    "colour matrix and range are those that the frame states, BT.601 and 16 to 235 where it states none. Nothing is "
+    "color matrix and range are those that the frame states, BT.601 and 16 to 235 where it states none. Nothing is "
     "deinterlaced: an interlaced frame is converted as if it were progressive.",
     "upright": "Display matrix (a b u / c d v / x y w) of a frame: a stored pixel (x, y) is shown at (a x + c y, "
     "b x + d y). If |b| + |c| > |a| + |d| (rows of length 1): exchange rows and columns, then a = c, d = b. "
@@ -59,13 +59,13 @@ STEPS = {
     "width where equal) at 0, (length - side) // 2 and length - side; along the other in the middle.",
     "resize": "Each square to SIZE x SIZE, first its width, then its height, rounded to 8 bits after each; no pass "
     "where the length is right. Antialiased bilinear: scale = old / SIZE, support = max(scale, 1); output n has its "
-    "centre at (n + 0.5) x scale and takes inputs max(int(centre - support + 0.5), 0) up to, without, "
-    "min(int(centre + support + 0.5), old), with weights max(0, 1 - |input + 0.5 - centre| / support) that are divided "
+    "center at (n + 0.5) x scale and takes inputs max(int(center - support + 0.5), 0) up to, without, "
+    "min(int(center + support + 0.5), old), with weights max(0, 1 - |input + 0.5 - center| / support) that are divided "
     "by their sum. Weights are integers: w = int(weight x 2^p + 0.5), p the largest (at most 22) for which "
     "int(largest weight x 2^p + 0.5) < 2^15; output = (sum of w x input + 2^(p-1)) >> p, limited to 0 .. 255. Equal to "
     "the bit to torch.nn.functional.interpolate(uint8, mode='bilinear', antialias=True) on processors with AVX2.",
     "layout": "clips[view, channel, frame, row, column], uint8, channels red, green, blue; view = clip in time x "
-    "VIEWS_IN_SPACE + crop. Give them to the model as they are: NORMALISATION is inside it.",
+    "VIEWS_IN_SPACE + crop. Give them to the model as they are: NORMALIZATION is inside it.",
     "answer": "The mean of the probabilities over the views; class n is CLASSES[n].",
 }
 
@@ -93,7 +93,7 @@ def description(
             "dtype": "uint8",
             "layout": "BCTHW",
             "shape": [batch or "any", 3, cfg.DATA.NUM_FRAMES, size, size],
-            "colours": "RGB, 0 to 255",
+            "colors": "RGB, 0 to 255",
         },
         "output": {
             "name": "probabilities",
@@ -119,7 +119,7 @@ def preprocessing(plan: Plan, mean: Sequence[float], std: Sequence[float]) -> di
         "size": plan.size,
         "views_in_time": plan.times.num_clips,
         "views_in_space": plan.num_crops,
-        "normalisation": {"done": "inside the model", "mean": list(mean), "std": list(std)},
+        "normalization": {"done": "inside the model", "mean": list(mean), "std": list(std)},
     }
 
 

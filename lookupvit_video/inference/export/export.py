@@ -1,6 +1,6 @@
 """A checkpoint as one file that other runtimes read: torch.export, ONNX, or a compiled AOTInductor package.
 
-What is exported takes uint8 clips and answers probabilities, so that neither normalisation nor softmax can be forgotten
+What is exported takes uint8 clips and answers probabilities, so that neither normalization nor softmax can be forgotten
 or done twice; how a video becomes clips is in a JSON file next to it (`description.py`, `reference.py`).
 Shape letters: B clips, C channels, T frames, H W pixels, K classes.
 """
@@ -34,7 +34,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 class DeployedModel(nn.Module):
-    """Pixels in, probabilities out: normalisation, a model in float32, softmax.
+    """Pixels in, probabilities out: normalization, a model in float32, softmax.
 
     Args:
         grid: of the compressed tokens; None: the model's default.
@@ -186,7 +186,7 @@ def check_installed(need: str) -> None:
 
 
 def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str) -> float:
-    """Return the share of videos, in percent, whose centre clip a model answers rightly; bad videos count as wrong.
+    """Return the share of videos, in percent, whose center clip a model answers rightly; bad videos count as wrong.
 
     Args:
         label: what the progress line says.

@@ -204,7 +204,7 @@ def frames_at(path: str, positions: Sequence[int], rules: dict[str, Any]) -> Ite
                 size, transposed = shown_size(frame, stream, rules), turn[0]
             if position in wanted:
                 width, height = size if turn[0] == transposed else size[::-1]
-                if frame.interlaced_frame:  # else the colours of each field would be brought to full size by themselves
+                if frame.interlaced_frame:  # else the colors of each field would be brought to full size by themselves
                     frame = filtered(frame, ("setfield", "prog"))
                 picture = frame.reformat(
                     width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
@@ -222,12 +222,12 @@ def frames_at(path: str, positions: Sequence[int], rules: dict[str, Any]) -> Ite
 def clip_times(duration: float, rules: dict[str, Any]) -> np.ndarray:
     """Seconds at which the frames of each clip in time are taken (clips, T); they may lie past the end."""
     clips, frames = rules["views_in_time"], rules["num_frames"]
-    centres = (np.arange(clips)[:, None] + 0.5) / clips
+    centers = (np.arange(clips)[:, None] + 0.5) / clips
     if rules["sampling"] == "segments":
-        times = (np.arange(frames) + centres) * (duration / frames)
+        times = (np.arange(frames) + centers) * (duration / frames)
     else:
         length = rules["step_seconds"] * frames
-        times = centres * max(duration - length, 0.0) + np.arange(frames) * rules["step_seconds"]
+        times = centers * max(duration - length, 0.0) + np.arange(frames) * rules["step_seconds"]
     if rules["single_frame"]:
         times = np.repeat(times[:, frames // 2 : frames // 2 + 1], frames, axis=1)
     return times
@@ -239,7 +239,7 @@ def shown_at(times: np.ndarray, seconds: np.ndarray, rules: dict[str, Any]) -> n
 
 
 def crops(picture: np.ndarray, rules: dict[str, Any]) -> list[np.ndarray]:
-    """The squares of a picture (H, W, 3) that the model sees: the centre, or three along the longer side."""
+    """The squares of a picture (H, W, 3) that the model sees: the center, or three along the longer side."""
     height, width = picture.shape[:2]
     side = max(1, round(min(height, width) * rules["size"] / rules["short_side"]))
     low, left = height - side, width - side
@@ -258,9 +258,9 @@ def resize_weights(old: int, new: int) -> tuple[np.ndarray, int]:
     support = max(scale, 1.0)
     weights = np.zeros((new, old))
     for row in range(new):
-        centre = scale * (row + 0.5)
-        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), old)
-        triangle = np.maximum(1 - np.abs((np.arange(first, last) - centre + 0.5) / support), 0)
+        center = scale * (row + 0.5)
+        first, last = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), old)
+        triangle = np.maximum(1 - np.abs((np.arange(first, last) - center + 0.5) / support), 0)
         weights[row, first:last] = triangle / triangle.sum()
     bits = 0
     while bits < 22 and int(0.5 + weights.max() * 2 ** (bits + 1)) < 2**FIXED_POINT_BITS:

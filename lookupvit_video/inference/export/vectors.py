@@ -22,7 +22,7 @@ from lookupvit_video.inference.export.export import DeployedModel
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import read_views
 
-TOLERANCE = 1e-3  # of a probability: other builds of FFmpeg may round a colour differently
+TOLERANCE = 1e-3  # of a probability: other builds of FFmpeg may round a color differently
 _TICKS = 90_000  # a second
 _QUARTER_TURN = (0, 1, -1, 0)  # a, b, c, d of the display matrix: clockwise, as phones write it
 
@@ -109,7 +109,7 @@ def write_test_video(
 
 
 def _picture(share: float, size: tuple[int, int]) -> np.ndarray:
-    """Waves of three colours that move at different speeds, and a bright square: uint8 (H, W, 3)."""
+    """Waves of three colors that move at different speeds, and a bright square: uint8 (H, W, 3)."""
     width, height = size
     y, x = np.mgrid[:height, :width] / np.array([height, width]).reshape(2, 1, 1)
     waves = [

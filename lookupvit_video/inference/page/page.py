@@ -15,7 +15,7 @@ from lookupvit_video.decoding.backends import DecodeError
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.inference.annotate import write_overlay
 from lookupvit_video.inference.budget import load_cascade, parse_grid
-from lookupvit_video.inference.draw import draw_prediction, draw_sheet, draw_timeline, shortened
+from lookupvit_video.inference.draw import draw_prediction, draw_timeline, shortened
 from lookupvit_video.inference.explain import explain_attention, heat_maps
 from lookupvit_video.inference.page.upload import Limits, Upload, read_upload
 from lookupvit_video.inference.predictor import Prediction, Predictor
@@ -148,12 +148,11 @@ class Page:
     def _draw(self, prediction: Prediction, folder: Path) -> dict[str, Path]:
         sheet, overlay = folder / "sheet.png", folder / "overlay.mp4"
         if not isinstance(self.predictor.model, LookupViT):
-            draw_prediction(prediction, None, sheet)
+            draw_prediction(prediction, [], sheet)
             return {"sheet": sheet}
         attention = explain_attention(self.predictor, prediction.clip, parse_grid(prediction.grid))
         frames_THWC = prediction.clip.permute(1, 2, 3, 0).numpy()
-        classes = list(zip(prediction.labels, prediction.probabilities, strict=True))
-        draw_sheet(frames_THWC, heat_maps(attention), classes, prediction.path, sheet)
+        draw_prediction(prediction, heat_maps(attention), sheet)
         write_overlay(frames_THWC, attention.answer_map(), overlay)
         return {"sheet": sheet, "overlay": overlay}
 

@@ -211,7 +211,7 @@ def test_hostile_files_neither_crash_nor_hang_nor_write_outside(model, tmp_path,
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     for draw in (
-        "draw_sheet",
+        "draw_prediction",
         "draw_timeline",
     ):  # they see decoded pictures and answers only, and take most of the time
         monkeypatch.setattr(page_module, draw, lambda *_: None)
