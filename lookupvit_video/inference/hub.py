@@ -1,4 +1,4 @@
-"""Models in Hugging Face's form: config.json, model.safetensors, and a model card of measured facts."""
+"""Models in Hugging Face's layout: config.json, model.safetensors, and a model card of measured facts."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from lookupvit_video.text import write_text
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL_TYPE = "lookupvit_video"
-# What tells of the machine that the model was trained on, and of nothing that it needs.
+# Paths of the machine that trained the model; nobody else needs them.
 LOCAL_KEYS = """OUTPUT_DIR TEST.CHECKPOINT_FILE_PATH DATA.PATH_TO_DATA_DIR DATA.PATH_PREFIX DATA.SKIP_LIST
                 DATA.INDEX_CACHE MODEL.INIT_FROM DISTILL.TEACHER DISTILL.FEATURE_WEIGHT"""
 
@@ -74,7 +74,7 @@ def test_results(checkpoint: Path) -> dict[str, Any] | None:
 def model_card(
     name: str, loaded: Checkpoint, gmacs: dict[str, float], parameters: int, results: dict[str, Any] | None
 ) -> str:
-    """Return the text of a model card: what the model is, costs and reached, and nothing that was not measured."""
+    """Return the text of a model card: what the model is, its cost, and its accuracy where measured."""
     data, model, classes = loaded.config.DATA, loaded.config.MODEL, loaded.classes
     sampling = (
         f"one from each of {data.NUM_FRAMES} equal parts of the video"
@@ -136,49 +136,43 @@ def _accuracy(results: dict[str, Any] | None) -> str:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a name that is no path can be an id of the Hugging Face Hub ("org/name")."""
+    """Whether a name is not a path and has the form of a Hugging Face Hub id ("org/name")."""
     is_file = Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or Path(source).exists()
     return not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
 
 
 def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoint:
-    """Read a folder that ``write_pretrained`` wrote, or fetch it from the Hugging Face Hub; nothing in it is executed.
+    """Read a folder of ``write_pretrained``, or fetch it from the Hugging Face Hub; no code in it is executed.
 
     Raises:
-        UserError: it is missing, damaged, or of another kind.
+        UserError: it is missing, damaged, or something else.
     """
     folder = Path(source)
     if not folder.is_dir():
         folder = _downloaded(str(source), revision)
-    text = _read_text(folder / CONFIG)
     try:
-        content = simplejson.loads(text)
+        content = simplejson.loads((folder / CONFIG).read_text(encoding="utf-8"))
         names, tree = content["id2label"], content["lookupvit_video"]
         classes = [names[str(label)] for label in range(len(names))]
+    except OSError as error:
+        hint = "give a .pt file of training, or a folder of save_pretrained"
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); {hint}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise UserError(f"{folder / CONFIG}: no config of this project; Predictor.save_pretrained writes one") from None
+        raise UserError(
+            f"{folder / CONFIG}: not a config of this project; Predictor.save_pretrained writes one"
+        ) from None
     cfg = config_from_text(simplejson.dumps(tree), f"{folder / CONFIG} (lookupvit_video)")  # JSON is YAML
     try:
         state = load_safetensors(folder / WEIGHTS)
-    except Exception as error:  # a damaged file may raise anything
+    except Exception as error:  # of a damaged file: any class
         reason = "No such file" if isinstance(error, FileNotFoundError) else "damaged, or not a file of weights"
         raise UserError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None
     return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise UserError(
-            f"{path}: cannot be read ({reason}); give a .pt file of training, or a folder of save_pretrained"
-        ) from None
-
-
 def _downloaded(repository: str, revision: str | None) -> Path:
     if not is_hub_id(repository):
-        raise UserError(f"{repository}: no such folder, and no id of the Hugging Face Hub (org/name)")
+        raise UserError(f"{repository}: no such folder, and not an id of the Hugging Face Hub (org/name)")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -187,7 +181,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
         ) from None
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # offline, no such repository, no access: each a class of its own
+    except Exception as error:  # offline, missing, no access: each another class
         raise UserError(
             f"{repository}: no such file or folder, and it cannot be fetched from the Hugging Face Hub "
             f"({type(error).__name__}); check the name and the network"

@@ -93,7 +93,7 @@ def test_damaged_folders_are_one_clear_error(model, tmp_path):
     (folder / "model.safetensors").write_bytes(weights)
     for text in ("", "[]", "{}", "[" * 9999, '{"id2label": 3, "lookupvit_video": {}}', '{"id2label": {"5": "a"}}'):
         (folder / "config.json").write_text(text)
-        fails("config.json: no config of this project")
+        fails("config.json: not a config of this project")
     (folder / "config.json").write_text(config.replace('"DIM": 24', '"DIM": 48'))
     fails("geometry must be those of the checkpoint")
     (folder / "config.json").write_text(config.replace('"DIM": 24', '"DIMM": 24'))
@@ -110,7 +110,7 @@ def test_ids_of_the_hub_are_told_from_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"nobody/nothing: no such file or folder, and it cannot be fetched"):
         load_model("nobody/nothing", "cpu")
-    with pytest.raises(ValueError, match=r"a/b/c: no such folder, and no id of the Hugging Face Hub"):
+    with pytest.raises(ValueError, match=r"a/b/c: no such folder, and not an id of the Hugging Face Hub"):
         Predictor.from_pretrained("a/b/c", "cpu")
 
 

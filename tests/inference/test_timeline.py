@@ -457,7 +457,7 @@ def test_a_time_line_that_takes_too_long_is_a_clear_error(color_model, tmp_path,
     path = write_video(tmp_path / "x.mp4", frames=40, fps=8)
     monkeypatch.setattr("lookupvit_video.inference.timeline.monotonic", iter(range(100)).__next__)
     assert len(read_timeline(color_model, path, batch_size=1).starts) == 7
-    with pytest.raises(DecodeError, match=r"x.mp4: a time line of its 5 s took longer than 3.5 s"):
+    with pytest.raises(DecodeError, match=r"x.mp4: a timeline of 5 s took longer than 3.5 s"):
         read_timeline(color_model, path, batch_size=1, timeout=3.5)
 
 

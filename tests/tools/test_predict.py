@@ -155,7 +155,7 @@ def test_a_file_of_answers_resumes_with_what_is_whole(tmp_path, columns):
     with AnswerFile(path, columns, resume=True) as file:
         assert file.done == {"d", *(row["path"] for row in rows)}
     if columns:
-        with pytest.raises(ValueError, match="its columns are others"):
+        with pytest.raises(ValueError, match="the file has other columns"):
             AnswerFile(path, ["path"], resume=True)
     with AnswerFile(path, columns) as file:
         assert not file.done

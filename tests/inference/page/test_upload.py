@@ -68,3 +68,13 @@ def test_what_crashes_or_hangs_its_reader_is_a_reason_too(plan, monkeypatch, rea
     monkeypatch.setattr(upload, "_SLACK", 1 - 3 * plan.timeout)
     with pytest.raises(DecodeError, match=reason):
         read_upload("x.mp4", plan, Limits())
+
+
+def mistaken(plan, limits, path):
+    raise IndexError("planted")
+
+
+def test_a_bug_in_the_reader_is_no_fault_of_the_file(plan, monkeypatch):
+    monkeypatch.setattr(upload, "_read", mistaken)
+    with pytest.raises(RuntimeError, match="internal error, IndexError: planted"):
+        read_upload("x.mp4", plan, Limits())
