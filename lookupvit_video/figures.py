@@ -10,7 +10,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.text import printable
 
 SHOWN_CLIPS, SHOWN_FRAMES = 8, 4
@@ -25,7 +25,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
     """Write a figure as PNG, whole or not at all."""
-    with written_whole(path) as temporary, warnings.catch_warnings():
+    with atomic_write(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box stands in its place
         figure.savefig(temporary, dpi=dpi, format="png")
 

@@ -1,14 +1,17 @@
-"""Writing files whole or not at all."""
+"""Write files completely or not at all."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import simplejson
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; sync it and rename it to ``path`` when the block succeeds.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; sync it and rename it to ``path`` when the block succeeds.
 
     The temporary name keeps the suffix, for writers that choose a format by it. A failed block leaves nothing.
 
@@ -30,13 +33,23 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def named_failures(path: str | Path) -> Iterator[None]:
-    """Let errors of the system name the file that the block writes: those of opening do, those of writing do not."""
+    """Add the name of the written file to errors of the system: those of writing have none."""
     try:
         yield
     except OSError as error:
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
+    """Write JSON in ASCII, completely or not at all.
+
+    Raises:
+        OSError: see ``atomic_write``.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_text(simplejson.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

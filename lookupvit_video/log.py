@@ -15,7 +15,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import named_failures, written_whole
+from lookupvit_video.files import atomic_write, named_failures
 from lookupvit_video.text import is_utf8, one_line, open_text, visible
 
 try:
@@ -164,7 +164,7 @@ def forget_bad_videos(output_dir: Path, splits: Sequence[str], skip_list: Path) 
     if not kept:
         path.unlink()
     elif len(kept) < len(rows):
-        with written_whole(path) as temporary, open_text(temporary, "w") as file:
+        with atomic_write(path) as temporary, open_text(temporary, "w") as file:
             csv.writer(file).writerows([_BAD_COLUMNS, *kept])
 
 

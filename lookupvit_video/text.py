@@ -7,16 +7,17 @@ ASCII: such a byte is the escape ``\\udc80`` to ``\\udcff``, which ``json.loads`
 """
 
 import codecs
+import csv
 import io
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
@@ -38,8 +39,20 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         OSError: the folder cannot be written to or the disk is full.
     """
-    with written_whole(path) as temporary, open_text(temporary, "w") as file:
+    with atomic_write(path) as temporary, open_text(temporary, "w") as file:
         file.write(text)
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]], end: str = "\r\n") -> None:
+    """Write a table, completely or not at all; each row ends with ``end``.
+
+    Raises:
+        OSError: see ``write_text``.
+    """
+    with atomic_write(path) as temporary, open_text(temporary, "w") as file:
+        writer = csv.writer(file, lineterminator=end)
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def decode(data: bytes) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from lookupvit_video import files
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 
 KILLED = """
 import os, signal, sys
-from lookupvit_video.files import written_whole
-with written_whole(sys.argv[1]) as path:
+from lookupvit_video.files import atomic_write
+with atomic_write(sys.argv[1]) as path:
     with open(path, "wb") as file:
         file.write(b"new" * 1000)
         file.flush()
@@ -26,7 +26,7 @@ with written_whole(sys.argv[1]) as path:
 def test_success_replaces_and_leaves_nothing_else(tmp_path):
     target = tmp_path / "a.json"
     target.write_text("old")
-    with written_whole(target) as path:
+    with atomic_write(target) as path:
         path.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"
@@ -34,7 +34,7 @@ def test_success_replaces_and_leaves_nothing_else(tmp_path):
 
 
 def test_temporary_stands_beside_with_the_same_suffix(tmp_path):
-    with written_whole(tmp_path / "picture.v2.png") as path:
+    with atomic_write(tmp_path / "picture.v2.png") as path:
         assert path.parent == tmp_path
         assert path.suffix == ".png"
         assert path.name != "picture.v2.png"
@@ -42,7 +42,7 @@ def test_temporary_stands_beside_with_the_same_suffix(tmp_path):
 
 
 def test_folders_are_made_and_text_paths_taken(tmp_path):
-    with written_whole(str(tmp_path / "new" / "deep" / "a.txt")) as path:
+    with atomic_write(str(tmp_path / "new" / "deep" / "a.txt")) as path:
         path.write_text("x")
     assert (tmp_path / "new" / "deep" / "a.txt").read_text() == "x"
 
@@ -53,7 +53,7 @@ def test_failure_leaves_the_old_file_and_no_temporary(tmp_path, error):
     target.write_text("old")
 
     def fail():
-        with written_whole(target) as path:
+        with atomic_write(target) as path:
             path.write_text("half")
             raise error
 
@@ -65,7 +65,7 @@ def test_failure_leaves_the_old_file_and_no_temporary(tmp_path, error):
 
 def test_first_write_that_fails_leaves_an_empty_folder(tmp_path):
     def fail():
-        with written_whole(tmp_path / "a.json") as path:
+        with atomic_write(tmp_path / "a.json") as path:
             path.write_text("half")
             raise RuntimeError
 
@@ -82,7 +82,7 @@ def test_killed_midway_leaves_the_old_file(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert target.read_bytes() == b"old"
     assert len(os.listdir(tmp_path)) == 2  # it was in the middle of writing
-    with written_whole(target) as path:  # and what it left stands in nobody's way
+    with atomic_write(target) as path:  # and what it left stands in nobody's way
         path.write_bytes(b"newer")
     assert target.read_bytes() == b"newer"
 
@@ -102,7 +102,7 @@ def test_content_is_synced_before_the_rename_and_the_folder_after(tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", replace)
-    with written_whole(tmp_path / "a.json") as path:
+    with atomic_write(tmp_path / "a.json") as path:
         path.write_text("new")
         number = path.stat().st_ino
         assert events == []
@@ -111,7 +111,7 @@ def test_content_is_synced_before_the_rename_and_the_folder_after(tmp_path, monk
 
 def test_what_failed_is_not_synced_or_renamed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("synced"))
-    with contextlib.suppress(KeyError), written_whole(tmp_path / "a.json") as path:
+    with contextlib.suppress(KeyError), atomic_write(tmp_path / "a.json") as path:
         path.write_text("half")
         raise KeyError
     assert os.listdir(tmp_path) == []
@@ -145,7 +145,7 @@ def test_files_are_opened_to_write_where_they_are_synced_and_folders_are_not(tmp
 def test_no_file_stays_open(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     for number in range(3):
-        with written_whole(tmp_path / f"{number}.txt") as path:
+        with atomic_write(tmp_path / f"{number}.txt") as path:
             path.touch()
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -154,7 +154,7 @@ def test_two_processes_do_not_write_to_one_temporary(tmp_path, monkeypatch):
     names = set()
     for pid in (11, 12):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-        with written_whole(tmp_path / "a.pt") as path:
+        with atomic_write(tmp_path / "a.pt") as path:
             path.touch()
             names.add(path.name)
     assert names == {".a.11.tmp.pt", ".a.12.tmp.pt"}  # hidden, and found by what removes unfinished files
@@ -162,6 +162,6 @@ def test_two_processes_do_not_write_to_one_temporary(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_there_is_no_matter_and_a_file_in_its_place_is(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError), written_whole(tmp_path / "file" / "a.txt"):  # noqa: PT011 - which one differs
+    with pytest.raises(OSError), atomic_write(tmp_path / "file" / "a.txt"):  # noqa: PT011 - which one differs
         pass
     assert (tmp_path / "file").read_text() == "x"

@@ -31,7 +31,6 @@ from zlib import crc32
 
 import av
 import numpy as np
-import simplejson
 import torch
 from av.video.reformatter import VideoReformatter
 from fvcore.common.config import CfgNode
@@ -47,7 +46,7 @@ from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
 from lookupvit_video.data.transforms import CropTransform, normalize, side_by_side, train_transform
 from lookupvit_video.decoding.backends import BACKENDS, DecodeError, check_backend, open_video
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.log import setup_logging
 from lookupvit_video.progress import progress
 
@@ -119,7 +118,7 @@ def moving_pictures(geometry: Geometry, seed: int) -> Iterator[np.ndarray]:
 
 def make_video(path: Path, geometry: Geometry, seed: int) -> None:
     """Write one video file, whole or not at all."""
-    with written_whole(path) as temporary, av.open(str(temporary), "w") as container:
+    with atomic_write(path) as temporary, av.open(str(temporary), "w") as container:
         stream: Any = container.add_stream(geometry.codec, rate=geometry.fps, options=geometry.options)
         (stream.width, stream.height), stream.pix_fmt = geometry.size, "yuv420p"
         stream.codec_context.gop_size = geometry.gop
@@ -639,8 +638,7 @@ def main() -> int:
     print(f"\n{facts['processor']}, {facts['cores']} cores, " + ", ".join(
         f"{name} {number}" for name, number in facts["packages"].items() if number))  # fmt: skip
     if arguments.json:
-        with written_whole(arguments.json) as temporary:
-            temporary.write_text(simplejson.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, facts)
     return 0
 
 

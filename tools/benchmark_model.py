@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import simplejson
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,7 +27,7 @@ from lookupvit_video.data.loader import keep_freed_memory
 from lookupvit_video.distributed.parallel import autocast_dtype, checkpoint_activations, compile_blocks
 from lookupvit_video.errors import UserError
 from lookupvit_video.figures import new_figure, save_figure
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.log import setup_logging
 from lookupvit_video.models.attention import KERNELS, set_kernel
 from lookupvit_video.models.blocks import BlockOptions
@@ -37,6 +36,7 @@ from lookupvit_video.models.lookupvit import VARIANTS, LookupViT, grid_name
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.progress import progress
+from lookupvit_video.text import write_text
 from lookupvit_video.training.utilisation import peak_flops
 
 EXAMPLES = """examples:
@@ -585,12 +585,10 @@ def benchmark(arguments: argparse.Namespace, machine: dict[str, Any]) -> int:
     text += f"\n{versions}\n\n    tools/benchmark.py {' '.join(sys.argv[1:])}\n"
     print(text, end="")
     if arguments.markdown:
-        with written_whole(arguments.markdown) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(arguments.markdown, text)
     if arguments.json:
         facts = {"command": " ".join(sys.argv[1:]), **machine, "rows": rows, "best": best, "goals": goals(best, device)}
-        with written_whole(arguments.json) as temporary:
-            temporary.write_text(simplejson.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, facts)
     if arguments.plot:
         plot_scaling([row for row in best if row["mode"] == arguments.mode[0]], arguments.plot)
     return 0

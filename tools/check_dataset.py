@@ -5,7 +5,6 @@ from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in
 
 # isort: split
 import argparse
-import csv
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -14,14 +13,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import simplejson
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.data.transforms import mirrored_labels
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.log import setup_logging
 from lookupvit_video.preparation.check import (
     KINDS,
@@ -46,7 +44,7 @@ from lookupvit_video.preparation.contact_sheet import (
 from lookupvit_video.preparation.coverage import classes_beside, warnings_of_rows
 from lookupvit_video.processes.pool import run_isolated
 from lookupvit_video.progress import progress
-from lookupvit_video.text import open_text, printable, write_text
+from lookupvit_video.text import printable, write_csv
 
 EXAMPLE = """examples:
   python tools/check_dataset.py --cfg configs/demo_motion.yaml
@@ -144,19 +142,12 @@ def write_reports(rows: Sequence[Row], summary: dict[str, Any], out: Path) -> No
         for row, said in zip(rows, table, strict=True)
         if row.is_bad
     ]
-    write_csv(out / "report.csv", list(table[0]), table)
+    write_csv(out / "report.csv", list(table[0]), [list(row.values()) for row in table])
     if bad:
-        write_csv(out / "bad_videos.csv", ["split", "path", "reason"], bad)
+        write_csv(out / "bad_videos.csv", ["split", "path", "reason"], [list(row.values()) for row in bad])
     else:
         (out / "bad_videos.csv").unlink(missing_ok=True)  # of an earlier check
-    write_text(out / "report.json", simplejson.dumps({"summary": summary, "files": table}, indent=1) + "\n")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    with written_whole(path) as temporary, open_text(temporary, "w") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_json(out / "report.json", {"summary": summary, "files": table})
 
 
 def show(rows: Sequence[Row], summary: dict[str, Any]) -> None:

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import simplejson
-
 from lookupvit_video.data.manifest import read_manifest
 from lookupvit_video.decoding.backends import DecodeError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.inference.annotate import write_overlay
 from lookupvit_video.inference.draw import draw_prediction
 from lookupvit_video.inference.explain import (
@@ -128,8 +126,7 @@ def main() -> int:
             failures += 1
     if arguments.list:
         report["without_time"] = explain_list(predictor, arguments.list)
-    with written_whole(arguments.out / "explained.json") as temporary:
-        temporary.write_text(simplejson.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(arguments.out / "explained.json", report)
     bad = bool(arguments.list and report["without_time"]["bad_videos"])
     if failures and failures == len(arguments.videos) and not arguments.list:
         return 2

@@ -16,7 +16,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import simplejson
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -24,7 +23,7 @@ from torch import nn
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config, token_grid
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.models.build import build_model, compressed_grids, lookupvit_parts, macs_by_part, model_shape
 from lookupvit_video.models.complexity import count_parameters, measured_macs, tokens_within, vit_macs
 from lookupvit_video.models.lookupvit import grid_name
@@ -219,8 +218,7 @@ def main() -> int:
     facts = {"config": arguments.cfg, **describe(cfg, not arguments.no_measure, sweep)}
     show(facts)
     if arguments.json:
-        with written_whole(arguments.json) as temporary:
-            temporary.write_text(simplejson.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_json(arguments.json, facts)
     return 0
 
 

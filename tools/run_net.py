@@ -17,7 +17,7 @@ from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.distributed.world import World, close_world, init_world, lost_processes_told
 from lookupvit_video.errors import EXIT_INTERRUPTED
 from lookupvit_video.evaluation.run_test import test
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.log import setup_logging
 from lookupvit_video.training.dry_run import dry_run
 from lookupvit_video.training.health import Stopped, memory_failures_told
@@ -70,7 +70,7 @@ def main() -> int:
 
 def run(cfg: CfgNode, classes: list[str], world: World) -> None:
     if world.is_main:
-        with written_whole(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
+        with atomic_write(Path(cfg.OUTPUT_DIR) / "config.yaml") as temporary:
             temporary.write_text(cfg.dump(), encoding="utf-8")
     if cfg.TRAIN.ENABLE:
         train(cfg, classes, world)

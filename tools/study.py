@@ -26,10 +26,11 @@ from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.run_test import test
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.log import setup_logging
 from lookupvit_video.processes.children import deaf_to
 from lookupvit_video.processes.lock import only_writer
+from lookupvit_video.text import write_text
 from lookupvit_video.training.health import Stopped, StopSignals
 from lookupvit_video.training.output import sole_writer
 from lookupvit_video.training.train import train
@@ -162,7 +163,7 @@ def run(folder: Path, file: str, overrides: list[str]) -> float:
     began = time.perf_counter()
     cfg, world = load_config(file, overrides), World(0, 1, torch.device("cpu"))
     with sole_writer(cfg, world):
-        with written_whole(folder / "config.yaml") as temporary:
+        with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(cfg.dump(), encoding="utf-8")
         classes = load_classes(cfg)
         try:
@@ -284,9 +285,8 @@ def main() -> int:
             return stopped.exit_code
         entries = results_of(study, out)
         table = table_of(entries)
-        for name, text in (("table.md", table), ("table.json", simplejson.dumps(entries, indent=1) + "\n")):
-            with written_whole(out / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+        write_text(out / "table.md", table)
+        write_json(out / "table.json", entries)
     print(table)
     return 1 if failed else 0
 

@@ -7,8 +7,7 @@ from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in
 import argparse
 from pathlib import Path
 
-import simplejson
-
+from lookupvit_video.files import write_json
 from lookupvit_video.inference.annotate import annotate_video, check_video_name
 from lookupvit_video.inference.draw import draw_timeline
 from lookupvit_video.inference.predictor import load_model
@@ -20,7 +19,7 @@ from lookupvit_video.inference.timeline import (
     timeline_as_json,
 )
 from lookupvit_video.log import setup_logging
-from lookupvit_video.text import one_line, write_text
+from lookupvit_video.text import one_line
 
 EXAMPLE = """example:
   python tools/timeline.py --checkpoint runs/demo_motion/model.pt video.mp4 --json timeline.json --png timeline.png \\
@@ -86,9 +85,7 @@ def main() -> int:
     segments = find_segments(timeline, change_cost=arguments.change_cost, min_probability=arguments.min_probability)
     show(segments)
     if arguments.json:
-        write_text(
-            arguments.json, simplejson.dumps(timeline_as_json(timeline, segments, arguments.topk), indent=1) + "\n"
-        )
+        write_json(arguments.json, timeline_as_json(timeline, segments, arguments.topk))
     if arguments.png:
         draw_timeline(timeline, segments, arguments.png, arguments.topk)
     if arguments.annotate:

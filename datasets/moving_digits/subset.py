@@ -4,15 +4,13 @@ from lookupvit_video.commands.run_command import run_command  # first: Ctrl-C in
 
 # isort: split
 import argparse
-import csv
 import os
 from pathlib import Path
 
 from lookupvit_video.data.manifest import read_class_list, read_manifest
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
 from lookupvit_video.preparation.moving_digits import SPLITS
-from lookupvit_video.text import open_text, write_text
+from lookupvit_video.text import write_csv, write_text
 
 EXAMPLE = """example:
   python datasets/moving_digits/subset.py --of datasets/moving_digits/data_study/motion \\
@@ -40,11 +38,8 @@ def main() -> int:
     for split in SPLITS:
         videos = [v for v in read_manifest(args.of / f"{split}.csv", names) if names[v.label] in args.classes]
         kept = videos[: args.train or None] if split == "train" else videos
-        with written_whole(args.out / f"{split}.csv") as temporary, open_text(temporary, "w") as file:
-            writer = csv.writer(file)
-            writer.writerow(("path", "label"))
-            for video in kept:
-                writer.writerow((os.path.relpath(video.path, args.out), args.classes.index(names[video.label])))
+        rows = [(os.path.relpath(v.path, args.out), args.classes.index(names[v.label])) for v in kept]
+        write_csv(args.out / f"{split}.csv", ("path", "label"), rows)
         print(f"{args.out / split}.csv: {len(kept)} videos")
     write_text(args.out / "classes.txt", "".join(f"{name}\n" for name in args.classes))
     return 0

@@ -25,7 +25,7 @@ from torch import nn
 
 from lookupvit_video.config import config_from_text, token_grid
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.models.build import shapeless_settings
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
@@ -92,7 +92,7 @@ def save_checkpoint(
         "state": state or {},
         "versions": library_versions(),
     }
-    with written_whole(path) as temporary, _Telling(io.FileIO(temporary, "w")) as file:
+    with atomic_write(path) as temporary, _Telling(io.FileIO(temporary, "w")) as file:
         try:
             torch.save(content, file)
         except RuntimeError:  # how torch says that writing failed, without the reason

@@ -17,7 +17,7 @@ import av
 import numpy as np
 
 from lookupvit_video.decoding.reader import LOST_FRAMES, TIME_STAMPS, DamageList
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ def save_timeline(path: Path, timeline: Timeline) -> None:
         row[2 : 2 + len(key.seek)] = key.seek
     pts = np.array([_NONE if stamp is None else stamp for stamp in timeline.pts], dtype=np.int64)
     flags = np.array([timeline.sequential, timeline.closed, timeline.oriented])
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         np.savez(temporary, pts=pts, times=timeline.times, keys=keys, flags=flags)
 
 

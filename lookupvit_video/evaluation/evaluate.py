@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejson
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
@@ -22,9 +21,9 @@ from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.figures import plot_accuracy_vs_gmacs, plot_confusion
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.progress import progress
-from lookupvit_video.text import open_text, write_text
+from lookupvit_video.text import open_text, write_csv
 
 logger = logging.getLogger(__name__)
 CompressedGrid = tuple[int, ...] | None
@@ -149,7 +148,7 @@ def evaluate(
 
 def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write what one checkpoint reaches with each compressed grid: accuracy_vs_gmacs.csv and .png; log the table."""
-    with written_whole(folder / "accuracy_vs_gmacs.csv") as temporary, open_text(temporary, "w") as file:
+    with atomic_write(folder / "accuracy_vs_gmacs.csv") as temporary, open_text(temporary, "w") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -178,14 +177,12 @@ def write_results(
         "damaged_videos": [{"path": videos[row].path, "damage": damage} for row, damage in results.damaged],
         "per_class": dict(zip(classes, results.per_class(), strict=True)),
     }
-    write_text(folder / "test_results.json", simplejson.dumps(summary) + "\n")
-    with written_whole(folder / "test_predictions.csv") as temporary, open_text(temporary, "w") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "label", "prediction", "probability"))
-        read = results.read
-        for row, video in enumerate(videos):
-            best = int(results.probabilities[row].argmax())
-            answer = (classes[best], f"{results.probabilities[row, best]:.4f}") if read[row] else ("", "")
-            writer.writerow((video.path, classes[video.label], *answer))
+    write_json(folder / "test_results.json", summary, indent=None)
+    read, rows = results.read, []
+    for row, video in enumerate(videos):
+        best = int(results.probabilities[row].argmax())
+        answer = (classes[best], f"{results.probabilities[row, best]:.4f}") if read[row] else ("", "")
+        rows.append((video.path, classes[video.label], *answer))
+    write_csv(folder / "test_predictions.csv", ("path", "label", "prediction", "probability"), rows)
     plot_confusion(results.confusion(), classes, folder / "confusion_matrix.png")
     return summary

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.draw import attention_at, class_colors, overlay, shortened
 from lookupvit_video.inference.timeline import Segment, Timeline, open_forward
 from lookupvit_video.inference.views import Plan
@@ -60,7 +60,7 @@ def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Ite
         UserError: another suffix, or a PyAV without an H.264 encoder.
     """
     check_video_name(path)
-    with written_whole(path) as temporary, av.open(str(temporary), "w") as container:
+    with atomic_write(path) as temporary, av.open(str(temporary), "w") as container:
         try:
             options = {"crf": "20", "preset": "veryfast"}
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)

@@ -19,7 +19,7 @@ from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.data.video_files import find_video_files, left_out_line, no_video_below
 from lookupvit_video.decoding.reader import DecodeError
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
 from lookupvit_video.processes.lock import only_writer
 from lookupvit_video.processes.pool import run_isolated
@@ -181,7 +181,7 @@ class AnswerFile:
             if self.columns and isinstance(sys.stdout, io.TextIOWrapper):  # for programs: as in a file
                 sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         elif kept:
-            with written_whole(path) as temporary, open_text(temporary, "w") as self.file:
+            with atomic_write(path) as temporary, open_text(temporary, "w") as self.file:
                 self._start(kept)
             self.file = open_text(path, "a")
             return

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
 
 logger = logging.getLogger(__name__)
@@ -121,8 +121,7 @@ def measured_latencies(
     if known.keys() < set(map(grid_name, grids)):
         known = {grid_name(grid): _milliseconds(lambda grid=grid: answer(clip, grid)) for grid in grids}  # type: ignore[misc]
         try:
-            with written_whole(path) as temporary:
-                temporary.write_text(simplejson.dumps({**facts, "milliseconds": known}, indent=1), encoding="utf-8")
+            write_json(path, {**facts, "milliseconds": known})
         except OSError as error:
             logger.warning("%s: cannot write these measurements (%s)", path, error.strerror)
     listed = ", ".join(f"{name} {known[name]:.3g} ms" for name in map(grid_name, grids))
@@ -329,9 +328,7 @@ def fingerprint(model: nn.Module) -> str:
 
 def save_cascade(path: Path, cascade: Cascade, model: nn.Module, facts: dict[str, Any]) -> None:
     """Write a cascade, the model it is for, and what was measured, as JSON."""
-    content = {"format": FORMAT, "model": fingerprint(model), **asdict(cascade), **facts}
-    with written_whole(path) as temporary:
-        temporary.write_text(simplejson.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {"format": FORMAT, "model": fingerprint(model), **asdict(cascade), **facts})
 
 
 def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) -> Cascade:

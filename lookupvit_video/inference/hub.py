@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.config import config_from_text, get_defaults, get_key
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.text import write_text
 
@@ -43,8 +43,8 @@ def write_pretrained(
         "label2id": {name: label for label, name in enumerate(loaded.classes)},
         "lookupvit_video": yaml.safe_load(portable(loaded.config).dump()),
     }
-    write_text(folder / CONFIG, simplejson.dumps(content, indent=2) + "\n")
-    with written_whole(folder / WEIGHTS) as temporary:
+    write_json(folder / CONFIG, content, indent=2)
+    with atomic_write(folder / WEIGHTS) as temporary:
         # Copies, since the format allows no two names for one memory.
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in loaded.model.items()}
         save_file(state, temporary, metadata={"format": "pt"})

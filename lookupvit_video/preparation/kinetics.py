@@ -21,7 +21,7 @@ import av
 from lookupvit_video.data.manifest import read_class_list
 from lookupvit_video.data.video_files import is_video_name
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.preparation.lists import Annotation, Found, Key, Options, find_videos, finish, match
 from lookupvit_video.progress import progress
 
@@ -165,7 +165,7 @@ def extract(folder: Path, out: Path) -> list[str]:
                 raise  # the disk, not the tarball
             damaged.append(f"{tarball}: damaged ({error}); fetch it again")
             continue
-        with written_whole(done) as temporary:
+        with atomic_write(done) as temporary:
             temporary.touch()
     return damaged
 
@@ -184,7 +184,7 @@ def _unpack(tarball: Path, target: Path) -> None:
                 continue
             if not path.parent.resolve().is_relative_to(target.resolve()):
                 raise UserError(f"{tarball}: {member.name!r} leads outside {target} by a link; remove the link")
-            with written_whole(path) as temporary, open(temporary, "wb") as file:
+            with atomic_write(path) as temporary, open(temporary, "wb") as file:
                 shutil.copyfileobj(content, file)
 
 

@@ -5,8 +5,6 @@ neither. `missing.csv` names every annotated video without a usable file, `extra
 """
 
 import argparse
-import csv
-import io
 import logging
 import os
 from collections import Counter, defaultdict
@@ -18,9 +16,9 @@ from typing import NamedTuple
 
 from lookupvit_video.data.video_files import is_video_name, left_out_line, no_video_below, walk_files
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
 from lookupvit_video.preparation.reencode import FRAME_SUFFIX, Encoding, Job, reencode_all
 from lookupvit_video.progress import progress
+from lookupvit_video.text import write_csv, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -365,22 +363,23 @@ def write_lists(out: Path, classes: Sequence[str], account: Account, test_on: st
         span = [] if clip.end is None else [f"{clip.start:g}", f"{clip.end:g}"]
         rows["test_official.csv" if split == "test" else f"{split}.csv"].append([path, str(numbers[label]), *span])
     rows["test.csv"] = rows["test_official.csv" if test_on == "test" else "val.csv"]
-    _write(out / "classes.txt", "".join(f"{name}\n" for name in classes))
+    write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
     for name, lines in rows.items():
         if not lines:
             (out / name).unlink(missing_ok=True)
         elif name.endswith(".txt"):
-            _write(out / name, "".join(f"{line[0]}\n" for line in lines))
+            write_text(out / name, "".join(f"{line[0]}\n" for line in lines))
         else:
             has_span = any(len(line) > 2 for line in lines)
             header = ["path", "label", "start", "end"] if has_span else ["path", "label"]
-            _write_csv(out / name, header, [line + [""] * (len(header) - len(line)) for line in lines])
-    _write_csv(
+            write_csv(out / name, header, [line + [""] * (len(header) - len(line)) for line in lines], end="\n")
+    write_csv(
         out / "missing.csv",
         ["video", "start", "end", "split", "label", "annotated", "reason"],
-        [[*map(_text, a.key), a.split, _text(a.label), a.source, reason] for a, reason in account.missing],
+        [[*a.key, a.split, a.label, a.source, reason] for a, reason in account.missing],
+        end="\n",
     )
-    _write_csv(out / "extra.csv", ["path", "reason"], [[str(path), reason] for path, reason in account.extra])
+    write_csv(out / "extra.csv", ["path", "reason"], account.extra, end="\n")
 
 
 def counts(account: Account, published: Mapping[str, int | None]) -> str:
@@ -399,20 +398,3 @@ def _one_line(path: str) -> str:
     if len(path.splitlines()) != 1 or path != path.strip():
         raise UserError(f"{path!r}: a path with a line break or a space at its end cannot stand in a list; rename it")
     return Path(path).as_posix()
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    _write(path, text.getvalue())
-
-
-def _write(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))

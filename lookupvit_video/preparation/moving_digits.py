@@ -27,9 +27,10 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.processes.children import deaf_to, end_children
 from lookupvit_video.progress import progress
+from lookupvit_video.text import write_text
 
 # Class k and class k + 1 (k even) are time reversals of each other.
 MOTIONS = (
@@ -268,7 +269,7 @@ def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
     # One thread and no mbtree: the same bytes every time (with mbtree x264 writes small pictures differently from run
     # to run). No scene cuts: where a loop starts anew is no key frame.
     options = {"crf": "23", "preset": "veryfast", "threads": "1", "mbtree": "0", "sc_threshold": "0"}
-    with written_whole(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -278,11 +279,6 @@ def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
         container.mux(stream.encode())
 
 
-def _write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
-
-
 def _write_manifests(out: Path, settings: Settings) -> None:
     for name, classes in LABEL_SETS.items():
         for split in SPLITS:
@@ -290,8 +286,8 @@ def _write_manifests(out: Path, settings: Settings) -> None:
                 f"../videos/{split}/{index:05d}.mp4,{labels(settings, split, index)[name]}\n"
                 for index in range(getattr(settings, split))
             )
-            _write_text(out / name / f"{split}.csv", "path,label\n" + "".join(rows))
-        _write_text(out / name / "classes.txt", "".join(f"{label}\n" for label in classes))
+            write_text(out / name / f"{split}.csv", "path,label\n" + "".join(rows))
+        write_text(out / name / "classes.txt", "".join(f"{label}\n" for label in classes))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -377,7 +373,7 @@ def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
             )
         if known == complete:
             return True
-    _write_text(begun, json.dumps(asdict(settings), indent=2) + "\n")
+    write_json(begun, asdict(settings), indent=2)
     return False
 
 

@@ -25,7 +25,7 @@ from lookupvit_video.decoding.frame_filter import field_joiner
 from lookupvit_video.decoding.opening import SAFE
 from lookupvit_video.decoding.orientation import UPRIGHT, Orientation, orientation_of_frame
 from lookupvit_video.errors import RunFailure, UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.processes.pool import run_isolated
 from lookupvit_video.progress import progress
 
@@ -137,7 +137,7 @@ def _plan_pictures(folder: Path) -> _Plan:
 
 
 def _write(job: Job, encoding: Encoding, plan: _Plan, *, seek: bool) -> None:
-    with written_whole(job.target) as temporary:
+    with atomic_write(job.target) as temporary:
         options = {"movflags": "+faststart"}
         with (
             _open(job.source) as source,
@@ -348,8 +348,7 @@ def _claim(folder: Path, encoding: Encoding) -> None:
         if found != asdict(encoding):
             raise UserError(f"{folder} holds videos of other settings ({found}); choose another --out, or remove it")
         return
-    with written_whole(settings) as temporary:
-        temporary.write_text(json.dumps(asdict(encoding)) + "\n", encoding="utf-8")
+    write_json(settings, asdict(encoding), indent=None)
 
 
 def _attempt(job: Job, encoding: Encoding) -> tuple[bool, str]:

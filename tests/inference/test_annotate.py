@@ -122,7 +122,7 @@ def test_narrow_videos_are_enlarged_to_480_pixels(container, monkeypatch, size, 
             pass
 
     monkeypatch.setattr(annotate, "open_forward", lambda path, plan: Reader())
-    monkeypatch.setattr(annotate, "written_whole", lambda path: open_writer_nowhere())
+    monkeypatch.setattr(annotate, "atomic_write", lambda path: open_writer_nowhere())
     monkeypatch.setattr(annotate.av, "open", lambda path, mode: container)
     annotate_video(timeline(1.0), [], None, "out.mp4")
     panel = Panel(timeline(1.0), [], width * factor)

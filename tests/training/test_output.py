@@ -20,7 +20,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.loader import worker_failures_told
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
-from lookupvit_video.files import named_failures, written_whole
+from lookupvit_video.files import atomic_write, named_failures
 from lookupvit_video.processes import lock as lock_module
 from lookupvit_video.training import output as output_module
 from lookupvit_video.training.output import disk_failures_told, sole_writer
@@ -202,7 +202,7 @@ def test_a_file_is_blamed_by_its_path(tmp_path):
     assert isinstance(raised(str(tmp_path / "run" / "log.jsonl")), RunFailure)
     for filename in (None, "/dev/shm/x", str(tmp_path / "runs"), "/tmp/pymp-x/listener"):
         assert type(raised(filename)) is OSError
-    for write in (named_failures, written_whole):
+    for write in (named_failures, atomic_write):
         with pytest.raises(OSError, match=r"x\.csv") as found, write(tmp_path / "x.csv"):
             raise OSError(errno.ENOSPC, "No space left on device")  # as file.write says it
         assert found.value.filename == str(tmp_path / "x.csv")

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import av
-import simplejson
 import torch
 
 from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import write_json
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.models.lookupvit import grid_name
@@ -124,5 +123,4 @@ def preprocessing(plan: Plan, mean: Sequence[float], std: Sequence[float]) -> di
 
 def write_description(facts: dict[str, Any], path: Path) -> None:
     """Write `model.json`."""
-    with written_whole(path) as temporary:
-        temporary.write_text(simplejson.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_json(path, facts)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.progress import progress
@@ -97,7 +97,7 @@ def export_model(
     shapes = {"clips": {0: torch.export.Dim("batch")}} if any_batch else None
     with torch.no_grad():
         program = torch.export.export(deployed, (example,), dynamic_shapes=shapes)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             _WRITERS[kind](program, temporary)
             run = load_exported(temporary, kind)
             # Other batch sizes too, in case tracing froze the example's.

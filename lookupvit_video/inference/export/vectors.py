@@ -16,7 +16,7 @@ import torch
 
 from lookupvit_video.decoding.backends import DecodeError
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import written_whole
+from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.export import reference
 from lookupvit_video.inference.export.export import DeployedModel
 from lookupvit_video.inference.predictor import Predictor
@@ -93,7 +93,7 @@ def write_test_video(
         turn: a, b, c, d of the display matrix.
     """
     options = {"crf": "20", "preset": "veryfast", "threads": "1", "mbtree": "0"}
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         with av.open(str(temporary), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=24, options=options)
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
@@ -137,7 +137,7 @@ def add_reference(folder: Path, facts: dict[str, Any]) -> float:
     Raises:
         UserError: its answers differ from this package's.
     """
-    with written_whole(folder / "reference.py") as temporary:
+    with atomic_write(folder / "reference.py") as temporary:
         temporary.write_bytes(Path(reference.__file__).read_bytes())
     found = reference.check_vectors(folder, facts, reference.load_run(folder, facts))
     for file, difference, tolerance in found:
