@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.models.lookupvit import grid_name
 
 logger = logging.getLogger(__name__)
 Grid = tuple[int, ...]
@@ -64,11 +65,11 @@ def check_budget(budget: float) -> None:
         raise UserError(f"a budget of {budget:g}: it must be above 0")
 
 
-def largest_within(costs: Mapping[Grid, float], budget: float, unit: str) -> Grid:
-    """Return the grid that costs most within a budget.
+def largest_within(costs: Mapping[str, float], budget: float, unit: str) -> str:
+    """Return the name of the grid that costs most within a budget.
 
     Args:
-        costs: of each grid, in the unit of the budget.
+        costs: by the grid's name, in the unit of the budget.
 
     Raises:
         UserError: even the cheapest costs more.
@@ -77,9 +78,7 @@ def largest_within(costs: Mapping[Grid, float], budget: float, unit: str) -> Gri
     within = [grid for grid, cost in costs.items() if cost <= budget]
     if not within:
         cheapest = min(costs, key=lambda grid: costs[grid])
-        raise UserError(
-            f"a budget of {budget:g} {unit}: the cheapest grid, {grid_name(cheapest)}, takes {costs[cheapest]:.4g}"
-        )
+        raise UserError(f"a budget of {budget:g} {unit}: the cheapest grid, {cheapest}, takes {costs[cheapest]:.4g}")
     return max(within, key=lambda grid: costs[grid])
 
 
@@ -99,7 +98,7 @@ def measured_latencies(
     model: dict[str, str],
     device: torch.device,
     folder: Path | None = None,
-) -> dict[Grid, float]:
+) -> dict[str, float]:
     """Return the milliseconds of one view (batch 1, without decoding) on each grid, the median of at least 10.
 
     Args:
@@ -117,16 +116,17 @@ def measured_latencies(
     }
     name = hashlib.sha256(simplejson.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     path = (folder or cache_folder()) / "latency" / f"{name}.json"
-    grids, known = list(grids), _read_latencies(path)
-    if known.keys() < set(map(grid_name, grids)):
-        known = {grid_name(grid): _milliseconds(lambda grid=grid: answer(clip, grid)) for grid in grids}  # type: ignore[misc]
+    by_name, known = {grid_name(grid): grid for grid in grids}, _read_latencies(path)
+    if not by_name.keys() <= known.keys():
+        known = {name: _milliseconds(partial(answer, clip, grid)) for name, grid in by_name.items()}
         try:
             write_json(path, {**facts, "milliseconds": known})
         except OSError as error:
             logger.warning("%s: cannot write these measurements (%s)", path, error.strerror)
-    listed = ", ".join(f"{name} {known[name]:.3g} ms" for name in map(grid_name, grids))
+    found = {name: known[name] for name in by_name}
+    listed = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.items())
     logger.info("one view on %s: %s (kept in %s)", facts["device"], listed, path)
-    return {grid: known[grid_name(grid)] for grid in grids}
+    return found
 
 
 def _device_name(device: torch.device) -> str:
@@ -187,27 +187,18 @@ def cascade_macs(cascade: Cascade, costs: Costs) -> list[int]:
     return [first + sum(sum(p.values()) - p["tokenizer"] for p in passes[: i + 1]) for i in range(len(passes))]
 
 
-def after_tokenizer(model: LookupViT) -> LookupViT:
+def after_tokenizer(model: nn.Module) -> nn.Module:
     """Return the same model, sharing its weights, that takes lookup tokens (B, N, D) in place of clips."""
     rest = copy.copy(model)
-    rest._modules = {**model._modules, "tokenizer": _Tokens(model.tokenizer.grid)}
+    passes_on = nn.Identity()
+    passes_on.grid = model.get_submodule("tokenizer").grid
+    rest._modules = {**model._modules, "tokenizer": passes_on}
     return rest
-
-
-class _Tokens(nn.Module):
-    """In place of the tokenizer: passes on tokens that are made already."""
-
-    def __init__(self, grid: tuple[int, int, int]):
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        return tokens_BND
 
 
 @torch.inference_mode()
 def run_cascade(
-    model: LookupViT,
+    model: nn.Module,
     cascade: Cascade,
     clips: Iterable[Tensor],
     counts: Sequence[int],
@@ -224,7 +215,7 @@ def run_cascade(
     """
     precision = torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype != torch.float32)
     with precision:
-        tokens_BND = torch.cat([model.tokenizer(part) for part in clips])
+        tokens_BND = torch.cat([model.get_submodule("tokenizer")(part) for part in clips])
     rest, by_video = after_tokenizer(model), tokens_BND.split(list(counts))
     answers: dict[int, tuple[Tensor, int]] = {}
     undecided = list(range(len(counts)))

@@ -4,8 +4,9 @@ Shape letters: B clips, V views, C channels, T frames, H W pixels, K classes.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -74,10 +75,7 @@ class Prediction:
         return {
             "path": self.path,
             "classes": dict(zip(self.labels, self.probabilities, strict=True)),
-            "times": self.times,
-            "grid": self.grid,
-            "gmacs": self.gmacs,
-            "note": self.note,
+            **{name: getattr(self, name) for name in ("times", "grid", "gmacs", "note")},
         }
 
 
@@ -157,20 +155,16 @@ class Predictor:
             raise UserError(f"topk {topk}, batch_size {batch_size}: both must be at least 1")
         if grid is not None and adaptive is not None:
             raise UserError("grid and adaptive: give one of them")
-        grid = parse_grid(grid) if isinstance(grid, str) else grid
         if grid is not None:
-            check_grid(self.costs, tuple(grid))
+            grid = parse_grid(grid) if isinstance(grid, str) else tuple(grid)
+            check_grid(self.costs, grid)
         if adaptive is not None and not isinstance(adaptive, Cascade):
             adaptive = load_cascade(adaptive, self.model, self.costs)
-        return self._answers(videos, topk, grid, adaptive, batch_size)
+        answer = partial(self._answer_batch, topk=topk, grid=grid, cascade=adaptive, batch_size=batch_size)
+        return self._answers(videos, answer, batch_size)
 
     def _answers(
-        self,
-        videos: Iterable[Views | Failure],
-        topk: int,
-        grid: Grid | None,
-        cascade: Cascade | None,
-        batch_size: int,
+        self, videos: Iterable[Views | Failure], answer: Callable[[list[Views]], Iterator[Prediction]], batch_size: int
     ) -> Iterator[Prediction | Failure]:
         waiting: list[Views] = []
         for video in videos:
@@ -179,23 +173,21 @@ class Predictor:
                 continue
             waiting.append(video)
             if sum(len(views.clips) for views in waiting) >= batch_size:
-                yield from self._answer_batch(waiting, topk, grid, cascade, batch_size)
+                yield from answer(waiting)
                 waiting = []
         if waiting:
-            yield from self._answer_batch(waiting, topk, grid, cascade, batch_size)
+            yield from answer(waiting)
 
     def _answer_batch(
-        self, videos: list[Views], topk: int, grid: Grid | None, cascade: Cascade | None, batch_size: int
+        self, videos: list[Views], *, topk: int, grid: Grid | None, cascade: Cascade | None, batch_size: int
     ) -> Iterator[Prediction]:
         counts = [len(views.clips) for views in videos]
         clips = torch.cat([torch.from_numpy(views.clips) for views in videos])
         shares: Iterable[tuple[Tensor, int]]
         if cascade is not None:
-            assert isinstance(self.model, LookupViT)
+            inputs = map(self.inputs, clips.split(batch_size))
             dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
-            shares = run_cascade(
-                self.model, cascade, map(self.inputs, clips.split(batch_size)), counts, batch_size, dtype
-            )
+            shares = run_cascade(self.model, cascade, inputs, counts, batch_size, dtype)
             macs, grids = cascade_macs(cascade, self.costs), list(map(grid_name, cascade.grids))
         else:
             table_BK = torch.cat([self.predict_clips(part, grid) for part in clips.split(batch_size)])
@@ -272,8 +264,7 @@ class Predictor:
         """
         check_grid(self.costs)
         if gmacs is not None and latency_ms is None:
-            costs = {grid: sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
-            return grid_name(largest_within(costs, gmacs, "GMACs a view"))
+            return largest_within(self.grids, gmacs, "GMACs a view")
         if latency_ms is not None and gmacs is None:
             check_budget(latency_ms)
             if self._compiled_batch:  # which pads batches, while a latency is of a single view
@@ -281,7 +272,7 @@ class Predictor:
             precision = str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
             model = {"precision": precision, "model": self.cfg.MODEL.dump()}
             times = measured_latencies(self.predict_clips, self._blank_clip(), self.costs, model, self.device)
-            return grid_name(largest_within(times, latency_ms, "ms a view on this device"))
+            return largest_within(times, latency_ms, "ms a view on this device")
         raise UserError("gmacs, latency_ms: give one of them")
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -91,7 +91,7 @@ def test_the_dearest_grid_within_a_budget_is_taken(cfg, model):
     assert whole.grid_within(gmacs=macs[1]) == "1x2x2"
     assert whole.grid_within(gmacs=macs[2] * 0.999) == "1x2x2"
     assert whole.grid_within(gmacs=float("inf")) == "2x4x4"
-    assert largest_within({GRIDS[0]: 5.0, GRIDS[1]: 4.0}, 4.5, "ms") == GRIDS[1]
+    assert largest_within({"1x1x1": 5.0, "1x2x2": 4.0}, 4.5, "ms") == "1x2x2"
     with pytest.raises(ValueError, match=r"budget of 1e-09 GMACs a view: the cheapest grid, 1x1x1, takes"):
         whole.grid_within(gmacs=1e-9)
     for none in (0, -1, float("nan")):
@@ -110,7 +110,7 @@ def test_latencies_are_measured_once(cfg, quick, tmp_path):
         return clip
 
     first = latencies(answer, cfg, CPU, tmp_path / "cache")
-    assert list(first) == GRIDS
+    assert list(first) == ["1x1x1", "1x2x2", "2x4x4"]
     assert set(asked) == set(GRIDS)
     count = len(asked)
     assert latencies(answer, cfg, CPU, tmp_path / "cache") == first
@@ -122,7 +122,12 @@ def test_latencies_are_measured_once(cfg, quick, tmp_path):
     latencies(answer, cfg, CPU, tmp_path / "cache")
     assert len(asked) > count
     (tmp_path / "file").write_text("")
-    assert list(latencies(answer, cfg, CPU, tmp_path / "file")) == GRIDS  # and no cache to write to
+    kept = latencies(answer, cfg, CPU, tmp_path / "file")  # and no cache to write to
+    assert list(kept) == ["1x1x1", "1x2x2", "2x4x4"]
+        "1x1x1",
+        "1x2x2",
+        "2x4x4",
+    ]  # and no cache to write to
 
 
 def test_tokens_stand_in_for_clips(model, clips):
@@ -274,7 +279,7 @@ def test_where_measurements_are_kept(monkeypatch):
 def test_a_latency_is_of_one_view_of_the_tests_size(cfg, quick, tmp_path):
     asked = []
     found = latencies(lambda clip, grid: asked.append((clip, grid)) or clip, cfg, CPU, tmp_path)
-    assert found == dict(zip(GRIDS, (1.0, 2.0, 3.0), strict=True))
+    assert found == {"1x1x1": 1.0, "1x2x2": 2.0, "2x4x4": 3.0}
     assert [grid for _, grid in asked] == GRIDS
     for clip, _ in asked:
         assert (clip.shape, clip.dtype) == ((1, 3, 4, 32, 32), torch.uint8)
@@ -323,6 +328,7 @@ def test_latencies_that_are_kept_may_be_of_more_grids_but_not_of_fewer(cfg, quic
         ({"1x1x1": 7, "1x2x2": 8, "2x4x4": 9, "9x9x9": 1}, [7, 8, 9]),
         ({"1x1x1": 7, "1x2x2": 8, "2x4x4": 9}, [7, 8, 9]),
         ({"1x1x1": 7, "1x2x2": 8}, [4, 5, 6]),
+        ({"1x1x1": 7, "9x9x9": 8}, [7, 8, 9]),
     ):
         kept.write_text(json.dumps({"milliseconds": known}))
         assert [*latencies(lambda clip, grid: clip, cfg, CPU, tmp_path).values()] == expected
