@@ -124,10 +124,6 @@ def test_latencies_are_measured_once(cfg, quick, tmp_path):
     (tmp_path / "file").write_text("")
     kept = latencies(answer, cfg, CPU, tmp_path / "file")  # and no cache to write to
     assert list(kept) == ["1x1x1", "1x2x2", "2x4x4"]
-        "1x1x1",
-        "1x2x2",
-        "2x4x4",
-    ]  # and no cache to write to
 
 
 def test_tokens_stand_in_for_clips(model, clips):
