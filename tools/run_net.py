@@ -14,14 +14,15 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.distributed.world import World, close_world, init_world, lost_processes_told
+from lookupvit_video.distributed.world import World, close_world, init_world, report_lost_processes
 from lookupvit_video.errors import EXIT_INTERRUPTED
-from lookupvit_video.evaluation.run_test import test
+from lookupvit_video.evaluation.run_test import run_test
 from lookupvit_video.files import atomic_write
 from lookupvit_video.log import setup_logging
+from lookupvit_video.processes.stop_signals import Stopped
 from lookupvit_video.training.dry_run import dry_run
-from lookupvit_video.training.health import Stopped, memory_failures_told
-from lookupvit_video.training.output import disk_failures_told, sole_writer
+from lookupvit_video.training.output import report_disk_failures, sole_writer
+from lookupvit_video.training.step import report_memory_failures
 from lookupvit_video.training.train import train
 
 EXAMPLE = """examples:
@@ -54,11 +55,11 @@ def main() -> int:
     setup_logging(world.is_main)
     code = 0
     try:
-        with lost_processes_told(world, min(cfg.DIST_TIMEOUT, 30.0)), memory_failures_told():
+        with report_lost_processes(world, min(cfg.DIST_TIMEOUT, 30.0)), report_memory_failures():
             if arguments.dry_run:
                 dry_run(cfg, classes, world)
             else:
-                with sole_writer(cfg, world), disk_failures_told(cfg):
+                with sole_writer(cfg, world), report_disk_failures(cfg):
                     run(cfg, classes, world)
     except Stopped as stopped:
         if world.is_main:
@@ -76,7 +77,7 @@ def run(cfg: CfgNode, classes: list[str], world: World) -> None:
         train(cfg, classes, world)
     if cfg.TEST.ENABLE:
         try:
-            summary = test(cfg, classes, world)
+            summary = run_test(cfg, classes, world)
         except KeyboardInterrupt:
             if not world.is_main:
                 raise SystemExit(EXIT_INTERRUPTED) from None

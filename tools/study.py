@@ -25,13 +25,13 @@ from lookupvit_video.config import config_from_text, differences, get_defaults, 
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
-from lookupvit_video.evaluation.run_test import test
+from lookupvit_video.evaluation.run_test import run_test
 from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.log import setup_logging
 from lookupvit_video.processes.children import deaf_to
 from lookupvit_video.processes.lock import only_writer
+from lookupvit_video.processes.stop_signals import Stopped, StopSignals
 from lookupvit_video.text import write_text
-from lookupvit_video.training.health import Stopped, StopSignals
 from lookupvit_video.training.output import sole_writer
 from lookupvit_video.training.train import train
 
@@ -171,7 +171,7 @@ def run(folder: Path, file: str, overrides: list[str]) -> float:
         except Stopped as stopped:
             _stopped = stopped
             raise
-        test(cfg, classes, world)
+        run_test(cfg, classes, world)
         for checkpoint in (folder / "checkpoints").glob("*.pt"):
             checkpoint.unlink()  # model.pt stays; a study has hundreds of runs
     return time.perf_counter() - began

@@ -96,7 +96,7 @@ def keep_freed_memory(_worker: int = 0) -> None:
 
 
 @contextmanager
-def worker_failures_told() -> Iterator[None]:
+def report_worker_failures() -> Iterator[None]:
     """Turn what torch raises when a decoding worker dies, hangs or finds no room into one line that says what to do.
 
     Raises:
@@ -136,7 +136,7 @@ def _told_plainly(text: str) -> str:
 
 
 @contextmanager
-def _start_failures_told() -> Iterator[None]:
+def _report_start_failures() -> Iterator[None]:
     """Turn the system's errors when workers and their queues are made into one line.
 
     Raises:
@@ -202,7 +202,7 @@ class Loader(DataLoader[Sample]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator
         # The step that is to be finished after a signal needs the workers; torch's own handler would end them.
-        with deaf_to(*STOP_SIGNALS), _start_failures_told():
+        with deaf_to(*STOP_SIGNALS), _report_start_failures():
             batches = super().__iter__()  # the workers start now, not when the first batch is asked for
         return self._told(batches)
 
@@ -215,10 +215,10 @@ class Loader(DataLoader[Sample]):
     @staticmethod
     def _told(batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
-            with worker_failures_told():
+            with report_worker_failures():
                 yield from batches
         finally:
-            del batches  # see ``worker_failures_told``
+            del batches  # see ``report_worker_failures``
 
 
 def build_train_loader(

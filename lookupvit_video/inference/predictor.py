@@ -35,9 +35,10 @@ from lookupvit_video.inference.budget import (
 from lookupvit_video.inference.hub import is_hub_id, read_pretrained, write_pretrained
 from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
 from lookupvit_video.models.attention import head_mean
-from lookupvit_video.models.build import build_model, compressed_grids, lookupvit_parts, macs_by_part
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.registry import MODELS
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Predictor:
         """The file or folder that it was loaded from."""
         self.plan = make_plan(cfg)
         """How the checkpoint's test reads a video."""
-        grids = compressed_grids(cfg) if cfg.MODEL.ARCH == "lookupvit" else []
-        costs = {grid: lookupvit_parts(cfg, grid) for grid in grids}
+        self._spec = model_spec(cfg)
+        costs = {grid: self._spec.macs(compressed_grid=grid) for grid in self._spec.grids}
         self.costs: Costs = dict(sorted(costs.items(), key=lambda item: sum(item[1].values())))
         """Of each compressed grid; empty for a model without."""
         self._compiled_batch = 0
@@ -239,8 +240,7 @@ class Predictor:
 
     def macs_a_view(self, grid: Grid | None = None) -> int:
         """Return the multiply-accumulates of one view: in closed form, or counted for models that have none."""
-        parts = self.costs.get(grid) if grid else macs_by_part(self.cfg)
-        if parts:
+        if parts := self.costs.get(grid) if grid else self._spec.macs():
             return sum(parts.values())
         return measured_macs(self.model, self._blank_clip().to(self.device, torch.float32))
 
@@ -369,7 +369,7 @@ def _check_consistent(loaded: Checkpoint) -> None:
     )
     if not is_sound:
         raise UserError(f"{path}: its weights are not plain tensors by name")
-    if cfg.MODEL.ARCH in ("mvit", "x3d"):
+    if not MODELS[cfg.MODEL.ARCH].tubelets:
         return  # of a few fixed sizes
     if max(cfg.MODEL.DEPTH, cfg.MODEL.TEMPORAL_DEPTH if cfg.MODEL.ENCODER == "factorised" else 0) > len(state):
         raise UserError(f"{path}: its config has more blocks than the file has weights")

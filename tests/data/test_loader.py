@@ -23,7 +23,7 @@ from lookupvit_video.data.loader import (
     TrainBatchSampler,
     build_eval_loader,
     build_train_loader,
-    worker_failures_told,
+    report_worker_failures,
 )
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import TimeSampler
@@ -166,7 +166,7 @@ def test_what_torch_says_of_its_workers_becomes_one_line(text, parts):
     for error in (RuntimeError(text), RuntimeError("outer")):
         if str(error) == "outer":
             error.__cause__ = RuntimeError(text)
-        with pytest.raises(RunFailure) as raised, worker_failures_told():
+        with pytest.raises(RunFailure) as raised, report_worker_failures():
             raise error
         assert "\n" not in str(raised.value)
         assert all(part in str(raised.value) for part in parts)
@@ -178,7 +178,7 @@ def test_other_errors_are_left_alone():
         ValueError("DataLoader worker"),
         RunFailure("DataLoader worker x"),
     ):
-        with pytest.raises(type(error)) as raised, worker_failures_told():
+        with pytest.raises(type(error)) as raised, report_worker_failures():
             raise error
         assert raised.value is error
 
@@ -482,7 +482,7 @@ def count_threads(frames_THWC):
 )
 def test_death_of_a_worker_is_one_line(videos, number, message):
     def read():
-        with worker_failures_told():  # as the training loop does: the loader's own is not told a second time
+        with report_worker_failures():  # as the training loop does: the loader's own is not told a second time
             list(loader_with(videos, partial(die, number)))
 
     with pytest.raises(RunFailure, match=message) as caught:
@@ -493,7 +493,7 @@ def test_death_of_a_worker_is_one_line(videos, number, message):
 
 def test_death_of_a_worker_is_told_wherever_the_process_is(videos):
     def step():
-        with worker_failures_told(), closing(iter(loader_with(videos, die_after_a_batch))) as batches:
+        with report_worker_failures(), closing(iter(loader_with(videos, die_after_a_batch))) as batches:
             next(batches)
             time.sleep(30)  # forward and backward
 

@@ -17,13 +17,13 @@ import torch
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.config import load_config
-from lookupvit_video.data.loader import worker_failures_told
+from lookupvit_video.data.loader import report_worker_failures
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.files import atomic_write, named_failures
 from lookupvit_video.processes import lock as lock_module
 from lookupvit_video.training import output as output_module
-from lookupvit_video.training.output import disk_failures_told, sole_writer
+from lookupvit_video.training.output import report_disk_failures, sole_writer
 from tests.small import call_tool, make_videos, run_command, run_net, settings, started
 from tests.training.test_faults import ALL, LIMIT, full_series
 
@@ -179,13 +179,13 @@ def test_other_limits_at_the_start_of_the_workers_are_named(data, tmp_path, monk
     ("Too many open files. Communication with the workers is no longer possible", "raise `ulimit -n`"),
 ])  # fmt: skip
 def test_what_workers_report_is_attributed(text, part):
-    with pytest.raises(RunFailure) as found, worker_failures_told():
+    with pytest.raises(RunFailure) as found, report_worker_failures():
         raise (OSError if "OSError" in text else RuntimeError)(text)
     assert part in str(found.value)
 
 
 def test_errors_of_the_system_pass_through_the_watch_over_workers():
-    with pytest.raises(OSError, match="full"), worker_failures_told():
+    with pytest.raises(OSError, match="full"), report_worker_failures():
         raise OSError(errno.ENOSPC, "full", "/run/x.pt")
 
 
@@ -194,7 +194,7 @@ def test_a_file_is_blamed_by_its_path(tmp_path):
 
     def raised(filename):
         try:
-            with disk_failures_told(cfg):
+            with report_disk_failures(cfg):
                 raise OSError(errno.ENOSPC, "No space left on device", filename)
         except (OSError, RunFailure) as error:
             return error
