@@ -4,9 +4,10 @@ Shape letters: B clips, C channels, T frames, H W pixels, t h w grid, N lookup t
 G groups of tokens that do not see each other: the t time indices of a factorized encoder, else 1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,8 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import Results
 from lookupvit_video.inference.predictor import Predictor
-from lookupvit_video.models.attention import head_mean
-from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.models.attention import head_mean, using_kernel
+from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.progress import progress
 from lookupvit_video.seeding import mix_seed
@@ -136,13 +137,14 @@ def explain_attention(predictor: Predictor, clip_CTHW: Tensor, grid: tuple[int, 
     Raises:
         UserError: the model is not a LookupViT, or was not built with this grid.
     """
-    model = predictor.model
-    if not isinstance(model, LookupViT):
-        raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: only a LookupViT has compressed tokens to look with")
-    with torch.inference_mode(), watched(model) as kept:
+    model: Any = predictor.model
+    if not predictor.costs:
+        raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: this model has no compressed tokens to explain")
+    with torch.inference_mode(), watched(model.blocks) as kept:
         features = model.forward_features(predictor.inputs(clip_CTHW[None]), grid, heads=model.read)
-        seen = [mixing(block, notes) for block, notes in zip(model.blocks, kept, strict=True)]
-        compress: Any = model.compress[grid_name(model.default_grid if grid is None else grid)]
+        with using_kernel(model, "eager"):
+            seen = [mixing(block, notes) for block, notes in zip(model.blocks, kept, strict=True)]
+        compress = model.compress[grid_name(model.default_grid if grid is None else grid)]
         # The resize does not mix channels, so the module maps the unit matrix to its weights.
         unit = torch.eye(compress.num_in, device=predictor.device)[None]
         start_GMN = compress(unit).expand(len(seen[0].gather), -1, -1)
@@ -180,22 +182,18 @@ def _one_matrix(shares_GMN: Tensor) -> Tensor:
 
 
 @contextmanager
-def watched(model: LookupViT) -> Iterator[list[dict[str, Tensor]]]:
-    """Record the inputs of each block's attentions while the model runs, since fused kernels return no weights."""
-    kept: list[dict[str, Tensor]] = [{} for _ in model.blocks]
-    blocks: list[Any] = list(model.blocks)
+def watched(blocks: Iterable[Any]) -> Iterator[list[dict[str, Tensor]]]:
+    """Record the projections in each block's attentions while a model runs, since fused kernels return no weights."""
+    kept: list[dict[str, Tensor]] = []
     hooks = []
-    for block, notes in zip(blocks, kept, strict=True):
+    for block in blocks:
         cross = block.cross_attention
+        notes: dict[str, Tensor] = {}
         modules = {"query": cross.query, "key_value": cross.key_value, "refine": block.refine.attention.qkv}
         if block.infuses:
             modules["infuse"] = cross.infuse_value
-        for name, module in modules.items():
-
-            def keep(_: nn.Module, __: Any, output: Tensor, name: str = name, notes: dict[str, Tensor] = notes) -> None:
-                notes[name] = output.float()
-
-            hooks.append(module.register_forward_hook(keep))
+        hooks += [module.register_forward_hook(partial(_keep, notes, name)) for name, module in modules.items()]
+        kept.append(notes)
     try:
         yield kept
     finally:
@@ -203,25 +201,29 @@ def watched(model: LookupViT) -> Iterator[list[dict[str, Tensor]]]:
             hook.remove()
 
 
+def _keep(notes: dict[str, Tensor], name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+    notes[name] = output.float()
+
+
 def mixing(block: Any, notes: dict[str, Tensor]) -> Mixing:
-    """Return what a ``LookupViTBlock`` mixed, computed anew from the projections that ``watched`` kept."""
+    """Return the weights of a ``LookupViTBlock``, whose kernel is eager, from the projections that ``watched`` kept."""
     cross, own = block.cross_attention, block.refine.attention
-    keys, _ = notes["key_value"].chunk(2, dim=-1)
-    scores = _scores(cross, notes["query"], keys)
-    infuse = None
-    if "infuse" in notes:
-        weights = scores.softmax(-2 if cross.reverse == "softmax" else -1)
-        factor = weights.shape[-1] / weights.shape[-2] if cross.reverse == "scaled" else 1.0
-        infuse = head_mean(factor * weights).transpose(1, 2)
-    queries, keys, _ = notes["refine"].chunk(3, dim=-1)
-    return Mixing(head_mean(scores.softmax(-1)), head_mean(_scores(own, queries, keys).softmax(-1)), infuse)
+    q, k = _heads(cross, notes["query"], notes["key_value"].chunk(2, dim=-1)[0])
+    gather, lookup = cross.attend(q, k, _unit(k))  # unit values: the result is the weights
+    infuse = head_mean(cross.attend_back(_unit(q), lookup)) if "infuse" in notes else None
+    q, k = _heads(own, *notes["refine"].chunk(3, dim=-1)[:2])
+    refine = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
+    return Mixing(head_mean(gather), head_mean(refine), infuse)
 
 
-def _scores(attention: Any, queries: Tensor, keys: Tensor) -> Tensor:
-    """Return the logits (B, heads, M, N) of projected queries (B, M, D) and keys (B, N, D)."""
-    q = attention.norm_query(queries.unflatten(-1, (attention.num_heads, -1))).transpose(1, 2)
-    k = attention.norm_key(keys.unflatten(-1, (attention.num_heads, -1))).transpose(1, 2)
-    return (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+def _heads(attention: Any, *projected: Tensor) -> tuple[Tensor, Tensor]:
+    """Return queries and keys (B, heads, tokens, d) of projected ones (B, tokens, D)."""
+    queries, keys = (part.unflatten(-1, (attention.num_heads, -1)) for part in projected)
+    return attention.norm_query(queries).transpose(1, 2), attention.norm_key(keys).transpose(1, 2)
+
+
+def _unit(tokens_BHNd: Tensor) -> Tensor:
+    return torch.eye(tokens_BHNd.shape[2], device=tokens_BHNd.device).expand(*tokens_BHNd.shape[:3], -1)
 
 
 # Without time -----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lookupvit_video.inference.explain import (
     without_time,
 )
 from lookupvit_video.inference.predictor import load_model
+from lookupvit_video.models.attention import using_kernel
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.small import make_videos
@@ -55,9 +56,10 @@ def test_the_weights_are_those_that_the_blocks_mix_with(tmp_path, reverse):
     }
     for name, module in parts.items():
         module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
-    with torch.no_grad(), watched(model) as kept:
+    with torch.no_grad(), watched(model.blocks) as kept:
         model(torch.randn(1, 3, 4, 32, 32))
-    weights, notes = mixing(block, kept[0]), kept[0]
+    with torch.no_grad(), using_kernel(model, "eager"):
+        weights, notes = mixing(block, kept[0]), kept[0]
     values = notes["key_value"].chunk(2, -1)[1], notes["refine"].chunk(3, -1)[2], notes["infuse"]
     for found, matrix, value in zip(("gathered", "refined", "infused"), weights, values, strict=True):
         torch.testing.assert_close(seen[found], matrix @ value, rtol=1e-3, atol=1e-4)
@@ -113,7 +115,7 @@ def test_what_cannot_be_explained_is_a_clear_error(tmp_path):
         found.rollout_map((0, 1))
     with pytest.raises(ValueError, match=r"compressed grid 2x2x2: this model was made with 1x2x2"):
         explain_attention(model, some_clip(), (2, 2, 2))
-    with pytest.raises(ValueError, match=r"MODEL.ARCH vit: only a LookupViT"):
+    with pytest.raises(ValueError, match=r"MODEL.ARCH vit: this model has no compressed tokens to explain"):
         explain_attention(predictor(tmp_path, "MODEL.ARCH vit"), some_clip())
 
 
