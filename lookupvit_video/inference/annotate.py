@@ -161,37 +161,35 @@ class Panel:
             label = self.timeline.classes.index(segment.label)
             share = float(self.timeline.probabilities[self.timeline.at(seconds), label])
             self._write_answer(pen, segment.label, share)
-        top, strip = self._y(54), self._strip
-        image.paste(strip, (self._x(8), top))
-        cursor = self._x(8) + round(seconds / self.timeline.duration * (strip.width - 1))
-        pen.rectangle((cursor - 1, top - self._y(3), cursor + 1, top + strip.height + self._y(3)), fill=_INK)
+        top, strip = self._px(54), self._strip
+        image.paste(strip, (self._px(8), top))
+        cursor = self._px(8) + round(seconds / self.timeline.duration * (strip.width - 1))
+        pen.rectangle((cursor - 1, top - self._px(3), cursor + 1, top + strip.height + self._px(3)), fill=_INK)
         clock = f"{as_clock(seconds)} / {as_clock(self.timeline.duration)}"
-        pen.text((self._x(8), self._y(68)), clock, fill=_INK, font=_font(self._y(11)))
+        pen.text((self._px(8), self._px(68)), clock, fill=_INK, font=_font(self._px(11)))
         return np.asarray(image)
 
     def _write_answer(self, pen: ImageDraw.ImageDraw, name: str, share: float) -> None:
-        font, right = _font(self._y(20)), self.width - self._x(8)
-        percent = f"{share:.0%}"
-        room = right - self._x(8) - font.getlength(percent + "  ")
-        pen.text((self._x(8), self._y(6)), _fitted(name, font, room), fill=_INK, font=font)
-        pen.text((right, self._y(6)), percent, fill=_INK, font=font, anchor="ra")
-        left, top, bottom = self._x(8), self._y(36), self._y(45)
+        font, percent = _font(self._px(20)), f"{share:.0%}"
+        left, right = self._px(8), self.width - self._px(8)
+        room = right - left - font.getlength(percent + "  ")
+        pen.text((left, self._px(6)), _fitted(name, font, room), fill=_INK, font=font)
+        pen.text((right, self._px(6)), percent, fill=_INK, font=font, anchor="ra")
+        top, bottom = self._px(36), self._px(45)
         pen.rectangle((left, top, right, bottom), fill=_PALE)
         pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=self.colors[name])
 
     def _draw_strip(self) -> Image.Image:
         """Return the timeline: the color of the segment at each column."""
-        width = self.width - 2 * self._x(8)
+        width = self.width - 2 * self._px(8)
         columns = np.empty((1, width, 3), dtype=np.uint8)
         for x in range(width):
             segment = self.segment_at((x + 0.5) / width * self.timeline.duration)
             columns[0, x] = self.colors[segment.label] if segment else _PALE
-        return Image.fromarray(columns.repeat(self._y(10), axis=0))
+        return Image.fromarray(columns.repeat(self._px(10), axis=0))
 
-    def _x(self, pixels: int) -> int:
+    def _px(self, pixels: int) -> int:
         return round(pixels * self.scale)
-
-    _y = _x
 
 
 def as_clock(seconds: float) -> str:

@@ -291,12 +291,12 @@ def timeline_as_json(timeline: Timeline, segments: Sequence[Segment], topk: int 
         "window": round(timeline.window, 3),
         "segments": [
             {
-                "start": round(segment.start, 3),
-                "end": round(segment.end, 3),
-                "label": segment.label,
-                "probability": round(segment.probability, 4),
+                "start": round(s.start, 3),
+                "end": round(s.end, 3),
+                "label": s.label,
+                "probability": round(s.probability, 4),
             }
-            for segment in segments
+            for s in segments
         ],
         "windows": windows,
     }

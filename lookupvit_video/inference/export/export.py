@@ -9,7 +9,6 @@ import copy
 import importlib
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +111,6 @@ def export_model(
     return {"format": kind, "bytes": path.stat().st_size, "max_difference": difference}
 
 
-def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> None:
-    torch.export.save(program, path)
-
-
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     for name in ("onnxscript", "onnx_ir"):  # which log every step
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -131,11 +126,11 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     )
 
 
-def _write_aoti(program: torch.export.ExportedProgram, path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-
-
-_WRITERS = {"pt2": _write_pt2, "onnx": _write_onnx, "aoti": _write_aoti}
+_WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Path], Any]] = {
+    "pt2": torch.export.save,
+    "onnx": _write_onnx,
+    "aoti": lambda program, path: torch._inductor.aoti_compile_and_package(program, package_path=str(path)),
+}
 
 
 def load_exported(path: str | Path, kind: str) -> Run:
@@ -147,14 +142,10 @@ def load_exported(path: str | Path, kind: str) -> Run:
     if kind == "onnx":
         onnxruntime: Any = importlib.import_module("onnxruntime")
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return partial(_run_onnx, session)
+        return lambda clips: torch.from_numpy(session.run(None, {"clips": clips.cpu().numpy()})[0])
     if kind == "aoti":
         return torch._inductor.aoti_load_package(str(path))
     return torch.export.load(path).module()
-
-
-def _run_onnx(session: Any, clips: Tensor) -> Tensor:
-    return torch.from_numpy(session.run(None, {"clips": clips.cpu().numpy()})[0])
 
 
 def check_format(kind: str) -> None:
@@ -162,7 +153,7 @@ def check_format(kind: str) -> None:
     if kind not in FILES:
         raise UserError(f"format {kind!r}: choose from {', '.join(FILES)}")
     if kind == "onnx":
-        check_installed("onnx")
+        check_installed(kind)
     if kind == "aoti":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -203,8 +194,6 @@ def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str
 
 def example_clips(predictor: Predictor, batch: int = _EXAMPLE_BATCH, seed: int = 0) -> Tensor:
     """Return random uint8 clips (B, C, T, H, W) of the test's size on the model's device."""
-    cfg = predictor.cfg
-    size = cfg.DATA.TEST_CROP_SIZE
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, 3, cfg.DATA.NUM_FRAMES, size, size)
+    size, generator = predictor.plan.size, torch.Generator().manual_seed(seed)
+    shape = (batch, 3, predictor.plan.times.num_frames, size, size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(predictor.device)

@@ -13,6 +13,7 @@ from typing import Any
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.page.page import Page, Shown
 
+App = Callable[..., Awaitable[None]]
 HOST = "127.0.0.1"
 FIRST_PORT = 7860  # Gradio's own
 QUEUE_LENGTH = 16  # further requests are rejected
@@ -138,21 +139,18 @@ def table_of(shown: Shown) -> str:
     return f"<h3>Time of each step</h3><table>{cells}</table>"
 
 
-class Policy:
-    """ASGI middleware that adds ``POLICY`` to every response."""
+def with_policy(app: App) -> App:
+    """Return an ASGI app that adds ``POLICY`` to every response of another."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request."""
-
+    async def respond(scope: Any, receive: Any, send: Any) -> None:
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        await app(scope, receive, send_with_policy)
+
+    return respond
 
 
 def serve(gradio: Any, blocks: Any, port: int, megabytes: int) -> None:
@@ -172,7 +170,7 @@ def serve(gradio: Any, blocks: Any, port: int, megabytes: int) -> None:
             server_name=HOST, server_port=port or None, share=False, quiet=True, prevent_thread_lock=True,
             max_file_size=megabytes << 20, show_error=False, footer_links=[], run_history=False, ssr_mode=False,
             pwa=False, mcp_server=False, enable_monitoring=False, css=CSS, js=SCRIPT, theme=gradio.themes.Default(),
-            app_kwargs={"middleware": [middleware(Policy)]},
+            app_kwargs={"middleware": [middleware(with_policy)]},
         )  # fmt: skip
     except OSError:
         raise UserError(
