@@ -262,18 +262,19 @@ class Predictor:
         Raises:
             UserError: even the smallest grid costs more; none or both budgets; or a latency after ``compile``.
         """
+        if (gmacs is None) == (latency_ms is None):
+            raise UserError("gmacs, latency_ms: give one of them")
+        if latency_ms is None:
+            check_grid(self.costs)
+            return largest_within(self.grids, gmacs or 0.0, "GMACs a view")
+        check_budget(latency_ms)
+        if self._compiled_batch:  # which pads batches, while a latency is of a single view
+            raise UserError("latency_ms: choose the grid before compiling the model")
         check_grid(self.costs)
-        if gmacs is not None and latency_ms is None:
-            return largest_within(self.grids, gmacs, "GMACs a view")
-        if latency_ms is not None and gmacs is None:
-            check_budget(latency_ms)
-            if self._compiled_batch:  # which pads batches, while a latency is of a single view
-                raise UserError("latency_ms: choose the grid before compiling the model")
-            precision = str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
-            model = {"precision": precision, "model": self.cfg.MODEL.dump()}
-            times = measured_latencies(self.predict_clips, self._blank_clip(), self.costs, model, self.device)
-            return largest_within(times, latency_ms, "ms a view on this device")
-        raise UserError("gmacs, latency_ms: give one of them")
+        precision = str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
+        model = {"precision": precision, "model": self.cfg.MODEL.dump()}
+        times = measured_latencies(self.predict_clips, self._blank_clip(), self.costs, model, self.device)
+        return largest_within(times, latency_ms, "ms a view on this device")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and README.md (a model card), as the Hugging Face Hub expects them.

@@ -103,7 +103,7 @@ MAY_PASS = ("flipped", "zeroed", "noise", "swapped", "dropped", "inserted", "twi
 def test_damage_is_found_or_cannot_be_known(tmp_path):
     """What a file shows is compared with the sound video it was made from; the rest must be found.
 
-    All videos and more damage: see the test of the command in tests/tools/test_check_dataset.py.
+    All videos and more damage: see the test of the command in tests/commands/test_check.py.
     """
     originals = write_originals(tmp_path / "sound", FEW)
     made = write_byte_damage(tmp_path / "damaged", originals)

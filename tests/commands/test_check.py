@@ -1,7 +1,7 @@
 """The command over sound, damaged and mistaken data sets.
 
 Over all damaged files, more than 500, with figures, it runs when asked for:
-LOOKUPVIT_ALL_DAMAGE=1 python -m pytest -s tests/tools/test_check_dataset.py
+LOOKUPVIT_ALL_DAMAGE=1 python -m pytest -s tests/commands/test_check.py
 """
 
 import csv
@@ -144,8 +144,8 @@ def test_splits_and_settings_stand_side_by_side(data, tmp_path):
     ((), "give --cfg, or lists, folders or videos"),
     (("--split", "train", "x.csv"), "--split is for the lists of a config"),
     (("--cfg", "tests/small.yaml", "--split", "training"), "--split takes some of train, val, test; got training"),
-    (("--timeout", "0", "x.mp4"), "--timeout must be above 0"),
-    (("--processes", "0", "x.mp4"), "--processes must be at least 1"),
+    (("--timeout", "0", "x.mp4"), "--timeout: must be a number of seconds above 0"),
+    (("--processes", "0", "x.mp4"), "--processes: must be at least 1"),
     (("nowhere.csv",), "nowhere.csv: the list of videos cannot be read (No such file or directory)"),
     (("--cfg", "nowhere.yaml"), "nowhere.yaml: this config cannot be read"),
     (("--cfg", "tests/small.yaml", "DATA.TRAIN_LST", "x"), "unknown key DATA.TRAIN_LST; did you mean DATA.TRAIN_LIST"),
