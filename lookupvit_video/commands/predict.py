@@ -127,11 +127,11 @@ def show(prediction: "Prediction") -> None:
 def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number: int) -> None:
     """Write the sheet of an answer."""
     from lookupvit_video.inference.draw import draw_prediction
+    from lookupvit_video.inference.explain import explain_attention
 
     name = printable(Path(prediction.path).name)
     sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
-    attention = predictor.attention_maps(prediction.clip)
-    rows = [] if attention is None else [("attention", attention)]
+    rows = [("attention", explain_attention(predictor, prediction.clip).gather_map())] if predictor.costs else []
     draw_prediction(replace(prediction, path=name), rows, sheet)
     say(f"  drawn: {sheet}")
 

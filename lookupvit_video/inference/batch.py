@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import simplejson
@@ -74,7 +73,7 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
 def _videos_below(folder: str, failures: list[Failure]) -> list[str]:
     try:
         videos, left_out = find_video_files(folder)
-    except ValueError as error:
+    except UserError as error:
         failures.append(Failure(folder, str(error)))
         return []
     if not videos:
@@ -223,9 +222,7 @@ class AnswerFile:
     def __enter__(self) -> "AnswerFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.file is not sys.stdout:
             self.file.close()
         self._lock.close()

@@ -47,7 +47,7 @@ class Attention:
     read: tuple[str, ...]
     """The token sets that the answer is read from: "compressed", "lookup" or both."""
 
-    def gather_map(self, block: int, token: Sequence[int] | None = None) -> Tensor:
+    def gather_map(self, block: int = -1, token: Sequence[int] | None = None) -> Tensor:
         """Return where a block's compressed tokens look: (t, h, w), summing to 1.
 
         Args:

@@ -34,10 +34,9 @@ from lookupvit_video.inference.budget import (
 )
 from lookupvit_video.inference.hub import is_hub_id, read_pretrained, write_pretrained
 from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
-from lookupvit_video.models.attention import head_mean
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
-from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.registry import MODELS
 
 
@@ -299,18 +298,6 @@ class Predictor:
             UserError: it is missing or cannot be read.
         """
         return _predictor(read_pretrained(source, revision), device)
-
-    def attention_maps(self, clip_CTHW: Tensor) -> Tensor | None:
-        """Return where the compressed tokens look in a uint8 clip: (t, h, w), summing to 1; None for other models.
-
-        The gather weights of the last block, averaged over heads and compressed tokens.
-        """
-        if not isinstance(self.model, LookupViT):
-            return None
-        with torch.inference_mode():
-            weights = self.model.forward_features(self.inputs(clip_CTHW[None]), return_attention=True).attention[-1]
-        looked_BN = head_mean(weights).mean(1)  # a factorised encoder has a row for each time index
-        return (looked_BN / len(looked_BN)).view(self.model.tokenizer.grid).cpu()
 
 
 def load_model(checkpoint: str | Path, device: str = "auto") -> Predictor:
