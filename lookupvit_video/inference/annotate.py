@@ -36,7 +36,7 @@ class VideoWriter(NamedTuple):
 
     def write(self, picture_HWC: np.ndarray, seconds: float) -> None:
         """Add a frame (H, W, 3) uint8 RGB, shown from a time in seconds on; times ascend."""
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HWC), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even(picture_HWC)), format="rgb24")
         frame.pts, frame.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)
         self.container.mux(self.stream.encode(frame))
 
@@ -53,7 +53,7 @@ def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Ite
 
     Args:
         path: its suffix chooses the container.
-        width, height: in pixels, even, since the color planes have half of them.
+        width, height: in pixels, rounded up to even, since the color planes have half of them.
         fps: for the header; the frames' own times are kept.
 
     Raises:
@@ -66,7 +66,7 @@ def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Ite
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         except av.codec.codec.UnknownCodecError:
             raise UserError("this build of PyAV cannot write H.264 (libx264); pip install av") from None
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         stream.codec_context.time_base = Fraction(1, _TICKS)
         yield VideoWriter(container, stream)
         container.mux(stream.encode(None))
@@ -86,18 +86,15 @@ def annotate_video(timeline: Timeline, segments: Sequence[Segment], plan: Plan, 
     """
     check_video_name(out)
     with open_forward(timeline.path, plan) as reader:
-        info = reader.info
-        factor = -(-SMALLEST_WIDTH // info.width) if info.width < SMALLEST_WIDTH else 1
+        info, times = reader.info, reader.times.tolist()
+        factor = -(-SMALLEST_WIDTH // info.width)
         panel = Panel(timeline, segments, info.width * factor)
-        height = info.height * factor + panel.height
-        times = reader.times.tolist()
         pictures = progress(reader.walk(times), total=len(times), label="drawing", unit="frames")
-        size = {"width": panel.width + panel.width % 2, "height": height + height % 2}
-        with open_writer(out, **size, fps=info.fps) as writer:
+        height = info.height * factor + panel.height
+        with open_writer(out, width=panel.width, height=height, fps=info.fps) as writer:
             for seconds, picture in zip(times, pictures, strict=True):
                 picture = picture.repeat(factor, 0).repeat(factor, 1)
-                drawn = np.concatenate([picture, panel.draw(seconds)])
-                writer.write(even(drawn), seconds)
+                writer.write(np.concatenate([picture, panel.draw(seconds)]), seconds)
 
 
 def write_overlay(frames_THWC: np.ndarray, heat_thw: Tensor, path: str | Path, fps: float = 4.0) -> None:
@@ -112,12 +109,11 @@ def write_overlay(frames_THWC: np.ndarray, heat_thw: Tensor, path: str | Path, f
         UserError: see ``open_writer``.
     """
     height, width = frames_THWC.shape[1:3]
-    factor = max(1, -(-SMALLEST_WIDTH // (2 * width)))
-    size = {"width": 2 * width * factor, "height": height * factor + height * factor % 2}
-    with open_writer(path, **size, fps=fps) as writer:
+    factor = -(-SMALLEST_WIDTH // (2 * width))
+    with open_writer(path, width=2 * width * factor, height=height * factor, fps=fps) as writer:
         for index, frame in enumerate(frames_THWC.repeat(factor, 1).repeat(factor, 2)):
             heat_hw = attention_at(heat_thw, index, len(frames_THWC))
-            writer.write(even(np.concatenate([frame, overlay(frame, heat_hw)], axis=1)), index / fps)
+            writer.write(np.concatenate([frame, overlay(frame, heat_hw)], axis=1), index / fps)
 
 
 def even(picture_HWC: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ def read_upload(path: str, plan: Plan, limits: Limits) -> Upload:
         RuntimeError: a bug; the worker has printed its traceback.
     """
     timeout = 3 * plan.timeout + _SLACK
-    for outcome in run_isolated(partial(_read, plan, limits), [path], processes=1, timeout=timeout):
+    for outcome in run_isolated(partial(_read_within_limits, plan, limits), [path], processes=1, timeout=timeout):
         if outcome.lost is not None and outcome.lost.cause == "error":
             raise RuntimeError(outcome.lost.detail)
         if outcome.lost is not None:
@@ -68,7 +68,7 @@ def warm_up(plan: Plan) -> None:
         read_upload("", plan, Limits())
 
 
-def _read(plan: Plan, limits: Limits, path: str) -> Upload | Failure:
+def _read_within_limits(plan: Plan, limits: Limits, path: str) -> Upload | Failure:
     try:
         if os.path.isfile(path) and os.path.getsize(path) > limits.megabytes << 20:
             raise DecodeError(path, f"larger than {limits.megabytes} MB, the limit here (--max-mb)")
