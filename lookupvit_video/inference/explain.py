@@ -44,7 +44,7 @@ class Attention:
     """(N, N): the same for the lookup tokens, after the last block."""
     compressed_grid: Grid
     lookup_grid: Grid
-    read: tuple[str, ...]
+    inference_heads: tuple[str, ...]
     """The token sets that the answer is read from: "compressed", "lookup" or both."""
 
     def gather_map(self, block: int = -1, token: Sequence[int] | None = None) -> Tensor:
@@ -141,21 +141,23 @@ def explain_attention(predictor: Predictor, clip_CTHW: Tensor, grid: tuple[int, 
     if not predictor.costs:
         raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: this model has no compressed tokens to explain")
     with torch.inference_mode(), watched(model.blocks) as kept:
-        features = model.forward_features(predictor.inputs(clip_CTHW[None]), grid, heads=model.read)
+        features = model.forward_features(predictor.inputs(clip_CTHW[None]), grid, heads=model.inference_heads)
         with using_kernel(model, "eager"):
             seen = [mixing(block, notes) for block, notes in zip(model.blocks, kept, strict=True)]
-        compress = model.compress[grid_name(model.default_grid if grid is None else grid)]
+        compress = model.compress[grid_name(model.grids[0] if grid is None else grid)]
         # The resize does not mix channels, so the module maps the unit matrix to its weights.
         unit = torch.eye(compress.num_in, device=predictor.device)[None]
         start_GMN = compress(unit).expand(len(seen[0].gather), -1, -1)
     compressed, lookup_GNN = _rollout(seen, start_GMN, unit)
+    assert features.compressed_grid is not None
+    assert features.grid is not None
     return Attention(
         gather=[_one_matrix(block.gather) for block in seen],
         compressed_rollout=[_one_matrix(shares) for shares in compressed],
         lookup_rollout=_one_matrix(lookup_GNN),
         compressed_grid=features.compressed_grid,
-        lookup_grid=features.lookup_grid,
-        read=model.read,
+        lookup_grid=features.grid,
+        inference_heads=model.inference_heads,
     )
 
 

@@ -96,7 +96,7 @@ def test_maps_are_shares_of_the_clip(tmp_path, overrides):
                  found.compressed_grid[0] > 1 else found.gather_map(0, (0, 1, 1))):  # fmt: skip
         assert heat.shape == (2, 4, 4)
         assert float(heat.sum()) == pytest.approx(1, abs=1e-5)
-    read = [found.rollout_map()] + [found.lookup_map()] * ("lookup" in found.read)
+    read = [found.rollout_map()] + [found.lookup_map()] * ("lookup" in found.inference_heads)
     torch.testing.assert_close(found.answer_map(), torch.stack(read).mean(0))
     assert found.rollout_map((0, 0, 1)).tolist() != found.rollout_map((0, 1, 0)).tolist()
 
