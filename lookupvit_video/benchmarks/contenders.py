@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.distributed.parallel import autocast_dtype, checkpoint_activations, compile_blocks
+from lookupvit_video.grids import grid_name
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.complexity import measured_macs
-from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.registry import VIT_SIZES

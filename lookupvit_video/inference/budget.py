@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.models.lookupvit import grid_name
+from lookupvit_video.grids import grid_name
 
 logger = logging.getLogger(__name__)
 Grid = tuple[int, ...]
@@ -37,18 +37,6 @@ FORMAT = "lookupvit_video/cascade/1"
 
 
 # One grid for all videos ------------------------------------------------------------------------------------------
-
-
-def parse_grid(text: str) -> Grid:
-    """Return the grid that a text such as "4x7x7" names.
-
-    Raises:
-        UserError: it names none.
-    """
-    parts = text.split("x")
-    if len(parts) not in (2, 3) or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
-        raise UserError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorised encoder")
-    return tuple(map(int, parts))
 
 
 def check_grid(grids: Collection[Grid], grid: Grid | None = None) -> None:

@@ -19,6 +19,7 @@ from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import predict_clips
+from lookupvit_video.grids import grid_name, parse_grid
 from lookupvit_video.inference.budget import (
     Cascade,
     Costs,
@@ -29,14 +30,12 @@ from lookupvit_video.inference.budget import (
     largest_within,
     load_cascade,
     measured_latencies,
-    parse_grid,
     run_cascade,
 )
 from lookupvit_video.inference.hub import is_hub_id, read_pretrained, write_pretrained
 from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
-from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.registry import MODELS
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
+from lookupvit_video.grids import grid_name
 from lookupvit_video.models.blocks import (
     PLAIN,
     BlockOptions,
@@ -203,8 +204,3 @@ def lookupvit_base_16x2(**arguments: Any) -> LookupViT:
 def lookupvit_large_16x2(**arguments: Any) -> LookupViT:
     """LookupViT-L/16x2."""
     return LookupViT(**{"dim": 1024, "depth": 24, "num_heads": 16, **arguments})
-
-
-def grid_name(grid: Sequence[int]) -> str:
-    """Return a grid as people write it: (4, 7, 7) -> "4x7x7"."""
-    return "x".join(map(str, grid))

@@ -26,7 +26,6 @@ from lookupvit_video.inference.budget import (
     load_cascade,
     measure,
     measured_latencies,
-    parse_grid,
     run_cascade,
     save_cascade,
 )
@@ -66,14 +65,6 @@ def quick(monkeypatch):
     """Measuring takes no time: the n-th measurement is n milliseconds."""
     numbers = itertools.count(1)
     monkeypatch.setattr(budget, "_milliseconds", lambda work: float(next(numbers) + 0 * len(work())))
-
-
-def test_grids_are_read_as_people_write_them():
-    assert parse_grid("4x7x7") == (4, 7, 7)
-    assert parse_grid("7x7") == (7, 7)
-    for text in ("", "4", "4x", "axb", "4x7x7x7", "-1x2x2", "1 x2x2", "²x2x2", "1" * 30 + "x1"):
-        with pytest.raises(ValueError, match="write t x h x w as 4x7x7"):
-            parse_grid(text)
 
 
 def test_costs_are_those_that_running_counts(cfg, model, clips):
@@ -243,12 +234,6 @@ def test_thresholds_belong_to_the_weights_they_were_found_with(cfg, model, tmp_p
 
 
 # Small things that hold, whatever the model ---------------------------------------------------------------------------
-
-
-def test_the_longest_grids_that_are_read():
-    assert parse_grid("99999x1") == (99999, 1)
-    with pytest.raises(ValueError, match="write t x h x w"):
-        parse_grid("100000x1")
 
 
 def test_a_view_of_another_model_has_its_macs_in_closed_form_where_there_is_one(monkeypatch):
