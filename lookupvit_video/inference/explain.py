@@ -70,7 +70,7 @@ class Attention:
     def answer_map(self) -> Tensor:
         """Return the origin in the clip of the content of the tokens that the heads read: (t, h, w)."""
         maps = {"compressed": self.rollout_map, "lookup": self.lookup_map}
-        return torch.stack([maps[name]() for name in self.read]).mean(0)
+        return torch.stack([maps[name]() for name in self.inference_heads]).mean(0)
 
     def _map(self, shares: Tensor, token: Sequence[int] | None, grid: Grid) -> Tensor:
         if token is None:
