@@ -319,6 +319,8 @@ def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) ->
     Raises:
         UserError: the file is missing or damaged, or belongs to other weights.
     """
+    if not Path(path).is_file():  # a pipe would never end
+        raise UserError(f"{path}: no such file; make it with tools/calibrate.py")
     try:
         content = simplejson.loads(Path(path).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -103,7 +103,7 @@ def test_budgets_are_the_grids_and_the_calibration(model, video, tmp_path):
         shown = last(page, video, budget, tmp_path / "out")
         assert shown.steps[1][0].startswith(f"answer on grid {grid}:"), budget
     assert "adaptive" not in Page(model, Limits()).budgets
-    with pytest.raises(ValueError, match=r"none.json: No such file"):
+    with pytest.raises(ValueError, match=r"none.json: no such file"):
         Page(model, Limits(), calibration=str(tmp_path / "none.json"))
 
 
