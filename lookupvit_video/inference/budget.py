@@ -204,7 +204,7 @@ def run_cascade(
     precision = torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype != torch.float32)
     with precision:
         tokens_BND = torch.cat([model.get_submodule("tokenizer")(part) for part in clips])
-    rest, by_video = after_tokenizer(model), tokens_BND.split(list(counts))
+    rest, by_video = after_tokenizer(model), torch.split(tokens_BND, list(counts))
     answers: dict[int, tuple[Tensor, int]] = {}
     undecided = list(range(len(counts)))
     for step, grid in enumerate(cascade.grids):
@@ -212,8 +212,8 @@ def run_cascade(
             break
         tokens = torch.cat([by_video[video] for video in undecided])
         with precision:
-            logits = torch.cat([rest(part, grid).float() for part in tokens.split(batch_size)])
-        shares = logits.softmax(-1).cpu().split([counts[video] for video in undecided])
+            logits = torch.cat([rest(part, grid).float() for part in torch.split(tokens, batch_size)])
+        shares = torch.split(logits.softmax(-1).cpu(), [counts[video] for video in undecided])
         answers |= {video: (share.mean(0), step) for video, share in zip(undecided, shares, strict=True)}
         enough = cascade.thresholds[step] if step < len(cascade.thresholds) else -math.inf
         undecided = [video for video in undecided if not answers[video][0].max() >= enough]

@@ -184,13 +184,13 @@ class Predictor:
         clips = torch.cat([torch.from_numpy(views.clips) for views in videos])
         shares: Iterable[tuple[Tensor, int]]
         if cascade is not None:
-            inputs = map(self.inputs, clips.split(batch_size))
+            inputs = map(self.inputs, torch.split(clips, batch_size))
             dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
             shares = run_cascade(self.model, cascade, inputs, counts, batch_size, dtype)
             macs, grids = cascade_macs(cascade, self.costs), list(map(grid_name, cascade.grids))
         else:
-            table_BK = torch.cat([self.predict_clips(part, grid) for part in clips.split(batch_size)])
-            shares = ((part.mean(0), 0) for part in table_BK.split(counts))
+            table_BK = torch.cat([self.predict_clips(part, grid) for part in torch.split(clips, batch_size)])
+            shares = ((part.mean(0), 0) for part in torch.split(table_BK, counts))
             macs = [self.macs_a_view(grid)]
             grids = [grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if self.costs else ""]
         for views, (share_K, step) in zip(videos, shares, strict=True):

@@ -214,7 +214,7 @@ def _read_open_file(file: IO[bytes], plan: Plan) -> Views:
 
 def _crops(frames_THWC: Tensor, num_frames: int, plan: Plan) -> list[Tensor]:
     transform = eval_transform(plan.size, plan.short_side, plan.num_crops)
-    return [clip for frames in frames_THWC.split(num_frames) for clip in transform(frames)]
+    return [clip for frames in torch.split(frames_THWC, num_frames) for clip in transform(frames)]
 
 
 def _views(name: str, clips: list[Tensor], seconds_VT: np.ndarray, end: float) -> Views:

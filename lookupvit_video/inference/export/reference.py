@@ -220,6 +220,7 @@ def frames_at(path: str, positions: Sequence[int], rules: dict[str, Any]) -> Ite
 
 def clip_times(duration: float, rules: dict[str, Any]) -> np.ndarray:
     """Return the seconds of the frames of each clip in time (clips, T); they may lie past the end."""
+    times: np.ndarray
     clips, frames = rules["views_in_time"], rules["num_frames"]
     centers = (np.arange(clips)[:, None] + 0.5) / clips
     if rules["sampling"] == "segments":
@@ -234,7 +235,9 @@ def clip_times(duration: float, rules: dict[str, Any]) -> np.ndarray:
 
 def shown_at(times: np.ndarray, seconds: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
     """Return the indices of the frames shown at some seconds; past the end the last one."""
-    return np.maximum(np.searchsorted(times, seconds + rules["time_tolerance_seconds"], side="right") - 1, 0)
+    begun = np.searchsorted(times, seconds + rules["time_tolerance_seconds"], side="right")
+    indices: np.ndarray = np.maximum(begun - 1, 0)
+    return indices
 
 
 def crops(picture: np.ndarray, rules: dict[str, Any]) -> list[np.ndarray]:
@@ -274,7 +277,8 @@ def resized_along(picture: np.ndarray, axis: int, new: int) -> np.ndarray:
     weights, bits = resize_weights(picture.shape[axis], new)
     # Integers in float64 are exact and fast in numpy.
     sums = np.moveaxis(np.tensordot(weights, picture.astype(np.float64), (1, axis)), 0, axis)
-    return np.clip(np.floor((sums + 2 ** (bits - 1)) / 2**bits), 0, 255).astype(np.uint8)
+    found: np.ndarray = np.clip(np.floor((sums + 2 ** (bits - 1)) / 2**bits), 0, 255).astype(np.uint8)
+    return found
 
 
 def resized(picture: np.ndarray, size: int) -> np.ndarray:
@@ -333,7 +337,8 @@ def _loader(runtime: Any, path: Path, facts: dict[str, Any]) -> Run:
 
     def run(clips: np.ndarray) -> np.ndarray:
         with runtime.no_grad():
-            return module(runtime.from_numpy(clips).to(device)).cpu().numpy()
+            answer: np.ndarray = module(runtime.from_numpy(clips).to(device)).cpu().numpy()
+        return answer
 
     return run
 
@@ -351,7 +356,8 @@ def _in_calls(run: Run, batch: int | str, clips: np.ndarray) -> np.ndarray:
 
 def predict(path: str, rules: dict[str, Any], run: Run) -> np.ndarray:
     """Return the probability of each class (K,): the mean over the views of a video file."""
-    return run(read_clips(path, rules)).astype(np.float64).mean(0)
+    mean: np.ndarray = run(read_clips(path, rules)).astype(np.float64).mean(0)
+    return mean
 
 
 def check_vectors(folder: Path, facts: dict[str, Any], run: Run) -> list[tuple[str, float, float]]:

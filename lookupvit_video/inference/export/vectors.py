@@ -73,7 +73,7 @@ def _answer(
     plan = predictor.plan.changed(views["views_in_time"], views["views_in_space"], "pyav")
     clips = torch.from_numpy(read_views(path, plan).clips).to(predictor.device)
     with torch.no_grad():
-        parts = [deployed(part).cpu() for part in clips.split(batch if isinstance(batch, int) else 8)]
+        parts = [deployed(part).cpu() for part in torch.split(clips, batch if isinstance(batch, int) else 8)]
     return torch.cat(parts).double().mean(0).tolist()
 
 
