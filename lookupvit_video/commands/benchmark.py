@@ -9,9 +9,8 @@ from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import command_line
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.grids import parse_grid
 from lookupvit_video.registry import MODELS, VIT_SIZES, models_with
-from lookupvit_video.text import write_text
+from lookupvit_video.text import parse_grid, write_text
 
 if TYPE_CHECKING:
     import torch

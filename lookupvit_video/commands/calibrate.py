@@ -71,7 +71,7 @@ def answer_tables(
 
 def facts_of(point: "Point", largest: "Point") -> dict[str, Any]:
     """Return a point of the curve as JSON holds it."""
-    from lookupvit_video.grids import grid_name
+    from lookupvit_video.text import grid_name
 
     return {
         "cascade": point.cascade.name,
@@ -137,7 +137,6 @@ def calibrate() -> int:
     arguments = parse_arguments()
     from lookupvit_video.data.manifest import load_split, read_manifest
     from lookupvit_video.distributed.parallel import autocast_dtype
-    from lookupvit_video.grids import grid_name
     from lookupvit_video.inference.budget import (
         Cascade,
         candidates,
@@ -149,6 +148,7 @@ def calibrate() -> int:
     )
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
+    from lookupvit_video.text import grid_name
 
     setup_logging()
     predictor = load_model(arguments.checkpoint, arguments.device)

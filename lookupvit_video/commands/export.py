@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.errors import UserError
-from lookupvit_video.grids import parse_grid
+from lookupvit_video.text import parse_grid
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.export.vectors import Comparison

@@ -92,8 +92,8 @@ def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
 
 def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str, Any]:
     """Return the options for budgets as arguments of ``Predictor.answers``."""
-    from lookupvit_video.grids import parse_grid
     from lookupvit_video.inference.budget import check_grid, load_cascade
+    from lookupvit_video.text import parse_grid
 
     if arguments.adaptive:
         path = arguments.calibration or Path(arguments.checkpoint).with_suffix(".adaptive.json")

@@ -15,12 +15,12 @@ from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
-from lookupvit_video.grids import grid_name
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.provenance import measured_with
 from lookupvit_video.registry import MODELS
+from lookupvit_video.text import grid_name
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.grids import grid_name
+from lookupvit_video.text import grid_name
 
 logger = logging.getLogger(__name__)
 Grid = tuple[int, ...]

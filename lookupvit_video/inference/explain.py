@@ -18,12 +18,12 @@ from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import Results
-from lookupvit_video.grids import grid_name
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import head_mean, using_kernel
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.progress import progress
 from lookupvit_video.seeding import mix_seed
+from lookupvit_video.text import grid_name
 
 ORDERS = ("real", "shuffled", "frozen")
 MAX_BLOCKS = 4  # of a sheet, from the first to the last

@@ -19,7 +19,6 @@ from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import predict_clips
-from lookupvit_video.grids import grid_name, parse_grid
 from lookupvit_video.inference.budget import (
     Cascade,
     Costs,
@@ -37,6 +36,7 @@ from lookupvit_video.inference.views import Failure, Source, Views, make_plan, r
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.registry import MODELS
+from lookupvit_video.text import grid_name, parse_grid
 
 
 @dataclass(frozen=True)

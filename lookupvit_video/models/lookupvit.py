@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.grids import grid_name
 from lookupvit_video.models.blocks import (
     PLAIN,
     BlockOptions,
@@ -23,6 +22,7 @@ from lookupvit_video.models.blocks import (
 )
 from lookupvit_video.models.contract import Features, Output, VideoModel
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
+from lookupvit_video.text import grid_name
 
 HEADS = ("compressed", "lookup")
 

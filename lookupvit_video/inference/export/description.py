@@ -13,10 +13,10 @@ import torch
 
 from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
 from lookupvit_video.files import write_json
-from lookupvit_video.grids import grid_name
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.registry import MODELS
+from lookupvit_video.text import grid_name
 
 # Constants of the readers and of `read_file`, which the steps below name.
 RULES = {

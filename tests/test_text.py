@@ -1,7 +1,7 @@
 import pytest
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.grids import grid_name, parse_grid
+from lookupvit_video.text import grid_name, parse_grid
 
 
 def test_grids_are_read_as_people_write_them():
