@@ -26,7 +26,8 @@ import av.logging
 import numpy as np
 
 from lookupvit_video.decoding.file_end import may_turn_pictures
-from lookupvit_video.decoding.reader import PICTURE_DATA, PICTURE_SIZE, DamageList
+from lookupvit_video.decoding.orientation import UPRIGHT, orientation_of_frame
+from lookupvit_video.decoding.reader import CONTAINER, PICTURE_DATA, PICTURE_SIZE, DamageList, DecodeError
 from lookupvit_video.decoding.timeline import codec_name, format_names
 
 NOT_LOOKED_AT = "not on whitelist 'none'"  # what libav logs where a reader keeps it from looking at a picture
@@ -255,9 +256,17 @@ class PictureWatch:
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.formats: Counter[str] = Counter()
         self.corrupt = self.failed = self.unfilled = 0
+        self.interlaced = False
+        self.remark: str | None = None  # on a change of orientation
+        self._own = UPRIGHT  # orientation of the last frame
 
     def see(self, frame: Any) -> None:
         """Take note of a frame."""
+        own = orientation_of_frame(frame, self._own)
+        if self.sizes and own != self._own and not self.remark:
+            self.remark = f"frame {self.sizes.total()} and others are {own}, those before are {self._own}"
+        self._own = own
+        self.interlaced |= frame.interlaced_frame
         self.sizes[frame.width, frame.height] += 1
         self.formats[frame.format.name] += 1
         self.corrupt += frame.is_corrupt
@@ -285,3 +294,9 @@ class PictureWatch:
             damage.note(PICTURE_SIZE, f"changes between {sizes}")
         elif len(self.formats) > 1:
             damage.note(PICTURE_SIZE, f"how pixels are stored changes between {' and '.join(self.formats)}")
+
+
+def refuse_damaged_hevc(path: str, stream: Any, damage: DamageList) -> None:
+    """Raise DecodeError for damaged HEVC: libav fills what it cannot decode from memory, differently at each read."""
+    if codec_name(stream) == "hevc" and {PICTURE_DATA, CONTAINER} & {found.kind for found in damage}:
+        raise DecodeError(path, f"damaged: {damage}; fetch it again")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -37,6 +37,10 @@ class DecodeError(UserError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class Mismatch(Exception):
+    """What the decoder delivers is not what the packets announced."""
 
 
 class Damage(NamedTuple):
@@ -157,7 +161,7 @@ class VideoReader:
         """Let go of the file; closing twice is harmless."""
         raise NotImplementedError
 
-    def __enter__(self) -> VideoReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -24,7 +24,7 @@ from torch import Tensor
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import ClipTransform, eval_transform
 from lookupvit_video.decoding.pyav_reader import PyAVReader
-from lookupvit_video.decoding.reader import DecodeError, checked_times, shown_at
+from lookupvit_video.decoding.reader import DecodeError, shown_at
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
@@ -81,39 +81,6 @@ class Segment:
     """Of the label: the mean over the windows of the stretch."""
 
 
-class ForwardReader(PyAVReader):
-    """Hands out pictures one by one, forward; decoding takes as many threads as libav likes, since no other runs."""
-
-    def __enter__(self) -> ForwardReader:
-        return self
-
-    _threads = 0
-
-    def walk(self, seconds: Sequence[float]) -> Iterator[np.ndarray]:
-        """Yield the picture shown at each of some ascending times: uint8 (H, W, 3), RGB, upright.
-
-        They are those of ``frames_at``, without the memory for all of them.
-
-        Raises:
-            DecodeError: the file does not deliver its frames, or one of them not in the time allowed.
-        """
-        at = checked_times(self.path, seconds)
-        asked: object = None
-
-        def picture(time: float) -> np.ndarray:
-            nonlocal asked
-            if asked is not self._timeline:  # at first, and once more where a decode contradicted the packets
-                indices = shown_at(self.times, at).tolist()
-                if self._lying_size is None:
-                    self._measure(indices)
-                self._ask_for(indices)
-                asked = self._timeline
-            return self._upright_rgb(self._frame(int(shown_at(self.times, np.array(time)))))
-
-        for time in at.tolist():
-            yield self._settled(lambda time=time: picture(time))  # type: ignore[misc]
-
-
 def plan_windows(cfg: CfgNode, duration: float, stride: float | None, window: float | None) -> tuple[np.ndarray, float]:
     """Return the starts (W,) of the windows over a video, and their length, in seconds.
 
@@ -144,7 +111,7 @@ def plan_windows(cfg: CfgNode, duration: float, stride: float | None, window: fl
     return starts, window
 
 
-def window_clips(reader: ForwardReader, times_WT: np.ndarray, transform: ClipTransform) -> Iterator[Tensor]:
+def window_clips(reader: PyAVReader, times_WT: np.ndarray, transform: ClipTransform) -> Iterator[Tensor]:
     """Yield the clip (C, T, H, W) uint8 of each window; every picture is decoded and cropped once.
 
     Args:
@@ -206,7 +173,7 @@ def read_timeline(
         return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes)
 
 
-def open_forward(path: str | Path, cfg: CfgNode, timeout: float = math.inf) -> ForwardReader:
+def open_forward(path: str | Path, cfg: CfgNode, timeout: float = math.inf) -> PyAVReader:
     """Open a video to be read once from its beginning to its end.
 
     Ten times DATA.DECODE_TIMEOUT are allowed for the opening, which reads the packets of all of it, and for a picture.
@@ -216,7 +183,7 @@ def open_forward(path: str | Path, cfg: CfgNode, timeout: float = math.inf) -> F
     """
     usual = 10 * cfg.DATA.DECODE_TIMEOUT or math.inf  # 0: no limit
     limit = min(usual, timeout)
-    return ForwardReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=cfg.DATA.INDEX_CACHE)
+    return PyAVReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=cfg.DATA.INDEX_CACHE, threads=0)
 
 
 def find_segments(

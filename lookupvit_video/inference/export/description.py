@@ -12,7 +12,7 @@ import av
 import torch
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
+from lookupvit_video.decoding.orientation import NEARLY_SQUARE, ODDEST_PIXEL
 from lookupvit_video.files import write_json
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.lookupvit import grid_name
