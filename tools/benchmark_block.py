@@ -27,7 +27,7 @@ from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
 from lookupvit_video.models.kernels.linear import linear
-from lookupvit_video.models.lookupvit import VARIANTS
+from lookupvit_video.registry import VIT_SIZES
 
 EXAMPLES = """examples:
   python tools/benchmark.py block --tokens 1568 --compressed 196
@@ -210,7 +210,7 @@ def add_arguments(parser: argparse.ArgumentParser, at_least_one: Callable[[str],
     ):  # fmt: skip
         parser.add_argument(name, type=at_least_one, default=default, metavar="N", help=f"{what} (default {default})")
     parser.add_argument("--kept", action="store_true", help="memory that training keeps for backward, instead of time")
-    parser.add_argument("--variant", choices=list(VARIANTS), default="B", help="width and heads")
+    parser.add_argument("--variant", choices=list(VIT_SIZES), default="B", help="width and heads")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
 
@@ -223,7 +223,7 @@ def benchmark(arguments: argparse.Namespace, machine: dict[str, Any]) -> int:
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.precision)
-    dim, _, num_heads = VARIANTS[arguments.variant]
+    dim, _, num_heads = VIT_SIZES[arguments.variant]
     if arguments.kept:
         print(f"{arguments.precision}, D = {dim}, N = {arguments.tokens}, M = {arguments.compressed}\n")
         print(
@@ -235,7 +235,7 @@ def benchmark(arguments: argparse.Namespace, machine: dict[str, Any]) -> int:
 
 
 def _time(arguments: argparse.Namespace, machine: dict[str, Any], device: torch.device, dtype: torch.dtype) -> int:
-    dim, _, num_heads = VARIANTS[arguments.variant]
+    dim, _, num_heads = VIT_SIZES[arguments.variant]
     limits = machine_limits(device, dtype, arguments.rounds)
     lookup = LookupViTBlock(dim, num_heads).to(device, dtype).eval()
     dense = TransformerBlock(dim, num_heads).to(device, dtype).eval()

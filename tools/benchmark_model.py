@@ -32,10 +32,11 @@ from lookupvit_video.log import setup_logging
 from lookupvit_video.models.attention import KERNELS, set_kernel
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.complexity import count_parameters, measured_macs
-from lookupvit_video.models.lookupvit import VARIANTS, LookupViT, grid_name
+from lookupvit_video.models.lookupvit import LookupViT, grid_name
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.progress import progress
+from lookupvit_video.registry import VIT_SIZES
 from lookupvit_video.text import write_text
 from lookupvit_video.training.utilisation import peak_flops
 
@@ -94,7 +95,7 @@ def heads_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def our_arguments(setting: Setting, arguments: argparse.Namespace) -> dict[str, Any]:
-    dim, depth, num_heads = VARIANTS[arguments.variant]
+    dim, depth, num_heads = VIT_SIZES[arguments.variant]
     return {
         "num_classes": NUM_CLASSES, "num_frames": setting.frames, "size": setting.size, "tubelet": TUBELET,
         "dim": arguments.dim or dim, "depth": arguments.depth or depth,
@@ -510,7 +511,7 @@ def add_arguments(parser: argparse.ArgumentParser, at_least_one: Callable[[str],
     parser.add_argument("--size", default=[224], help="height and width in pixels", **several)
     parser.add_argument("--batch", default=[1], help="clips at a time; of several, each model's best", **several)
     parser.add_argument("--grids", nargs="+", type=grid, default=[(4, 7, 7)], metavar="TxHxW", help="compressed tokens")
-    parser.add_argument("--variant", choices=list(VARIANTS), default="B", help="size of LookupViT and dense ViT")
+    parser.add_argument("--variant", choices=list(VIT_SIZES), default="B", help="size of LookupViT and dense ViT")
     parser.add_argument("--dim", type=at_least_one, help="another width than the variant's, a multiple of 64")
     parser.add_argument("--depth", type=at_least_one, help="fewer blocks than the variant has, for a quick run")
     parser.add_argument("--reverse", choices=("softmax", "scaled", "transpose"), default="softmax",

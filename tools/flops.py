@@ -24,9 +24,10 @@ from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config, token_grid
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.models.build import build_model, compressed_grids, lookupvit_parts, macs_by_part, model_shape
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs, tokens_within, vit_macs
 from lookupvit_video.models.lookupvit import grid_name
+from lookupvit_video.registry import MODELS, models_with
 
 EXAMPLE = """examples:
   python tools/flops.py --cfg configs/k400_lvit.yaml
@@ -70,11 +71,11 @@ def usual_grids(cfg: CfgNode) -> list[tuple[int, ...]]:
     t, h, w = token_grid(cfg)
     sides = [(round(part * h) or 1, round(part * w) or 1) for part in (0.2, 0.35, 0.5, 0.7)]
     times = [(t // part,) for part in (1, 2, 4) if t >= part] if cfg.MODEL.ENCODER == "joint" else [()]
-    return [*compressed_grids(cfg), *(time + side for time in times for side in sides)]
+    return [*model_spec(cfg).grids, *(time + side for time in times for side in sides)]
 
 
 def build_without_memory(cfg: CfgNode) -> nn.Module:
-    if cfg.MODEL.ARCH == "mvit":  # PyTorchVideo reads rates out of a tensor, for which the meta device has no values
+    if not MODELS[cfg.MODEL.ARCH].tubelets:  # PyTorchVideo reads rates from a tensor; on meta there are no values
         return build_model(cfg).to("meta")
     with torch.device("meta"):
         return build_model(cfg)
@@ -84,7 +85,8 @@ def describe(cfg: CfgNode, measure: bool, sweep: bool) -> dict[str, Any]:
     """Return what a config costs, in MACs and parameters, and what those figures belong to."""
     model = build_without_memory(cfg)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE, device="meta")
-    parts = macs_by_part(cfg)
+    spec = model_spec(cfg)
+    parts = spec.macs()
     facts: dict[str, Any] = {
         "arch": cfg.MODEL.ARCH,
         "clip": list(clip.shape[2:]),
@@ -95,7 +97,7 @@ def describe(cfg: CfgNode, measure: bool, sweep: bool) -> dict[str, Any]:
     }
     if not parts:
         return facts
-    shape = model_shape(cfg)
+    shape = spec.shape
     dense = sum(vit_macs(shape).values())
     facts |= {
         "encoder": shape.encoder,
@@ -108,11 +110,11 @@ def describe(cfg: CfgNode, measure: bool, sweep: bool) -> dict[str, Any]:
         "dense_macs": dense,
         "dense_ratio": dense / facts["macs"],
     }
-    if cfg.MODEL.ARCH == "lookupvit":
+    if spec.grids:
         facts |= {
             "compressed_grid": list(cfg.MODEL.COMPRESSED_GRID),
             "compressed_tokens": shape.times * math.prod(cfg.MODEL.COMPRESSED_GRID),
-            "floor_macs": sum(lookupvit_parts(cfg, (0, 0, 0)).values()),
+            "floor_macs": sum(spec.macs(compressed_grid=(0, 0, 0)).values()),
         }
     if sweep:
         rows = [
@@ -125,8 +127,8 @@ def describe(cfg: CfgNode, measure: bool, sweep: bool) -> dict[str, Any]:
 
 def grid_row(cfg: CfgNode, grid: tuple[int, ...], measured: int | None) -> dict[str, Any]:
     """Return what one compressed grid costs, and what a dense ViT on fewer tokens can do for as much."""
-    shape = model_shape(cfg)
-    macs = sum(lookupvit_parts(cfg, grid).values())
+    spec = model_spec(cfg)
+    shape, macs = spec.shape, sum(spec.macs(compressed_grid=grid).values())
     row = {
         "compressed_grid": list(grid),
         "compressed_tokens": shape.times * math.prod(grid),
@@ -211,8 +213,9 @@ def main() -> int:
     cfg = load_config(arguments.cfg, arguments.overrides)
     sweep = arguments.sweep or bool(arguments.grids)
     if sweep:
-        if cfg.MODEL.ARCH != "lookupvit":
-            raise UserError(f"--sweep is for MODEL.ARCH lookupvit; {cfg.MODEL.ARCH} has no compressed tokens")
+        if not MODELS[cfg.MODEL.ARCH].compressed_grids:
+            archs = " or ".join(models_with("compressed_grids"))
+            raise UserError(f"--sweep is for MODEL.ARCH {archs}; {cfg.MODEL.ARCH} has no compressed tokens")
         grids = [list(grid) for grid in arguments.grids or usual_grids(cfg)]
         cfg = load_config(arguments.cfg, [*arguments.overrides, "TEST.GRIDS", str(grids)])
     facts = {"config": arguments.cfg, **describe(cfg, not arguments.no_measure, sweep)}

@@ -26,7 +26,7 @@ from torch import nn
 from lookupvit_video.config import config_from_text, token_grid
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
-from lookupvit_video.models.build import shapeless_settings
+from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
 logger = logging.getLogger(__name__)
@@ -189,8 +189,8 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
 
 def check_settings(cfg: CfgNode, checkpoint: Checkpoint) -> None:
     """Raise ValueError where the weights would load, but not compute what they were trained to."""
-    theirs = shapeless_settings(checkpoint.config)
-    for name, value in shapeless_settings(cfg).items():
+    theirs = model_spec(checkpoint.config).settings_not_in_weights
+    for name, value in model_spec(cfg).settings_not_in_weights.items():
         if name in theirs and theirs[name] != value:
             raise UserError(
                 f"{checkpoint.path}: it was trained with MODEL.{name} {theirs[name]}, the config says {value}; "

@@ -7,6 +7,7 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.config.keys import KEYS, VARIANTS, Key
 from lookupvit_video.errors import UserError
+from lookupvit_video.registry import MODELS
 
 
 def validate(cfg: CfgNode) -> None:
@@ -125,15 +126,15 @@ def _variant_exists(cfg: CfgNode) -> Iterator[str]:
 
 def _head_exists(cfg: CfgNode) -> Iterator[str]:
     model = cfg.MODEL
-    if model.ARCH == "lookupvit" and model.INFERENCE_HEAD not in ("average", *model.HEADS):
+    if MODELS[model.ARCH].compressed_grids and model.INFERENCE_HEAD not in ("average", *model.HEADS):
         yield f"MODEL.INFERENCE_HEAD is {model.INFERENCE_HEAD}, which is not among MODEL.HEADS {model.HEADS}"
 
 
 def _grids_fit(cfg: CfgNode) -> Iterator[str]:
     model = cfg.MODEL
-    if model.ARCH == "lookupvit":
+    if MODELS[model.ARCH].compressed_grids:
         named = [(name, grid) for name in ("MODEL.COMPRESSED_GRIDS", "TEST.GRIDS") for grid in get_key(cfg, name)]
-    elif model.ARCH == "vit" and model.TOKENS != "all":
+    elif model.TOKENS != "all":
         named = []
     else:
         return  # no compressed tokens

@@ -6,6 +6,8 @@ Keys that mean what they mean in SlowFast have SlowFast's names. To add a key, a
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from lookupvit_video.registry import MODELS, models_with
+
 
 class Need(NamedTuple):
     """Values that other keys must have if a key has ``value``; None: any value but its default."""
@@ -32,16 +34,12 @@ class Key(NamedTuple):
     """Whether ~ is expanded in it."""
 
 
-VARIANTS = {
-    "lookupvit": ("Ti", "S", "B", "L"),
-    "vit": ("Ti", "S", "B", "L"),
-    "mvit": ("Ti", "B"),
-    "x3d": ("XS", "S", "M", "L"),
-}
-OWN = ("lookupvit", "vit")
-TRANSFORMERS = ("lookupvit", "vit", "mvit")  # the batch norms of x3d need ddp without checkpointing
-JOINT_VIT = Need({"MODEL.ARCH": ("vit",), "MODEL.ENCODER": ("joint",)})
-FACTORISED = Need({"MODEL.ARCH": OWN, "MODEL.ENCODER": ("factorised",)})
+VARIANTS = {name: tuple(entry.variants) for name, entry in MODELS.items()}
+HAS_GRIDS = Need({"MODEL.ARCH": models_with("compressed_grids")})
+HAS_ADAPTERS = Need({"MODEL.ARCH": models_with("adapters")})
+SHARDS = Need({"MODEL.ARCH": models_with("shards")})
+JOINT_VIT = Need({"MODEL.ARCH": models_with("reduces_tokens"), "MODEL.ENCODER": ("joint",)})
+FACTORIZED = Need({"MODEL.ARCH": models_with("factorized"), "MODEL.ENCODER": ("factorised",)})
 
 KEYS: dict[str, Key] = {
     "OUTPUT_DIR": Key("runs/default", "everything that a run writes goes below this folder", is_path=True),
@@ -77,7 +75,7 @@ KEYS: dict[str, Key] = {
         "ddp",
         "ddp: the complete model in each process; fsdp: weights and optimiser sharded (FSDP2)",
         choices=("ddp", "fsdp"),
-        needs=(Need({"MODEL.ARCH": TRANSFORMERS}, value="fsdp"),),
+        needs=(SHARDS._replace(value="fsdp"),),
     ),
     "TRAIN.CPU_OFFLOAD": Key(
         False,
@@ -88,7 +86,7 @@ KEYS: dict[str, Key] = {
         "none",
         "activations recomputed in backward, to save memory",
         choices=("none", "write_back", "selective", "full"),
-        needs=(Need({"MODEL.ARCH": TRANSFORMERS}), Need({"MODEL.ARCH": ("lookupvit",)}, value="write_back")),
+        needs=(SHARDS, HAS_GRIDS._replace(value="write_back")),
     ),
     "TRAIN.COMPILE": Key(False, "torch.compile each block: faster steps after minutes of compilation"),
     "TENSORBOARD.ENABLE": Key(False, "also write OUTPUT_DIR/tensorboard (log.jsonl is always written)"),
@@ -106,7 +104,7 @@ KEYS: dict[str, Key] = {
         "further compressed grids to test, in the same pass over the videos",
         at_least=1,
         item=[1],
-        needs=(Need({"MODEL.ARCH": ("lookupvit",)}),),
+        needs=(HAS_GRIDS,),
     ),
     "DATA.PATH_TO_DATA_DIR": Key("", "folder of the lists below", is_path=True),
     "DATA.PATH_PREFIX": Key("", "put before each relative path in a list; empty: the list's own folder", is_path=True),
@@ -200,7 +198,7 @@ KEYS: dict[str, Key] = {
         "multi-resolution training: one of these grids is drawn for each step",
         at_least=1,
         item=[1],
-        needs=(Need({"MODEL.ARCH": ("lookupvit",)}),),
+        needs=(HAS_GRIDS,),
     ),
     "MODEL.COMPRESSED_GRID_WEIGHTS": Key(
         [], "relative frequency of each of COMPRESSED_GRIDS; []: equal", above=0, item=1.0
@@ -252,7 +250,7 @@ KEYS: dict[str, Key] = {
         "stochastic depth of the last block, rising linearly from 0 at the first",
         at_least=0,
         below=1,
-        needs=(Need({"MODEL.ARCH": TRANSFORMERS}),),
+        needs=(Need({"MODEL.ARCH": models_with("drop_path")}),),
     ),
     "MODEL.DROPOUT_RATE": Key(0.0, "dropout before each classifier", at_least=0, below=1),
     "MODEL.INIT_FROM": Key(
@@ -266,22 +264,22 @@ KEYS: dict[str, Key] = {
     "MODEL.FREEZE_ENCODER": Key(
         False,
         "train the heads only: a linear probe, or with POOL attentive an attentive one",
-        needs=(Need({"MODEL.ARCH": OWN}),),
+        needs=(HAS_ADAPTERS,),
     ),
     "MODEL.FREEZE_SPATIAL": Key(
-        False, "factorised: train the temporal transformer and the heads only", needs=(FACTORISED,)
+        False, "factorised: train the temporal transformer and the heads only", needs=(FACTORIZED,)
     ),
     "MODEL.TEMPORAL_INIT": Key(
         "random",
         "factorised: random, or identity: the temporal transformer changes nothing at the start",
         choices=("random", "identity"),
-        needs=(FACTORISED,),
+        needs=(FACTORIZED,),
     ),
     "MODEL.ADAPTER": Key(
         "none",
         "adaptformer, lora: train small additions to the frozen blocks, and the heads",
         choices=("none", "adaptformer", "lora"),
-        needs=(Need({"MODEL.ARCH": OWN}),),
+        needs=(HAS_ADAPTERS,),
     ),
     "MODEL.ADAPTER_WIDTH": Key(0, "adapters: inner width, LoRA's rank; 0: 64 for adaptformer, 8 for lora", at_least=0),
     "MODEL.ADAPTER_SCALE": Key(
@@ -295,7 +293,7 @@ KEYS: dict[str, Key] = {
         0.0,
         "weight of the distance from the compressed tokens to the teacher's resized tokens",
         at_least=0,
-        needs=(Need({"MODEL.ARCH": ("lookupvit",)}),),
+        needs=(HAS_GRIDS,),
     ),
     "AUG.NUM_SAMPLE": Key(1, "repeated augmentation: clips drawn from a video each time it is opened", at_least=1),
     "AUG.RAND_AUGMENT_OPS": Key(0, "RandAugment: operations per clip, the same for all its frames; 0: off", at_least=0),

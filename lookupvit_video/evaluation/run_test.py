@@ -16,10 +16,11 @@ from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
-from lookupvit_video.models.build import build_model, model_shape
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.provenance import measured_with
+from lookupvit_video.registry import MODELS
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def _check_fit(cfg: CfgNode, classes: list[str], checkpoint: Checkpoint) -> None
 
 def _grids(cfg: CfgNode) -> list[CompressedGrid]:
     """Return the compressed grids to test, the config's own first; [None] for a model without."""
-    if cfg.MODEL.ARCH != "lookupvit":
+    if not MODELS[cfg.MODEL.ARCH].compressed_grids:
         return [None]
     return list(dict.fromkeys((tuple(cfg.MODEL.COMPRESSED_GRID), *map(tuple, cfg.TEST.GRIDS))))
 
@@ -91,7 +92,7 @@ def _grid_table(
     cfg: CfgNode, grids: list[CompressedGrid], macs: list[int], results: list[Results]
 ) -> list[dict[str, Any]]:
     """Return a line for each grid, the cheapest first."""
-    times = model_shape(cfg).times  # factorised: a grid is that of each time index
+    times = model_spec(cfg).shape.times  # factorised: a grid is that of each time index
     return [
         {"grid": grid_name(grid or ()), "tokens": times * math.prod(grid or ()), "gmacs_per_view": gmacs(cost),
          "top1": round(found.top(1), 2), "top5": round(found.top(5), 2)}

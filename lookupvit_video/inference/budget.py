@@ -29,7 +29,7 @@ from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.models.build import compressed_grids, lookupvit_parts, macs_by_part
+from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.complexity import measured_macs
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
 
@@ -59,18 +59,17 @@ def grid_costs(cfg: CfgNode) -> dict[Grid, int]:
     Raises:
         UserError: not a LookupViT, which alone has compressed grids.
     """
-    if cfg.MODEL.ARCH != "lookupvit":
+    spec = model_spec(cfg)
+    if not spec.grids:
         raise UserError(f"MODEL.ARCH {cfg.MODEL.ARCH} has no compressed grids, hence one budget only")
-    costs = {grid: sum(lookupvit_parts(cfg, grid).values()) for grid in compressed_grids(cfg)}
+    costs = {grid: sum(spec.macs(compressed_grid=grid).values()) for grid in spec.grids}
     return dict(sorted(costs.items(), key=lambda item: item[1]))
 
 
 def macs_a_view(model: nn.Module, cfg: CfgNode, grid: Grid | None = None) -> int:
     """Return the MACs of one view: in closed form, or counted for models that have none."""
-    if cfg.MODEL.ARCH == "lookupvit":
-        return sum(lookupvit_parts(cfg, grid or cfg.MODEL.COMPRESSED_GRID).values())
     size, device = cfg.DATA.TEST_CROP_SIZE, next(model.parameters()).device
-    parts = macs_by_part(cfg)
+    parts = model_spec(cfg).macs(**({"compressed_grid": grid} if grid else {}))
     if parts:
         return sum(parts.values())
     return measured_macs(model, torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, size, size, device=device))
@@ -214,7 +213,8 @@ class Cascade:
 
 def cascade_macs(cascade: Cascade, cfg: CfgNode) -> list[int]:
     """Return what a view costs that ends at each grid, all passes before it included, its tokens made once."""
-    passes = [lookupvit_parts(cfg, grid) for grid in cascade.grids]
+    spec = model_spec(cfg)
+    passes = [spec.macs(compressed_grid=grid) for grid in cascade.grids]
     first = passes[0]["tokenizer"]
     return [first + sum(sum(p.values()) - p["tokenizer"] for p in passes[: i + 1]) for i in range(len(passes))]
 

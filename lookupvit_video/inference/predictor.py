@@ -38,6 +38,7 @@ from lookupvit_video.models.attention import head_mean
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.registry import MODELS
 
 
 @dataclass(frozen=True)
@@ -195,8 +196,8 @@ class Predictor:
             table_BK = torch.cat([self.predict_clips(part, grid) for part in clips.split(batch_size)])
             shares = ((part.mean(0), 0) for part in table_BK.split(counts))
             macs = [macs_a_view(self.model, self.cfg, grid)]
-            is_lookup = self.cfg.MODEL.ARCH == "lookupvit"
-            grids = [grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if is_lookup else ""]
+            has_grids = MODELS[self.cfg.MODEL.ARCH].compressed_grids
+            grids = [grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if has_grids else ""]
         for views, (share_K, step) in zip(videos, shares, strict=True):
             if not share_K.isfinite().all():
                 raise UserError(f"{self.source or 'model'}: its answer to {views.name} is not finite: damaged weights")
@@ -241,7 +242,7 @@ class Predictor:
     @property
     def grids(self) -> dict[str, float]:
         """The compressed grids of the checkpoint and the GMACs of a view on each, the cheapest first."""
-        if self.cfg.MODEL.ARCH != "lookupvit":
+        if not MODELS[self.cfg.MODEL.ARCH].compressed_grids:
             return {}
         return {grid_name(grid): macs / 1e9 for grid, macs in grid_costs(self.cfg).items()}
 
@@ -358,7 +359,7 @@ def _check_whole(loaded: Checkpoint) -> None:
     )
     if not is_sound:
         raise UserError(f"{path}: its weights are no plain tensors by name")
-    if cfg.MODEL.ARCH in ("mvit", "x3d"):
+    if not MODELS[cfg.MODEL.ARCH].tubelets:
         return  # of a few fixed sizes
     if max(cfg.MODEL.DEPTH, cfg.MODEL.TEMPORAL_DEPTH if cfg.MODEL.ENCODER == "factorised" else 0) > len(state):
         raise UserError(f"{path}: its config has more blocks than it holds weights")

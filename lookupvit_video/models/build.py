@@ -1,9 +1,10 @@
 """The one place where a config becomes a model's plain arguments."""
 
+import inspect
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,98 +12,204 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from lookupvit_video.config import token_grid
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.adapters import WIDTHS, add_adapters, is_adapter
 from lookupvit_video.models.blocks import BlockOptions, TemporalEncoder, TransformerBlock
-from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within, vit_macs
-from lookupvit_video.models.lookupvit import VARIANTS, LookupViT
-from lookupvit_video.models.vit import ViT
+from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within
+from lookupvit_video.registry import MODELS, ModelEntry, imported, list_models
 
 logger = logging.getLogger(__name__)
 
 
-def model_arguments(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments that LookupViT and ViT have in common, from the config."""
-    dim, depth, num_heads = VARIANTS[cfg.MODEL.VARIANT]
-    return {
-        "num_classes": cfg.MODEL.NUM_CLASSES,
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that a config says about a model, as plain values."""
+
+    arch: str
+    arguments: Mapping[str, Any]
+    """Of every model; each takes those that its signature names."""
+    token_grid: tuple[int, int, int]
+    """t x h x w of the lookup tokens."""
+    grids: tuple[tuple[int, ...], ...]
+    """Every compressed grid of training and test, the default one first; empty for models without."""
+    adapter: str
+    adapter_width: int
+    adapter_scale: float
+    frozen: str
+    """What never trains: "" (all trains), "encoder" or "spatial" (tokenizer and blocks)."""
+    train_norms: bool
+    temporal_init: str
+
+    @property
+    def entry(self) -> ModelEntry:
+        """The model's entry in the registry."""
+        return MODELS[self.arch]
+
+    @property
+    def shape(self) -> Shape:
+        """What the cost of the models with tubelets depends on."""
+        names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
+        return Shape(
+            grid=self.token_grid,
+            adapter=self.adapter,
+            adapter_width=self.adapter_width or WIDTHS.get(self.adapter, 0),
+            temporal_adapter=self.adapter != "none" and "temporal.blocks" in self._adapted_stages,
+            **{name: self.arguments[name] for name in names},
+        )
+
+    @property
+    def settings_not_in_weights(self) -> dict[str, Any]:
+        """The MODEL settings that change what weights compute but not their shapes, so that loading cannot see them."""
+        if not self.entry.tubelets:
+            return {}
+        names = ("num_heads", "pool", "resize")
+        options = self.arguments["options"]
+        return {
+            **{name.upper(): self.arguments[name] for name in names},
+            "REVERSE_WEIGHTS": options.reverse,
+            "ACTIVATION": options.activation,
+            "NORM_EPS": options.norm_eps,
+            "ADAPTER_SCALE": self.adapter_scale,
+        }
+
+    def macs(self, **changed: Any) -> dict[str, int]:
+        """Return the closed-form multiply-accumulates of one view by part; empty where they can only be measured.
+
+        Args:
+            changed: arguments that differ, such as ``compressed_grid``.
+        """
+        if not self.entry.closed_form:
+            return {}
+        closed_form = imported(self.entry.closed_form)
+        return closed_form(self.shape, **_named(closed_form, {**self.arguments, **changed}))
+
+    def build(self) -> nn.Module:
+        """Build the model, freshly initialized from torch's current seed, with its adapters."""
+        model_class = self.entry.model_class
+        model: nn.Module = model_class(**_named(model_class, self.arguments))
+        if self.temporal_init == "identity":
+            init_temporal_identity(model.get_submodule("temporal"))
+        if self.adapter != "none":
+            for stage in self._adapted_stages:
+                add_adapters(model.get_submodule(stage), self.adapter, self.adapter_width, self.adapter_scale)
+        return model
+
+    @property
+    def _adapted_stages(self) -> list[str]:
+        # Where the spatial blocks alone are frozen, the temporal ones train themselves.
+        temporal = self.arguments["encoder"] == "factorised" and self.frozen != "spatial"
+        return ["blocks", "temporal.blocks"] if temporal else ["blocks"]
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether the parameter of that name does not train, or not in the first SOLVER.FREEZE_EPOCHS."""
+        if name.startswith(("head.", "heads.")) or is_adapter(name) or (self.train_norms and "norm" in name):
+            return False
+        if self.frozen == "spatial":
+            return name.startswith(("tokenizer.", "blocks."))
+        return self.frozen == "encoder" or self.adapter != "none"
+
+
+def model_spec(cfg: CfgNode) -> ModelSpec:
+    """Return what ``MODEL`` and ``DATA`` say about the model."""
+    model, entry = cfg.MODEL, MODELS[cfg.MODEL.ARCH]
+    arguments = dict(entry.variants[model.VARIANT][1])
+    sizes = {"dim": model.DIM, "depth": model.DEPTH, "num_heads": model.NUM_HEADS}
+    if entry.tubelets:
+        arguments |= {name: size for name, size in sizes.items() if size}
+    arguments |= {
+        "num_classes": model.NUM_CLASSES,
         "num_frames": cfg.DATA.NUM_FRAMES,
         "size": cfg.DATA.TRAIN_CROP_SIZE,
-        "tubelet": tuple(cfg.MODEL.TUBELET),
-        "compressed_grid": tuple(cfg.MODEL.COMPRESSED_GRID),
-        "resize": cfg.MODEL.RESIZE,
-        "encoder": cfg.MODEL.ENCODER,
-        "temporal_depth": cfg.MODEL.TEMPORAL_DEPTH,
-        "dim": cfg.MODEL.DIM or dim,
-        "depth": cfg.MODEL.DEPTH or depth,
-        "num_heads": cfg.MODEL.NUM_HEADS or num_heads,
-        "pool": cfg.MODEL.POOL,
-        "drop_path": cfg.MODEL.DROP_PATH,
-        "dropout": cfg.MODEL.DROPOUT_RATE,
+        "tubelet": tuple(model.TUBELET),
+        "compressed_grid": tuple(model.COMPRESSED_GRID),
+        "resize": model.RESIZE,
+        "encoder": model.ENCODER,
+        "temporal_depth": model.TEMPORAL_DEPTH,
+        "pool": model.POOL,
+        "drop_path": model.DROP_PATH,
+        "dropout": model.DROPOUT_RATE,
         "options": BlockOptions(
-            activation=cfg.MODEL.ACTIVATION,
-            norm_eps=cfg.MODEL.NORM_EPS,
-            layer_scale=cfg.MODEL.LAYER_SCALE,
-            qk_norm=cfg.MODEL.QK_NORM,
-            reverse=cfg.MODEL.REVERSE_WEIGHTS,
+            activation=model.ACTIVATION,
+            norm_eps=model.NORM_EPS,
+            layer_scale=model.LAYER_SCALE,
+            qk_norm=model.QK_NORM,
+            reverse=model.REVERSE_WEIGHTS,
         ),
+        "heads": tuple(model.HEADS),
+        "inference_head": model.INFERENCE_HEAD,
     }
-
-
-def shapeless_settings(cfg: CfgNode) -> dict[str, Any]:
-    """Return the MODEL settings that change what weights compute but not their shapes, so that loading cannot tell."""
-    if cfg.MODEL.ARCH not in ("lookupvit", "vit"):
-        return {}
-    names = ("POOL", "RESIZE", "REVERSE_WEIGHTS", "ACTIVATION", "NORM_EPS", "ADAPTER_SCALE")
-    return {"NUM_HEADS": model_arguments(cfg)["num_heads"], **{name: cfg.MODEL[name] for name in names}}
-
-
-def compressed_grids(cfg: CfgNode) -> list[tuple[int, ...]]:
-    """Return every compressed grid that training or test asks for, the default one first."""
-    grids = [cfg.MODEL.COMPRESSED_GRID, *cfg.MODEL.COMPRESSED_GRIDS, *cfg.TEST.GRIDS]
-    return list(dict.fromkeys(tuple(grid) for grid in grids))
+    grids = map(tuple, [model.COMPRESSED_GRID, *model.COMPRESSED_GRIDS, *cfg.TEST.GRIDS])
+    spec = ModelSpec(
+        arch=model.ARCH,
+        arguments=arguments,
+        token_grid=token_grid(cfg),
+        grids=tuple(dict.fromkeys(grids)) if entry.compressed_grids else (),
+        adapter=model.ADAPTER,
+        adapter_width=model.ADAPTER_WIDTH,
+        adapter_scale=model.ADAPTER_SCALE,
+        frozen="spatial" if model.FREEZE_SPATIAL else "encoder" if model.FREEZE_ENCODER else "",
+        train_norms=model.TRAIN_NORMS,
+        temporal_init=model.TEMPORAL_INIT,
+    )
+    arguments["grids"] = spec.grids[1:]
+    if entry.reduces_tokens:
+        arguments |= {"tokens": model.TOKENS, "keep_tokens": model.KEEP_TOKENS, "merge_tokens": model.MERGE_TOKENS}
+        name = {"random": "keep_tokens", "merge": "merge_tokens"}.get(model.TOKENS, "")
+        if name and not arguments[name]:
+            arguments[name] = _tokens_for_equal_macs(spec)
+    return spec
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """Build the model that ``MODEL`` and ``DATA`` describe, freshly initialised from torch's current seed.
+    """Build the model that ``MODEL`` and ``DATA`` describe, freshly initialized from torch's current seed.
 
     What is never trained has ``requires_grad`` off.
     """
-    model = _build(cfg)
-    if cfg.MODEL.TEMPORAL_INIT == "identity":
-        pass_frames_through(model.get_submodule("temporal"))
-    if cfg.MODEL.ADAPTER != "none":
-        _add_adapters(cfg, model)
+    spec = model_spec(cfg)
+    model = spec.build()
     if not cfg.SOLVER.FREEZE_EPOCHS:
         for name, parameter in model.named_parameters():
-            if is_frozen(cfg, name):
+            if spec.is_frozen(name):
                 parameter.requires_grad_(False)
     return model
 
 
-def _adapted_stages(cfg: CfgNode) -> list[str]:
-    # With FREEZE_SPATIAL the temporal stage trains itself.
-    temporal = cfg.MODEL.ENCODER == "factorised" and not cfg.MODEL.FREEZE_SPATIAL
-    return ["blocks", "temporal.blocks"] if temporal else ["blocks"]
+def create_model(name: str, **arguments: Any) -> nn.Module:
+    """Build a model by its name in ``list_models``, such as "lookupvit_base_16x2".
+
+    Args:
+        arguments: of the model's class, such as ``num_classes`` and ``num_frames``.
+
+    Raises:
+        UserError: there is no such name.
+    """
+    for entry in MODELS.values():
+        for own_name, defaults in entry.variants.values():
+            if own_name == name:
+                model: nn.Module = entry.model_class(**{**defaults, **arguments})
+                return model
+    raise UserError(f"model {name!r}: choose one of {', '.join(list_models())}")
 
 
-def _add_adapters(cfg: CfgNode, model: nn.Module) -> None:
-    for stage in _adapted_stages(cfg):
-        add_adapters(model.get_submodule(stage), cfg.MODEL.ADAPTER, cfg.MODEL.ADAPTER_WIDTH, cfg.MODEL.ADAPTER_SCALE)
+def _named(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments that a function's signature names."""
+    return {name: arguments[name] for name in inspect.signature(function).parameters if name in arguments}
 
 
-def is_frozen(cfg: CfgNode, name: str) -> bool:
-    """Whether the config freezes the parameter of that name: for good, or for the first SOLVER.FREEZE_EPOCHS."""
-    model = cfg.MODEL
-    if name.startswith(("head.", "heads.")) or is_adapter(name) or (model.TRAIN_NORMS and "norm" in name):
-        return False
-    if model.FREEZE_SPATIAL:
-        return name.startswith(("tokenizer.", "blocks."))
-    return model.FREEZE_ENCODER or model.ADAPTER != "none"
+def _tokens_for_equal_macs(spec: ModelSpec) -> int:
+    """Return how many tokens a ViT keeps (or merges per block) to cost what this config's LookupViT costs."""
+    shape, tokens = replace(spec.shape, adapter="none"), spec.arguments["tokens"]  # adapters change no number of tokens
+    budget = sum(lookupvit_macs(shape, **_named(lookupvit_macs, spec.arguments)).values())
+    count = tokens_within(budget, shape, tokens)
+    if not count:
+        logger.warning("MODEL.TOKENS %s: even the cheapest, used here, costs more than the LookupViT", tokens)
+        return 1 if tokens == "random" else math.prod(shape.grid) // 2
+    return count
 
 
 @torch.no_grad()
-def pass_frames_through(temporal: nn.Module) -> None:
-    """Have a fresh temporal transformer start as nearly the identity, so that the head sees what the frames are.
+def init_temporal_identity(temporal: nn.Module) -> None:
+    """Make a fresh temporal transformer nearly the identity, so that the head sees the frames as they are.
 
     The last layer of each residual branch is zero, and positions are as small as ViViT's are at first (0.02).
     """
@@ -113,82 +220,3 @@ def pass_frames_through(temporal: nn.Module) -> None:
         for last in (block.attention.projection, block.mlp[2]):
             for parameter in last.parameters():
                 parameter.zero_()
-
-
-def _build(cfg: CfgNode) -> nn.Module:
-    if cfg.MODEL.ARCH == "lookupvit":
-        return LookupViT(
-            **model_arguments(cfg),
-            grids=compressed_grids(cfg)[1:],
-            heads=tuple(cfg.MODEL.HEADS),
-            inference_head=cfg.MODEL.INFERENCE_HEAD,
-        )
-    if cfg.MODEL.ARCH in ("mvit", "x3d"):
-        from lookupvit_video.models.pytorchvideo_models import (  # here, since PyTorchVideo takes a second to import
-            X3D,
-            MViT,
-        )
-
-        arguments = {
-            "num_classes": cfg.MODEL.NUM_CLASSES,
-            "num_frames": cfg.DATA.NUM_FRAMES,
-            "size": cfg.DATA.TRAIN_CROP_SIZE,
-            "variant": cfg.MODEL.VARIANT,
-            "dropout": cfg.MODEL.DROPOUT_RATE,
-        }
-        return X3D(**arguments) if cfg.MODEL.ARCH == "x3d" else MViT(**arguments, drop_path=cfg.MODEL.DROP_PATH)
-    return ViT(**model_arguments(cfg), **_fewer_tokens(cfg))
-
-
-def model_shape(cfg: CfgNode) -> Shape:
-    """Return what ``complexity`` asks of LookupViT and ViT alike."""
-    arguments = model_arguments(cfg)
-    names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
-    kind = cfg.MODEL.ADAPTER
-    return Shape(
-        grid=token_grid(cfg),
-        adapter=kind,
-        adapter_width=cfg.MODEL.ADAPTER_WIDTH or WIDTHS.get(kind, 0),
-        temporal_adapter=kind != "none" and "temporal.blocks" in _adapted_stages(cfg),
-        **{name: arguments[name] for name in names},
-    )
-
-
-def macs_by_part(cfg: CfgNode) -> dict[str, int]:
-    """Return the closed-form multiply-accumulates of one view by part; empty for models that can only be measured."""
-    if cfg.MODEL.ARCH == "lookupvit":
-        return lookupvit_parts(cfg, cfg.MODEL.COMPRESSED_GRID)
-    if cfg.MODEL.ARCH == "vit":
-        return vit_macs(model_shape(cfg), compressed_grid=cfg.MODEL.COMPRESSED_GRID, **_fewer_tokens(cfg))
-    return {}
-
-
-def lookupvit_parts(cfg: CfgNode, compressed_grid: Sequence[int]) -> dict[str, int]:
-    """Return the same for the LookupViT of a config, whatever its MODEL.ARCH, on a compressed grid."""
-    return lookupvit_macs(model_shape(cfg), compressed_grid, _read(cfg))
-
-
-def _read(cfg: CfgNode) -> list[str]:
-    return list(cfg.MODEL.HEADS) if cfg.MODEL.INFERENCE_HEAD == "average" else [cfg.MODEL.INFERENCE_HEAD]
-
-
-def _fewer_tokens(cfg: CfgNode) -> dict[str, Any]:
-    """Return the arguments that have a ViT work on fewer tokens."""
-    return {
-        "tokens": cfg.MODEL.TOKENS,
-        "keep_tokens": cfg.MODEL.KEEP_TOKENS or _affordable(cfg, "random"),
-        "merge_tokens": cfg.MODEL.MERGE_TOKENS or _affordable(cfg, "merge"),
-    }
-
-
-def _affordable(cfg: CfgNode, tokens: str) -> int:
-    """Return how many tokens a ViT keeps (or merges per block) to cost what this config's LookupViT costs."""
-    if cfg.MODEL.TOKENS != tokens:
-        return 0
-    shape = replace(model_shape(cfg), adapter="none")  # adapters change no number of tokens
-    budget = sum(lookupvit_macs(shape, cfg.MODEL.COMPRESSED_GRID, _read(cfg)).values())
-    count = tokens_within(budget, shape, tokens)
-    if not count:
-        logger.warning("MODEL.TOKENS %s: even the cheapest, taken here, costs more than the LookupViT", tokens)
-        return 1 if tokens == "random" else math.prod(shape.grid) // 2
-    return count

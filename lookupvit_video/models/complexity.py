@@ -122,15 +122,18 @@ class Shape:
         return head_macs(self.grid[0] if self.encoder == "factorised" else n, self.dim, self.num_classes, self.pool)
 
 
-def lookupvit_macs(shape: Shape, compressed_grid: Sequence[int], read: Sequence[str] = HEADS) -> dict[str, int]:
+def lookupvit_macs(
+    shape: Shape, compressed_grid: Sequence[int], heads: Sequence[str] = HEADS, inference_head: str = "average"
+) -> dict[str, int]:
     """MACs of a LookupViT for one clip, by part.
 
     Args:
         compressed_grid: t x h x w, factorised h x w; all zeros for the floor that no compression goes below.
-        read: the token sets whose heads answer. Without "lookup" the last block does not write back.
+        heads, inference_head: as ``LookupViT``. Where no answer comes from "lookup" the last block does not write back.
     """
     grid = (1, *compressed_grid) if len(compressed_grid) == 2 else tuple(compressed_grid)
     n, m, dim = math.prod(shape.block_grid), math.prod(grid), shape.dim
+    read = heads if inference_head == "average" else (inference_head,)
     blocks = shape.times * shape.depth
     infusing = blocks if "lookup" in read else blocks - shape.times
     pooled = {"compressed": m, "lookup": n}

@@ -22,13 +22,6 @@ from lookupvit_video.models.blocks import (
 )
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
-# name -> (width D, blocks, heads): the sizes of ViT, which LookupViT keeps
-VARIANTS: dict[str, tuple[int, int, int]] = {
-    "Ti": (192, 12, 3),
-    "S": (384, 12, 6),
-    "B": (768, 12, 12),
-    "L": (1024, 24, 16),
-}
 HEADS = ("compressed", "lookup")
 Output = Tensor | tuple[Tensor, ...]
 """Logits (B, K) in eval mode; in training mode those of each head."""

@@ -7,6 +7,7 @@ Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K c
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from pytorchvideo.models.vision_transformers import create_multiscale_vision_transformers
 from pytorchvideo.models.x3d import create_x3d
@@ -16,13 +17,6 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import DenseFeatures
 
-# name -> (first width, blocks, blocks that halve h and w and follow a doubling of width and heads, stride of the first
-# keys and values). B is the paper's, for 16x4 and 32x3 alike; Ti is this project's, for small data. The last block must
-# not be one that halves: only its class token is read, so that its pooling of queries would learn nothing.
-MVIT_VARIANTS: dict[str, tuple[int, int, list[int], int]] = {"Ti": (32, 4, [1, 2], 4), "B": (96, 16, [1, 3, 14], 8)}
-# name -> depth factor. XS, S and M differ in their clips only: 4, 13 and 16 frames of 160, 160 and 224 pixels.
-X3D_VARIANTS: dict[str, float] = {"XS": 2.2, "S": 2.2, "M": 2.2, "L": 5.0}
-
 
 class MViT(nn.Module):
     """Multiscale Vision Transformer: attention pools queries, keys and values; a class token is classified.
@@ -31,7 +25,10 @@ class MViT(nn.Module):
         num_classes: K.
         num_frames: T, even.
         size: H and W in pixels, a multiple of 4.
-        variant: a key of ``MVIT_VARIANTS``.
+        dim, depth: first width, and blocks. The defaults are the paper's B.
+        halving: blocks that halve h and w and follow a doubling of width and heads. Not the last one: only its class
+            token is read, so that its pooling of queries would learn nothing.
+        stride_kv: stride of the first keys and values in h and w.
         drop_path: stochastic depth of the last block; it rises linearly from 0 (published B 16x4: 0.2).
         dropout: before the classifier (published: 0.5).
     """
@@ -42,19 +39,19 @@ class MViT(nn.Module):
         num_classes: int,
         num_frames: int = 16,
         size: int = 224,
-        variant: str = "B",
+        dim: int = 96,
+        depth: int = 16,
+        halving: Sequence[int] = (1, 3, 14),
+        stride_kv: int = 8,
         drop_path: float = 0.0,
         dropout: float = 0.0,
     ):
         super().__init__()
-        if variant not in MVIT_VARIANTS:
-            raise UserError(f"MODEL.VARIANT is {variant!r}; for MViT choose one of {', '.join(MVIT_VARIANTS)}")
         if num_frames % 2 or size % 4:
             raise UserError(
                 f"DATA.NUM_FRAMES is {num_frames} and DATA.TRAIN_CROP_SIZE {size}; "
                 "MViT takes frames in parts of 2 and pixels in parts of 4"
             )
-        dim, depth, halving, stride_kv = MVIT_VARIANTS[variant]
         network = create_multiscale_vision_transformers(
             spatial_size=size,
             temporal_size=num_frames,
@@ -100,22 +97,26 @@ class X3D(nn.Module):
     """Expanded 3-D network: residual blocks around depthwise convolutions. Blocks start as their shortcuts (scale 0).
 
     In eval mode clips may be larger than ``num_frames`` and ``size``: logits are averaged over places, as published.
-    Other arguments as ``MViT``; ``size`` is at least 32, ``variant`` a key of ``X3D_VARIANTS``.
+    Other arguments as ``MViT``; ``size`` is at least 32, ``depth_factor`` 2.2 for XS, S and M, and 5 for L.
     """
 
     def __init__(
-        self, *, num_classes: int, num_frames: int = 16, size: int = 224, variant: str = "M", dropout: float = 0.0
+        self,
+        *,
+        num_classes: int,
+        num_frames: int = 16,
+        size: int = 224,
+        depth_factor: float = 2.2,
+        dropout: float = 0.0,
     ):
         super().__init__()
-        if variant not in X3D_VARIANTS:
-            raise UserError(f"MODEL.VARIANT is {variant!r}; for X3D choose one of {', '.join(X3D_VARIANTS)}")
         if size < 32:
             raise UserError(f"DATA.TRAIN_CROP_SIZE is {size}; X3D halves it five times, so take 32 or more")
         network = create_x3d(
             input_clip_length=num_frames,
             input_crop_size=size,
             model_num_class=num_classes,
-            depth_factor=X3D_VARIANTS[variant],
+            depth_factor=depth_factor,
             dropout_rate=dropout,
             inner_act=nn.SiLU,  # equal to PyTorchVideo's Swish, whose backward pass torch.compile cannot trace
             head_activation=None,  # raw logits

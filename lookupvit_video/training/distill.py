@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights
 from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
-from lookupvit_video.models.build import build_model, model_arguments
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.lookupvit import LookupFeatures
 from lookupvit_video.models.tokenizer import Grid, GridResize
+from lookupvit_video.registry import MODELS, models_with
 
 
 class Answer(NamedTuple):
@@ -70,9 +71,10 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
 
 
 def _check_features(cfg: CfgNode, theirs: CfgNode) -> None:
-    if theirs.MODEL.ARCH not in ("vit", "lookupvit") or theirs.MODEL.TOKENS != "all":
-        raise UserError("DISTILL.FEATURE_WEIGHT: the teacher must keep all its tokens (MODEL.ARCH vit or lookupvit)")
-    dim, own_dim = model_arguments(theirs)["dim"], model_arguments(cfg)["dim"]
+    if not MODELS[theirs.MODEL.ARCH].tubelets or theirs.MODEL.TOKENS != "all":
+        archs = " or ".join(models_with("tubelets"))
+        raise UserError(f"DISTILL.FEATURE_WEIGHT: the teacher must keep all its tokens (MODEL.ARCH {archs})")
+    dim, own_dim = model_spec(theirs).arguments["dim"], model_spec(cfg).arguments["dim"]
     if dim != own_dim:
         raise UserError(
             f"DISTILL.FEATURE_WEIGHT: the teacher's width is {dim}, the student's {own_dim}; set them alike"

@@ -15,7 +15,7 @@ from fvcore.common.param_scheduler import (
 from torch import nn
 
 from lookupvit_video.models.adapters import is_adapter
-from lookupvit_video.models.build import is_frozen
+from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.complexity import count_parameters
 
 logger = logging.getLogger(__name__)
@@ -112,8 +112,9 @@ def freeze_or_thaw(cfg: CfgNode, model: nn.Module, epoch: float) -> None:
         epoch: of the step about to be made: optimiser steps done / steps of an epoch. Nothing else is remembered.
     """
     if cfg.SOLVER.FREEZE_EPOCHS:
+        spec = model_spec(cfg)
         for name, parameter in model.named_parameters():
-            if is_frozen(cfg, name):
+            if spec.is_frozen(name):
                 parameter.requires_grad_(epoch >= cfg.SOLVER.FREEZE_EPOCHS)
 
 

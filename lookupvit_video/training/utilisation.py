@@ -4,8 +4,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.distributed.world import World
-from lookupvit_video.models.build import macs_by_part, model_shape
-from lookupvit_video.models.complexity import lookupvit_macs
+from lookupvit_video.models.build import model_spec
 
 # Dense tensor-core peak in bfloat16 or float16 with float32 sums, TFLOP/s, by a part of the name that torch gives the
 # device; the maker's data sheets, SXM form where there are several. The first that matches counts.
@@ -31,9 +30,9 @@ def clip_macs(cfg: CfgNode, grid: tuple[int, ...] | None) -> int:
     Args:
         grid: of the compressed tokens; None: the config's.
     """
-    if cfg.MODEL.ARCH == "lookupvit":  # all heads, not only those that answer
-        return sum(lookupvit_macs(model_shape(cfg), grid or cfg.MODEL.COMPRESSED_GRID, cfg.MODEL.HEADS).values())
-    return sum(macs_by_part(cfg).values())
+    spec = model_spec(cfg)
+    changed = {"compressed_grid": grid} if grid else {}
+    return sum(spec.macs(inference_head="average", **changed).values())  # all heads, not only those that answer
 
 
 def utilisation(cfg: CfgNode, macs: int, seconds: float, world: World, dtype: torch.dtype) -> float | None:

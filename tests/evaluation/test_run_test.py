@@ -17,7 +17,7 @@ from lookupvit_video.distributed.world import World
 from lookupvit_video.evaluation import evaluate as evaluate_module
 from lookupvit_video.evaluation import run_test as test_module
 from lookupvit_video.evaluation.evaluate import Results
-from lookupvit_video.models.build import build_model, macs_by_part
+from lookupvit_video.models.build import build_model, model_spec
 from tests.small import run_net, settings
 
 CLASSES = ["class 0", "class 1", "class 2"]
@@ -181,7 +181,7 @@ def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch
     assert facts == {"checkpoint": str(tmp_path / "model.pt"), "arch": "lookupvit", "step": 7, "views": "2x1",
                      "precision": "float32", "videos": 9}  # fmt: skip
     assert [given["pin_memory"] for given in loaders] == [False, False]  # there is no GPU to copy to
-    assert first["gmacs_per_view"] == test_module.gmacs(sum(macs_by_part(cfg).values()))
+    assert first["gmacs_per_view"] == test_module.gmacs(sum(model_spec(cfg).macs().values()))
     assert first["parameters"] == sum(p.numel() for p in build_model(cfg).parameters())
     assert first == json.loads((tmp_path / "run" / "test_results.json").read_text())
 

@@ -6,15 +6,7 @@ import torch
 from lookupvit_video.config import KEYS, load_config
 from lookupvit_video.models import build as build_module
 from lookupvit_video.models.blocks import BlockOptions
-from lookupvit_video.models.build import (
-    build_model,
-    compressed_grids,
-    is_frozen,
-    macs_by_part,
-    model_arguments,
-    model_shape,
-    shapeless_settings,
-)
+from lookupvit_video.models.build import build_model, create_model, model_spec
 from lookupvit_video.models.tokenizer import sine_cosine_positions
 from tests.models.test_models import MODELS, SMALL, clips, config, every_model, small_model
 
@@ -31,7 +23,8 @@ def test_the_names_in_the_contract_are_what_a_config_can_name():
 
 def test_grids_of_training_and_test_are_named_once_the_default_first():
     cfg = load_config(None, [*SMALL, "MODEL.COMPRESSED_GRIDS", "[[2,1,1],[1,2,2]]", "TEST.GRIDS", "[[2,2,2],[2,1,1]]"])
-    assert compressed_grids(cfg) == [(1, 2, 2), (2, 1, 1), (2, 2, 2)]
+    assert model_spec(cfg).grids == ((1, 2, 2), (2, 1, 1), (2, 2, 2))
+    assert model_spec(cfg).arguments["grids"] == ((2, 1, 1), (2, 2, 2))
 
 
 @pytest.mark.parametrize(
@@ -75,21 +68,24 @@ NAMED = """MODEL.NUM_CLASSES 7 DATA.NUM_FRAMES 8 DATA.TRAIN_CROP_SIZE 64 DATA.TE
 
 
 def test_every_argument_is_the_configs():
-    arguments = model_arguments(load_config(None, [*NAMED, *"MODEL.DIM 40 MODEL.DEPTH 5 MODEL.NUM_HEADS 4".split()]))
+    arguments = model_spec(
+        load_config(None, [*NAMED, *"MODEL.DIM 40 MODEL.DEPTH 5 MODEL.NUM_HEADS 4".split()])
+    ).arguments
     assert arguments == {
         "num_classes": 7, "num_frames": 8, "size": 64, "tubelet": (2, 16, 8), "compressed_grid": (2, 3, 1),
         "resize": "trilinear", "encoder": "joint", "temporal_depth": 3, "dim": 40, "depth": 5, "num_heads": 4,
         "pool": "average_norm", "drop_path": 0.25, "dropout": 0.5,
-        "options": BlockOptions("quick_gelu", 1e-3, 0.125, True, "scaled"),
+        "options": BlockOptions("quick_gelu", 1e-3, 0.125, True, "scaled"), "heads": ("compressed", "lookup"),
+        "inference_head": "average", "grids": (),
     }  # fmt: skip
     for variant, sizes in (("S", (384, 12, 6)), ("L", (1024, 24, 16))):
-        arguments = model_arguments(load_config(None, [*NAMED, "MODEL.VARIANT", variant]))
+        arguments = model_spec(load_config(None, [*NAMED, "MODEL.VARIANT", variant])).arguments
         assert tuple(arguments[name] for name in ("dim", "depth", "num_heads")) == sizes
 
 
 def test_what_counts_operations_gets_the_models_shape():
     cfg = load_config(None, [*NAMED, *"MODEL.DIM 40 MODEL.DEPTH 5 MODEL.NUM_HEADS 4 MODEL.ADAPTER lora".split()])
-    shape = model_shape(cfg)
+    shape = model_spec(cfg).shape
     assert (shape.grid, shape.tubelet, shape.dim, shape.depth, shape.num_heads) == ((4, 4, 8), (2, 16, 8), 40, 5, 4)
     assert (shape.num_classes, shape.encoder, shape.temporal_depth, shape.pool) == (7, "joint", 3, "average_norm")
     assert (shape.adapter, shape.adapter_width, shape.temporal_adapter) == ("lora", 8, False)
@@ -99,19 +95,19 @@ def test_what_counts_operations_gets_the_models_shape():
         ("MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3", "lora", 3, True),
         ("MODEL.ADAPTER lora MODEL.FREEZE_SPATIAL True", "lora", 8, False),
     ):  # fmt: skip
-        shape = model_shape(load_config(None, [*factorised, *overrides.split()]))
+        shape = model_spec(load_config(None, [*factorised, *overrides.split()])).shape
         assert (shape.adapter, shape.adapter_width, shape.temporal_adapter) == (adapter, width, temporal)
-    assert macs_by_part(load_config(None, "MODEL.ARCH x3d MODEL.VARIANT XS".split())) == {}
+    assert model_spec(load_config(None, "MODEL.ARCH x3d MODEL.VARIANT XS".split())).macs() == {}
 
 
 def test_settings_that_no_shape_tells_are_of_this_projects_models():
     cfg = load_config(None, "MODEL.VARIANT S MODEL.ADAPTER lora MODEL.ADAPTER_SCALE 2".split())
-    assert shapeless_settings(cfg) == {
+    assert model_spec(cfg).settings_not_in_weights == {
         "NUM_HEADS": 6, "POOL": "average", "RESIZE": "triangle", "REVERSE_WEIGHTS": "softmax", "ACTIVATION": "gelu",
         "NORM_EPS": 1e-6, "ADAPTER_SCALE": 2.0,
     }  # fmt: skip
-    assert shapeless_settings(load_config(None, ["MODEL.ARCH", "vit"]))["NUM_HEADS"] == 12
-    assert shapeless_settings(load_config(None, "MODEL.ARCH mvit MODEL.VARIANT Ti".split())) == {}
+    assert model_spec(load_config(None, ["MODEL.ARCH", "vit"])).settings_not_in_weights["NUM_HEADS"] == 12
+    assert model_spec(load_config(None, "MODEL.ARCH mvit MODEL.VARIANT Ti".split())).settings_not_in_weights == {}
 
 
 PARTS = (
@@ -141,8 +137,8 @@ SPATIAL = "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.FREEZE_SPA
     ],
 )  # fmt: skip
 def test_what_is_frozen(overrides, frozen):
-    cfg = load_config(None, overrides.split())
-    assert "".join("Y" if is_frozen(cfg, name) else "." for name in PARTS) == (frozen or "." * len(PARTS))
+    spec = model_spec(load_config(None, overrides.split()))
+    assert "".join("Y" if spec.is_frozen(name) else "." for name in PARTS) == (frozen or "." * len(PARTS))
 
 
 def test_a_temporal_transformer_that_begins_as_the_identity():
@@ -167,7 +163,7 @@ def test_where_nothing_is_as_cheap_the_cheapest_is_taken_and_told(caplog):
     cheap = "MODEL.COMPRESSED_GRID [1,1,1] MODEL.DEPTH 1"
     model = build_model(config("vit", f"{cheap} MODEL.TOKENS merge"))
     assert model.merged == [16]  # half of 32
-    assert "MODEL.TOKENS merge: even the cheapest, taken here, costs more" in caplog.text
+    assert "MODEL.TOKENS merge: even the cheapest, used here, costs more" in caplog.text
     caplog.clear()
     assert build_model(config("vit", f"{cheap} MODEL.TOKENS random")).reduce.keep >= 1
     assert caplog.text == ""
@@ -186,3 +182,15 @@ def test_the_fewest_tokens_are_one_or_half_of_them(monkeypatch):
     monkeypatch.setattr(build_module, "tokens_within", lambda *_: 0)
     assert build_model(config("vit", "MODEL.TOKENS random")).reduce.keep == 1
     assert build_model(config("vit", "MODEL.TOKENS merge MODEL.DEPTH 1")).merged == [16]
+
+
+def test_a_model_is_made_by_name():
+    model = create_model(
+        "lookupvit_tiny_16x2", num_classes=4, num_frames=4, size=32, compressed_grid=(1, 1, 1), depth=1
+    )
+    assert model.tokenizer.projection.out_channels == 192
+    assert len(model.blocks) == 1
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(2, 3, 4, 32, 32)).shape == (2, 4)
+    with pytest.raises(ValueError, match=r"model 'lookupvit': choose one of lookupvit_tiny_16x2, .*, x3d_l$"):
+        create_model("lookupvit")

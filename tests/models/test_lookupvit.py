@@ -9,17 +9,12 @@ from torch import nn
 from lookupvit_video.config import load_config
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.lookupvit import VARIANTS, LookupViT, grid_name
+from lookupvit_video.models.lookupvit import LookupViT, grid_name
 from tests.models.test_models import clips, small_model
 
 SMALL = {"num_classes": 2, "num_frames": 4, "size": 32, "tubelet": (2, 8, 8), "dim": 24, "depth": 4, "num_heads": 3,
          "compressed_grid": (1, 2, 2)}  # fmt: skip
 FACTORISED = {**SMALL, "encoder": "factorised", "compressed_grid": (2, 2)}
-
-
-def test_the_variants_are_vits():
-    """Width, blocks and heads: ViT (arXiv 2010.11929), table 1, and DeiT (2012.12877), table 1."""
-    assert VARIANTS == {"Ti": (192, 12, 3), "S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
 
 
 @pytest.mark.parametrize("arch", ["lookupvit", "vit"])

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from lookupvit_video.config import load_config
 from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.lookupvit import VARIANTS, LookupFeatures, LookupViT
+from lookupvit_video.models.lookupvit import LookupFeatures, LookupViT
 from lookupvit_video.models.vit import ViT
+from lookupvit_video.registry import VIT_SIZES
 
 SMALL = "DATA.NUM_FRAMES 4 DATA.TRAIN_CROP_SIZE 32 DATA.TEST_CROP_SIZE 32 MODEL.COMPRESSED_GRID [1,2,2] MODEL.DIM 24 \
          MODEL.DEPTH 2 MODEL.NUM_HEADS 3 MODEL.TUBELET [2,8,8] MODEL.NUM_CLASSES 5".split()
@@ -345,10 +346,10 @@ def test_mistakes_are_named(model, arguments, message):
 
 
 @pytest.mark.parametrize("arch", ["lookupvit", "vit"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VIT_SIZES)
 def test_variants_have_vits_sizes(arch, variant):
     with torch.device("meta"):  # shapes only: no memory is taken
         model = build_model(load_config(None, ["MODEL.ARCH", arch, "MODEL.VARIANT", variant]))
-    dim, depth, _ = VARIANTS[variant]
+    dim, depth, _ = VIT_SIZES[variant]
     matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
     assert matrices == depth * (19 if arch == "lookupvit" else 12) * dim**2

@@ -5,11 +5,12 @@ import torch
 from pytorchvideo.models.hub import mvit_base_16x4
 from pytorchvideo.models.x3d import create_x3d
 
+from lookupvit_video.models.build import create_model
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.models.pytorchvideo_models import X3D, MViT
 
 SMALL = {"num_classes": 5, "num_frames": 4, "size": 32}
-PEERS = {"mvit": (MViT, "Ti"), "x3d": (X3D, "XS")}
+PEERS = {"mvit": "mvit_tiny", "x3d": "x3d_xs"}
 every_peer = pytest.mark.parametrize("name", PEERS)
 
 
@@ -25,8 +26,7 @@ def awake(model):
 
 def small_model(name, seed=0, **arguments):
     torch.manual_seed(seed)
-    peer, variant = PEERS[name]
-    return awake(peer(variant=variant, **{**SMALL, **arguments}))
+    return awake(create_model(PEERS[name], **{**SMALL, **arguments}))
 
 
 def clips(batch=3, frames=4, size=32):
@@ -59,8 +59,9 @@ def test_compiles_in_one_graph_and_exports_for_any_batch(name):
 )
 def test_features_lie_in_order_of_time_height_width(name, size, pixel, grid, changed):
     torch.manual_seed(0)
-    peer, variant = PEERS[name]
-    model = peer(num_classes=5, num_frames=8, size=size, variant=variant).eval()  # not awake: X3D's shortcuts are local
+    model = create_model(
+        PEERS[name], num_classes=5, num_frames=8, size=size
+    ).eval()  # not awake: X3D's shortcuts are local
     if name == "mvit":
         for block in model.blocks:
             torch.nn.init.zeros_(block.attn.proj.weight)  # what is left of a block is local as well
@@ -76,7 +77,7 @@ def test_features_lie_in_order_of_time_height_width(name, size, pixel, grid, cha
 
 def test_mvit_is_pytorchvideos():
     torch.manual_seed(0)
-    model = MViT(**SMALL, variant="B").eval()
+    model = create_model("mvit_base", **SMALL).eval()
     torch.manual_seed(0)
     theirs = mvit_base_16x4(spatial_size=32, temporal_size=4, head_num_classes=5).eval()
     with torch.no_grad():
@@ -86,7 +87,7 @@ def test_mvit_is_pytorchvideos():
 @pytest.mark.parametrize("clip_size", [(4, 64), (6, 96)])  # as trained; larger, over whose places logits are averaged
 def test_x3d_is_pytorchvideos(clip_size):
     torch.manual_seed(0)
-    model = awake(X3D(num_classes=5, num_frames=4, size=64, variant="L")).eval()
+    model = awake(create_model("x3d_l", num_classes=5, num_frames=4, size=64)).eval()
     torch.manual_seed(0)
     theirs = awake(
         create_x3d(
@@ -98,15 +99,15 @@ def test_x3d_is_pytorchvideos(clip_size):
 
 
 @pytest.mark.parametrize(
-    ("peer", "variant", "frames", "size", "parameters", "gmacs"),
+    ("name", "frames", "size", "parameters", "gmacs"),
     [
-        (MViT, "B", 16, 224, 36.6e6, 70.5),
-        (X3D, "XS", 4, 160, 3.8e6, 0.60), (X3D, "S", 13, 160, 3.8e6, 1.96), (X3D, "M", 16, 224, 3.8e6, 4.73),
-        (X3D, "L", 16, 312, 6.1e6, 18.37),
+        ("mvit_base", 16, 224, 36.6e6, 70.5),
+        ("x3d_xs", 4, 160, 3.8e6, 0.60), ("x3d_s", 13, 160, 3.8e6, 1.96), ("x3d_m", 16, 224, 3.8e6, 4.73),
+        ("x3d_l", 16, 312, 6.1e6, 18.37),
     ],
 )  # fmt: skip
-def test_published_parameters_and_macs(peer, variant, frames, size, parameters, gmacs):
-    model = peer(num_classes=400, num_frames=frames, size=size, variant=variant).to("meta")
+def test_published_parameters_and_macs(name, frames, size, parameters, gmacs):
+    model = create_model(name, num_classes=400, num_frames=frames, size=size).to("meta")
     assert count_parameters(model) == pytest.approx(parameters, rel=0.01)
     clip = torch.zeros(1, 3, frames, size, size, device="meta")
     assert measured_macs(model, clip) / 1e9 == pytest.approx(gmacs, rel=0.01)
@@ -122,10 +123,6 @@ def test_names_tell_layers(name, depth):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"MODEL.VARIANT is 'S'; for MViT choose one of Ti, B"):
-        MViT(**SMALL, variant="S")
-    with pytest.raises(ValueError, match=r"MODEL.VARIANT is 'B'; for X3D choose one of XS, S, M, L"):
-        X3D(**SMALL, variant="B")
     for wrong in ({"num_frames": 5}, {"size": 30}):
         with pytest.raises(ValueError, match="frames in parts of 2 and pixels in parts of 4"):
             MViT(**{**SMALL, **wrong})

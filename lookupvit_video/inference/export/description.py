@@ -16,6 +16,7 @@ from lookupvit_video.decoding.orientation import NEARLY_SQUARE, ODDEST_PIXEL
 from lookupvit_video.files import write_json
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.lookupvit import grid_name
+from lookupvit_video.registry import MODELS
 
 # Of the readers and of `read_file`; the steps below name them.
 RULES = {
@@ -81,7 +82,7 @@ def description(
     of_lookupvit = {"compressed_grid": grid_name(grid or cfg.MODEL.COMPRESSED_GRID)}
     return {
         "arch": cfg.MODEL.ARCH,
-        **(of_lookupvit if cfg.MODEL.ARCH == "lookupvit" else {}),
+        **(of_lookupvit if MODELS[cfg.MODEL.ARCH].compressed_grids else {}),
         "weights": "int8" if int8 else "float32",
         "device": device.type,
         "torch": torch.__version__,
