@@ -39,7 +39,7 @@ from torch.nn import functional as F
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config
-from lookupvit_video.data.dataset import Sample, VideoDataset, collate, read_crops, seeded
+from lookupvit_video.data.dataset import Sample, VideoDataset, clip_times, collate, read_crops, seeded
 from lookupvit_video.data.loader import TrainBatchSampler, keep_freed_memory
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
@@ -307,7 +307,7 @@ class Stopwatch:
 
 def stage_seconds(
     video: Video,
-    times: Callable[[float], np.ndarray],
+    times: TimeSampler,
     transform: CropTransform,
     cfg: CfgNode,
     backend: str,
@@ -321,11 +321,7 @@ def stage_seconds(
     with watches["open"]:
         reader = open_video(video.path, backend, timeout=cfg.DATA.DECODE_TIMEOUT, index_cache=cfg.DATA.INDEX_CACHE)
     with reader:
-        start = video.start or 0.0
-        end = min(video.end or float("inf"), reader.duration)
-        if start >= end:
-            raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
-        seconds_VT = (start + times(end - start)).clip(max=max(start, end - 1e-4))
+        seconds_VT = clip_times(video, times, reader.duration)
         with watches["decode"]:
             crops = read_crops(reader, seconds_VT, transform)
         info = reader.info

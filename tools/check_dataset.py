@@ -18,8 +18,9 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
+from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import mirrored_labels
-from lookupvit_video.files import write_json
+from lookupvit_video.files import joined, write_json
 from lookupvit_video.log import setup_logging
 from lookupvit_video.preparation.check import (
     KINDS,
@@ -29,7 +30,7 @@ from lookupvit_video.preparation.check import (
     check_spans,
     file_digests,
     report_of,
-    rows_of_config,
+    rows_of_lists,
     rows_of_path,
     summarize,
 )
@@ -103,7 +104,7 @@ def check(rows: Sequence[Row], cfg: CfgNode | None, arguments: argparse.Namespac
         thorough=arguments.thorough,
         follow=lambda outcomes, total: progress(outcomes, total=total, label="checking", unit="videos"),
     )
-    check_spans(rows, cfg)
+    check_spans(rows, build_time_sampler(cfg, training=False, num_clips=1) if cfg else None)
     digests = {}
     if arguments.duplicates:
         total = len({row.video.path for row in rows})
@@ -210,7 +211,10 @@ def main() -> int:
     if arguments.cfg:
         cfg = load_config(arguments.cfg, arguments.inputs)
         classes = load_classes(cfg)
-        rows = rows_of_config(cfg, classes, arguments.split)
+        lists = {
+            split: joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA[f"{split.upper()}_LIST"]) for split in arguments.split
+        }
+        rows = rows_of_lists(lists, classes, cfg.DATA.PATH_PREFIX)
     else:
         rows = [row for path in arguments.inputs for row in rows_of_path(path)]
     check(rows, cfg, arguments)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.sampling import TimeSampler
+from lookupvit_video.data.sampling import TimeSampler, within
 from lookupvit_video.data.transforms import IGNORED, ClipTransform, CropTransform, mirror_half, side_by_side
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.reader import Box, DamageList, VideoReader
@@ -163,12 +163,7 @@ def read_clips(
         DecodeError: the video cannot be read.
     """
     with open_video(video.path, backend, cache, timeout=timeout, index_cache=index_cache) as reader:
-        start = video.start or 0.0
-        end = min(video.end or float("inf"), reader.duration)
-        if start >= end:
-            raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
-        # At the end itself the first frame after the span is shown; 0.1 ms is less than any frame lasts.
-        seconds_VT = (start + times(end - start)).clip(max=max(start, end - 1e-4))
+        seconds_VT = clip_times(video, times, reader.duration)
         if isinstance(transform, CropTransform):
             clips = [transform.clip(crop_THWC) for crop_THWC in read_crops(reader, seconds_VT, transform)]
         else:
@@ -177,6 +172,18 @@ def read_clips(
         if damage is not None:
             damage += reader.damage
         return clips
+
+
+def clip_times(video: Video, times: TimeSampler, duration: float) -> np.ndarray:
+    """Return the times (V, T) of a row's clips, in seconds of its file, which lasts ``duration`` seconds.
+
+    Raises:
+        DecodeError: the row's span begins after the end of the file.
+    """
+    start, end = video.span(duration)
+    if start >= end:
+        raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
+    return within(start + times(end - start), start, end)
 
 
 def read_crops(reader: VideoReader, seconds_VT: np.ndarray, transform: CropTransform) -> list[Tensor]:

@@ -24,7 +24,7 @@ class TimeSampler:
             Something-Something is read.
         num_clips: clips per video.
         training: random times; otherwise ``num_clips`` fixed ones, spread evenly.
-        single_frame: repeat one frame T times (a control in which time tells nothing).
+        single_frame: repeat one frame T times (a control without information in time).
     """
 
     num_frames: int
@@ -65,6 +65,11 @@ class TimeSampler:
         else:
             offsets = (np.arange(self.num_clips)[:, None] + 0.5) / self.num_clips
         return starts + offsets * (duration / self.num_frames)
+
+
+def within(seconds_VT: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Limit times to a span of a video: from its end on, its last frame is shown and none after it."""
+    return seconds_VT.clip(max=max(start, end - 1e-4))  # less than any frame lasts
 
 
 def build_time_sampler(cfg: CfgNode, *, training: bool, num_clips: int) -> TimeSampler:

@@ -230,18 +230,23 @@ def soft_targets(labels_B: Tensor, num_classes: int) -> Tensor:
 
 
 class BatchAugment:
-    """Random erasing per clip, then mixup or cutmix over the batch, on the device; random numbers from torch's CPU."""
+    """Random erasing per clip, then mixup or cutmix over the batch, on the device; random numbers from torch's CPU.
 
-    def __init__(self, cfg: CfgNode):
-        self.erase = v2.RandomErasing(p=cfg.AUG.RE_PROB, value="random", inplace=True) if cfg.AUG.RE_PROB else None
-        self.mixers: list[tuple[float, nn.Module]] = []  # (chance, mixer); what is left of 1 is no mixing
-        if cfg.MIXUP.ENABLE:
-            both = cfg.MIXUP.ALPHA > 0 and cfg.MIXUP.CUTMIX_ALPHA > 0
-            cut = cfg.MIXUP.SWITCH_PROB if both else float(cfg.MIXUP.CUTMIX_ALPHA > 0)
-            if cut < 1:
-                self.mixers.append((cfg.MIXUP.PROB * (1 - cut), v2.MixUp(alpha=cfg.MIXUP.ALPHA)))
-            if cut > 0:
-                self.mixers.append((cfg.MIXUP.PROB * cut, v2.CutMix(alpha=cfg.MIXUP.CUTMIX_ALPHA)))
+    Args:
+        erase: chance that a part of a clip is erased.
+        mix: chance that a batch is mixed; None: mixing is off.
+        alphas: of the Beta distributions of mixup and cutmix; 0: this one is off.
+        cutmix_share: chance of cutmix where both are on.
+    """
+
+    def __init__(self, erase: float, mix: float | None, alphas: tuple[float, float], cutmix_share: float):
+        self.erase = v2.RandomErasing(p=erase, value="random", inplace=True) if erase else None
+        self.mixers: list[tuple[float, nn.Module]] = []  # (chance, mixer); the rest to 1: no mixing
+        cut = cutmix_share if min(alphas) > 0 else float(alphas[1] > 0)
+        if mix is not None and cut < 1:
+            self.mixers.append((mix * (1 - cut), v2.MixUp(alpha=alphas[0])))
+        if mix is not None and cut > 0:
+            self.mixers.append((mix * cut, v2.CutMix(alpha=alphas[1])))
 
     def __call__(self, clips_BCTHW: Tensor, targets_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Augment normalised clips (B, C, T, H, W), erasing in place, and targets (B, K); shapes stay."""

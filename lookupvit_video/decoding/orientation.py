@@ -219,7 +219,8 @@ class RgbConverter:
         self.orientation = UPRIGHT
         """That of the first picture, and of all that carry none of their own."""
         self.square = True
-        self._reformatter, self._joiner = VideoReformatter(), field_joiner()
+        self._reformatter: Any = VideoReformatter()
+        self._joiner = field_joiner()
 
     def fit(self, size: tuple[int, int], orientation: Orientation, pixel_aspect: float) -> None:
         """Take over (width, height) and orientation of the pictures, and how wide a pixel is for its height."""

@@ -9,7 +9,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, check_settings, load_checkpoint, load_weights
-from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
+from lookupvit_video.data.loader import build_eval_loader, report_worker_failures
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.world import World
@@ -56,7 +56,7 @@ def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | Non
         world_size=world.size,
         pin_memory=world.device.type == "cuda",
     )
-    with worker_failures_told():
+    with report_worker_failures():
         results = evaluate(model, loader, videos, cfg, world, "test", grids)
     if not world.is_main:
         return None

@@ -13,7 +13,7 @@ import os
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import av
 import av.logging
 import numpy as np
-from fvcore.common.config import CfgNode
 
 from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
+from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, no_video_below
 from lookupvit_video.decoding.backends import DecodeError, VideoReader, open_video
 from lookupvit_video.decoding.damage import NOT_LOOKED_AT
@@ -172,21 +172,24 @@ class Row:
 # Which files ----------------------------------------------------------------------------------------------------------
 
 
-def rows_of_config(cfg: CfgNode, classes: Sequence[str], splits: Iterable[str]) -> list[Row]:
-    """Return the rows of the lists that a config names; a list that serves two splits is read once.
+def rows_of_lists(lists: Mapping[str, str], classes: Sequence[str], prefix: str = "") -> list[Row]:
+    """Return the rows of the lists of some splits; a list that serves two of them is read once.
+
+    Args:
+        lists: split -> path.
+        prefix: see ``read_manifest``.
 
     Raises:
         UserError: names the file and line of what is wrong, and the mend.
     """
     rows: list[Row] = []
-    seen: dict[Path, str] = {}
-    for split in splits:
-        path = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA[f"{split.upper()}_LIST"]
+    seen: dict[str, str] = {}
+    for split, path in lists.items():
         if path in seen:
             logger.info("%s: the same list as %s, looked at once", split, seen[path])
             continue
         seen[path] = split
-        rows += [Row(split, v, classes[v.label]) for v in read_manifest(path, classes, cfg.DATA.PATH_PREFIX)]
+        rows += [Row(split, v, classes[v.label]) for v in read_manifest(path, classes, prefix)]
     return rows
 
 
@@ -394,34 +397,33 @@ def check_files(
 # Rows against their files, and each other -----------------------------------------------------------------------------
 
 
-def check_spans(rows: Iterable[Row], cfg: CfgNode | None) -> None:
-    """Note rows whose start and end lie outside of their video, and those too short for the clip that is asked for."""
+def check_spans(rows: Iterable[Row], times: TimeSampler | None) -> None:
+    """Note rows whose start and end lie outside of their video, and those shorter than a clip of ``times``."""
     for row in rows:
         video, facts = row.video, row.facts
         if row.is_bad or not facts.frames:
             continue
-        start = video.start or 0.0
-        end = min(video.end or float("inf"), facts.duration)
+        start, end = video.span(facts.duration)
         if start >= end:
             row.problems.append(Problem("span", f"starts at {start:g} s, but the video ends at {facts.duration:g} s"))
             continue
         if video.end and video.end > facts.duration + 1:
             row.problems.append(Problem("span", f"ends at {video.end:g} s, but the video at {facts.duration:g} s"))
-        missing = _falls_short(end - start, facts, cfg)
+        missing = _falls_short(end - start, facts, times)
         if missing:
             row.problems.append(Problem("short", missing))
 
 
-def _falls_short(seconds: float, facts: Facts, cfg: CfgNode | None) -> str:
+def _falls_short(seconds: float, facts: Facts, times: TimeSampler | None) -> str:
     if facts.frames == 1:
         return "holds a single frame"
-    if cfg is None:
+    if times is None:
         return ""
     frames = round(seconds * facts.fps)
-    if cfg.DATA.SAMPLING == "segments":
-        wanted = cfg.DATA.NUM_FRAMES
-        return f"holds {frames} frames; DATA.NUM_FRAMES asks for {wanted}" if frames < wanted else ""
-    clip = (cfg.DATA.NUM_FRAMES - 1) * cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS
+    if times.mode == "segments":
+        wanted = times.num_frames
+        return f"holds {frames} frames; DATA.NUM_FRAMES is {wanted}" if frames < wanted else ""
+    clip = (times.num_frames - 1) * times.step
     return f"lasts {seconds:.2f} s; a clip of the config takes {clip:.2f} s" if seconds + 1e-3 < clip else ""
 
 

@@ -4,9 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fvcore.common.config import CfgNode
-
 from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
+from lookupvit_video.errors import UserError
 from lookupvit_video.preparation.check import Row
 from lookupvit_video.text import one_line, shown
 
@@ -47,14 +46,20 @@ def coverage_warnings(classes: Sequence[str], used: Mapping[str, Collection[int]
     return warnings
 
 
-def warnings_of_run(cfg: CfgNode, classes: Sequence[str], train: Sequence[Video], val: Sequence[Video]) -> list[str]:
-    """Return ``coverage_warnings`` of a run's lists, the test list among them where it is tested and can be read."""
+def warnings_of_run(
+    classes: Sequence[str], train: Sequence[Video], val: Sequence[Video], test_list: str = "", prefix: str = ""
+) -> list[str]:
+    """Return ``coverage_warnings`` of a run's lists.
+
+    Args:
+        test_list: of a run with a test; it is left out where it cannot be read, which the test reports.
+        prefix: see ``read_manifest``.
+    """
     used = {"train": {video.label for video in train}, "validation": {video.label for video in val}}
-    lists = {cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST} if val else {cfg.DATA.TRAIN_LIST}
-    if cfg.TEST.ENABLE and cfg.DATA.TEST_LIST not in lists:
-        path = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA.TEST_LIST
-        with suppress(ValueError):  # the test reports it
-            used["test"] = {video.label for video in read_manifest(path, classes, cfg.DATA.PATH_PREFIX)}
+    with suppress(UserError):
+        test = read_manifest(test_list, classes, prefix) if test_list else []
+        if test not in (list(train), list(val)):
+            used["test"] = {video.label for video in test}
     return coverage_warnings(classes, used)
 
 

@@ -32,6 +32,7 @@ from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
 from lookupvit_video.distributed.parallel import autocast_dtype, full_state, load_optimizer, parallelize
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
+from lookupvit_video.files import joined
 from lookupvit_video.log import Journal, forget_bad_videos
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import init_from
@@ -301,7 +302,8 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     train_videos = load_split(cfg, "train", classes)
     val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
     if world.is_main:
-        for warning in warnings_of_run(cfg, classes, train_videos, val_videos):
+        test_list = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
+        for warning in warnings_of_run(classes, train_videos, val_videos, test_list, cfg.DATA.PATH_PREFIX):
             logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
     model = build_model(cfg)
@@ -321,7 +323,12 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         scaler=torch.amp.GradScaler(
             world.device.type, enabled=autocast_dtype(cfg.TRAIN.PRECISION, world.device) == torch.float16
         ),
-        augment=BatchAugment(cfg),
+        augment=BatchAugment(
+            cfg.AUG.RE_PROB,
+            cfg.MIXUP.PROB if cfg.MIXUP.ENABLE else None,
+            (cfg.MIXUP.ALPHA, cfg.MIXUP.CUTMIX_ALPHA),
+            cfg.MIXUP.SWITCH_PROB,
+        ),
         steps=StepLog(world, train_videos),
         journal=Journal(cfg, enabled=writes, step=resumed.step if resumed else 0),
         watch=DataWatch(cfg.DATA_LOADER.NUM_WORKERS),

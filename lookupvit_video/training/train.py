@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.checkpoints.checkpoint import checkpoint_path, save_checkpoint
 from lookupvit_video.data.dataset import Batch
-from lookupvit_video.data.loader import build_eval_loader, worker_failures_told
+from lookupvit_video.data.loader import build_eval_loader, report_worker_failures
 from lookupvit_video.distributed.world import World, gather_objects, in_any_process
 from lookupvit_video.evaluation.evaluate import evaluate
 from lookupvit_video.figures import plot_curves
@@ -47,7 +47,7 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
             len(run.train_videos), len(classes), cfg.MODEL.ARCH, count_parameters(run.model) / 1e6, run.total_steps,
         )  # fmt: skip
         try:
-            with worker_failures_told():
+            with report_worker_failures():
                 _run_steps(run, iter(loader))
             _finish(run)
             stopped, interrupted = in_any_process(world, bool(stop.name), stop.interrupted)

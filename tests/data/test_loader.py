@@ -19,11 +19,10 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data import loader as loader_module
 from lookupvit_video.data.loader import (
     DataWatch,
-    Loader,
     TrainBatchSampler,
     build_eval_loader,
     build_train_loader,
-    worker_failures_told,
+    report_worker_failures,
 )
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sampling import TimeSampler
@@ -166,7 +165,7 @@ def test_what_torch_says_of_its_workers_becomes_one_line(text, parts):
     for error in (RuntimeError(text), RuntimeError("outer")):
         if str(error) == "outer":
             error.__cause__ = RuntimeError(text)
-        with pytest.raises(RunFailure) as raised, worker_failures_told():
+        with pytest.raises(RunFailure) as raised, report_worker_failures():
             raise error
         assert "\n" not in str(raised.value)
         assert all(part in str(raised.value) for part in parts)
@@ -178,7 +177,7 @@ def test_other_errors_are_left_alone():
         ValueError("DataLoader worker"),
         RunFailure("DataLoader worker x"),
     ):
-        with pytest.raises(type(error)) as raised, worker_failures_told():
+        with pytest.raises(type(error)) as raised, report_worker_failures():
             raise error
         assert raised.value is error
 
@@ -187,23 +186,21 @@ def test_other_errors_are_left_alone():
     ("workers", "pin", "key"), [(0, True, True), (2, True, True), (2, False, True), (2, True, False)]
 )
 def test_a_loader_is_what_the_config_says(videos, monkeypatch, workers, pin, key):
-    kept, given = [], []
-    monkeypatch.setattr(loader_module, "keep_freed_memory", lambda *_: kept.append(1))
+    given = []
     monkeypatch.setattr(
         loader_module.DataLoader, "__init__", lambda self, *args, **options: given.append((args, options))
     )
     cfg = small_config(f"DATA_LOADER.PREFETCH_FACTOR 5 DATA_LOADER.TIMEOUT 7 DATA_LOADER.PIN_MEMORY {key}", workers)
-    Loader(cfg, "dataset", "batches", pin)
+    build_eval_loader(cfg, videos, num_views=1, num_crops=1, pin_memory=pin)
     (args, options), generator = given[0], given[0][1].pop("generator")
-    assert args == ("dataset",)
+    assert args[0].videos is videos
     assert isinstance(generator, torch.Generator)
     assert generator is not torch.default_generator
     assert options == {
-        "batch_sampler": "batches", "num_workers": workers, "collate_fn": loader_module.collate,
+        "batch_sampler": [[0], [1], [2]], "num_workers": workers, "collate_fn": loader_module.collate,
         "worker_init_fn": loader_module._prepare_worker, "pin_memory": pin and key,
         "prefetch_factor": 5 if workers else None, "timeout": 7 if workers else 0,
     }  # fmt: skip
-    assert len(kept) == (workers == 0)  # workers do it themselves
 
 
 KEYS = """DATA.CACHE_VIDEOS True DATA.DECODE_TIMEOUT 7 DATA.INDEX_CACHE index RNG_SEED 5 DATA.SAMPLING_RATE 3
@@ -482,7 +479,7 @@ def count_threads(frames_THWC):
 )
 def test_death_of_a_worker_is_one_line(videos, number, message):
     def read():
-        with worker_failures_told():  # as the training loop does: the loader's own is not told a second time
+        with report_worker_failures():  # as the training loop does: the loader's own is not told a second time
             list(loader_with(videos, partial(die, number)))
 
     with pytest.raises(RunFailure, match=message) as caught:
@@ -493,7 +490,7 @@ def test_death_of_a_worker_is_one_line(videos, number, message):
 
 def test_death_of_a_worker_is_told_wherever_the_process_is(videos):
     def step():
-        with worker_failures_told(), closing(iter(loader_with(videos, die_after_a_batch))) as batches:
+        with report_worker_failures(), closing(iter(loader_with(videos, die_after_a_batch))) as batches:
             next(batches)
             time.sleep(30)  # forward and backward
 

@@ -10,6 +10,7 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.preparation.check import (
     KINDS,
     Facts,
@@ -21,7 +22,7 @@ from lookupvit_video.preparation.check import (
     examine,
     file_digests,
     report_of,
-    rows_of_config,
+    rows_of_lists,
     rows_of_path,
     summarize,
 )
@@ -208,7 +209,7 @@ def config(*overrides):
         (known(frames=36), ("DATA.SAMPLING_RATE", "2"), []),
         (known(frames=240, start=2, end=3), (), [("short", "lasts 1.00 s; a clip of the config takes 2.00 s")]),
         (known(frames=240, start=9), (), [("short", "lasts 1.00 s; a clip of the config takes 2.00 s")]),
-        (known(frames=12), ("DATA.SAMPLING", "segments"), [("short", "holds 12 frames; DATA.NUM_FRAMES asks for 16")]),
+        (known(frames=12), ("DATA.SAMPLING", "segments"), [("short", "holds 12 frames; DATA.NUM_FRAMES is 16")]),
         (known(frames=16), ("DATA.SAMPLING", "segments"), []),
         (known(frames=1), (), [("short", "holds a single frame")]),
         (known(frames=240, start=10), (), [("span", "starts at 10 s, but the video ends at 10 s")]),
@@ -218,7 +219,7 @@ def config(*overrides):
     ],
 )
 def test_rows_against_their_videos(row, overrides, expected):
-    check_spans([row], config(*overrides))
+    check_spans([row], build_time_sampler(config(*overrides), training=False, num_clips=1))
     assert row.problems == [Problem(*pair) for pair in expected]
     row.problems.clear()
 
@@ -295,9 +296,9 @@ def test_rows_of_a_list_a_folder_and_a_file(tmp_path):
 def test_a_list_that_serves_two_splits_is_read_once(tmp_path, caplog):
     (tmp_path / "train.csv").write_text("path,label\na.mp4,0\n")
     (tmp_path / "val.csv").write_text("path,label\nb.mp4,0\n")
-    cfg = config("DATA.PATH_TO_DATA_DIR", str(tmp_path), "DATA.TEST_LIST", "val.csv", "MODEL.NUM_CLASSES", "1")
+    lists = {"train": str(tmp_path / "train.csv"), "val": str(tmp_path / "val.csv"), "test": str(tmp_path / "val.csv")}
     caplog.set_level("INFO")
-    assert [r.split for r in rows_of_config(cfg, ["x"], ("train", "val", "test"))] == ["train", "val"]
+    assert [r.split for r in rows_of_lists(lists, ["x"])] == ["train", "val"]
     assert "test: the same list as val, looked at once" in caplog.text
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video, load_classes, load_split
+from lookupvit_video.files import joined
 from lookupvit_video.preparation.check import Facts, Problem, Row
 from lookupvit_video.preparation.coverage import classes_beside, coverage_warnings, warnings_of_rows, warnings_of_run
 from tests.small import call_tool, make_videos, run_net, settings
@@ -48,7 +49,8 @@ def write_lists(folder, **labels):
 def warnings_of(folder, *overrides, classes=4):
     cfg = load_config(None, ["DATA.PATH_TO_DATA_DIR", str(folder), "MODEL.NUM_CLASSES", str(classes), *overrides])
     names = load_classes(cfg)
-    return warnings_of_run(cfg, names, load_split(cfg, "train", names), load_split(cfg, "val", names))
+    test_list = joined(folder, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
+    return warnings_of_run(names, load_split(cfg, "train", names), load_split(cfg, "val", names), test_list)
 
 
 def test_lists_of_a_run(tmp_path):

@@ -17,7 +17,7 @@ import torch
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.config import load_config
-from lookupvit_video.data.loader import worker_failures_told
+from lookupvit_video.data.loader import report_worker_failures
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.files import atomic_write, named_failures
@@ -179,13 +179,13 @@ def test_other_limits_at_the_start_of_the_workers_are_named(data, tmp_path, monk
     ("Too many open files. Communication with the workers is no longer possible", "raise `ulimit -n`"),
 ])  # fmt: skip
 def test_what_workers_report_is_attributed(text, part):
-    with pytest.raises(RunFailure) as found, worker_failures_told():
+    with pytest.raises(RunFailure) as found, report_worker_failures():
         raise (OSError if "OSError" in text else RuntimeError)(text)
     assert part in str(found.value)
 
 
 def test_errors_of_the_system_pass_through_the_watch_over_workers():
-    with pytest.raises(OSError, match="full"), worker_failures_told():
+    with pytest.raises(OSError, match="full"), report_worker_failures():
         raise OSError(errno.ENOSPC, "full", "/run/x.pt")
 
 

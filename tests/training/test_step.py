@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.transforms import IGNORED, BatchAugment
+from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model
@@ -24,7 +24,7 @@ from lookupvit_video.training.optim import build_optimizer, build_schedule
 from lookupvit_video.training.run import Run
 from lookupvit_video.training.step import draw_grid, forward, loss_of_heads, one_step, prepare_clips
 from lookupvit_video.training.step_log import StepLog
-from tests.small import settings
+from tests.small import batch_augment, settings
 
 CPU = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def make_run(folder, world=None, videos=12, model=None, **changes):
     parts = {
         "cfg": cfg, "world": world, "classes": ["a", "b", "c"], "train_videos": listed, "model": model,
         "parallel_model": model, "optimizer": build_optimizer(cfg, model), "schedule": build_schedule(cfg),
-        "scaler": torch.amp.GradScaler("cpu", enabled=False), "augment": BatchAugment(cfg),
+        "scaler": torch.amp.GradScaler("cpu", enabled=False), "augment": batch_augment(cfg),
         "steps": StepLog(world, listed), "journal": Journal(),
     }  # fmt: skip
     needed = {field.name for field in dataclasses.fields(Run) if field.default is field.default_factory}
