@@ -1,17 +1,32 @@
 """LookupViT for video: train, test and use an efficient two-stream video transformer."""
 
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lookupvit_video.config import load_config
     from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
+    from lookupvit_video.models.build import build_model, create_model
+    from lookupvit_video.registry import list_models
 
-__all__ = ["Prediction", "Predictor", "load_model"]
+__all__ = [
+    "Prediction", "Predictor", "__version__", "build_model", "create_model", "list_models", "load_config", "load_model",
+]  # fmt: skip
+try:
+    __version__ = metadata.version("lookupvit_video")
+except metadata.PackageNotFoundError:  # the sources alone, not installed
+    __version__ = "0.1.0"
+_PLACES = {
+    "config": ("load_config",),
+    "inference.predictor": ("Prediction", "Predictor", "load_model"),
+    "models.build": ("build_model", "create_model"),
+    "registry": ("list_models",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    # On first use only: the data scripts should not wait for torch to be imported.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    from lookupvit_video.inference import predictor
-
-    return getattr(predictor, name)
+    # On first use only: --help and the data scripts need not wait for torch to be imported.
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{place}"), name)
+    raise AttributeError(f"module {__name__} has no attribute {name}")

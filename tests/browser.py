@@ -82,6 +82,8 @@ def chromium(folder: Path, within: float = 240) -> Iterator[Any]:
     """
     browser, path = find_chromium()
     webdriver = pytest.importorskip("selenium.webdriver")
+    from selenium.common.exceptions import WebDriverException
+
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
@@ -89,11 +91,21 @@ def chromium(folder: Path, within: float = 240) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder)}
     log = str(folder / "driver.log")
-    service = webdriver.ChromeService(path, log_output=log, env=environment, popen_kw={"start_new_session": True})
+    services: list[Any] = []
+
+    def start() -> Any:
+        services.append(
+            webdriver.ChromeService(path, log_output=log, env=environment, popen_kw={"start_new_session": True})
+        )
+        return webdriver.Chrome(options=options, service=services[-1])
+
     no_proxy = dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")
-    with ended(lambda: getattr(service, "process", None), within):
+    with ended(lambda: getattr(services[-1], "process", None) if services else None, within):
         with mock.patch.dict(os.environ, no_proxy):  # the driver is on this machine
-            driver = webdriver.Chrome(options=options, service=service)
+            try:
+                driver = start()
+            except WebDriverException:  # the first start after an installation may be too slow on a busy machine
+                driver = start()
         driver.set_page_load_timeout(30)
         driver.set_script_timeout(30)
         yield driver

@@ -1,8 +1,21 @@
 """What the tests of whole runs share: real mp4 files, and a dense ViT that was trained on them."""
 
+from multiprocessing.context import BaseContext
+from unittest import mock
+
 import pytest
 
 from tests.small import make_videos, run_net, settings
+
+SERVED = ("lookupvit_video.inference.predictor", "lookupvit_video.preparation.check")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server():
+    """It starts once and imports what the first pool asks for: without torch, each later child would import it."""
+    preload = BaseContext.set_forkserver_preload
+    with mock.patch.object(BaseContext, "set_forkserver_preload", lambda self, names: preload(self, [*names, *SERVED])):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_no_videos_are_none(tmp_path):
 
 
 def test_the_full_set_holds_more_than_five_hundred_files(tmp_path):
-    """Counted, not decoded: `tests/tools/test_check_dataset.py` says how to run over all of them."""
+    """Counted, not decoded: `tests/commands/test_check.py` says how to run over all of them."""
     stand_ins = [tmp_path / name for name in ORIGINALS]
     for path in stand_ins:
         path.write_bytes(random.Random(0).randbytes(5000))

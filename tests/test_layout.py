@@ -9,16 +9,16 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lookupvit_video"
 # From the top down: a folder imports from those of lower layers, and from its own layer as far as no circle results.
 LAYERS = [
-    {"__init__"},
+    {"__init__", "__main__"},
     {"commands"},
-    {"benchmarks", "inference", "training"},
+    {"benchmarks", "inference", "studies", "training"},
     {"evaluation"},
     {"checkpoints", "preparation"},
     {"data", "distributed"},
     {"decoding", "models"},
     {"processes"},
     {"config", "figures", "log"},
-    {"arguments", "errors", "files", "progress", "provenance", "registry", "seeding", "text"},
+    {"arguments", "errors", "files", "progress", "provenance", "registry", "report", "seeding", "text"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -42,25 +42,25 @@ class Saver:
         minutes = self.cfg.TRAIN.CHECKPOINT_MINUTES
         return self.enabled and 0 < 60 * minutes <= time.monotonic() - self._last
 
-    def write(self, path: Path, content: dict[str, Any], *, to_go_on: bool) -> None:
+    def write(self, path: Path, content: dict[str, Any], *, is_training_checkpoint: bool) -> None:
         """Begin to write a file of ``save_checkpoint(path, **content)``.
 
         Args:
-            to_go_on: it is a training checkpoint, of which the newest stay.
+            is_training_checkpoint: it is a training checkpoint, of which the newest stay.
 
         Raises:
             RunFailure: the one before could not be written.
         """
-        if to_go_on:
+        if is_training_checkpoint:
             self._last = time.monotonic()
         if self.enabled:
             self.wait()
-            self._pending = self._thread.submit(self._write, path, content, to_go_on)
+            self._pending = self._thread.submit(self._write, path, content, is_training_checkpoint)
 
-    def _write(self, path: Path, content: dict[str, Any], to_go_on: bool) -> None:
+    def _write(self, path: Path, content: dict[str, Any], is_training_checkpoint: bool) -> None:
         began = time.monotonic()
         save_checkpoint(path, **content)
-        if to_go_on:
+        if is_training_checkpoint:
             remove_old_checkpoints(self.cfg.OUTPUT_DIR, self.cfg.TRAIN.KEEP_CHECKPOINTS)
         logger.info("wrote %s in %.1f s", path, time.monotonic() - began)
 

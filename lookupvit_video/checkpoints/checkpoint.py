@@ -92,14 +92,14 @@ def save_checkpoint(
         "state": state or {},
         "versions": library_versions(),
     }
-    with atomic_write(path) as temporary, _Telling(io.FileIO(temporary, "w")) as file:
+    with atomic_write(path) as temporary, _ErrorKeepingFile(io.FileIO(temporary, "w")) as file:
         try:
             torch.save(content, file)
         except RuntimeError:  # how torch says that writing failed, without the reason
             raise (file.error or OSError(f"{path}: torch could not write it")) from None
 
 
-class _Telling(io.BufferedWriter):
+class _ErrorKeepingFile(io.BufferedWriter):
     """A file that keeps why writing to it failed."""
 
     error: OSError | None = None

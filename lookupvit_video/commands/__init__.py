@@ -1,0 +1,1 @@
+"""The commands: parse, call, print. Heavy imports (torch, numpy, ...) follow the parsing, so that help is fast."""

@@ -1,8 +1,7 @@
-"""What the commands in tools/ share: clear errors in one line, and exit codes.
+"""How every command ends: errors in one line, and exit codes.
 
-0: done. 1: a runtime failure. 2: invalid input. 75: a run was stopped by a signal and has saved (tools/run_net.py).
-130: interrupted (Ctrl-C); a training has saved. Commands import this module first: torch takes seconds to import, and
-Ctrl-C is to give one line then too.
+0: done. 1: a runtime failure. 2: invalid input. 75: a training was stopped by a signal and has saved. 130: interrupted
+(Ctrl-C); a training has saved.
 """
 
 import errno
@@ -22,7 +21,22 @@ from lookupvit_video.errors import BUG, EXIT_INTERRUPTED, RunFailure, UserError
 from lookupvit_video.processes.children import end_children
 from lookupvit_video.text import make_streams_tolerant, one_line, use_utf8
 
-PATIENCE = 5.0  # seconds that the end of an interrupted command may take
+PATIENCE = 5.0  # seconds that an interrupted command may take to end
+
+
+def program() -> str:
+    """Return the name of the command in messages and help: "lookupvit train", "run_net.py"."""
+    return Path(sys.argv[0]).name
+
+
+def command_line() -> str:
+    """Return the command as it was given."""
+    return " ".join([program(), *sys.argv[1:]])
+
+
+def print_error(message: object) -> None:
+    """Print a problem that does not end the command, on one line of stderr."""
+    print(one_line(f"{program()}: error: {message}"), file=sys.stderr)
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
@@ -40,9 +54,9 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))  # the second one
         end_children()
         _print_last(f"{interrupt}" or "interrupted")
-        unless_left = threading.Timer(PATIENCE, os._exit, [EXIT_INTERRUPTED])  # some thread may be at work for long
-        unless_left.daemon = True
-        unless_left.start()
+        deadline = threading.Timer(PATIENCE, os._exit, [EXIT_INTERRUPTED])  # some thread may be busy for long
+        deadline.daemon = True
+        deadline.start()
         sys.exit(EXIT_INTERRUPTED)
     except (UserError, RunFailure, OSError) as error:
         end_children()
@@ -55,13 +69,13 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         traceback.print_exc()
         _print_last(BUG)
         sys.exit(1)
-    end_children()  # a decoding worker that hangs would not let this process leave
+    end_children()  # a decoding worker that hangs would keep this process from ending
     sys.exit(code)
 
 
 def _print_last(line: str) -> None:
     sys.stdout.flush()
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    print(f"{program()}: {line}", file=sys.stderr)
 
 
 def _explained(error: Exception) -> str:
@@ -78,7 +92,7 @@ def _explained(error: Exception) -> str:
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Tell in one line of Ctrl-C outside of ``run_command``, while a command is still importing."""
+    """Report Ctrl-C in one line outside of ``run_command`` too, while a script is importing."""
     if not issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return

@@ -4,7 +4,7 @@ Shape letters: B batch of videos, V clips (views) per video, C channels, T frame
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -174,7 +174,7 @@ def read_clips(
         return clips
 
 
-def clip_times(video: Video, times: TimeSampler, duration: float) -> np.ndarray:
+def clip_times(video: Video, times: Callable[[float], np.ndarray], duration: float) -> np.ndarray:
     """Return the times (V, T) of a row's clips, in seconds of its file, which lasts ``duration`` seconds.
 
     Raises:

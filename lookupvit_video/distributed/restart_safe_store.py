@@ -8,7 +8,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from lookupvit_video.errors import RunFailure
 
 
-def fresh_store(store: Store, rank: int, size: int, seconds: float) -> Store:
+def restart_safe_store(store: Store, rank: int, size: int, seconds: float) -> Store:
     """Return a part of a store that only the processes of this start know; all of them must call it.
 
     torchrun keeps one store over its restarts, and torch looks there for the addresses of the other processes: a

@@ -1,6 +1,6 @@
 """The processes that torchrun started: how they meet, what they tell one another, and who is missing when one is lost.
 
-Reading order: ``World``, ``init_world``, ``gather_objects``, ``lost_processes_told``.
+Reading order: ``World``, ``init_world``, ``gather_objects``, ``report_lost_processes``.
 """
 
 import os
@@ -17,7 +17,7 @@ from torch import distributed
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
-from lookupvit_video.distributed.restart_safe_store import fresh_store
+from lookupvit_video.distributed.restart_safe_store import restart_safe_store
 from lookupvit_video.errors import RunFailure, UserError
 
 T = TypeVar("T")
@@ -95,7 +95,7 @@ def _join(world: World, timeout: float, join_timeout: float) -> tuple[Store, tup
             f"runs on every node, that the address is the first node's, its port free there and open to all, {_HELP}"
         ) from None
     try:
-        store = fresh_store(store, world.rank, world.size, join_timeout)
+        store = restart_safe_store(store, world.rank, world.size, join_timeout)
         _absent(store, "join", world, join_timeout)  # each tells its machine
     except (RunFailure, distributed.DistError) as error:  # DistError: without torchrun the first process has the store
         told = error if isinstance(error, RunFailure) else "lost process 0"
@@ -173,7 +173,7 @@ def _gone(missing: list[int], world: World, seconds: float) -> str:
 
 
 @contextmanager
-def lost_processes_told(world: World, seconds: float = 30.0) -> Iterator[None]:
+def report_lost_processes(world: World, seconds: float = 30.0) -> Iterator[None]:
     """Turn what torch raises when processes lose one another into one line that names who is missing.
 
     Args:

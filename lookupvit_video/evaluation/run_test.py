@@ -30,7 +30,7 @@ def gmacs(macs: int) -> float:
     return float(f"{macs / 1e9:.4g}")
 
 
-def test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | None:
+def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] | None:
     """Test a checkpoint on the test list with the config's views; the main process writes and returns the results.
 
     Raises:

@@ -143,20 +143,22 @@ def explain_attention(predictor: Predictor, clip_CTHW: Tensor, grid: tuple[int, 
         raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: only a LookupViT has compressed tokens to look with")
     clip = normalize(clip_CTHW[None].to(predictor.device), predictor.cfg.DATA.MEAN, predictor.cfg.DATA.STD)
     with torch.inference_mode(), watched(model) as kept:
-        features = model.forward_features(clip, grid, heads=model.read)
+        features = model.forward_features(clip, grid, heads=model.inference_heads)
         seen = [mixing(block, notes) for block, notes in zip(model.blocks, kept, strict=True)]
-        compress: Any = model.compress[grid_name(model.default_grid if grid is None else grid)]
+        compress: Any = model.compress[grid_name(model.grids[0] if grid is None else grid)]
         # The resize mixes no widths, so the same module applied to the unit matrix tells its weights.
         unit = torch.eye(compress.num_in, device=predictor.device)[None]
         start_GMN = compress(unit).expand(len(seen[0].gather), -1, -1)
     compressed, lookup_GNN = _rollout(seen, start_GMN, unit)
+    assert features.compressed_grid is not None
+    assert features.grid is not None
     return Attention(
         gather=[_whole(block.gather) for block in seen],
         compressed_rollout=[_whole(shares) for shares in compressed],
         lookup_rollout=_whole(lookup_GNN),
         compressed_grid=features.compressed_grid,
-        lookup_grid=features.lookup_grid,
-        read=model.read,
+        lookup_grid=features.grid,
+        read=model.inference_heads,
     )
 
 

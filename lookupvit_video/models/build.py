@@ -16,6 +16,7 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.models.adapters import WIDTHS, add_adapters, is_adapter
 from lookupvit_video.models.blocks import BlockOptions, TemporalEncoder, TransformerBlock
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within
+from lookupvit_video.models.contract import VideoModel
 from lookupvit_video.registry import MODELS, ModelEntry, imported, list_models
 
 logger = logging.getLogger(__name__)
@@ -83,10 +84,10 @@ class ModelSpec:
         closed_form = imported(self.entry.closed_form)
         return closed_form(self.shape, **_named(closed_form, {**self.arguments, **changed}))
 
-    def build(self) -> nn.Module:
+    def build(self) -> VideoModel:
         """Build the model, freshly initialized from torch's current seed, with its adapters."""
         model_class = self.entry.model_class
-        model: nn.Module = model_class(**_named(model_class, self.arguments))
+        model: VideoModel = model_class(**_named(model_class, self.arguments))
         if self.temporal_init == "identity":
             init_temporal_identity(model.get_submodule("temporal"))
         if self.adapter != "none":
@@ -160,7 +161,7 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
     return spec
 
 
-def build_model(cfg: CfgNode) -> nn.Module:
+def build_model(cfg: CfgNode) -> VideoModel:
     """Build the model that ``MODEL`` and ``DATA`` describe, freshly initialized from torch's current seed.
 
     What is never trained has ``requires_grad`` off.
@@ -174,7 +175,7 @@ def build_model(cfg: CfgNode) -> nn.Module:
     return model
 
 
-def create_model(name: str, **arguments: Any) -> nn.Module:
+def create_model(name: str, **arguments: Any) -> VideoModel:
     """Build a model by its name in ``list_models``, such as "lookupvit_base_16x2".
 
     Args:
@@ -186,7 +187,7 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     for entry in MODELS.values():
         for own_name, defaults in entry.variants.values():
             if own_name == name:
-                model: nn.Module = entry.model_class(**{**defaults, **arguments})
+                model: VideoModel = entry.model_class(**{**defaults, **arguments})
                 return model
     raise UserError(f"model {name!r}: choose one of {', '.join(list_models())}")
 

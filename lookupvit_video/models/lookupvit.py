@@ -1,12 +1,12 @@
 """LookupViT for video: heavy work on few compressed tokens, which look things up in many lookup tokens.
 
 Paper: LookupViT: Compressing visual information to a limited number of tokens (ECCV 2024, arXiv 2407.12753).
-Reading order: ``LookupViT.forward``, ``forward_features``, ``_logits``.
+Reading order: ``LookupViT.forward``, ``forward_features``, ``forward_head``.
 Shape letters: B batch, C channels, T frames, H W pixels, N lookup tokens, M compressed tokens, D width, K classes.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,27 +20,13 @@ from lookupvit_video.models.blocks import (
     drop_path_rates,
     init_linear,
 )
+from lookupvit_video.models.contract import Features, Output, VideoModel
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
 HEADS = ("compressed", "lookup")
-Output = Tensor | tuple[Tensor, ...]
-"""Logits (B, K) in eval mode; in training mode those of each head."""
 
 
-class LookupFeatures(NamedTuple):
-    """What the blocks of a LookupViT make of a clip; tokens in t, h, w order of their grid."""
-
-    compressed: Tensor
-    """(B, M, D), before the head's norm."""
-    lookup: Tensor
-    """(B, N, D), before the head's norm."""
-    compressed_grid: Grid
-    lookup_grid: Grid
-    attention: list[Tensor]
-    """Per block (B, heads, M, N), factorised (B t, heads, M / t, N / t), where asked for; else empty."""
-
-
-class LookupViT(nn.Module):
+class LookupViT(VideoModel):
     """Video (or, with one frame, image) classifier of LookupViT blocks with one head on each token set.
 
     Args:
@@ -63,6 +49,9 @@ class LookupViT(nn.Module):
         dropout: before each classifier.
         options: see ``BlockOptions``.
     """
+
+    tokenizer: TubeletTokenizer
+    blocks: nn.ModuleList
 
     def __init__(
         self,
@@ -93,14 +82,12 @@ class LookupViT(nn.Module):
             raise UserError(f"inference head {inference_head!r}: choose {', '.join(('average', *heads))}")
         if pool not in ("average", "average_norm", "attentive"):
             raise UserError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
-        self.read = tuple(heads) if inference_head == "average" else (inference_head,)
+        self.inference_heads = tuple(heads) if inference_head == "average" else (inference_head,)
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim)
         t, h, w = self.tokenizer.grid
         self.block_grid: Grid = (1, h, w) if encoder == "factorised" else (t, h, w)
-        self.default_grid = tuple(compressed_grid)
-        self.compress = nn.ModuleDict(
-            {grid_name(grid): self._resize(grid, resize) for grid in dict.fromkeys((self.default_grid, *grids))}
-        )
+        self.grids = tuple(dict.fromkeys(map(tuple, (compressed_grid, *grids))))
+        self.compress = nn.ModuleDict({grid_name(grid): self._resize(grid, resize) for grid in self.grids})
         lookup_is_read = "lookup" in heads
         self.blocks = nn.ModuleList(
             LookupViTBlock(dim, num_heads, rate, options, infuse=lookup_is_read or i < depth - 1)
@@ -129,8 +116,8 @@ class LookupViT(nn.Module):
         grid: tuple[int, ...] | None = None,
         return_attention: bool = False,
         heads: Sequence[str] = HEADS,
-    ) -> LookupFeatures:
-        """Run tokenizer and blocks on a normalised clip (B, C, T, H, W), without the heads.
+    ) -> Features:
+        """Run tokenizer and blocks on a normalized clip (B, C, T, H, W), without the heads.
 
         Args:
             grid: of the compressed tokens, one that the model was made with; None: ``compressed_grid``.
@@ -140,7 +127,7 @@ class LookupViT(nn.Module):
         Raises:
             UserError: the model was not made with this grid.
         """
-        grid = self.default_grid if grid is None else tuple(grid)
+        grid = self.grids[0] if grid is None else tuple(grid)
         if grid_name(grid) not in self.compress:
             known = ", ".join(self.compress)
             raise UserError(f"compressed grid {grid_name(grid)}: this model was made with {known}")
@@ -160,43 +147,62 @@ class LookupViT(nn.Module):
                 attention.append(weights)
         t, h, w = self.tokenizer.grid
         steps = t if self.temporal is not None else compress.grid_out[0]
-        return LookupFeatures(
+        return Features(
+            tokens=lookup.reshape(batch, -1, dim),
+            grid=(t, h, w),
             compressed=compressed.reshape(batch, -1, dim),
-            lookup=lookup.reshape(batch, -1, dim),
             compressed_grid=(steps, *compress.grid_out[1:]),
-            lookup_grid=(t, h, w),
             attention=attention,
         )
 
-    def _logits(self, name: str, features: LookupFeatures) -> Tensor:
-        tokens = features.compressed if name == "compressed" else features.lookup
+    def _logits(self, name: str, features: Features) -> Tensor:
+        tokens = features.compressed if name == "compressed" else features.tokens
+        assert tokens is not None
         if self.temporal is not None:
-            frames_Btnd = self.frame_norms[name](tokens).unflatten(1, (features.lookup_grid[0], -1))
+            frames_Btnd = self.frame_norms[name](tokens).unflatten(1, (self.tokenizer.grid[0], -1))
             tokens = self.temporal(frames_Btnd.mean(dim=2))
         return self.heads[name](tokens)
 
+    def forward_head(self, features: Features) -> Output:
+        """Classify what ``forward_features`` returned: in training mode by each head, else by ``inference_head``."""
+        if self.training:
+            return tuple(self._logits(name, features) for name in self.heads)
+        first, *others = (self._logits(name, features) for name in self.inference_heads)
+        return sum(others, first) / len(self.inference_heads)
+
     def forward(
-        self, clip_BCTHW: Tensor, grid: tuple[int, ...] | None = None, with_features: bool = False
-    ) -> Output | tuple[Output, LookupFeatures]:
-        """Classify a normalised clip (B, C, T, H, W) with the compressed tokens on a grid.
+        self, clip_BCTHW: Tensor, grid: tuple[int, ...] | None = None, *, with_features: bool = False
+    ) -> Output | tuple[Output, Features]:
+        """Classify a normalized clip (B, C, T, H, W) with the compressed tokens on a grid.
 
         Args:
             grid: see ``forward_features``.
-            with_features: return (logits, features), which distillation compares.
-
-        Returns:
-            in training mode the logits (B, K) of each head, for the loss that averages over heads;
-            in eval mode one (B, K), of ``inference_head``.
+            with_features: see ``VideoModel.forward``.
         """
-        names = tuple(self.heads) if self.training or with_features else self.read
+        names = tuple(self.heads) if self.training or with_features else self.inference_heads
         features = self.forward_features(clip_BCTHW, grid, heads=names)
-        output: Output
-        if self.training:
-            output = tuple(self._logits(name, features) for name in self.heads)
-        else:
-            first, *others = (self._logits(name, features) for name in self.read)
-            output = sum(others, first) / len(self.read)
+        output = self.forward_head(features)
         return (output, features) if with_features else output
+
+
+def lookupvit_tiny_16x2(**arguments: Any) -> LookupViT:
+    """LookupViT-Ti with tubelets of 2 frames and 16 x 16 pixels; arguments as ``LookupViT``."""
+    return LookupViT(**{"dim": 192, "depth": 12, "num_heads": 3, **arguments})
+
+
+def lookupvit_small_16x2(**arguments: Any) -> LookupViT:
+    """LookupViT-S/16x2."""
+    return LookupViT(**{"dim": 384, "depth": 12, "num_heads": 6, **arguments})
+
+
+def lookupvit_base_16x2(**arguments: Any) -> LookupViT:
+    """LookupViT-B/16x2."""
+    return LookupViT(**{"dim": 768, "depth": 12, "num_heads": 12, **arguments})
+
+
+def lookupvit_large_16x2(**arguments: Any) -> LookupViT:
+    """LookupViT-L/16x2."""
+    return LookupViT(**{"dim": 1024, "depth": 24, "num_heads": 16, **arguments})
 
 
 def grid_name(grid: Sequence[int]) -> str:

@@ -9,16 +9,17 @@ Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K c
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import torch
 from pytorchvideo.models.vision_transformers import create_multiscale_vision_transformers
 from pytorchvideo.models.x3d import create_x3d
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
+from lookupvit_video.models.contract import Features, Output, VideoModel
 from lookupvit_video.models.tokenizer import Grid
-from lookupvit_video.models.vit import DenseFeatures
 
 
-class MViT(nn.Module):
+class MViT(VideoModel):
     """Multiscale Vision Transformer: attention pools queries, keys and values; a class token is classified.
 
     Args:
@@ -73,27 +74,23 @@ class MViT(nn.Module):
         self.blocks = network.blocks
         self.head = nn.Sequential(OrderedDict(norm=network.norm_embed, classifier=network.head))
 
-    def _run_blocks(self, clip_BCTHW: Tensor) -> tuple[Tensor, Grid]:
-        """Return class token and tokens (B, 1 + N, D), and the grid of the N."""
+    def forward_features(self, clip_BCTHW: Tensor) -> Features:
+        """Run tokenizer and blocks on a normalized clip (B, C, T, H, W)."""
         if tuple(clip_BCTHW.shape[1:]) != self.clip_shape:
             raise UserError(f"expected clips of {self.clip_shape} in the batch, got {tuple(clip_BCTHW.shape[1:])}")
         tokens, grid = self.tokenizer(clip_BCTHW), self.grid
         for block in self.blocks:
             tokens, grid = block(tokens, grid)
-        return tokens, (grid[0], grid[1], grid[2])  # the blocks return a list
+        return Features(tokens[:, 1:], (grid[0], grid[1], grid[2]), class_token=tokens[:, :1])  # the grid is a list
 
-    def forward_features(self, clip_BCTHW: Tensor) -> DenseFeatures:
-        """Map a normalised clip (B, C, T, H, W) to tokens (B, N, D), before the head, and their grid."""
-        tokens, grid = self._run_blocks(clip_BCTHW)
-        return DenseFeatures(tokens[:, 1:], grid)
-
-    def forward(self, clip_BCTHW: Tensor) -> tuple[Tensor, ...] | Tensor:
-        """Classify a normalised clip: logits (B, K), in training mode as a tuple of one (see ``LookupViT``)."""
-        logits_BK = self.head(self._run_blocks(clip_BCTHW)[0])
+    def forward_head(self, features: Features) -> Output:
+        """Classify what ``forward_features`` returned."""
+        assert features.class_token is not None
+        logits_BK = self.head(torch.cat([features.class_token, features.tokens], dim=1))  # as PyTorchVideo's head does
         return (logits_BK,) if self.training else logits_BK
 
 
-class X3D(nn.Module):
+class X3D(VideoModel):
     """Expanded 3-D network: residual blocks around depthwise convolutions. Blocks start as their shortcuts (scale 0).
 
     In eval mode clips may be larger than ``num_frames`` and ``size``: logits are averaged over places, as published.
@@ -126,20 +123,16 @@ class X3D(nn.Module):
         head.pool.pool.kernel_size = tuple(map(int, head.pool.pool.kernel_size))  # torch.compile stops at NumPy's
         self.head = head
 
-    def _run_blocks(self, clip_BCTHW: Tensor) -> Tensor:
-        """Return the last feature map (B, D, t, h, w)."""
+    def forward_features(self, clip_BCTHW: Tensor) -> Features:
+        """Map a normalized clip (B, C, T, H, W) to the places (B, N, D) of the last feature map (B, D, t, h, w)."""
         features = self.tokenizer(clip_BCTHW)
         for block in self.blocks:
             features = block(features)
-        return features
-
-    def forward_features(self, clip_BCTHW: Tensor) -> DenseFeatures:
-        """Map a normalised clip (B, C, T, H, W) to the places (B, N, D) of the last feature map, and their grid."""
-        features = self._run_blocks(clip_BCTHW)
         t, h, w = features.shape[2:]
-        return DenseFeatures(features.flatten(2).transpose(1, 2), (t, h, w))
+        return Features(features.flatten(2).transpose(1, 2), (t, h, w))
 
-    def forward(self, clip_BCTHW: Tensor) -> tuple[Tensor, ...] | Tensor:
-        """Classify a normalised clip: logits (B, K), in training mode as a tuple of one (see ``LookupViT``)."""
-        logits_BK = self.head(self._run_blocks(clip_BCTHW))
+    def forward_head(self, features: Features) -> Output:
+        """Classify what ``forward_features`` returned."""
+        assert features.grid is not None
+        logits_BK = self.head(features.tokens.transpose(1, 2).unflatten(2, features.grid))
         return (logits_BK,) if self.training else logits_BK

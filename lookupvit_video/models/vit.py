@@ -1,10 +1,10 @@
 """Dense baselines on the tokens of the same tokenizer: joint and factorised space-time ViT, and ViTs on fewer tokens.
 
-Sources: ViViT (arXiv 2103.15691), models 1 and 2; for the reductions see ``reduce.py``.
+Sources: ViViT (arXiv 2103.15691), models 1 and 2; for the reductions see ``token_reduction.py``.
 Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K classes.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +20,14 @@ from lookupvit_video.models.blocks import (
     drop_path_rates,
     init_linear,
 )
-from lookupvit_video.models.lookupvit import Output
+from lookupvit_video.models.contract import Features, Output, VideoModel
 from lookupvit_video.models.token_reduction import MergingBlock, RandomTokens, merged_per_block
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
 TOKENS = ("all", "resize", "random", "merge")
 
 
-class DenseFeatures(NamedTuple):
-    """What a dense model makes of a clip."""
-
-    tokens: Tensor
-    """(B, N, D), before the head, without the class token; in t, h, w order where there is a grid."""
-    grid: Grid | None
-    """None where tokens were dropped or merged."""
-
-
-class ViT(nn.Module):
+class ViT(VideoModel):
     """Every token attends to every token.
 
     Args:
@@ -48,6 +39,9 @@ class ViT(nn.Module):
         compressed_grid: for "resize".
         resize: as ``LookupViT``.
     """
+
+    tokenizer: TubeletTokenizer
+    blocks: nn.ModuleList
 
     def __init__(
         self,
@@ -106,37 +100,50 @@ class ViT(nn.Module):
                 length=self.tokenizer.grid[0], dim=dim, depth=temporal_depth, num_heads=num_heads, options=options
             )
 
-    def _encode(self, clip_BCTHW: Tensor) -> Tensor:
-        """Return all tokens (B, N, D), the class token first where there is one."""
+    def forward_features(self, clip_BCTHW: Tensor) -> Features:
+        """Run tokenizer and blocks on a normalized clip (B, C, T, H, W)."""
         x_BND = self.tokenizer(clip_BCTHW)
         x_BND = self.reduce(x_BND).to(x_BND.dtype)  # autocast would keep a resized stream in bfloat16
         batch, _, dim = x_BND.shape
         if self.class_token is not None:
             x_BND = torch.cat([self.class_token.expand(batch, -1, -1).to(x_BND.dtype), x_BND], dim=1)
+        if self.temporal is not None:
+            x_BND = x_BND.unflatten(1, (self.tokenizer.grid[0], -1)).flatten(0, 1)  # a block sees one time index
         if self.merged is not None:
             sizes_BN = torch.ones_like(x_BND[..., 0])
             for block, r in zip(self.blocks, self.merged, strict=True):
                 x_BND, sizes_BN = block.forward_merging(x_BND, sizes_BN, r, int(self.class_token is not None))  # type: ignore[operator]
-            return x_BND
+        else:
+            for block in self.blocks:
+                x_BND = block(x_BND)
+        x_BND = x_BND.reshape(batch, -1, dim)
+        if self.class_token is None:
+            return Features(x_BND, self.token_grid)
+        return Features(x_BND[:, 1:], self.token_grid, class_token=x_BND[:, :1])
+
+    def forward_head(self, features: Features) -> Output:
+        """Classify what ``forward_features`` returned, by way of the temporal transformer where there is one."""
         if self.temporal is not None:
-            x_BND = x_BND.unflatten(1, (self.tokenizer.grid[0], -1)).flatten(0, 1)  # a block sees one time index
-        for block in self.blocks:
-            x_BND = block(x_BND)
-        return x_BND.reshape(batch, -1, dim)
+            frames_BtnD = self.frame_norm(features.tokens).unflatten(1, (self.tokenizer.grid[0], -1))
+            features = Features(self.temporal(frames_BtnD.mean(dim=2)), features.grid)
+        return super().forward_head(features)
 
-    def forward_features(self, clip_BCTHW: Tensor) -> DenseFeatures:
-        """Map a normalised clip (B, C, T, H, W) to tokens, before the head's norm."""
-        return self._features(self._encode(clip_BCTHW))
 
-    def _features(self, tokens_BND: Tensor) -> DenseFeatures:
-        return DenseFeatures(tokens_BND if self.class_token is None else tokens_BND[:, 1:], self.token_grid)
+def vit_tiny_16x2(**arguments: Any) -> ViT:
+    """ViT-Ti with tubelets of 2 frames and 16 x 16 pixels; arguments as ``ViT``."""
+    return ViT(**{"dim": 192, "depth": 12, "num_heads": 3, **arguments})
 
-    def forward(self, clip_BCTHW: Tensor, with_features: bool = False) -> Output | tuple[Output, DenseFeatures]:
-        """Classify a normalised clip: logits (B, K), in training mode as a tuple of one; both as ``LookupViT``."""
-        tokens_BND = x_BND = self._encode(clip_BCTHW)
-        if self.temporal is not None:
-            frames_BtnD = self.frame_norm(x_BND).unflatten(1, (self.tokenizer.grid[0], -1))
-            x_BND = self.temporal(frames_BtnD.mean(dim=2))
-        logits_BK = self.head(x_BND)
-        output = (logits_BK,) if self.training else logits_BK
-        return (output, self._features(tokens_BND)) if with_features else output
+
+def vit_small_16x2(**arguments: Any) -> ViT:
+    """ViT-S/16x2."""
+    return ViT(**{"dim": 384, "depth": 12, "num_heads": 6, **arguments})
+
+
+def vit_base_16x2(**arguments: Any) -> ViT:
+    """ViT-B/16x2."""
+    return ViT(**{"dim": 768, "depth": 12, "num_heads": 12, **arguments})
+
+
+def vit_large_16x2(**arguments: Any) -> ViT:
+    """ViT-L/16x2."""
+    return ViT(**{"dim": 1024, "depth": 24, "num_heads": 16, **arguments})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
 from lookupvit_video.errors import UserError
-from lookupvit_video.preparation.check import Row
+from lookupvit_video.preparation.check import ListedVideo
 from lookupvit_video.text import one_line, shown
 
 
@@ -63,7 +63,7 @@ def warnings_of_run(
     return coverage_warnings(classes, used)
 
 
-def warnings_of_rows(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
+def warnings_of_rows(rows: Sequence[ListedVideo], classes: Sequence[str]) -> list[str]:
     """Return ``coverage_warnings`` of checked rows; bad files do not count.
 
     The split for training is the one whose name begins with "train", or the only one.

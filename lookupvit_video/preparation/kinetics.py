@@ -22,7 +22,7 @@ from lookupvit_video.data.manifest import read_class_list
 from lookupvit_video.data.video_files import is_video_name
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
-from lookupvit_video.preparation.lists import Annotation, Found, Key, Options, find_videos, finish, match
+from lookupvit_video.preparation.lists import Annotation, Found, Key, Options, files_below, finish, match
 from lookupvit_video.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ def prepare_kinetics(
     if not folders:
         raise UserError("no videos: give --videos, --tarballs or both")
     ids = {clip.key.video for clip in clips}
-    account = match(clips, find_videos(folders), partial(key_of, videos=ids), classes=names, whole=whole)
+    account = match(clips, files_below(folders), partial(key_of, videos=ids), classes=names, whole=whole)
     warning = span_warning(account.found, whole)
     code = finish(account, names, options, PUBLISHED[dataset], CLASSES[dataset])
     for line in [*damaged, *([f"warning: {warning}"] if warning else [])]:

@@ -4,7 +4,6 @@ Nothing is invented: a video gets the label that its annotation gives, or none; 
 neither. `missing.csv` names every annotated video without a usable file, `extra.csv` every file without an annotation.
 """
 
-import argparse
 import logging
 import os
 from collections import Counter, defaultdict
@@ -71,7 +70,7 @@ class Account:
 # What is there
 
 
-def find_videos(folders: Iterable[Path], *, pictures: bool = False) -> list[Path]:
+def files_below(folders: Iterable[Path], *, pictures: bool = False) -> list[Path]:
     """Return the video files below some folders, sorted in each; with `pictures` also folders of a video's frames.
 
     Hidden files and folders are left out. Symbolic links are followed, each folder once.
@@ -260,34 +259,6 @@ class Options:
     processes: int = 1
     test_on: str = "val"
     """Which annotated split test.csv is: "val" or "test"."""
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that `read_options` reads."""
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the lists")
-    parser.add_argument(
-        "--test-on", choices=("val", "test"), default="val",
-        help="which annotated split test.csv is; the field reports on val (default: val)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--short-side", type=int, metavar="PIXELS",
-        help="re-encode to OUT/videos as H.264 with at most this short side, e.g. 256 or 320 (default: keep the files)",
-    )  # fmt: skip
-    parser.add_argument("--gop", type=int, default=30, help="re-encoding: frames from key frame to key frame (30)")
-    parser.add_argument("--crf", type=int, default=23, help="re-encoding: 0 (nothing lost) to 51, x264's scale (23)")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="re-encoding: videos at once")
-
-
-def read_options(args: argparse.Namespace) -> Options:
-    """Return the parsed arguments of `add_options`, and of --trim where there is one.
-
-    Raises:
-        UserError: no video can be written like this.
-    """
-    encoding = None if args.short_side is None else Encoding(args.short_side, args.gop, args.crf)
-    if encoding:
-        encoding.validate()
-    return Options(args.out, encoding, getattr(args, "trim", False), args.processes, args.test_on)
 
 
 def finish(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.preparation.lists import Annotation, Key, Options, find_videos, finish, match
+from lookupvit_video.preparation.lists import Annotation, Key, Options, files_below, finish, match
 
 # Videos of each split as published; the README names the sources.
 PUBLISHED: dict[int, dict[str, int | None]] = {
@@ -164,7 +164,7 @@ def prepare_something_something(version: int, annotations: Path, videos: list[Pa
     ]  # fmt: skip
     if "test-answers" in official:
         clips += read_split(official["test-answers"], "test", set(names))
-    account = match(clips, find_videos(videos, pictures=True), key_of)
+    account = match(clips, files_below(videos, pictures=True), key_of)
     pictures = [clip for clip in account.found if clip.path.is_dir()]
     if pictures and options.encoding is None:
         raise UserError(

@@ -15,7 +15,7 @@ from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights
 from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.build import build_model, model_spec
-from lookupvit_video.models.lookupvit import LookupFeatures
+from lookupvit_video.models.contract import Features
 from lookupvit_video.models.tokenizer import Grid, GridResize
 from lookupvit_video.registry import MODELS, models_with
 
@@ -42,8 +42,6 @@ class Teacher:
         if not self.with_tokens:
             return Answer(self.model(clips_BCTHW), None, None)
         logits_BK, features = self.model(clips_BCTHW, with_features=True)
-        if isinstance(features, LookupFeatures):
-            return Answer(logits_BK, features.lookup, features.lookup_grid)
         return Answer(logits_BK, features.tokens, features.grid)
 
 
@@ -90,7 +88,7 @@ def distill(
     cfg: CfgNode,
     loss: Tensor,
     logits: Sequence[Tensor],
-    features: LookupFeatures | None,
+    features: Features | None,
     answer: Answer,
     valid_B: Tensor,
 ) -> Tensor:
@@ -112,6 +110,8 @@ def distill(
     total = (1 - weight) * loss + weight * temperature**2 * mean_over_clips(per_clip_B, valid_B)
     if features is None or answer.tokens is None or answer.grid is None:
         return total
+    assert features.compressed is not None
+    assert features.compressed_grid is not None
     target_BMD = GridResize(answer.grid, features.compressed_grid).to(answer.tokens.device)(answer.tokens.float())
     dim = target_BMD.shape[-1:]
     error_BMD = F.layer_norm(features.compressed.float(), dim) - F.layer_norm(target_BMD, dim)

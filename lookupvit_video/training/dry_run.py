@@ -10,7 +10,7 @@ from lookupvit_video.distributed.world import World
 from lookupvit_video.log import peak_memory_gib
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
-from lookupvit_video.training.health import StopSignals
+from lookupvit_video.processes.stop_signals import StopSignals
 from lookupvit_video.training.run import Run, prepare, train_batches
 from lookupvit_video.training.step import one_step
 from lookupvit_video.training.utilisation import clip_macs

@@ -1,7 +1,6 @@
 """Parameter groups, optimiser, learning-rate schedule, and what is frozen for a while."""
 
 import logging
-import re
 from typing import Any
 
 import torch
@@ -14,57 +13,29 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
-from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.complexity import count_parameters
+from lookupvit_video.models.contract import VideoModel
 
 logger = logging.getLogger(__name__)
 
-# What is neither a norm nor a bias and does not decay either: positions and learned tokens.
-NO_DECAY = ("positions", "class_token", "attentive.query", "positional_encoding")
 FUSED = ("cpu", "cuda", "mps", "xpu")  # devices for which torch has fused optimisers
 
 
-def layer_of(name: str, depth: int, temporal_depth: int = 0) -> int:
-    """Return the layer a parameter belongs to, from the input upwards.
-
-    0 is the tokenizer (with the class token), 1 to ``depth`` are the blocks, then come those of a temporal encoder,
-    and one more for the heads (BEiT, arXiv 2106.08254, and MAE count so). Adapters are with the heads, wherever they
-    lie: both are new, and learn at the full rate.
-    """
-    if is_adapter(name):
-        return depth + temporal_depth + 1
-    block = re.search(r"(temporal\.)?\bblocks\.(\d+)\.", name)
-    if block:
-        return int(block[2]) + 1 + (depth if block[1] else 0)
-    if name.startswith(("temporal.", "frame_norm")):
-        return depth + 1  # positions, and the norms of what comes in, with the first temporal block
-    if re.search(r"tokenizer\.|class_token|patch_embed|cls_positional_encoding", name):
-        return 0
-    return depth + temporal_depth + 1
-
-
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: not to norms, biases, layer scales, positions and learned tokens."""
-    return parameter.ndim > 1 and not any(part in name for part in NO_DECAY)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(model: VideoModel, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
     """Group a model's parameters by weight decay and learning-rate factor ``lr_scale``.
 
     ``lr_scale`` is ``layer_decay`` ** (layers above), as BEiT and MAE do: 1 for the heads, ``layer_decay`` for the
     last block, ``layer_decay`` ** (depth + 1) for the tokenizer of a model without a temporal encoder.
     """
-    depth = len(model.blocks)  # type: ignore[arg-type]
-    temporal = getattr(model, "temporal", None)
-    temporal_depth = len(temporal.blocks) if temporal is not None else 0
-    top = depth + temporal_depth + 1
+    layers, not_decayed = model.layer_ids(), model.no_weight_decay()
+    top = max(layers.values())
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = layer_of(name, depth, temporal_depth)
-        decaying = decays(name, parameter)
+        layer = layers[name]
+        decaying = parameter.ndim > 1 and name not in not_decayed
         group = groups.setdefault(
             (layer if layer_decay != 1.0 else 0, decaying),
             {
@@ -77,7 +48,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     return list(groups.values())
 
 
-def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(cfg: CfgNode, model: VideoModel) -> torch.optim.Optimizer:
     """Make the optimiser of SOLVER over the groups of ``parameter_groups``, and log what it trains."""
     solver = cfg.SOLVER
     groups = parameter_groups(model, solver.WEIGHT_DECAY, solver.LAYER_DECAY)

@@ -17,7 +17,7 @@ DISK_ERRORS = {getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EROFS EIO E
 
 
 @contextmanager
-def disk_failures_told(cfg: CfgNode) -> Iterator[None]:
+def report_disk_failures(cfg: CfgNode) -> Iterator[None]:
     """Turn the system's errors about files in OUTPUT_DIR into one line that says what is still there.
 
     An error that names no file is not about OUTPUT_DIR: what writes there names the file (``files.named_failures``).
@@ -59,7 +59,7 @@ def sole_writer(cfg: CfgNode, world: World) -> Iterator[None]:
         refused: ValueError | RunFailure | None = None
         if world.is_main:
             try:
-                with disk_failures_told(cfg):
+                with report_disk_failures(cfg):
                     folder = Path(cfg.OUTPUT_DIR)
                     what, fix = f"OUTPUT_DIR {folder}", "choose another OUTPUT_DIR or stop it"
                     stack.enter_context(only_writer(folder / ".lock", what, fix))

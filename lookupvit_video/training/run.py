@@ -37,20 +37,20 @@ from lookupvit_video.log import Journal, forget_bad_videos
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.preparation.coverage import warnings_of_run
+from lookupvit_video.processes.stop_signals import StopSignals
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.distill import Teacher, load_teacher
 from lookupvit_video.training.ema import Ema
-from lookupvit_video.training.health import StopSignals
 from lookupvit_video.training.optim import build_optimizer, build_schedule
 from lookupvit_video.training.step_log import StepLog
 from lookupvit_video.training.utilisation import clip_macs
 
 logger = logging.getLogger(__name__)
 # What decides which clips a step sees; a run that goes on must have it as it was.
-KEPT = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE",
+FIXED_ON_RESUME = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE",
         "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
 # What changes no result, so that nothing is said where it is another than before.
-NO_MATTER = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
+IGNORED_ON_RESUME = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
              "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE", "MODEL.INIT_INFLATE")  # fmt: skip
 
 
@@ -125,7 +125,7 @@ class Run:
         with self.averaged():
             return full_state(self.parallel_model)[0]
 
-    def content_for_use(self) -> dict[str, Any]:
+    def inference_state(self) -> dict[str, Any]:
         """Return what model.pt and best.pt hold; called like ``weights_for_use``."""
         return {
             "cfg": self.cfg,
@@ -135,7 +135,7 @@ class Run:
             "best_top1": self.best_top1,
         }
 
-    def content(self) -> dict[str, Any]:
+    def training_state(self) -> dict[str, Any]:
         """Return all that going on needs, as ``save_checkpoint`` takes it; all processes must call it."""
         self.steps.settle(self.step, tolerant=self.looks_at_each_step)
         weights, optimizer = full_state(self.parallel_model, self.optimizer)
@@ -174,7 +174,7 @@ class Run:
         """Whether a step whose numbers are not finite is left out, so that the device must be waited for."""
         return self.cfg.TRAIN.MAX_BAD_STEPS > 0 or self.scaler.is_enabled()
 
-    def go_on(self, resumed: Checkpoint) -> None:
+    def resume(self, resumed: Checkpoint) -> None:
         """Put back everything but the weights, which the model began with; all processes must call it."""
         state = resumed.state
         load_optimizer(self.parallel_model, self.optimizer, resumed.optimizer or {"state": {}, "param_groups": []})
@@ -214,7 +214,7 @@ class Run:
             )
         changed = [
             f"{name} {before}, now {now}" for name, before, now in differences(resumed.config, self.cfg)
-            if not name.startswith(NO_MATTER)
+            if not name.startswith(IGNORED_ON_RESUME)
         ]  # fmt: skip
         if changed:
             logger.warning("settings that were others before, the new ones hold from here: %s", "; ".join(changed))
@@ -263,7 +263,7 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
     if resumed:
         if resumed.classes != classes:
             raise UserError(f"{resumed.path}: its classes are not those of the data; choose another OUTPUT_DIR")
-        for name in KEPT:
+        for name in FIXED_ON_RESUME:
             before, now = get_key(resumed.config, name), get_key(cfg, name)
             if before != now:
                 raise UserError(
@@ -343,7 +343,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     if resumed:
         if writes:
             set_aside_after(cfg.OUTPUT_DIR, resumed.step)
-        run.go_on(resumed)
+        run.resume(resumed)
     return run
 
 

@@ -4,10 +4,10 @@ Everything random follows from (RNG_SEED, step, rank), so a resumed run repeats 
 """
 
 import logging
-import os
 import random
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,22 +15,38 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 from torch.nn import functional as F
 
-from lookupvit_video.data.dataset import Batch, damage_refused
-from lookupvit_video.data.manifest import allowed_bad
+from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
 from lookupvit_video.distributed.parallel import clip_gradients, synchronizing
 from lookupvit_video.distributed.world import in_any_process
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.figures import plot_clips
-from lookupvit_video.log import record_bad_videos
 from lookupvit_video.seeding import mix_seed
+from lookupvit_video.training.bad_videos import note_bad_videos
 from lookupvit_video.training.distill import distill, mean_over_clips
-from lookupvit_video.training.health import lost_folder
 from lookupvit_video.training.optim import freeze_or_thaw, set_learning_rate
 from lookupvit_video.training.run import Run
 from lookupvit_video.training.step_log import ADVICE
 
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def report_memory_failures() -> Iterator[None]:
+    """Turn what torch raises when the GPU's memory is full into one line that says which settings need less.
+
+    Raises:
+        RunFailure: in its place.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        told = str(error).partition("\n")[0]
+        raise RunFailure(
+            f"the GPU's memory is full ({told.partition('. GPU')[0]}); raise TRAIN.ACCUMULATION_STEPS, or set "
+            "TRAIN.ACTIVATION_CHECKPOINTING write_back, selective or full, or TRAIN.PARALLEL fsdp; --dry-run estimates "
+            "the need"
+        ) from None
 
 
 def loss_of_heads(logits: tuple[Tensor, ...], targets_BK: Tensor, valid_B: Tensor, smoothing: float) -> Tensor:
@@ -72,7 +88,7 @@ def one_step(run: Run, batches: Iterator[Batch]) -> None:
         batch = next(batches)
         log.data_seconds += time.perf_counter() - before
         rows += batch.indices.tolist()
-        _note_bad_videos(run, batch)
+        note_bad_videos(run, batch)
         with synchronizing(run.parallel_model, wanted=part == parts - 1):
             with log.forward_timed():
                 part_loss = forward(run, batch, grid, picture=run.step == 0 and part == 0) / parts
@@ -151,59 +167,3 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
     logits, features = output if cfg.DISTILL.FEATURE_WEIGHT else (output, None)
     loss = loss_of_heads(logits, targets, valid, cfg.SOLVER.LABEL_SMOOTHING)
     return distill(cfg, loss, logits, features, answer, valid) if answer else loss
-
-
-def _note_bad_videos(run: Run, batch: Batch) -> None:
-    """Record videos that could not be read; stop when there are more of them than allowed."""
-    _note_damaged_videos(run, batch)
-    news = [(row, reason) for row, reason in batch.errors if row not in run.bad_rows]
-    if not news:
-        return
-    stop_if_lost([run.train_videos[row].path for row, _ in news])
-    run.bad_rows.update(row for row, _ in news)
-    if not run.dry:
-        record_bad_videos(run.folder, [("train", run.train_videos[row].path, reason) for row, reason in news])
-    for _, reason in news:
-        logger.warning("skipped: %s", reason)
-    stop_at_too_many_bad(run)
-
-
-def _note_damaged_videos(run: Run, batch: Batch) -> None:
-    """Record videos that are used although they are damaged, each once; stop where the config refuses them."""
-    if batch.damaged and run.cfg.DATA.DAMAGED_TRAIN == "refuse":
-        row, damage = batch.damaged[0]
-        raise damage_refused(run.train_videos[row].path, damage, "DATA.DAMAGED_TRAIN")
-    unread = {row for row, _ in batch.errors}
-    news = [(row, damage) for row, damage in batch.damaged if row not in unread | run.damaged_rows]
-    run.damaged_rows.update(row for row, _ in news)
-    for row, damage in news:
-        path = run.train_videos[row].path
-        if not run.dry:
-            record_bad_videos(run.folder, [("train", path, f"damaged, used: {damage}")])
-        logger.warning("%s: damaged, used all the same: %s", path, damage)
-
-
-def stop_at_too_many_bad(run: Run) -> None:
-    """Raise RunFailure where more training videos are known to be bad than DATA.MAX_BAD_FRACTION allows.
-
-    A process knows its own at once, and those of all processes from each log line on.
-    """
-    if len(run.bad_rows) > allowed_bad(len(run.train_videos), run.cfg.DATA.MAX_BAD_FRACTION):
-        listed = os.path.abspath(run.folder / "bad_videos.csv")
-        fix = "fix the videos or raise DATA.MAX_BAD_FRACTION" if run.dry else (
-            f"the reasons are in {listed}; to train without them set DATA.SKIP_LIST {listed}, or fix the videos, or "
-            "raise DATA.MAX_BAD_FRACTION, or train on damaged ones as well with DATA.DAMAGED_TRAIN use"
-        )  # fmt: skip
-        raise RunFailure(
-            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read or are damaged; {fix}"
-        )
-
-
-def stop_if_lost(paths: list[str]) -> None:
-    """Raise RunFailure where videos cannot be read because their folder is gone: they are not to be listed as bad."""
-    folder = lost_folder(paths)
-    if folder:
-        raise RunFailure(
-            f"{folder} is gone or empty: is the disk or the share with the videos still mounted? Nothing was recorded "
-            "as bad; the same command goes on from the newest checkpoint"
-        )

@@ -1,10 +1,11 @@
 """What is measured of the steps between two log lines."""
 
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -12,9 +13,9 @@ from torch import Tensor, distributed
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import RunFailure
-from lookupvit_video.training.health import Reading, bad_step_text, slow_processes
 
 ADVICE = "lower SOLVER.BASE_LR, lengthen SOLVER.WARMUP_EPOCHS or use TRAIN.PRECISION float32"
+SHOWN_VIDEOS = 8  # of each process, where a message names what a step read
 
 
 @dataclass
@@ -123,3 +124,53 @@ class StepLog:
             "data_share": slowest * steps / seconds,
         }
         return facts, slow_processes(times, self.world) if self.world.size > 1 else []
+
+
+class Reading(NamedTuple):
+    """What one process knows of a step whose numbers went bad."""
+
+    loss: float
+    """Its own, before any mean over the processes."""
+    videos: list[str]
+    """That it read for the step."""
+
+
+def bad_step_text(step: int, norm: float, readings: Sequence[Reading], world: World) -> str:
+    """Say where a loss or gradient became nan or infinite: the step, the processes, and the videos they had.
+
+    Args:
+        step: counted as the log lines do.
+        norm: of the gradient, the mean over the processes.
+        readings: by rank.
+    """
+    bad = [rank for rank, reading in enumerate(readings) if not torch.isfinite(torch.tensor(reading.loss))]
+    if bad:
+        what = f"the loss is {readings[bad[0]].loss:g} in " + ", ".join(f"rank {rank}" for rank in bad)
+    else:  # the mean over the processes does not tell whose gradient it was
+        what, bad = "all losses are finite", list(range(world.size))
+    named = []
+    for rank in bad:
+        names = readings[rank].videos
+        more = f" and {len(names) - SHOWN_VIDEOS} more" if len(names) > SHOWN_VIDEOS else ""
+        named.append(f"rank {rank} read {', '.join(names[:SHOWN_VIDEOS])}{more}")
+    return f"step {step}: {what}, the gradient's norm is {norm:g}; {'; '.join(named)}"
+
+
+def slow_processes(times: Sequence[tuple[float, float]], world: World, factor: float = 1.5) -> list[str]:
+    """Name the processes for which the others wait.
+
+    Args:
+        times: by rank, the seconds of a step that went into waiting for data, and into the forward pass.
+        factor: to be told, a process must take so much longer for both than the median, and 20 ms.
+    """
+    totals = [data + forward for data, forward in times]
+    usual = statistics.median_low(totals)
+    told = []
+    for rank, (data, forward) in enumerate(times):
+        if data + forward > factor * usual + 0.02:
+            cause = "its data" if data > forward else "its forward pass"
+            told.append(
+                f"{world.name(rank)} is slow: data and forward pass of a step take {1000 * (data + forward):.0f} ms "
+                f"({1000 * max(data, forward):.0f} ms are {cause}), the median is {1000 * usual:.0f} ms"
+            )
+    return told

@@ -18,11 +18,12 @@ from lookupvit_video.evaluation.evaluate import evaluate
 from lookupvit_video.figures import plot_curves
 from lookupvit_video.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.models.complexity import count_parameters
+from lookupvit_video.processes.stop_signals import Stopped, StopSignals
+from lookupvit_video.training.bad_videos import stop_at_too_many_bad, stop_if_lost
 from lookupvit_video.training.description import describe_world
-from lookupvit_video.training.health import Stopped, StopSignals
-from lookupvit_video.training.output import disk_failures_told
+from lookupvit_video.training.output import report_disk_failures
 from lookupvit_video.training.run import Run, prepare, train_batches
-from lookupvit_video.training.step import one_step, stop_at_too_many_bad, stop_if_lost
+from lookupvit_video.training.step import one_step
 from lookupvit_video.training.step_log import StepLog
 from lookupvit_video.training.utilisation import utilisation
 
@@ -37,7 +38,7 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
         RunFailure: the numbers, too many of the videos, or the disk went bad on the way.
         Stopped: SIGTERM, SIGUSR1 or SIGINT came; where the run stood is saved.
     """
-    with StopSignals(quiet=not world.is_main) as stop, disk_failures_told(cfg):
+    with StopSignals(quiet=not world.is_main) as stop, report_disk_failures(cfg):
         run = prepare(cfg, classes, world, stop)
         loader = train_batches(run)
         for line in describe_world(cfg, world, len(run.train_videos)).splitlines():
@@ -123,8 +124,8 @@ def _end_of_epoch(run: Run) -> None:
 def _save(run: Run) -> None:
     """Begin to write a training checkpoint; all processes must call it."""
     began = time.perf_counter()
-    content = run.content()
-    run.saver.write(checkpoint_path(run.folder, run.step), content, to_go_on=True)
+    content = run.training_state()
+    run.saver.write(checkpoint_path(run.folder, run.step), content, is_training_checkpoint=True)
     run.steps.start += time.perf_counter() - began  # nor is this
 
 
@@ -171,12 +172,12 @@ def _validate(run: Run, epoch: int) -> None:
         )  # fmt: skip
     if top1 > run.best_top1:
         run.best_top1 = top1
-        run.saver.write(run.folder / "best.pt", run.content_for_use(), to_go_on=False)
+        run.saver.write(run.folder / "best.pt", run.inference_state(), is_training_checkpoint=False)
 
 
 def _finish(run: Run) -> None:
     """Write what a finished run leaves; all processes must call it."""
-    content = run.content_for_use()
+    content = run.inference_state()
     run.saver.wait()
     if run.world.is_main:
         save_checkpoint(run.folder / "model.pt", **content)

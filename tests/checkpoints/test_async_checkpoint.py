@@ -69,10 +69,10 @@ def test_due_some_minutes_after_the_last_training_checkpoint(saver_of, clock, wr
             clock[0] = begin + seconds
             assert saver.due_by_clock() == due, seconds
         clock[0] = 1150
-        saver.write(tmp_path / "best.pt", {}, to_go_on=False)
+        saver.write(tmp_path / "best.pt", {}, is_training_checkpoint=False)
         assert saver.due_by_clock() == (begin == 1000)  # it is no training checkpoint
         clock[0] = 1200
-        saver.write(checkpoint_path(tmp_path, 3), {}, to_go_on=True)
+        saver.write(checkpoint_path(tmp_path, 3), {}, is_training_checkpoint=True)
         assert not saver.due_by_clock()
     saver.wait()
 
@@ -87,8 +87,8 @@ def test_the_main_process_has_the_clock_and_no_minutes_are_never(saver_of, clock
 def test_other_processes_write_and_remove_nothing(saver_of, written, tmp_path):
     (tmp_path / ".best.77.tmp.pt").write_bytes(b"half")
     saver = saver_of(enabled=False)
-    saver.write(tmp_path / "best.pt", {}, to_go_on=False)
-    saver.write(checkpoint_path(tmp_path, 1), {}, to_go_on=True)
+    saver.write(tmp_path / "best.pt", {}, is_training_checkpoint=False)
+    saver.write(checkpoint_path(tmp_path, 1), {}, is_training_checkpoint=True)
     saver.check()
     saver.wait()
     assert written == []
@@ -104,13 +104,13 @@ def test_the_main_process_removes_what_a_killed_run_left_half_written(saver_of, 
 def test_old_training_checkpoints_go_when_a_new_one_is_there(saver_of, written, tmp_path):
     saver = saver_of(TRAIN__KEEP_CHECKPOINTS=2)
     for step in range(1, 5):
-        saver.write(checkpoint_path(tmp_path, step), {"text": str(step)}, to_go_on=True)
+        saver.write(checkpoint_path(tmp_path, step), {"text": str(step)}, is_training_checkpoint=True)
         saver.wait()
         kept = sorted(path.read_text() for path in (tmp_path / "checkpoints").iterdir())
         assert kept == [str(n) for n in range(max(1, step - 1), step + 1)]
     for step in (5, 6, 7):
         checkpoint_path(tmp_path, step).write_text("")
-    saver.write(tmp_path / "best.pt", {}, to_go_on=False)
+    saver.write(tmp_path / "best.pt", {}, is_training_checkpoint=False)
     saver.wait()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 5  # a result takes no training checkpoint's place
 
@@ -120,7 +120,7 @@ def test_nothing_is_removed_when_writing_fails(saver_of, written, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 2):
         checkpoint_path(tmp_path, step).write_text("")
-    saver.write(checkpoint_path(tmp_path, 3), {"error": OSError("full")}, to_go_on=True)
+    saver.write(checkpoint_path(tmp_path, 3), {"error": OSError("full")}, is_training_checkpoint=True)
     with pytest.raises(OSError, match="full"):
         saver.wait()
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
@@ -128,11 +128,11 @@ def test_nothing_is_removed_when_writing_fails(saver_of, written, tmp_path):
 
 def test_training_goes_on_while_a_file_is_written_and_waits_before_the_next(saver_of, written, tmp_path):
     saver, gate = saver_of(), threading.Event()
-    saver.write(tmp_path / "1.pt", {"gate": gate}, to_go_on=False)
+    saver.write(tmp_path / "1.pt", {"gate": gate}, is_training_checkpoint=False)
     saver.check()  # it does not wait
     assert written == []
     threading.Timer(0.2, gate.set).start()
-    saver.write(tmp_path / "2.pt", {}, to_go_on=False)
+    saver.write(tmp_path / "2.pt", {}, is_training_checkpoint=False)
     assert written[0] == "1.pt"
     saver.wait()
     assert written == ["1.pt", "2.pt"]
@@ -142,7 +142,7 @@ def test_training_goes_on_while_a_file_is_written_and_waits_before_the_next(save
 
 def test_close_waits(saver_of, written, tmp_path):
     saver, gate = saver_of(), threading.Event()
-    saver.write(tmp_path / "1.pt", {"gate": gate}, to_go_on=False)
+    saver.write(tmp_path / "1.pt", {"gate": gate}, is_training_checkpoint=False)
     threading.Timer(0.2, gate.set).start()
     saver.close()
     assert written == ["1.pt"]
@@ -152,13 +152,13 @@ def test_close_waits(saver_of, written, tmp_path):
 def test_a_failure_is_raised_once_by_what_comes_next(saver_of, written, tmp_path, call):
     saver, gate = saver_of(), threading.Event()
     gate.set()
-    saver.write(tmp_path / "1.pt", {"error": OSError("disk full"), "gate": gate}, to_go_on=False)
+    saver.write(tmp_path / "1.pt", {"error": OSError("disk full"), "gate": gate}, is_training_checkpoint=False)
     pending = saver._pending
     assert isinstance(pending.exception(PATIENCE), OSError)
     with pytest.raises(OSError, match="disk full"):
-        saver.write(tmp_path / "2.pt", {}, to_go_on=False) if call == "write" else getattr(saver, call)()
+        saver.write(tmp_path / "2.pt", {}, is_training_checkpoint=False) if call == "write" else getattr(saver, call)()
     saver.check()
     saver.wait()
-    saver.write(tmp_path / "3.pt", {}, to_go_on=False)
+    saver.write(tmp_path / "3.pt", {}, is_training_checkpoint=False)
     saver.wait()
     assert written == ["3.pt"]

@@ -17,7 +17,7 @@ from tests.small import run_command, started
 STUCK = """
 import ctypes, multiprocessing, time
 from lookupvit_video.commands.run_command import run_command
-from lookupvit_video.training.health import StopSignals
+from lookupvit_video.processes.stop_signals import StopSignals
 from lookupvit_video.errors import RunFailure
 
 def hang():
@@ -67,7 +67,7 @@ time.sleep(60)
 TWICE = """
 import os, signal, sys, time
 from lookupvit_video.commands.run_command import run_command
-from lookupvit_video.training.health import StopSignals
+from lookupvit_video.processes.stop_signals import StopSignals
 
 def main():
     with StopSignals() as stop:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore
 
-from lookupvit_video.distributed.restart_safe_store import fresh_store
+from lookupvit_video.distributed.restart_safe_store import restart_safe_store
 from lookupvit_video.errors import RunFailure
 
 
@@ -22,7 +22,7 @@ def start(server, size, delays=(0, 0, 0), seconds=20):
     def process(rank):
         time.sleep(delays[rank])
         client = TCPStore("localhost", server.port, is_master=False, timeout=timedelta(seconds=10))
-        return fresh_store(client, rank, size, seconds)
+        return restart_safe_store(client, rank, size, seconds)
 
     with ThreadPoolExecutor(size) as pool:
         return [future.result() for future in [pool.submit(process, rank) for rank in range(size)]]
@@ -49,4 +49,4 @@ def test_who_does_not_come_is_named(server, rank, missing):
     start(server, 3)  # what they left does not count as coming
     client = TCPStore("localhost", server.port, is_master=False)
     with pytest.raises(RunFailure, match=f"^waited 0.3 s in vain for {missing}$"):
-        fresh_store(client, rank, 3, 0.3)
+        restart_safe_store(client, rank, 3, 0.3)

@@ -17,7 +17,7 @@ from lookupvit_video.distributed.world import (
     gather_objects,
     in_any_process,
     init_world,
-    lost_processes_told,
+    report_lost_processes,
 )
 from lookupvit_video.errors import RunFailure
 
@@ -107,7 +107,7 @@ class Meeting:
         control = distributed.ProcessGroup(0, size)
         self.control = control
         monkeypatch.setattr(world_module, "rendezvous", self.rendezvous)
-        monkeypatch.setattr(world_module, "fresh_store", lambda store, rank, size, seconds: store)
+        monkeypatch.setattr(world_module, "restart_safe_store", lambda store, rank, size, seconds: store)
         monkeypatch.setattr(distributed, "init_process_group", lambda *args, **given: self.groups.append((args, given)))
         monkeypatch.setattr(distributed, "new_group", lambda **given: self.groups.append(((), given)) or control)
 
@@ -156,8 +156,12 @@ def test_half_of_what_torchrun_sets_is_no_start(monkeypatch, missing):
     [
         ("rendezvous", RuntimeError("timed out.\nmore"), r"did not meet the others at node1:1234 \(timed out\); check"),
         ("rendezvous", OSError(), r"did not meet the others at node1:1234 \(OSError\); check that torchrun"),
-        ("fresh_store", RunFailure("waited for process 1"), r"waited for process 1; check that torchrun runs on every"),
-        ("fresh_store", distributed.DistNetworkError("x"), r"lost process 0; check that torchrun runs on every"),
+        (
+            "restart_safe_store",
+            RunFailure("waited for process 1"),
+            r"waited for process 1; check that torchrun runs on every",
+        ),
+        ("restart_safe_store", distributed.DistNetworkError("x"), r"lost process 0; check that torchrun runs on every"),
         (
             "init_process_group",
             RuntimeError("no route\n"),
@@ -281,7 +285,7 @@ def test_a_process_that_is_lost_is_named():
     store.set("lost contact/0", "here")
     world = World(0, 3, CPU, ("here", "there", "yonder"), store=store)
     for error in (distributed.DistNetworkError("reset by peer\nmore"), RuntimeError("[..] Gloo: reset by peer\nx")):
-        with pytest.raises(RunFailure) as told, lost_processes_told(world, seconds=0.1):
+        with pytest.raises(RunFailure) as told, report_lost_processes(world, seconds=0.1):
             raise error
         assert str(told.value).startswith(f"lost contact ({str(error).splitlines()[0]}); no answer within 0.1 s from ")
         assert "process 1 of 3 on there, process 2 of 3 on yonder: " in str(told.value)
@@ -293,15 +297,15 @@ def test_where_all_answer_it_is_the_network(store):
     met = distributed.HashStore()
     met.set("lost contact/1", "there")
     with pytest.raises(RunFailure, match=r"^lost contact \(reset\); all processes answer"), \
-            lost_processes_told(World(0, 2, CPU, store=met if store else None), seconds=0.1):  # fmt: skip
+            report_lost_processes(World(0, 2, CPU, store=met if store else None), seconds=0.1):  # fmt: skip
         raise distributed.DistNetworkError("reset")
 
 
 @pytest.mark.parametrize("error", [RunFailure("gloo too"), RuntimeError("shapes differ"), KeyError("gloo")])
 def test_other_errors_stay_what_they_are(monkeypatch, error):
     monkeypatch.setattr(world_module, "_absent", lambda *_: pytest.fail("asked"))
-    with pytest.raises(type(error)) as found, lost_processes_told(World(0, 2, CPU, store=distributed.HashStore())):
+    with pytest.raises(type(error)) as found, report_lost_processes(World(0, 2, CPU, store=distributed.HashStore())):
         raise error
     assert found.value is error
-    with lost_processes_told(World(0, 2, CPU)):
+    with report_lost_processes(World(0, 2, CPU)):
         pass

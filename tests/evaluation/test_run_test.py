@@ -173,9 +173,9 @@ def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch
     monkeypatch.setattr(test_module, "evaluate", watched)
     monkeypatch.setattr(test_module, "build_eval_loader", lambda *a, **g: loaders.append(g) or plain_loader(*a, **g))
     (tmp_path / "run").mkdir()
-    assert test_module.test(cfg, CLASSES, World(1, 2, torch.device("cpu"))) is None
+    assert test_module.run_test(cfg, CLASSES, World(1, 2, torch.device("cpu"))) is None
     assert list((tmp_path / "run").iterdir()) == []
-    first = test_module.test(cfg, CLASSES, World(0, 2, torch.device("cpu")))
+    first = test_module.run_test(cfg, CLASSES, World(0, 2, torch.device("cpu")))
     assert shares == [[1, 3, 5, 7], [0, 2, 4, 6, 8]]
     facts = {name: first[name] for name in ("checkpoint", "arch", "step", "views", "precision", "videos")}
     assert facts == {"checkpoint": str(tmp_path / "model.pt"), "arch": "lookupvit", "step": 7, "views": "2x1",
@@ -191,7 +191,7 @@ def test_the_runs_own_model_is_tested_unless_another_is_named(data, tmp_path, mo
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *given: moved.append(given) or plain(self, *given))
     write_checkpoint(tmp_path)
     cfg = load_config("tests/small.yaml", settings(data, tmp_path, TEST__GRIDS="[[1,1,1]]"))
-    found = test_module.test(cfg, CLASSES, World(0, 1, torch.device("cpu")))
+    found = test_module.run_test(cfg, CLASSES, World(0, 1, torch.device("cpu")))
     assert found["checkpoint"] == str(tmp_path / "model.pt")
     assert [row["grid"] for row in found["grids"]] == ["1x1x1", "1x2x2"]
     assert (torch.device("cpu"),) in moved  # the model goes to the device before it answers
@@ -217,7 +217,7 @@ def test_bad_videos_of_the_test_are_listed(data, tmp_path, monkeypatch):
     monkeypatch.setattr(test_module, "evaluate", lambda *_: [Results(labels, probabilities, [(4, "cut")])])
     write_checkpoint(tmp_path)
     cfg = load_config("tests/small.yaml", settings(data, tmp_path))
-    summary = test_module.test(cfg, CLASSES, World(0, 1, torch.device("cpu")))
+    summary = test_module.run_test(cfg, CLASSES, World(0, 1, torch.device("cpu")))
     with (tmp_path / "bad_videos.csv").open(newline="") as file:
         assert [row[:3] for row in list(csv.reader(file))[1:]] == [["test", str(data / "4.mp4"), "cut"]]
     assert summary == json.loads((tmp_path / "test_results.json").read_text())

@@ -1,4 +1,4 @@
-"""Lists of videos, and files of answers; without a model. The command itself: tests/tools/test_predict.py."""
+"""Lists of videos, and files of answers; without a model. The command itself: tests/commands/test_predict.py."""
 
 import csv
 import io

@@ -151,7 +151,7 @@ def test_a_temporal_transformer_that_starts_as_the_identity_hands_the_frames_to_
 def test_a_frozen_spatial_stage_keeps_nothing_for_the_backward_pass():
     model = build_model(config("factorised", "MODEL.FREEZE_SPATIAL True")).train()
     features = model.forward_features(clips())
-    assert not features.lookup.requires_grad
+    assert not features.tokens.requires_grad
     assert not features.compressed.requires_grad
 
 

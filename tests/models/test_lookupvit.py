@@ -36,13 +36,13 @@ def test_what_is_not_given_is_as_the_config_has_it():
     assert [(n, p.shape) for n, p in model.named_parameters()] == [(n, p.shape) for n, p in built.named_parameters()]
     assert model.tokenizer.clip_shape == (3, 16, 224, 224)
     assert model.tokenizer.grid == (8, 14, 14)
-    assert model.default_grid == (4, 7, 7)
+    assert model.grids[0] == (4, 7, 7)
     assert len(model.blocks) == 12
     assert [part.kernel for part in model.modules() if hasattr(part, "num_heads")] == ["auto"] * 24
     assert [part.reverse for part in model.modules() if hasattr(part, "reverse")] == ["softmax"] * 12
     assert {part.drops for part in model.modules() if hasattr(part, "drops")} == {False}
     assert {part.p for part in model.modules() if isinstance(part, nn.Dropout)} == {0.0}
-    assert model.read == ("compressed", "lookup")
+    assert model.inference_heads == ("compressed", "lookup")
     assert len(LookupViT(**FACTORISED).temporal.blocks) == 4  # as ViViT's factorised encoder
 
 
@@ -64,7 +64,7 @@ def test_the_last_block_writes_back_where_a_head_reads_it(heads, infusing):
     assert [block.infuses for block in model.blocks] == infusing
     assert [hasattr(block, "lookup_mlp") for block in model.blocks] == infusing
     assert list(model.heads) == list(heads)
-    assert model.read == heads
+    assert model.inference_heads == heads
 
 
 def test_options_reach_every_part():
@@ -128,12 +128,12 @@ def test_features_returned_with_the_answer_are_those_of_all_blocks(name, trainin
         answer, features = model(clips(), with_features=True)
         torch.testing.assert_close(answer, model(clips()))
         whole = model.forward_features(clips())
-        for found, wanted in zip(features[:2], whole[:2], strict=True):
-            torch.testing.assert_close(found, wanted)
-        assert features[2:] == whole[2:]
+        for name in ("tokens", "compressed"):
+            torch.testing.assert_close(getattr(features, name), getattr(whole, name))
+        assert (features.grid, features.compressed_grid) == (whole.grid, whole.compressed_grid)
         read = model.forward_features(clips(), heads=("compressed",))
         torch.testing.assert_close(read.compressed, whole.compressed)
-        assert not torch.allclose(read.lookup, whole.lookup)  # the last block wrote nothing back
+        assert not torch.allclose(read.tokens, whole.tokens)  # the last block wrote nothing back
 
 
 def test_names_of_grids():
@@ -143,10 +143,10 @@ def test_names_of_grids():
 
 def test_the_head_that_answers():
     both = {"heads": ("compressed", "lookup")}
-    assert LookupViT(**SMALL, **both).read == ("compressed", "lookup")
+    assert LookupViT(**SMALL, **both).inference_heads == ("compressed", "lookup")
     for name in ("compressed", "lookup"):
-        assert LookupViT(**SMALL, **both, inference_head=name).read == (name,)
-        assert LookupViT(**SMALL, heads=(name,)).read == (name,)
+        assert LookupViT(**SMALL, **both, inference_head=name).inference_heads == (name,)
+        assert LookupViT(**SMALL, heads=(name,)).inference_heads == (name,)
 
 
 @pytest.mark.parametrize(("make", "grid"), [(SMALL, (1, 2, 3)), (SMALL, (2, 3, 1)), (FACTORISED, (2, 3)),
@@ -156,9 +156,9 @@ def test_features_say_their_grids(make, grid):
     features = model.forward_features(clips(), return_attention=True)
     wanted = grid if len(grid) == 3 else (2, *grid)
     assert features.compressed_grid == wanted
-    assert features.lookup_grid == (2, 4, 4)
+    assert features.grid == (2, 4, 4)
     assert features.compressed.shape == (3, math.prod(wanted), 24)
-    assert features.lookup.shape == (3, 32, 24)
+    assert features.tokens.shape == (3, 32, 24)
     times = 2 if len(grid) == 2 else 1  # factorised, a block sees one time index
     shape = (3 * times, 3, math.prod(wanted) // times, 32 // times)
     assert [tuple(weights.shape) for weights in features.attention] == [shape] * 4

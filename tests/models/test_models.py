@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lookupvit_video.config import load_config
 from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.lookupvit import LookupFeatures, LookupViT
+from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.registry import VIT_SIZES
 
@@ -156,10 +156,9 @@ def test_features_lie_on_their_grids(name):
         return
     t = 1 if "image" in name else 2
     if name in LOOKUPVITS:
-        assert isinstance(features, LookupFeatures)
-        assert features.lookup_grid == (t, 4, 4)
+        assert features.grid == (t, 4, 4)
         assert features.compressed_grid == (2 if "factorised" in name else 1, 2, 2)
-        assert features.lookup.shape == (3, t * 16, 24)
+        assert features.tokens.shape == (3, t * 16, 24)
         assert features.compressed.shape == (3, math.prod(features.compressed_grid), 24)
         assert features.attention == []
     else:
@@ -225,7 +224,7 @@ def test_only_blocks_of_a_factorised_encoder_see_one_time_index(name):
         changed = zip(model.forward_features(before), model.forward_features(after), strict=True)
         tokens = [(a - b).abs().amax(-1) > 1e-6 for a, b in changed if isinstance(a, torch.Tensor)]
         assert not torch.allclose(model(before), model(after))
-    for part in tokens if "factorised" in name else tokens[-1:]:
+    for part in tokens if "factorised" in name else tokens[:1]:
         first, second = part.unflatten(1, (2, -1)).unbind(1)
         assert second.all()
         assert first.any() == ("factorised" not in name)
@@ -241,12 +240,12 @@ def test_frames_of_a_factorised_encoder_are_images_and_their_order_counts():
         for t, tokens in enumerate(model.tokenizer(clips().double()).unflatten(1, (2, 16)).unbind(1)):
             image.tokenizer.forward = lambda clip, tokens=tokens: tokens
             alone = image.forward_features(clips().double())
-            torch.testing.assert_close(features.lookup.unflatten(1, (2, 16))[:, t], alone.lookup)
+            torch.testing.assert_close(features.tokens.unflatten(1, (2, 16))[:, t], alone.tokens)
             torch.testing.assert_close(features.compressed.unflatten(1, (2, 4))[:, t], alone.compressed)
         # By hand from here on: norm, mean of each time index, temporal transformer, head.
-        frames = model.frame_norms["lookup"](features.lookup).unflatten(1, (2, 16)).mean(2)
+        frames = model.frame_norms["lookup"](features.tokens).unflatten(1, (2, 16)).mean(2)
         logits = model.heads["lookup"](model.temporal(frames))
-        model.read = ("lookup",)
+        model.inference_heads = ("lookup",)
         torch.testing.assert_close(model(clips().double()), logits)
 
 

@@ -415,8 +415,8 @@ def test_a_dense_vit_becomes_a_lookupvit(tmp_path, source, options):
     assert report.left_out == ["cls_token", "head.bias", "head.weight"]
     # At first the lookup tokens come out as they went in, and both directions learn.
     features = ours.forward_features(clip())
-    assert torch.equal(features.lookup, ours.tokenizer(clip()))
-    assert not torch.equal(features.compressed, ours.compress["1x2x2"](features.lookup))
+    assert torch.equal(features.tokens, ours.tokenizer(clip()))
+    assert not torch.equal(features.compressed, ours.compress["1x2x2"](features.tokens))
     with torch.enable_grad():
         sum(logits.square().sum() for logits in ours.train()(clip())).backward()
     for name in ("cross_attention.infuse_projection", "lookup_mlp.2", "cross_attention.query"):

@@ -41,16 +41,15 @@ def test_the_class_token_comes_first_and_is_no_feature():
     model = small_model("vit class").double().eval()
     clip = clips().double()
     with torch.no_grad():
-        all_tokens = model._encode(clip)
         features = model.forward_features(clip)
-        assert all_tokens.shape == (3, 33, 24)
+        assert features.tokens.shape == (3, 32, 24)
         assert features.grid == (2, 4, 4)
-        assert torch.equal(features.tokens, all_tokens[:, 1:])
+        all_tokens = torch.cat([features.class_token, features.tokens], dim=1)
         torch.testing.assert_close(model(clip), model.head(all_tokens))
         model.blocks = nn.ModuleList()
-        tokens = model.tokenizer(clip)
-        assert torch.equal(model._encode(clip), torch.cat([model.class_token.expand(3, 1, 24), tokens], dim=1))
-        assert torch.equal(model.forward_features(clip).tokens, tokens)
+        features = model.forward_features(clip)
+        assert torch.equal(features.class_token, model.class_token.expand(3, 1, 24))
+        assert torch.equal(features.tokens, model.tokenizer(clip))
 
 
 def test_the_class_token_begins_small_and_trains():
@@ -108,7 +107,7 @@ def test_resized_tokens_are_the_tokenizers_resized():
         model.blocks = nn.ModuleList()
         with torch.no_grad():
             wanted = GridResize((2, 4, 4), (1, 2, 2), kind)(model.tokenizer(clips()))
-            torch.testing.assert_close(model._encode(clips()), wanted)
+            torch.testing.assert_close(model.forward_features(clips()).tokens, wanted)
 
 
 def test_rates_rise_from_the_first_block_to_the_last():

@@ -8,8 +8,9 @@ import pytest
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.files import joined
-from lookupvit_video.preparation.check import Facts, Problem, Row
+from lookupvit_video.preparation.check import ListedVideo
 from lookupvit_video.preparation.coverage import classes_beside, coverage_warnings, warnings_of_rows, warnings_of_run
+from lookupvit_video.preparation.inspect_file import FileReport, Problem
 from tests.small import call_tool, make_videos, run_net, settings
 
 
@@ -87,8 +88,8 @@ def test_training_and_the_check_warn(tmp_path):
 
 
 def row(split, label, bad=False):
-    facts = Facts(problems=[Problem("empty", "")] if bad else [])
-    return Row(split, Video(f"{split}{label}.mp4", 0), label, facts)
+    facts = FileReport(problems=[Problem("empty", "")] if bad else [])
+    return ListedVideo(split, Video(f"{split}{label}.mp4", 0), label, facts)
 
 
 def test_rows_without_a_config():

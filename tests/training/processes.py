@@ -12,7 +12,7 @@ import torch
 from lookupvit_video.commands.run_command import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.distributed.world import gather_objects, init_world, lost_processes_told
+from lookupvit_video.distributed.world import gather_objects, init_world, report_lost_processes
 from lookupvit_video.training.description import describe_world
 from lookupvit_video.training.train import train
 
@@ -40,7 +40,7 @@ def hang(rank: int) -> int:
     world = init_world(timeout=2)
     if world.rank == rank:
         time.sleep(60)
-    with lost_processes_told(world, seconds=2):
+    with report_lost_processes(world, seconds=2):
         torch.distributed.all_reduce(torch.ones(3))
     return 0
 

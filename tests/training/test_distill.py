@@ -9,7 +9,8 @@ from lookupvit_video.checkpoints.checkpoint import load_checkpoint, save_checkpo
 from lookupvit_video.config import load_config
 from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.lookupvit import LookupFeatures, LookupViT
+from lookupvit_video.models.contract import Features
+from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.training import run as run_module
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training.distill import Answer, Teacher, distill, load_teacher
@@ -72,7 +73,7 @@ def test_answers_in_16_bits_are_compared_in_32():
     cfg = config("DISTILL.TEMPERATURE 3.0 DISTILL.WEIGHT 0.5 DISTILL.FEATURE_WEIGHT 0.7 DISTILL.TEACHER x.pt")
     losses = []
     for kind in (torch.Tensor.bfloat16, torch.Tensor.float):
-        features = LookupFeatures(kind(compressed), torch.zeros(4, 8, 6), (2, 1, 1), (2, 2, 2), [])
+        features = Features(torch.zeros(4, 8, 6), (2, 2, 2), None, kind(compressed), (2, 1, 1))
         heads = [kind(head.detach().bfloat16()) for head in logits]
         theirs = Answer(kind(answer.bfloat16()), kind(tokens), (2, 2, 2))
         losses.append(distill(cfg, torch.tensor(1.75), heads, features, theirs, valid))
@@ -84,7 +85,7 @@ def test_tokens_are_compared_only_where_both_have_them():
     logits, answer, valid = example()
     cfg = config("DISTILL.FEATURE_WEIGHT 0.7 DISTILL.TEACHER x.pt")
     tokens = torch.randn(4, 8, 6)
-    features = LookupFeatures(torch.randn(4, 2, 6), tokens, (2, 1, 1), (2, 2, 2), [])
+    features = Features(tokens, (2, 2, 2), None, torch.randn(4, 2, 6), (2, 1, 1))
     without = distill(cfg, torch.tensor(1.0), logits, None, Answer(answer, None, None), valid)
     for own, theirs in ((None, Answer(answer, tokens, (2, 2, 2))), (features, Answer(answer, None, None)),
                         (features, Answer(answer, tokens, None))):  # fmt: skip
@@ -107,7 +108,7 @@ def normalised(rows):
 def test_compressed_tokens_are_compared_with_the_teachers_resized_ones():
     logits, answer, valid = example()
     tokens, compressed = torch.randn(4, 8, 6), torch.randn(4, 2, 6, requires_grad=True)  # 2 x 2 x 2 and 2 x 1 x 1
-    features = LookupFeatures(compressed, torch.zeros(4, 8, 6), (2, 1, 1), (2, 2, 2), [])
+    features = Features(torch.zeros(4, 8, 6), (2, 2, 2), None, compressed, (2, 1, 1))
     errors = []
     for clip in (0, 2, 3):
         for time in range(2):
@@ -154,7 +155,7 @@ def test_a_teacher_answers_with_logits_and_all_its_tokens(tmp_path, overrides, g
         features = teacher.model.forward_features(clips)
     assert answer.grid == grid
     assert answer.tokens.shape == (2, math.prod(grid), 24)
-    assert torch.equal(answer.tokens, features.lookup if isinstance(features, LookupFeatures) else features.tokens)
+    assert torch.equal(answer.tokens, features.tokens)
     logits_only = load_teacher(config(f"DISTILL.TEACHER {tmp_path / 'teacher.pt'}"), CLASSES, CPU).answer(clips)
     assert torch.equal(logits_only.logits, answer.logits)
     assert (logits_only.tokens, logits_only.grid) == (None, None)

@@ -21,7 +21,7 @@ from lookupvit_video.checkpoints.checkpoint import checkpoint_path, load_checkpo
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import JsonLines, read_json_lines
 from lookupvit_video.training import step as step_module
-from lookupvit_video.training.health import Reading, bad_step_text, lost_folder, slow_processes
+from lookupvit_video.training.step_log import Reading, bad_step_text, slow_processes
 from tests.small import ROOT, make_videos, run_net, settings, started
 from tests.training.test_resume import assert_same_end
 
@@ -363,15 +363,6 @@ def test_data_whose_disk_is_gone_stops_the_run_and_no_video_is_called_bad(tmp_pa
     assert f"error: {videos} is gone or empty: is the disk or the share with the videos still mounted?" in told[-1]
     assert not (tmp_path / "run" / "bad_videos.csv").exists()
     assert training_checkpoints(tmp_path / "run")
-
-
-def test_folders_that_are_lost(tmp_path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x.mp4").write_bytes(b"")
-    assert lost_folder([str(tmp_path / "full" / "y.mp4")]) == ""
-    assert lost_folder([str(tmp_path / "full" / "y.mp4"), str(tmp_path / "empty" / "y.mp4")]) == str(tmp_path / "empty")
-    assert lost_folder([str(tmp_path / "none" / "y.mp4")]) == str(tmp_path / "none")
 
 
 def test_a_line_that_was_cut_spoils_no_other(tmp_path):

@@ -13,7 +13,6 @@ from lookupvit_video.training.optim import (
     build_optimizer,
     build_schedule,
     freeze_or_thaw,
-    layer_of,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
@@ -63,7 +62,7 @@ def test_layer_decay_falls_from_the_heads_to_the_tokenizer(name, overrides):
     if getattr(model, "class_token", None) is not None:
         layers[id(model.class_token)] = 0
     for parameter_name, parameter in model.named_parameters():
-        assert layer_of(parameter_name, depth, temporal_depth) == layers[id(parameter)], parameter_name
+        assert model.layer_ids()[parameter_name] == layers[id(parameter)], parameter_name
     for group in parameter_groups(model, 0.05, 0.5):
         for parameter in group["params"]:
             assert group["lr_scale"] == 0.5 ** (top - layers[id(parameter)])
@@ -281,7 +280,7 @@ def test_nothing_is_kept_for_a_backward_pass_through_what_is_frozen_at_first():
     for epoch, thawed in ((0.0, False), (1.4, False), (1.5, True)):
         freeze_or_thaw(cfg, model, epoch)
         features = model.forward_features(clips())
-        assert features.compressed.requires_grad is features.lookup.requires_grad is thawed
+        assert features.compressed.requires_grad is features.tokens.requires_grad is thawed
     cfg, model, _ = start("lookupvit", "")
     freeze_or_thaw(cfg, model, 0.0)
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -23,7 +23,7 @@ from lookupvit_video.errors import RunFailure
 from lookupvit_video.files import atomic_write, named_failures
 from lookupvit_video.processes import lock as lock_module
 from lookupvit_video.training import output as output_module
-from lookupvit_video.training.output import disk_failures_told, sole_writer
+from lookupvit_video.training.output import report_disk_failures, sole_writer
 from tests.small import call_tool, make_videos, run_command, run_net, settings, started
 from tests.training.test_faults import ALL, LIMIT, full_series
 
@@ -194,7 +194,7 @@ def test_a_file_is_blamed_by_its_path(tmp_path):
 
     def raised(filename):
         try:
-            with disk_failures_told(cfg):
+            with report_disk_failures(cfg):
                 raise OSError(errno.ENOSPC, "No space left on device", filename)
         except (OSError, RunFailure) as error:
             return error

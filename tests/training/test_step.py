@@ -533,4 +533,3 @@ def test_videos_of_a_lost_folder_are_not_called_bad(tmp_path):
     with pytest.raises(RunFailure, match="gone is gone or empty"):
         one_step(run, iter([bad_batch(3)]))
     assert run.bad_rows == set()
-    step_module.stop_if_lost([])

@@ -1,4 +1,4 @@
-"""What stands between the page and Gradio, without a server; tests/tools/test_app.py has one."""
+"""What stands between the page and Gradio, without a server; tests/commands/test_app.py has one."""
 
 import asyncio
 import os

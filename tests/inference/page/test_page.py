@@ -1,4 +1,4 @@
-"""What the page shows, without a browser; tests/tools/test_app.py has one."""
+"""What the page shows, without a browser; tests/commands/test_app.py has one."""
 
 import time
 from dataclasses import replace

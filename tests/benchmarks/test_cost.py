@@ -1,4 +1,4 @@
-"""What tools/flops.py prints and writes; tests/models/test_complexity.py checks the figures themselves."""
+"""What `lookupvit flops` prints and writes; tests/models/test_complexity.py checks the figures themselves."""
 
 import json
 
@@ -130,4 +130,4 @@ def test_mistakes_give_one_line(options, arguments, parts):
 def test_help_shows_an_example():
     done = call_tool("tools/flops.py", "--help")
     assert done.returncode == 0
-    assert "python tools/flops.py --cfg configs/k400_lvit.yaml" in done.stdout.split("examples:")[1]
+    assert "lookupvit flops --cfg k400_lvit" in done.stdout.split("examples:")[1]

@@ -1,14 +1,15 @@
-"""What tools/benchmark.py model measures is what it says: equal operations, right ratios, memory that is there."""
+"""What `lookupvit benchmark model` and `block` measure: equal operations, right ratios, real memory."""
 
 import argparse
 import json
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from lookupvit_video.benchmarks import contenders
+from lookupvit_video.benchmarks import model as benchmark
 from lookupvit_video.models.complexity import (
     Shape,
     lookupvit_block_macs,
@@ -16,15 +17,10 @@ from lookupvit_video.models.complexity import (
     vit_block_macs,
     vit_macs,
 )
-from tests.small import ROOT, call_tool
+from tests.small import call_tool
 
 SMALL = ["--dim", 64, "--depth", 1, "--frames", 4, "--size", 32, "--grids", "1x2x2", "2x1x1", "--rounds", 2,
          "--seconds", 0.001, "--threads", 1]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tool():
-    return runpy.run_path(str(ROOT / "tools/benchmark_model.py"), run_name="benchmark_model")
 
 
 @pytest.fixture(autouse=True)
@@ -104,21 +100,21 @@ def test_published_models_take_part(tmp_path):
     assert 1 < vivit["macs"] / ours["macs"] < 1.2
 
 
-def test_ratios_are_of_the_same_round(tool):
+def test_ratios_are_of_the_same_round():
     rows = [row("dense ViT", [4.0, 9.0, 6.0], 300), row("LookupViT 4x7x7", [2.0, 3.0, 2.0], 100, (4, 7, 7))]
-    tool["judge_rows"](rows, None)
+    benchmark.add_ratios(rows, None)
     assert rows[1]["speed_up"] == 3  # of 2, 3 and 3
     assert rows[1]["mac_ratio"] == 3
     assert rows[1]["conversion"] == 1
     assert rows[1]["clips_per_second"] == 0.5
     assert rows[1]["flops_per_second"] == 100
     train = [row("dense ViT", [4.0], 300, mode="train", batch=8)]
-    tool["judge_rows"](train, 14400)
+    benchmark.add_ratios(train, 14400)
     assert train[0]["flops_per_second"] == 3 * 2 * 300 * 8 / 4
     assert train[0]["mfu"] == 0.25
 
 
-def test_best_batches_and_goals(tool):
+def test_best_batches_and_goals():
     rows = []
     for batch, dense, ours, hf in ((1, 4.0, 2.0, 5.0), (8, 16.0, 16.0, 40.0)):
         rows += [
@@ -126,54 +122,54 @@ def test_best_batches_and_goals(tool):
             row("LookupViT 4x7x7", [ours], 100, (4, 7, 7), batch=batch),
             row("VideoMAE's ViT (Hugging Face)", [hf], 300, batch=batch),
         ]
-        tool["judge_rows"](rows[-3:], None)
-    best = {found["model"]: found for found in tool["best_batches"](rows)}
+        benchmark.add_ratios(rows[-3:], None)
+    best = {found["model"]: found for found in benchmark.best_batches(rows)}
     assert [found["batch"] for found in best.values()] == [8, 1, 1]
     assert best["LookupViT 4x7x7"]["speed_up"] == 1  # half a clip a second each
-    found = tool["goals"](list(best.values()), torch.device("cpu"))
+    found = benchmark.compare_with_goals(list(best.values()), False)
     assert [(goal["what"], goal["value"], goal["goal"], goal["met"]) for goal in found] == [
         ("conversion", pytest.approx(1 / 3), "at least 0.95", False),
         ("times VideoMAE's ViT (Hugging Face)", 2.5, "at least 2", True),
     ]
-    gpu = tool["goals"](list(best.values()), torch.device("cuda"))
+    gpu = benchmark.compare_with_goals(list(best.values()), True)
     assert gpu[0]["goal"] == "at least 0.85"
 
 
-def test_growth_is_against_the_number_of_tokens(tool):
+def test_growth_is_against_the_number_of_tokens():
     rows = [row("dense ViT", [1.0], 1, frames=16), row("dense ViT", [6.0], 4, frames=32)]
-    tool["judge_rows"](rows, None)
-    assert "| inference | 224 | 1 | dense ViT | 1568 to 3136 | 6.00 | 3.00 | 1.50 |" in tool["growth"](rows)
-    assert tool["growth"](rows[:1]) == ""
+    benchmark.add_ratios(rows, None)
+    assert "| inference | 224 | 1 | dense ViT | 1568 to 3136 | 6.00 | 3.00 | 1.50 |" in benchmark.growth(rows)
+    assert benchmark.growth(rows[:1]) == ""
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="this system has no such counter")
-def test_peak_memory_sees_what_a_run_allocates_and_frees(tool):
+def test_peak_memory_sees_what_a_run_allocates_and_frees():
     def run():
         torch.ones(64 * 2**18)  # 64 MiB
 
-    assert 60 * 2**20 < tool["peak_bytes"](run, torch.device("cpu")) < 80 * 2**20
+    assert 60 * 2**20 < benchmark.peak_bytes(run, torch.device("cpu")) < 80 * 2**20
 
 
-def test_standing_memory_counts_adamws_sums(tool):
+def test_resident_memory_counts_adamws_sums():
     model = nn.Linear(10, 10, bias=False)
-    contender = tool["Contender"]("a", model, lambda model, clips: (model(clips),))
-    assert tool["standing_bytes"](contender) == 400
+    contender = contenders.Contender("a", model, lambda model, clips: (model(clips),))
+    assert benchmark.resident_bytes(contender) == 400
     contender.optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 10)).sum().backward()
     contender.optimizer.step()
-    assert 1200 <= tool["standing_bytes"](contender) < 1300
+    assert 1200 <= benchmark.resident_bytes(contender) < 1300
 
 
-def test_turns_begin_with_another_contender_each_round(tool):
+def test_turns_begin_with_another_contender_each_round():
     called = []
 
     def contender(name):
-        return tool["Contender"](name, nn.Identity(), lambda model, clips: called.append(name) or (clips,))
+        return contenders.Contender(name, nn.Identity(), lambda model, clips: called.append(name) or (clips,))
 
-    setting = tool["Setting"]("inference", 2, 16, 1, 1)
-    arguments = argparse.Namespace(device="cpu", precision="float32", rounds=3, seconds=0.0)
+    setting = contenders.Setting("inference", 2, 16, 1, 1)
+    arguments = argparse.Namespace(device=torch.device("cpu"), precision="float32", rounds=3, seconds=0.0)
     ticks = []
-    tool["compare"]([contender(name) for name in "abc"], setting, arguments, lambda: ticks.append(1))
+    benchmark.compare([contender(name) for name in "abc"], setting, arguments, lambda: ticks.append(1))
     assert "".join(called) == "aaa" + "bbb" + "ccc" + "abc" + "bca" + "cab"  # first: warm-up, how long, memory
     assert len(ticks) == 12
 
@@ -185,7 +181,7 @@ def test_turns_begin_with_another_contender_each_round(tool):
         (["--grids", "9x7x7"], "--grids 9x7x7 is larger than the 8x14x14 tubelets of 16 frames of 224 pixels"),
         (["--frames", "7"], "7 frames of 224 pixels cannot be cut into tubelets of (2, 16, 16)"),
         (["--dim", "100"], "--dim 100: take a multiple of 64"),
-        (["--rounds", "0"], "0 is less than 1"),
+        (["--rounds", "0"], "must be at least 1, got 0"),
         (["--only", "resnet"], "invalid choice: 'resnet'"),
     ],
 )
@@ -199,7 +195,7 @@ def test_mistakes_are_one_line(arguments, message):
 def test_help_has_an_example():
     done = call_tool("tools/benchmark.py", "model", "--help")
     assert done.returncode == 0
-    assert "python tools/benchmark.py model --grids 2x7x7 4x7x7 8x7x7" in done.stdout
+    assert "lookupvit benchmark model --grids 2x7x7 4x7x7 8x7x7" in done.stdout
 
 
 def test_account_of_a_block_adds_up_to_the_formulas():
@@ -229,7 +225,7 @@ def test_account_of_a_block_adds_up_to_the_formulas():
     assert "GB/s in a copy" in done.stdout
 
 
-def test_memory_for_backward_is_told_for_each_way_to_recompute():
+def test_memory_for_backward_is_reported_for_each_way_to_recompute():
     done = call_tool(
         "tools/benchmark.py", "block", "--kept", "--variant", "Ti", "--tokens", 64, "--compressed", 8,
         "--precision", "bfloat16",

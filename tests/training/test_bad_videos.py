@@ -1,4 +1,4 @@
-"""Damaged training videos: listed once where they are used, a stop where they are refused."""
+"""Bad training videos: listed once where they are used, a stop where they are refused or their folder is lost."""
 
 import csv
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ import torch
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import RunFailure
-from lookupvit_video.training.step import _note_bad_videos
+from lookupvit_video.training.bad_videos import lost_folder, note_bad_videos, stop_if_lost
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def listed(run):
 
 def test_a_damaged_video_is_listed_once_with_its_kind_and_counts_as_read(run, caplog):
     for _ in range(2):
-        _note_bad_videos(run, batch([], [(1, "picture data: torn")]))
+        note_bad_videos(run, batch([], [(1, "picture data: torn")]))
     assert listed(run) == [("b", "damaged, used: picture data: torn")]
     assert run.bad_rows == set()
     assert len([record for record in caplog.records if "damaged, used all the same" in record.message]) == 1
 
 
 def test_one_that_is_skipped_is_listed_as_bad_alone(run):
-    _note_bad_videos(run, batch([(1, "b: damaged: torn")], [(1, "torn")]))
+    note_bad_videos(run, batch([(1, "b: damaged: torn")], [(1, "torn")]))
     assert listed(run) == [("b", "b: damaged: torn")]
     assert run.bad_rows == {1}
 
@@ -49,4 +49,17 @@ def test_one_that_is_skipped_is_listed_as_bad_alone(run):
 def test_a_damaged_video_stops_a_run_that_refuses_them(run):
     run.cfg.DATA.DAMAGED_TRAIN = "refuse"
     with pytest.raises(RunFailure, match=r"b: damaged: torn; .*DATA\.SKIP_LIST.* DATA\.DAMAGED_TRAIN to use or skip"):
-        _note_bad_videos(run, batch([(1, "b: damaged: torn")], [(1, "torn")]))
+        note_bad_videos(run, batch([(1, "b: damaged: torn")], [(1, "torn")]))
+
+
+def test_folders_that_are_lost(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x.mp4").write_bytes(b"")
+    assert lost_folder([str(tmp_path / "full" / "y.mp4")]) == ""
+    assert lost_folder([str(tmp_path / "full" / "y.mp4"), str(tmp_path / "empty" / "y.mp4")]) == str(tmp_path / "empty")
+    assert lost_folder([str(tmp_path / "none" / "y.mp4")]) == str(tmp_path / "none")
+
+
+def test_no_unreadable_videos_are_no_lost_folder():
+    stop_if_lost([])

@@ -40,7 +40,7 @@ def result_of(folder, row):
 def test_a_run_that_fails_leaves_the_others_and_exit_code_1(studied):
     folder, done = studied
     assert done.returncode == 1, done.stderr
-    assert "3 runs to do, 1 side by side" in done.stdout
+    assert "3 runs to do, 1 at a time" in done.stdout
     failed = [line for line in done.stdout.splitlines() if "failed" in line]
     assert len(failed) == 1
     assert failed[0].startswith(f"[1/3] failed: {folder / 'out' / 'small' / 'broken' / '3'}: ")
@@ -150,7 +150,7 @@ def test_seeds_are_put_together_as_mean_and_deviation(tmp_path):
     (GOOD, {"settings": ["MODEL.DEPTH"]}, ["study.yaml: settings holds lines 'KEY: value'; got ['MODEL.DEPTH']"]),
     (GOOD, {"settings": {"MODEL.DEPHT": 1}}, ["study.yaml: config 'small', row 'lookup'", "did you mean MODEL.DEPTH"]),
     (GOOD, {"seeds": [0, 0]}, ["study.yaml: seeds: 0 is named twice"]),
-    (GOOD, {"seeds": 3}, ["study.yaml: seeds must be a list of whole numbers"]),
+    (GOOD, {"seeds": 3}, ["study.yaml: seeds must be a list of integers"]),
     ({}, {}, ["study.yaml: rows holds lines 'name: ...', at least one"]),
     ({"a/b": {}}, {}, ["study.yaml: rows: 'a/b' cannot be the name of a folder"]),
 ])  # fmt: skip
@@ -205,7 +205,7 @@ def test_ctrl_c_saves_the_runs_and_two_studies_keep_apart(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
         _, told = process.communicate(timeout=100)
     assert process.returncode == 130, told
-    assert told.splitlines()[-1] == ("study.py: stopped by SIGINT; the same command resumes where its runs were saved")
+    assert told.splitlines()[-1] == ("study.py: stopped by SIGINT; rerun the command to resume from what was saved")
     assert "Traceback" not in told
     assert list((folder / "checkpoints").glob("step_*.pt"))
     assert not (tmp_path / "out" / "small" / "next").exists()

@@ -57,7 +57,7 @@ def test_a_grid_and_a_fixed_batch(checkpoint, tmp_path):
     ("options", "message"),
     [
         (["--grid", "4x4x4"], "--grid 4x4x4: this model was made with 1x2x2, 2x3x3"),
-        (["--batch", "0"], "--batch must be at least 1"),
+        (["--batch", "0"], "--batch: must be at least 1"),
         (["--int8", "--format", "onnx"], "--int8: torchao's weights are exported as pt2 or aoti"),
         (["--list", "no.csv"], "no.csv: the list of videos cannot be read"),
     ],

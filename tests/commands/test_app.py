@@ -1,7 +1,7 @@
 """The page as its user sees it, in a real browser, and as those use it who wish it ill.
 
 The picture in docs/ is made by this, with a checkpoint and a video (more than a clip long) of Moving Digits:
-LOOKUPVIT_PAGE="runs/demo_motion/model.pt video.mp4 docs/page.png" python -m pytest tests/tools/test_app.py -k picture
+LOOKUPVIT_PAGE="runs/demo_motion/model.pt video.mp4 docs/page.png" python -m pytest tests/commands -k picture
 """
 
 import base64
@@ -229,11 +229,11 @@ def test_hostile_requests_get_nothing(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--port", "65536"], "--port must be 0 to 65535"),
-        (["--topk", "0"], "--topk must be 1 to 1000"),
-        (["--max-mb", "0"], "--max-mb must be 1 to"),
-        (["--max-seconds", "nan"], "--max-seconds must be a number of seconds above 0"),
-        (["--timeout", "inf"], "--timeout must be a number of seconds above 0"),
+        (["--port", "65536"], "--port: must be 0 to 65535"),
+        (["--topk", "0"], "--topk: must be 1 to 1000"),
+        (["--max-mb", "0"], "--max-mb: must be 1 to"),
+        (["--max-seconds", "nan"], "--max-seconds: must be a number of seconds above 0"),
+        (["--timeout", "inf"], "--timeout: must be a number of seconds above 0"),
         (["--crops", "2"], "--crops"),
     ],
 )

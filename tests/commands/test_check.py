@@ -1,7 +1,7 @@
 """The command over sound, damaged and mistaken data sets.
 
 Over all damaged files, more than 500, with figures, it runs when asked for:
-LOOKUPVIT_ALL_DAMAGE=1 python -m pytest -s tests/tools/test_check_dataset.py
+LOOKUPVIT_ALL_DAMAGE=1 python -m pytest -s tests/commands/test_check.py
 """
 
 import csv
@@ -16,7 +16,7 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes, load_split
-from lookupvit_video.preparation.check import examine
+from lookupvit_video.preparation.inspect_file import inspect_file
 from lookupvit_video.processes.pool import run_isolated
 from tests.damage import pictures, write_byte_damage, write_no_videos, write_originals
 from tests.preparation.test_check import MAY_PASS
@@ -144,8 +144,8 @@ def test_splits_and_settings_stand_side_by_side(data, tmp_path):
     ((), "give --cfg, or lists, folders or videos"),
     (("--split", "train", "x.csv"), "--split is for the lists of a config"),
     (("--cfg", "tests/small.yaml", "--split", "training"), "--split takes some of train, val, test; got training"),
-    (("--timeout", "0", "x.mp4"), "--timeout must be above 0"),
-    (("--processes", "0", "x.mp4"), "--processes must be at least 1"),
+    (("--timeout", "0", "x.mp4"), "--timeout: must be a number of seconds above 0"),
+    (("--processes", "0", "x.mp4"), "--processes: must be at least 1"),
     (("nowhere.csv",), "nowhere.csv: the list of videos cannot be read (No such file or directory)"),
     (("--cfg", "nowhere.yaml"), "nowhere.yaml: this config cannot be read"),
     (("--cfg", "tests/small.yaml", "DATA.TRAIN_LST", "x"), "unknown key DATA.TRAIN_LST; did you mean DATA.TRAIN_LIST"),
@@ -178,7 +178,7 @@ def test_interrupted_runs_leave_no_report(data, tmp_path):
 
 def examine_and_measure(path):
     """What is found in a file, and this process's memory (MiB) and open files after it."""
-    facts = examine(path, thorough=True)
+    facts = inspect_file(path, thorough=True)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return facts, os.getpid(), pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
 

@@ -52,8 +52,8 @@ def test_a_time_line_its_picture_and_the_video(checkpoint, tmp_path):
         (["--stride", "0"], "--stride must be a number of seconds from 0.01 on"),
         (["--stride", "nan"], "--stride must be a number of seconds from 0.01 on"),
         (["--window", "2"], "--window: this model sees clips of a fixed length"),
-        (["--topk", "0"], "--topk must be at least 1"),
-        (["--change-cost", "nan"], "--change-cost must be at least 0"),
+        (["--topk", "0"], "--topk: must be at least 1"),
+        (["--change-cost", "nan"], "--change-cost: must be at least 0"),
     ],
 )
 def test_mistakes_are_told_in_a_line(checkpoint, tmp_path, options, message):

@@ -1,36 +1,32 @@
-"""What tools/benchmark.py measures is what it says: the same frames, every stage, goals from the right ratios."""
+"""What `lookupvit benchmark loader` measures: the same frames, every stage, goals from the right ratios."""
 
 import json
-import runpy
 
 import av
 import numpy as np
 import pytest
 import torch
 
+from lookupvit_video.benchmarks import loader, pipelines, videos
+from lookupvit_video.commands.benchmark import MADE
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import train_transform
-from tests.small import ROOT, call_tool, make_videos, settings
+from tests.small import call_tool, make_videos, settings
 
 SAMPLINGS = ["random clip", "segments"]
 
 
 @pytest.fixture(scope="module")
-def tool():
-    return runpy.run_path(str(ROOT / "tools/benchmark.py"), run_name="benchmark")
-
-
-@pytest.fixture(scope="module")
-def geometry(tool):
+def geometry():
     """Six seconds of small pictures, five key frames."""
-    return tool["Geometry"]("small", ".mp4", "libx264", (64, 48), 12, 72, 16, 3.0, tool["X264"])
+    return videos.Geometry("small", ".mp4", "libx264", (64, 48), 12, 72, 16, 3.0, videos.X264)
 
 
 @pytest.fixture(scope="module")
-def path(tool, geometry, tmp_path_factory):
+def path(geometry, tmp_path_factory):
     path = tmp_path_factory.mktemp("videos") / "small.mp4"
-    tool["make_video"](path, geometry, 0)
+    videos.make_video(path, geometry, 0)
     return path
 
 
@@ -42,8 +38,8 @@ def threads():
     torch.set_num_threads(before)
 
 
-def backends(tool):
-    return [backend for backend, reason in tool["usable_backends"]().items() if not reason]
+def backends():
+    return [backend for backend, reason in pipelines.usable_backends().items() if not reason]
 
 
 def test_made_videos_are_what_their_title_says(path, geometry):
@@ -57,8 +53,9 @@ def test_made_videos_are_what_their_title_says(path, geometry):
     assert [number for number, packet in enumerate(by_time) if packet.is_keyframe] == [0, 16, 32, 48, 64]
 
 
-def test_titles_of_the_kinds(tool):
-    for kind in tool["GEOMETRIES"].values():
+def test_titles_of_the_kinds():
+    assert tuple(videos.GEOMETRIES) == MADE
+    for kind in videos.GEOMETRIES.values():
         width, height = kind.size
         assert f"{width}x{height}, {kind.fps} fps" in kind.title
         assert f"{kind.frames // kind.fps} s, " in kind.title
@@ -66,84 +63,83 @@ def test_titles_of_the_kinds(tool):
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-def test_bare_decoder_is_exact(tool, path, geometry, sampling):
+def test_the_baseline_is_exact(path, geometry, sampling):
     with av.open(str(path)) as container:
         whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    for draw in tool["draw_clips"]([path], geometry, sampling, 10, 3):
-        numbers = [max(n for n in range(72) if n / 12 <= t + 1e-6) for t in draw.times]
-        assert np.array_equal(tool["bare"](draw), np.stack([whole[number] for number in numbers]))
+    for request in loader.clip_requests([path], geometry, sampling, 10, 3):
+        numbers = [max(n for n in range(72) if n / 12 <= t + 1e-6) for t in request.times]
+        assert np.array_equal(pipelines.pyav_baseline(request), np.stack([whole[number] for number in numbers]))
 
 
-def test_every_way_ends_in_a_normalised_clip_of_the_same_frames(tool, path, geometry):
-    usable = backends(tool)
-    ways = tool["contenders"](usable)
-    assert set(ways) >= {"bare PyAV", "this loader, pyav", "PyTorchVideo EncodedVideo, pyav"}
+def test_every_pipeline_ends_in_a_normalized_clip_of_the_same_frames(path, geometry):
+    usable = backends()
+    made = pipelines.all_pipelines(usable)
+    assert set(made) >= {"bare PyAV", "this loader, pyav", "PyTorchVideo EncodedVideo, pyav"}
     for sampling in SAMPLINGS:
-        draws = tool["draw_clips"]([path], geometry, sampling, 2, 0)
-        for draw in draws:
-            tool["check_same_frames"](draw, usable)
-            for name, way in ways.items():
-                clip = way(draw)
+        requests = loader.clip_requests([path], geometry, sampling, 2, 0)
+        for request in requests:
+            loader.check_same_frames(request, usable)
+            for name, pipeline in made.items():
+                clip = pipeline(request)
                 if name == "bare PyAV":
                     continue
                 assert clip.shape == (1, 3, 16, 224, 224)
                 assert clip.dtype == torch.float32
                 assert clip.is_contiguous()
                 assert -2.2 < clip.min() < clip.max() < 2.7  # 0 and 255 are -2.1 and 2.6
-                expected = (tool["bare"](draw) / 255).mean() - np.mean(tool["MEAN"])
+                expected = (pipelines.pyav_baseline(request) / 255).mean() - np.mean(pipelines.MEAN)
                 assert abs(float(clip.mean()) * 0.226 - expected) < 0.1  # crops differ, the brightness hardly
 
 
-def test_ways_that_decode_other_frames_are_told(tool, path):
-    wrong = tool["Geometry"]("wrong", ".mp4", "libx264", (64, 48), 12, 8, 16, 3.0)  # "ends" after 8 pictures of 72
-    draw = tool["Draw"](str(path), wrong, "random clip", np.arange(16) / 4, 0)
+def test_pipelines_that_decode_other_frames_are_reported(path):
+    wrong = videos.Geometry("wrong", ".mp4", "libx264", (64, 48), 12, 8, 16, 3.0)  # "ends" after 8 pictures of 72
+    request = pipelines.ClipRequest(str(path), wrong, "random clip", np.arange(16) / 4, 0)
     with pytest.raises(RuntimeError, match="pyav decodes other frames than bare PyAV"):
-        tool["check_same_frames"](draw, ["pyav"])
+        loader.check_same_frames(request, ["pyav"])
 
 
-def test_videos_are_made_once(tool, tmp_path, geometry, monkeypatch):
-    monkeypatch.setitem(tool["GEOMETRIES"], "small", geometry)
-    first = tool["make_videos"](tmp_path, ["small"], 2)
+def test_videos_are_made_once(tmp_path, geometry, monkeypatch):
+    monkeypatch.setitem(videos.GEOMETRIES, "small", geometry)
+    first = videos.make_videos(tmp_path, ["small"], 2)
     stamps = [path.stat().st_mtime_ns for path in first["small"]]
     assert len(stamps) == 2
-    assert tool["make_videos"](tmp_path, ["small"], 2) == first
+    assert videos.make_videos(tmp_path, ["small"], 2) == first
     assert [path.stat().st_mtime_ns for path in first["small"]] == stamps
     assert first["small"][0].read_bytes() != first["small"][1].read_bytes()
 
 
-def test_clips_follow_from_the_seed(tool, path, geometry):
+def test_clips_follow_from_the_seed(path, geometry):
     def times(seed):
-        return [draw.times.tolist() for draw in tool["draw_clips"]([path], geometry, "segments", 3, seed)]
+        return [request.times.tolist() for request in loader.clip_requests([path], geometry, "segments", 3, seed)]
 
     assert times(1) == times(1) != times(2)
     assert len({tuple(row) for row in times(1)}) == 3
 
 
-def test_stages(tool, path):
-    cfg = load_config()
-    times = tool["GivenTimes"]()
+def test_stages(path):
+    times = pipelines.GivenTimes()
     times.times = np.arange(16) / 4
-    for backend in backends(tool):
-        watches = tool["stage_seconds"](Video(str(path), 0), times, train_transform(cfg), cfg, backend)
-        assert set(watches) == set(tool["STAGES"]) - (set() if backend == "pyav" else {"convert"})
+    for backend in backends():
+        watches = loader.stage_seconds(Video(str(path), 0), times, train_transform(load_config()), backend)
+        assert set(watches) == set(loader.STAGES) - (set() if backend == "pyav" else {"convert"})
         for stage, watch in watches.items():
             assert watch.wall > 0 or stage == "decode"
             assert watch.cpu >= 0
 
 
-def test_goals_are_ratios_of_the_same_round(tool):
+def test_goals_are_ratios_of_the_same_round():
     rates = {
         "bare PyAV": [100.0, 50.0, 80.0],
         "this loader, pyav": [90.0, 40.0, 80.0],
         "PyTorchVideo EncodedVideo, pyav": [30.0, 20.0, 10.0],
         "VideoMAE-style decord": [100.0, 41.0, 60.0],
     }
-    assert tool["judge"](rates, "random clip") == [
+    assert loader.compare_with_goals(rates, "random clip") == [
         {"goal": "of bare PyAV", "ratio": 0.9, "at_least": 0.85, "met": True},
         {"goal": "times PyTorchVideo EncodedVideo, pyav", "ratio": 3.0, "at_least": 2.0, "met": True},
         {"goal": "times VideoMAE-style decord", "ratio": 0.976, "at_least": 1.0, "met": False},
     ]
-    assert tool["judge"](rates, "segments")[1] == {
+    assert loader.compare_with_goals(rates, "segments")[1] == {
         "goal": "times PyTorchVideo EncodedVideo, pyav", "ratio": 3.0, "at_least": 4.0, "met": False,
     }  # fmt: skip
 
@@ -193,8 +189,8 @@ def test_command_on_own_videos(tmp_path):
     [
         (["loader", "DATA.NUM_FRAMES", "8"], "settings (DATA.NUM_FRAMES ...) are for a config; name it with --cfg"),
         (["loader", "--cfg", "tests/small.yaml", "DATA.NUM_FRAMS", "8"], "unknown key DATA.NUM_FRAMS"),
-        (["loader", "--rounds", "0"], "0 is less than 1"),
-        ([], "the following arguments are required: WHAT"),
+        (["loader", "--rounds", "0"], "must be at least 1, got 0"),
+        ([], "the following arguments are required: COMMAND"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message):
@@ -207,4 +203,4 @@ def test_mistakes_are_one_line(arguments, message):
 def test_help_has_an_example():
     done = call_tool("tools/benchmark.py", "loader", "--help")
     assert done.returncode == 0
-    assert "python tools/benchmark.py loader --cfg" in done.stdout
+    assert "lookupvit benchmark loader --cfg" in done.stdout

@@ -130,11 +130,14 @@ def test_mistakes_in_a_config_file_name_file_and_line(tmp_path):
     assert_one_clear_line(done, 2, "none.yaml", "No such file")
 
 
-@pytest.mark.parametrize("tool", ["run_net", "predict", "check_configs", "study"])
+COMMANDS = {"run_net": "train", "predict": "predict", "check_configs": "check-configs", "study": "study"}
+
+
+@pytest.mark.parametrize("tool", COMMANDS)
 def test_help_shows_an_example(tool):
     done = call_tool(f"tools/{tool}.py", "--help")
     assert done.returncode == 0
-    assert f"tools/{tool}.py" in done.stdout.split("example")[1]
+    assert f"lookupvit {COMMANDS[tool]}" in done.stdout.split("examples:")[1]
 
 
 SCRIPTS = sorted(

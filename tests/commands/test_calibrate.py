@@ -9,9 +9,9 @@ from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
+from tests.commands.test_train import assert_one_clear_line
 from tests.models.test_models import SMALL
 from tests.small import call_tool, make_videos
-from tests.tools.test_commands import assert_one_clear_line
 
 CLASSES = [f"class {label}" for label in range(5)]
 
@@ -45,7 +45,7 @@ def test_what_it_finds_is_what_prediction_then_reaches(folder, tmp_path):
     done = calibrate(folder, "--accuracy", best, "--views", 2, "--out", out)
     assert done.returncode == 0, done.stderr
     facts = json.loads(out.read_text())
-    assert "10 videos cannot tell a drop below 30.0 points from none" in done.stderr
+    assert "10 videos are too few to detect a drop below 30.0 points" in done.stderr
     videos = [str(folder / f"{number}.mp4") for number in range(10)]
     answers = load_model(folder / "model.pt", "cpu").predict(videos, num_views=2, adaptive=out)
     right = sum(answer.label == f"class {number % 5}" for number, answer in enumerate(answers))
@@ -69,7 +69,7 @@ def test_it_writes_beside_the_checkpoint_and_reads_the_validation_list(folder):
     ("model", ["--accuracy", 100, "--list", "{}/few.csv"], ["an accuracy of 100.00 %: the best"]),
     ("model", ["--list", "{}/none.csv"], ["none.csv", "cannot be read"]),
     ("model", ["--list", "{}/wrong.csv"], ["wrong.csv, line 2", "label 7 is out of range"]),
-    ("model", ["--drop", -1], ["--drop must be 0 to 100"]),
+    ("model", ["--drop", -1], ["--drop: must be 0 to 100"]),
     ("missing", [], ["missing.pt", "No such file"]),
 ])  # fmt: skip
 def test_mistakes_give_one_line(folder, name, arguments, parts):

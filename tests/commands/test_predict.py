@@ -18,10 +18,10 @@ from lookupvit_video.inference.batch import AnswerFile, find_videos, list_paths
 from lookupvit_video.inference.budget import Cascade, cascade_macs, save_cascade
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
+from tests.commands.test_train import assert_one_clear_line, make_bad_files
 from tests.damage import FEW, tree, write_byte_damage, write_no_videos, write_originals
 from tests.models.test_models import SMALL
 from tests.small import ROOT, call_tool
-from tests.tools.test_commands import assert_one_clear_line, make_bad_files
 from tests.videos import write_video
 
 TOOL = str(ROOT / "tools" / "predict.py")
@@ -221,13 +221,13 @@ def odd_arguments(folder, tmp):
         (["--calibration", junk, clip], "--calibration is for --adaptive"),
         (["--adaptive", "--compile", clip], "give one of them"),
         (["--resume", clip], "--resume"), (["--resume", "--json", "a", "--csv", "b", clip], "--resume"),
-        (["--json", clip, clip], "written to a file that is read"),
-        (["--csv", folder / "model.pt", clip], "written to a file that is read"),
+        (["--json", clip, clip], "written to an input file"),
+        (["--csv", folder / "model.pt", clip], "written to an input file"),
         (["--json", folder / "clips", clip], "regular file"), (["--json", tmp / "pipe", clip], "regular file"),
         (["--json", "/dev/full", clip], "regular file"), (["--json", clip / "x.jsonl", clip], "error"),
         (["--json", "-", "--csv", "-", clip], "both would go to standard output"),
         (["--json", junk / ".." / "x", "--csv", tmp / "x", clip], "error"),
-        (["--draw", clip, clip], "--draw takes a folder"), (["--draw", clip / "x", clip], "error"),
+        (["--draw", clip, clip], "--draw must be a folder"), (["--draw", clip / "x", clip], "error"),
         (["--list", tmp / "none.txt"], "No such file"), (["--list", folder], "no regular file"),
         (["--list", tmp / "pipe"], "no regular file"), (["--list", "/dev/zero"], "no regular file"),
         (["--list", junk], "error"), ([""], "no such file"), (["x" * 5000], "too long"),

@@ -1,0 +1,253 @@
+"""`lookupvit benchmark loader | model | block` and `lookupvit flops`: what things cost."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookupvit_video.arguments import parse_with_settings
+from lookupvit_video.commands import options
+from lookupvit_video.commands.run_command import command_line
+from lookupvit_video.errors import UserError
+from lookupvit_video.files import write_json
+from lookupvit_video.registry import MODELS, VIT_SIZES, models_with
+from lookupvit_video.text import write_text
+
+if TYPE_CHECKING:
+    import torch
+
+FLOPS_EXAMPLES = """  lookupvit flops --cfg k400_lvit
+  lookupvit flops --cfg k400_lvit --sweep --json sweep.json DATA.NUM_FRAMES 32
+  lookupvit flops --cfg k400_lvit --grids 2x7x7 4x7x7 8x7x7 MODEL.INFERENCE_HEAD compressed
+
+Papers call billions of MACs GFLOPs. Attention is counted, norms and activations are not.
+"""
+LOADER_EXAMPLES = """  lookupvit benchmark loader --json loader.json
+  lookupvit benchmark loader --only webm --rounds 3
+  lookupvit benchmark loader --cfg k400_lvit --clips-per-second 600 DATA.PATH_TO_DATA_DIR /data/k400
+
+Without --cfg, on videos that are made for it: clips/s of one core with every backend and with other pipelines, and the
+time of each stage. With --cfg, on your training videos: the time of each stage, and how many workers training needs.
+"""
+MODEL_EXAMPLES = """  lookupvit benchmark model --grids 2x7x7 4x7x7 8x7x7 --threads 1 2 --json a.json --markdown a.md
+  lookupvit benchmark model --only lookupvit vit --depth 2 --frames 8 --rounds 3
+  lookupvit benchmark model --frames 8 16 32 64 --grids 4x7x7 --plot scaling.png
+  lookupvit benchmark model --precision bfloat16 --compile --mode inference train --batch 1 8 32 --frames 16 32
+"""
+BLOCK_EXAMPLES = """  lookupvit benchmark block --tokens 1568 --compressed 196
+  lookupvit benchmark block --tokens 3136 --compressed 98 --threads 2 --rounds 9
+  lookupvit benchmark block --batch 32 --precision bfloat16 --device cuda
+  lookupvit benchmark block --kept --precision bfloat16
+"""
+MADE = ("gop12", "gop250", "webm")
+FAMILIES = ("lookupvit", "vit", "videomae", "vivit", "mvit", "timm")
+
+
+def benchmark() -> int:
+    """Run `lookupvit benchmark`."""
+    return options.run_one_of(
+        {
+            "loader": options.Command("benchmark", "loader", "video files to normalized clips"),
+            "model": options.Command("benchmark", "model", "LookupViT and other models: time, memory"),
+            "block": options.Command("benchmark", "block", "roofline account of one block"),
+        },
+        "Measure how fast the parts of this project are, and alternatives to them.",
+        "  lookupvit benchmark model --only lookupvit vit\n",
+    )
+
+
+def _device(name: str) -> "torch.device":
+    """Return the device; "auto" is a GPU where there is one."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch finds no GPU on this machine")
+    return torch.device(name)
+
+
+def flops() -> int:
+    """Run `lookupvit flops`."""
+    parser = options.make_parser(
+        "Count what the model of a config costs: multiply-accumulates (MACs) of one view, by part, and parameters.",
+        FLOPS_EXAMPLES,
+    )
+    options.add_cfg(parser)
+    parser.add_argument("--sweep", action="store_true", help="one row for each of several compressed grids")
+    parser.add_argument("--grids", nargs="+", default=[], metavar="TxHxW", help="sweep these grids (as TEST.GRIDS)")
+    parser.add_argument("--no-measure", action="store_true", help="closed form only")
+    options.add_json(parser)
+    options.add_settings(parser)
+    arguments = parse_with_settings(parser)
+    words, settings = options.split_list(arguments.grids, options.GRID.fullmatch)
+    settings += arguments.overrides
+    from lookupvit_video.benchmarks.cost import describe, show, usual_grids
+    from lookupvit_video.config import load_config, token_grid
+    from lookupvit_video.models.build import model_spec
+
+    cfg = load_config(arguments.cfg, settings)
+    sweep = arguments.sweep or bool(words)
+    if sweep:
+        if not MODELS[cfg.MODEL.ARCH].compressed_grids:
+            archs = " or ".join(models_with("compressed_grids"))
+            raise UserError(f"--sweep is for MODEL.ARCH {archs}; {cfg.MODEL.ARCH} has no compressed tokens")
+        grids = [tuple(map(int, word.split("x"))) for word in words]
+        grids = grids or [*model_spec(cfg).grids, *usual_grids(token_grid(cfg), cfg.MODEL.ENCODER == "joint")]
+        cfg = load_config(arguments.cfg, [*settings, "TEST.GRIDS", str([list(grid) for grid in grids])])
+    facts = {"config": arguments.cfg, **describe(cfg, not arguments.no_measure, sweep)}
+    show(facts)
+    if arguments.json:
+        write_json(arguments.json, facts)
+    return 0
+
+
+def loader() -> int:
+    """Run `lookupvit benchmark loader`."""
+    parser = options.make_parser("Measure video files to normalized clips.", LOADER_EXAMPLES)
+    add, positive = parser.add_argument, options.positive
+    options.add_cfg(parser, required=False)
+    add("--clips-per-second", nargs="+", type=float, default=[100, 300, 1000], metavar="N",
+        help="with --cfg: report how many workers N clips/s need")  # fmt: skip
+    add("--videos", type=positive, metavar="N",
+        help="number of videos (default: 100 of the config's, 4 of each made kind)")  # fmt: skip
+    add("--only", nargs="+", choices=MADE, default=MADE, help="kinds of made videos")
+    add("--rounds", type=positive, default=7, metavar="N", help="medians are over N rounds (default: 7)")
+    add("--clips", type=positive, default=12, metavar="N", help="clips a round, in every pipeline (default: 12)")
+    add("--cache", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="folder of made videos")
+    options.add_json(parser)
+    options.add_settings(parser)
+    arguments = parse_with_settings(parser)
+    if arguments.overrides and not arguments.cfg:
+        parser.error(f"settings ({arguments.overrides[0]} ...) are for a config; name it with --cfg")
+    import torch
+
+    from lookupvit_video.benchmarks.loader import benchmark_made_videos, benchmark_own_videos
+    from lookupvit_video.benchmarks.machine import describe_machine, show_versions
+    from lookupvit_video.config import load_config
+    from lookupvit_video.data.loader import keep_freed_memory
+    from lookupvit_video.log import setup_logging
+
+    setup_logging()
+    torch.set_num_threads(1)  # as in a worker
+    keep_freed_memory()  # likewise; it helps all pipelines alike
+    facts: dict[str, Any] = {"command": command_line(), **describe_machine()}
+    if arguments.cfg:
+        cfg = load_config(arguments.cfg, arguments.overrides)
+        facts |= benchmark_own_videos(cfg, arguments.videos or 100, arguments.clips_per_second)
+    else:
+        facts |= benchmark_made_videos(
+            arguments.cache, arguments.only, arguments.videos or 4, arguments.rounds, arguments.clips
+        )
+    print(f"\n{facts['processor']}, {facts['cores']} cores, {show_versions(facts)}")
+    if arguments.json:
+        write_json(arguments.json, facts)
+    return 0
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    add, positive = parser.add_argument, options.positive
+    several: dict[str, Any] = {"nargs": "+", "type": positive, "metavar": "N"}
+    add("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="models to measure")
+    add("--mode", nargs="+", choices=("inference", "train"), default=["inference"], help="one or both")
+    add("--frames", default=[16], help="of a clip", **several)
+    add("--size", default=[224], help="height and width in pixels", **several)
+    add("--batch", default=[1], help="clips at a time; of several, each model's best", **several)
+    add("--grids", nargs="+", type=options.grid, default=[(4, 7, 7)], metavar="TxHxW", help="compressed tokens")
+    add("--variant", choices=VIT_SIZES, default="B", help="size of LookupViT and dense ViT")
+    add("--dim", type=positive, help="another width than the variant's, a multiple of 64")
+    add("--depth", type=positive, help="fewer blocks than the variant has, for a quick run")
+    add(
+        "--reverse",
+        choices=("softmax", "scaled", "transpose"),
+        default="softmax",
+        help="weights of LookupViT's write-back",
+    )
+    add("--head", choices=("average", "compressed", "lookup"), default="average", help="of LookupViT in inference")
+    add("--kernels", nargs="+", choices=options.KERNELS, default=["auto"], help="LookupViT's attention kernels")
+    add("--checkpointing", nargs="+", choices=("none", "write_back", "selective", "full"), default=["none"],
+        help="LookupViT's TRAIN.ACTIVATION_CHECKPOINTING in training")  # fmt: skip
+    options.add_device(parser)
+    add("--precision", choices=options.PRECISIONS, default="float32",
+        help="inference: of weights and clip; training: autocast")  # fmt: skip
+    add("--compile", nargs="?", const="blocks", metavar="MODE",
+        help="torch.compile, all models: block by block, or the complete model in one of its modes")  # fmt: skip
+    add("--threads", help="processor threads (default: torch's)", **several)
+    add("--rounds", type=positive, default=5, metavar="N", help="medians are over N rounds (default: 5)")
+    add("--seconds", type=float, default=1.0, metavar="S", help="a turn repeats until it takes S seconds (default: 1)")
+    options.add_json(parser)
+    add("--markdown", type=Path, metavar="FILE", help="write the tables to a file too")
+    add("--plot", type=Path, metavar="FILE", help="draw time and memory over N, as PNG")
+
+
+def model() -> int:
+    """Run `lookupvit benchmark model`."""
+    parser = options.make_parser(
+        "Measure LookupViT, a dense ViT and other models: time, memory, and how much of the saved operations is saved "
+        "time.", MODEL_EXAMPLES,
+    )  # fmt: skip
+    _add_model_options(parser)
+    arguments = parser.parse_args()
+    import torch
+
+    from lookupvit_video.benchmarks.machine import describe_machine
+    from lookupvit_video.benchmarks.model import benchmark, check, plot_scaling, report
+    from lookupvit_video.data.loader import keep_freed_memory
+    from lookupvit_video.log import setup_logging
+
+    arguments.device = _device(arguments.device)
+    arguments.threads = arguments.threads or [torch.get_num_threads()]
+    check(arguments)
+    setup_logging()
+    keep_freed_memory()  # as in a worker; it helps all models alike
+    torch.manual_seed(0)
+    machine = describe_machine(arguments.device)
+    facts = benchmark(arguments)
+    text = f"{report(facts, machine, arguments)}\n    {command_line()}\n"
+    print(text, end="")
+    if arguments.markdown:
+        write_text(arguments.markdown, text)
+    if arguments.json:
+        write_json(arguments.json, {"command": command_line(), **machine, **facts})
+    if arguments.plot:
+        plot_scaling([row for row in facts["best"] if row["mode"] == arguments.mode[0]], arguments.plot)
+    return 0
+
+
+def block() -> int:
+    """Run `lookupvit benchmark block`."""
+    parser = options.make_parser("Give a roofline account of one LookupViT block and one dense block.", BLOCK_EXAMPLES)
+    for name, default, what in (
+        ("--tokens", 1568, "lookup tokens N"), ("--compressed", 196, "compressed tokens M"), ("--batch", 1, "clips"),
+        ("--rounds", 7, "medians are over N rounds"),
+    ):  # fmt: skip
+        parser.add_argument(
+            name, type=options.positive, default=default, metavar="N", help=f"{what} (default: {default})"
+        )
+    parser.add_argument("--threads", type=options.positive, metavar="N", help="processor threads (default: torch's)")
+    parser.add_argument("--kept", action="store_true", help="memory that training keeps for backward, instead of time")
+    parser.add_argument("--variant", choices=VIT_SIZES, default="B", help="width and heads (default: B)")
+    options.add_device(parser)
+    parser.add_argument("--precision", choices=options.PRECISIONS, default="float32", help="default: float32")
+    arguments = parser.parse_args()
+    import torch
+
+    from lookupvit_video.benchmarks.block import kept_table, time_blocks
+    from lookupvit_video.benchmarks.machine import describe_machine
+    from lookupvit_video.data.loader import keep_freed_memory
+
+    device, dtype = _device(arguments.device), getattr(torch, arguments.precision)
+    keep_freed_memory()
+    torch.manual_seed(0)
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    dim, _, num_heads = VIT_SIZES[arguments.variant]
+    n, m, batch = arguments.tokens, arguments.compressed, arguments.batch
+    if arguments.kept:
+        print(f"{arguments.precision}, D = {dim}, N = {n}, M = {m}\n")
+        print(kept_table(batch, n, m, dim, num_heads, dtype, device), end="")
+    else:
+        print(
+            f"{describe_machine(device)['processor']}, {torch.get_num_threads()} threads, {arguments.precision}, ",
+            end="",
+        )
+        print(time_blocks(batch, n, m, dim, num_heads, dtype, device, arguments.rounds), end="")
+    return 0

@@ -1,0 +1,167 @@
+"""`lookupvit export` and `lookupvit merge-lora`: other forms of a checkpoint."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookupvit_video.commands import options
+from lookupvit_video.errors import UserError
+
+if TYPE_CHECKING:
+    from lookupvit_video.inference.export.vectors import Comparison
+    from lookupvit_video.inference.predictor import Predictor
+
+EXPORT_EXAMPLES = """  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format pt2 onnx aoti
+  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported_int8 --format pt2 --int8 --list test.csv
+  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --compare my_videos/*.mp4
+
+Writes model.pt2 (torch.export), model.onnx, model_aoti.pt2 (AOTInductor, compiled for this machine's device),
+model.json (preprocessing, classes), reference.py (from a video to probabilities without this package) and two test
+videos. Every model is loaded again and must give the checkpoint's probabilities to 1e-4; reference.py to 1e-3.
+Exit code 0: done; 1: runtime failure; 2: invalid input, or a package that a format needs is missing.
+"""
+MERGE_EXAMPLES = """  lookupvit merge-lora runs/mine/model.pt --out runs/mine/merged.pt
+
+The new file serves for prediction, for tests and as MODEL.INIT_FROM; training resumes from the old one.
+"""
+FORMATS = ("pt2", "onnx", "aoti")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line of `lookupvit export`."""
+    parser = options.make_parser(
+        "Write a checkpoint as torch.export program, ONNX model or compiled AOTInductor package, with its "
+        "preprocessing.", EXPORT_EXAMPLES,
+    )  # fmt: skip
+    options.add_checkpoint(parser, device="cpu")
+    options.add_out(parser)
+    add = parser.add_argument
+    add("--format", nargs="+", choices=FORMATS, default=["pt2"], help="one or more (default: pt2)")
+    add("--batch", type=options.positive, metavar="N", help="clips per call (default: any number)")
+    add("--grid", metavar="TxHxW", help="compressed grid, for a model made with several")
+    add("--int8", action="store_true", help="8-bit weights (torchao); formats pt2 and aoti")
+    add("--list", metavar="FILE", help="labelled videos (path,label): measure the accuracy, one view")
+    add("--compare", nargs="+", metavar="FILE", help="videos to answer with reference.py as well")
+    arguments = parser.parse_args()
+    if arguments.int8 and "onnx" in arguments.format:
+        parser.error("--int8: torchao's weights are exported as pt2 or aoti; onnxruntime has a quantizer of its own")
+    return arguments
+
+
+def grid_of(text: str | None, predictor: "Predictor") -> tuple[int, ...] | None:
+    """Return the compressed grid to export.
+
+    Raises:
+        UserError: the model was not made with it.
+    """
+    if text is None:
+        return None
+    if not predictor.grids:
+        raise UserError(f"--grid {text}: this model has no compressed grid")
+    if text not in predictor.grids:
+        raise UserError(f"--grid {text}: this model was made with {', '.join(predictor.grids)}")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def print_comparison(found: "Sequence[Comparison]") -> None:
+    """Print the difference of each video, the largest last, and what one side or both refused."""
+    answered = sorted((one for one in found if one.difference == one.difference), key=lambda one: one.difference)
+    for one in answered:
+        print(f"{one.difference:.1e}  {one.path}")
+    for one in found:
+        if one.refused_here and one.refused_there:
+            print(f"refused by both: {one.path} ({one.refused_here})")
+        elif one.refused_here:
+            print(f"refused by the package, answered by reference.py: {one.path} ({one.refused_here})")
+        elif one.refused_there:
+            print(f"refused by reference.py only: {one.refused_there}")
+    if answered:
+        largest = answered[-1].difference
+        print(f"{len(answered)} of {len(found)} videos answered by both: probabilities equal to {largest:.1g}")
+
+
+def export() -> int:
+    """Run `lookupvit export`."""
+    arguments = parse_arguments()
+    from lookupvit_video.data.manifest import read_manifest
+    from lookupvit_video.inference.export.description import description, write_description
+    from lookupvit_video.inference.export.export import (
+        FILES,
+        accuracy,
+        check_format,
+        deployed_model,
+        example_clips,
+        export_model,
+    )
+    from lookupvit_video.inference.export.vectors import add_reference, add_test_vectors, compare
+    from lookupvit_video.inference.predictor import load_model
+    from lookupvit_video.log import setup_logging
+
+    setup_logging()
+    for kind in arguments.format:
+        check_format(kind)
+    predictor = load_model(arguments.checkpoint, arguments.device)
+    grid = grid_of(arguments.grid, predictor)
+    videos = read_manifest(arguments.list, predictor.classes) if arguments.list else []
+    plain = deployed_model(predictor, grid)
+    deployed = deployed_model(predictor, grid, int8=True) if arguments.int8 else plain
+    facts = description(predictor, batch=arguments.batch, grid=grid, int8=arguments.int8, device=predictor.device)
+    facts["files"] = {}
+    example = example_clips(predictor, arguments.batch) if arguments.batch else example_clips(predictor)
+    for kind in arguments.format:
+        path = arguments.out / FILES[kind]
+        found = export_model(deployed, example, path, kind, any_batch=arguments.batch is None)
+        facts["files"][path.name] = found
+        print(f"{path}: {found['bytes'] / 1e6:.1f} MB, probabilities equal to {found['max_difference']:.1g}")
+    if videos:
+        measured: dict[str, Any] = {"list": arguments.list, "videos": len(videos), "views": "1x1"}
+        measured["float32"] = accuracy(plain, predictor, videos, "float32")
+        print(f"float32: {measured['float32']:.2f} % top-1 on {len(videos)} videos, one view")
+        if arguments.int8:
+            measured["int8"] = accuracy(deployed, predictor, videos, "int8")
+            print(
+                f"int8:    {measured['int8']:.2f} %, a change of {measured['int8'] - measured['float32']:+.2f} points"
+            )
+        facts["accuracy"] = measured
+    add_test_vectors(predictor, deployed, arguments.out, facts)
+    write_description(facts, arguments.out / "model.json")
+    difference = add_reference(arguments.out, facts)
+    print(f"{arguments.out / 'reference.py'}: answers the test videos, probabilities equal to {difference:.1g}")
+    if arguments.compare:
+        print_comparison(compare(predictor, grid, arguments.out, facts, arguments.compare))
+    return 0
+
+
+def merge_lora() -> int:
+    """Run `lookupvit merge-lora`."""
+    parser = options.make_parser(
+        "Put LoRA's updates into the weights: the same answers from the plain model, at the plain model's cost.",
+        MERGE_EXAMPLES,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="FILE", help="model.pt of a run with MODEL.ADAPTER lora")
+    options.add_out(parser, metavar="FILE")
+    arguments = parser.parse_args()
+    from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint
+    from lookupvit_video.models import adapters
+    from lookupvit_video.models.build import build_model
+
+    checkpoint = load_checkpoint(arguments.checkpoint)
+    cfg = checkpoint.config.clone()
+    if cfg.MODEL.ADAPTER != "lora":
+        raise UserError(f"{checkpoint.path}: MODEL.ADAPTER is {cfg.MODEL.ADAPTER}; only lora can be merged")
+    model = build_model(cfg)
+    load_weights(model, checkpoint)
+    cfg.defrost()
+    cfg.MODEL.ADAPTER, cfg.MODEL.TRAIN_NORMS = "none", False
+    cfg.freeze()
+    save_checkpoint(
+        arguments.out,
+        cfg=cfg,
+        classes=checkpoint.classes,
+        model=adapters.merge_lora(model),
+        step=checkpoint.step,
+        best_top1=checkpoint.best_top1,
+    )
+    print(f"wrote {arguments.out}")
+    return 0

@@ -1,0 +1,218 @@
+"""`lookupvit predict`: name what happens in videos."""
+
+import argparse
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookupvit_video.commands import options
+from lookupvit_video.commands.run_command import print_error
+from lookupvit_video.errors import UserError
+from lookupvit_video.text import printable
+
+if TYPE_CHECKING:
+    from lookupvit_video.inference.batch import AnswerFile
+    from lookupvit_video.inference.predictor import Prediction, Predictor
+    from lookupvit_video.inference.views import Failure
+
+logger = logging.getLogger(__name__)
+EXAMPLES = """  lookupvit predict --checkpoint runs/demo_motion/model.pt video.mp4 folder/ "clips/**/*.webm"
+  lookupvit predict --checkpoint runs/demo_motion/model.pt folder/ --json answers.jsonl --resume
+  find /data -name "*.mp4" | lookupvit predict --checkpoint model.pt - --csv answers.csv --gmacs 60
+
+A video shorter than the model's clip is read to its end, its last frame repeated. Answers come in completion order.
+Exit code 0: all done; 1: some videos could not be read (named at the end); 2: nothing could be done.
+"""
+
+
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; None: that of this process."""
+    parser = options.make_parser("Name what happens in videos, with a trained checkpoint.", EXAMPLES)
+    add = parser.add_argument
+    add("videos", nargs="*", metavar="VIDEO", help="files, folders, quoted patterns; -: paths on standard input")
+    add("--list", action="append", default=[], metavar="FILE", help="a path per line, or a CSV with a column path")
+    options.add_checkpoint(parser)
+    add("--topk", type=options.positive, default=5, metavar="K", help="classes to name (default: 5)")
+    options.add_views(parser)
+    add("--backend", choices=options.BACKENDS, help="decoder (default: the checkpoint's)")
+    options.add_batch_size(parser)
+    add("--compile", action="store_true",
+        help="compile the model first: minutes at the start, then faster on a GPU (not with --adaptive)")  # fmt: skip
+    options.add_workers(parser)
+    options.add_timeout(parser, 60.0, "seconds to open a video, and to decode its clips")
+    add("--json", metavar="FILE", help="write JSON lines, one per video; -: standard output")
+    add("--csv", metavar="FILE", help="write a table, one row per video; -: standard output")
+    add("--resume", action="store_true", help="skip videos that the --json or --csv file has answers for")
+    add("--draw", type=Path, metavar="FOLDER", help="write a PNG sheet per video: frames, attention")
+    budget = parser.add_argument_group("budgets", "for checkpoints trained on several compressed grids; one of these")
+    one = budget.add_mutually_exclusive_group()
+    one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7 (default: the checkpoint's)")
+    one.add_argument("--gmacs", type=float, metavar="G", help="largest grid within 10^9 multiply-accumulates a view")
+    one.add_argument("--latency-ms", type=float, metavar="MS", help="the same by time, measured once on this device")
+    one.add_argument("--adaptive", action="store_true", help="a small grid first, larger ones while not confident")
+    budget.add_argument("--calibration", metavar="FILE", help="for --adaptive, of lookupvit calibrate "
+                        "(default: the checkpoint's name with .adaptive.json)")  # fmt: skip
+    arguments = parser.parse_args(words)
+    for wrong, message in (
+        (not arguments.videos and not arguments.list,
+         "no videos: name files, folders, patterns, - for standard input, or --list FILE"),
+        (arguments.calibration and not arguments.adaptive, "--calibration is for --adaptive"),
+        (arguments.compile and arguments.adaptive,
+         "--compile: --adaptive runs parts of the model, which stay uncompiled; give one of them"),
+        (arguments.resume and not (arguments.json or arguments.csv),
+         "--resume continues what --json or --csv holds; give one of them"),
+        (arguments.resume and arguments.json and arguments.csv, "--resume continues one file; give --json or --csv"),
+        (arguments.draw and arguments.draw.exists() and not arguments.draw.is_dir(),
+         f"--draw must be a folder; {arguments.draw} is not"),
+        (arguments.json == arguments.csv == "-", "--json - and --csv -: both would go to standard output"),
+    ):  # fmt: skip
+        if wrong:
+            parser.error(message)
+    return arguments
+
+
+def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
+    """Raise UserError where an answer file would replace an input."""
+    outputs = {name: os.path.realpath(name) for name in (arguments.json, arguments.csv) if name not in (None, "-")}
+    inputs = [arguments.checkpoint, *arguments.list, *filter(None, [arguments.calibration]), *videos]
+    read = {os.path.realpath(name) for name in inputs if "\0" not in name}
+    for name, path in outputs.items():
+        if path in read:
+            raise UserError(f"{name}: answers cannot be written to an input file; choose another name")
+    if len(set(outputs.values())) < len(outputs):
+        raise UserError(f"{arguments.json}: --json and --csv need a file each")
+
+
+def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str, Any]:
+    """Return the options for budgets as arguments of ``Predictor.answers``."""
+    from lookupvit_video.inference.budget import check_grid, load_cascade, parse_grid
+
+    if arguments.adaptive:
+        path = arguments.calibration or Path(arguments.checkpoint).with_suffix(".adaptive.json")
+        return {"adaptive": load_cascade(path, predictor.model, predictor.cfg)}
+    if arguments.gmacs is None and arguments.latency_ms is None:
+        if arguments.grid is not None:
+            check_grid(predictor.cfg, parse_grid(arguments.grid))
+        return {"grid": arguments.grid}
+    grid = predictor.grid_within(gmacs=arguments.gmacs, latency_ms=arguments.latency_ms)
+    logger.info("grid %s: %.4g GMACs a view", grid, predictor.grids[grid])
+    return {"grid": grid}
+
+
+def say(text: str) -> None:
+    """Print above the progress bar; where nobody reads any more (``| head``), in silence."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(printable(text), file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show(prediction: "Prediction") -> None:
+    """Print an answer."""
+    say(prediction.path + (f"  ({prediction.note})" if prediction.note else ""))
+    for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
+        say(f"  {100 * probability:5.1f} %  {label}")
+
+
+def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number: int) -> None:
+    """Write the sheet of an answer."""
+    from lookupvit_video.inference.draw import draw_prediction
+
+    name = printable(Path(prediction.path).name)
+    sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
+    draw_prediction(replace(prediction, path=name), predictor.attention_maps(prediction.clip), sheet)
+    say(f"  drawn: {sheet}")
+
+
+def report_cost(answers: Sequence[tuple[str, float]], largest: float) -> None:
+    """Log the cost of the answers.
+
+    Args:
+        answers: (grid, GMACs a view) of each.
+        largest: GMACs of a view on the largest grid; 0 for models without grids.
+    """
+    if answers:
+        mean = sum(cost for _, cost in answers) / len(answers)
+        counts = Counter(grid for grid, _ in answers)
+        shares = ", ".join(f"{grid} {100 * count / len(answers):.0f} %" for grid, count in counts.most_common() if grid)
+        of = f", {100 * mean / largest:.0f} % of the largest grid's; answered by {shares}" if largest else ""
+        logger.info("%d videos: mean %.4g GMACs a view, all passes%s", len(answers), mean, of)
+
+
+def write_answers(
+    answers: "Iterable[Prediction | Failure]", files: "Sequence[AnswerFile]"
+) -> "Iterator[Prediction | Failure]":
+    """Write each answer to the files, then pass it on."""
+    from lookupvit_video.inference.batch import csv_row
+
+    for answer in answers:
+        row = answer.as_dict()
+        for file in files:
+            file.write(csv_row(row) if file.columns else row)
+        yield answer
+
+
+def answer_all(
+    arguments: argparse.Namespace, predictor: "Predictor", videos: list[str], failures: "list[Failure]"
+) -> "tuple[list[Failure], list[tuple[str, float]]]":
+    """Answer all videos; return those without an answer, and (grid, GMACs a view) of the others."""
+    from lookupvit_video.inference.batch import AnswerFile, csv_columns, read_videos
+    from lookupvit_video.inference.views import Failure, make_plan
+    from lookupvit_video.progress import progress
+
+    plan = make_plan(predictor.cfg, arguments.views, arguments.crops, arguments.backend, arguments.timeout)
+    topk, numbers = min(arguments.topk, len(predictor.classes)), {video: i for i, video in enumerate(videos)}
+    costs, lost = [], []
+    is_shown = "-" not in (arguments.json, arguments.csv)
+    budget = budget_of(arguments, predictor)
+    if arguments.compile:
+        predictor.compile(arguments.batch_size)
+    with ExitStack() as stack:
+        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk))]
+        files = [stack.enter_context(AnswerFile(path, kind, arguments.resume)) for path, kind in kinds if path]
+        left = [video for video in videos if not any(video in file.done for file in files)]
+        if len(left) < len(videos):
+            logger.info("%d of %d videos have an answer already", len(videos) - len(left), len(videos))
+        views = chain(failures, read_videos(left, plan, arguments.workers))
+        answers = predictor.answers(views, topk, batch_size=arguments.batch_size, **budget)
+        total = len(failures) + len(left)
+        for answer in progress(write_answers(answers, files), total=total, label="predict", unit="videos"):
+            if isinstance(answer, Failure):
+                lost.append(answer)
+                continue
+            costs.append((answer.grid, answer.gmacs / (len(answer.times) * plan.num_crops)))
+            if is_shown:
+                show(answer)
+            if arguments.draw:
+                draw(answer, predictor, arguments.draw, numbers[answer.path])
+    return lost, costs
+
+
+def predict(words: Sequence[str] | None = None) -> int:
+    """Run `lookupvit predict`, with the words of this process's command line or others."""
+    arguments = parse_arguments(words)
+    from lookupvit_video.inference.batch import find_videos
+    from lookupvit_video.inference.predictor import load_model
+    from lookupvit_video.log import setup_logging
+
+    setup_logging()
+    videos, failures = find_videos(arguments.videos, arguments.list)
+    check_outputs(arguments, videos)
+    predictor = load_model(arguments.checkpoint, arguments.device)
+    lost, costs = answer_all(arguments, predictor, videos, failures)
+    report_cost(costs, list(predictor.grids.values())[-1] if predictor.grids else 0.0)
+    for failure in lost:
+        print_error(printable(f"{failure.path}: {failure.reason}"))
+    if lost and not costs:
+        return 2
+    return 1 if lost else 0

@@ -1,0 +1,186 @@
+"""`lookupvit prepare ...`: lists of data sets; `lookupvit demo`: from nothing to predictions."""
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lookupvit_video.commands import options
+
+if TYPE_CHECKING:
+    from lookupvit_video.preparation.lists import Options
+
+DATA = Path("datasets/moving_digits/data")  # as the shipped configs have it
+EXIT_CODES = """
+Exit code 0: all done; 1: some videos could not be re-encoded or a tarball is damaged (named); 2: nothing could be done.
+"""
+KINETICS_EXAMPLES = f"""  lookupvit prepare kinetics --dataset k400 --annotations k400/annotations/*.csv \\
+      --videos k400 --out data/k400 --short-side 256
+{EXIT_CODES}"""
+SSV2_EXAMPLES = f"""  lookupvit prepare ssv2 --annotations ssv2/labels --videos ssv2/videos --out data/ssv2
+  lookupvit prepare ssv2 --version 1 --annotations ssv1/labels --videos ssv1/frames --out data/ssv1
+{EXIT_CODES}"""
+SUBSET_EXAMPLES = f"""  lookupvit prepare subset --of {DATA}/motion --out {DATA}/turning --train 480 \\
+      --classes clockwise counter-clockwise approaching leaving
+"""
+DEMO_EXAMPLES = """  lookupvit demo
+  lookupvit demo --out /tmp/demo --data /tmp/digits
+"""
+
+
+def prepare() -> int:
+    """Run `lookupvit prepare`."""
+    return options.run_one_of(
+        {
+            "kinetics": options.Command("prepare", "kinetics", "Kinetics-400, -600, -700, -700-2020"),
+            "ssv2": options.Command("prepare", "ssv2", "Something-Something V1, V2"),
+            "moving-digits": options.Command("prepare", "moving_digits", "make the demo videos"),
+            "subset": options.Command("prepare", "subset", "some classes of Moving Digits"),
+        },
+        "Write the lists of a data set.",
+        "  lookupvit prepare moving-digits\n",
+    )
+
+
+def _add_list_options(parser: argparse.ArgumentParser) -> None:
+    options.add_out(parser)
+    add = parser.add_argument
+    add("--test-on", choices=("val", "test"), default="val",
+        help="which annotated split test.csv is; the field reports on val (default: val)")  # fmt: skip
+    add("--short-side", type=int, metavar="PIXELS",
+        help="re-encode to OUT/videos as H.264 with at most this short side, e.g. 256 or 320 (default: keep the files)"
+    )  # fmt: skip
+    add("--gop", type=int, default=30, metavar="N", help="re-encoding: frames between key frames (default: 30)")
+    add("--crf", type=int, default=23, metavar="N", help="re-encoding: x264's scale, 0 (lossless) to 51 (default: 23)")
+    add("--processes", type=options.positive, default=os.cpu_count() or 1, metavar="N",
+        help="re-encoding: videos at a time (default: one per core)")  # fmt: skip
+
+
+def _list_options(arguments: argparse.Namespace, trim: bool = False) -> "Options":
+    from lookupvit_video.preparation.lists import Options
+    from lookupvit_video.preparation.reencode import Encoding
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    side = arguments.short_side
+    encoding = None if side is None else Encoding(side, arguments.gop, arguments.crf)
+    if encoding:
+        encoding.validate()
+    return Options(arguments.out, encoding, trim, arguments.processes, arguments.test_on)
+
+
+def kinetics() -> int:
+    """Run `lookupvit prepare kinetics`."""
+    parser = options.make_parser(
+        "Write the lists of Kinetics-400, -600, -700 or -700-2020 from the official annotations and your videos.",
+        KINETICS_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--dataset", required=True, choices=("k400", "k600", "k700", "k700-2020"),
+        help="chooses the published counts to compare with")  # fmt: skip
+    add("--annotations", required=True, nargs="+", type=Path, metavar="FILE", help="official CSV, JSON")
+    add("--videos", nargs="+", type=Path, default=[], metavar="DIR", help="folders with the videos")
+    add("--tarballs", type=Path, metavar="DIR", help="unpack its tarballs to OUT/unpacked first")
+    add("--classes", type=Path, metavar="FILE", help="class list to use (default: the annotated labels, sorted)")
+    add("--whole-videos", action="store_true", help="files named ID.mp4 are complete YouTube videos, not the clips")
+    add("--trim", action="store_true", help="re-encode only the annotated span of complete videos")
+    _add_list_options(parser)
+    arguments = parser.parse_args()
+    from lookupvit_video.preparation.kinetics import prepare_kinetics
+
+    return prepare_kinetics(
+        arguments.dataset, arguments.annotations, arguments.videos, _list_options(arguments, arguments.trim),
+        tarballs=arguments.tarballs, whole=arguments.whole_videos, classes=arguments.classes,
+    )  # fmt: skip
+
+
+def ssv2() -> int:
+    """Run `lookupvit prepare ssv2`."""
+    parser = options.make_parser(
+        "Write the lists of Something-Something V1 or V2 from the official annotations and your videos.", SSV2_EXAMPLES
+    )
+    add = parser.add_argument
+    add("--version", type=int, choices=(1, 2), default=2, help="of the data set (default: 2)")
+    add("--annotations", required=True, type=Path, metavar="DIR", help="folder of the official files")
+    add("--videos", required=True, nargs="+", type=Path, metavar="DIR", help="folders with the videos")
+    _add_list_options(parser)
+    arguments = parser.parse_args()
+    from lookupvit_video.preparation.something_something import prepare_something_something
+
+    return prepare_something_something(
+        arguments.version, arguments.annotations, arguments.videos, _list_options(arguments)
+    )
+
+
+def moving_digits(words: Sequence[str] | None = None) -> int:
+    """Run `lookupvit prepare moving-digits`, with the words of this process's command line or others."""
+    parser = options.make_parser(
+        "Make Moving Digits: handwritten digits in motion, as H.264 videos with a motion label and a digit label.",
+        "  lookupvit prepare moving-digits --out /tmp/digits --train 240 --val 80 --test 80\n",
+    )
+    options.add_out(parser, str(DATA))
+    for name, default, what in (
+        ("train", 4800, "training videos"), ("val", 160, "validation videos"), ("test", 480, "test videos"),
+        ("size", 64, "pixels per side, even"), ("frames", 24, "frames per video"),
+        ("fps", 12, "frames per second; also the distance of key frames"),
+        ("seed", 0, "another seed gives other videos and another split"),
+        ("processes", os.cpu_count() or 1, "the files do not depend on it"),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set of other settings in OUT")
+    arguments = parser.parse_args(words)
+    from lookupvit_video.preparation.moving_digits import make_moving_digits
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    is_new = make_moving_digits(**vars(arguments))
+    print(f"{'wrote' if is_new else 'reused the complete data set in'} {arguments.out}")
+    return 0
+
+
+def subset() -> int:
+    """Run `lookupvit prepare subset`."""
+    parser = options.make_parser(
+        "Make a smaller label set of Moving Digits: some of the classes, and at most N training videos.",
+        SUBSET_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--of", required=True, type=Path, metavar="FOLDER", help="a label set: lists and classes.txt")
+    options.add_out(parser)
+    add("--classes", required=True, nargs="+", metavar="NAME", help="those to keep, in this order")
+    add("--train", type=options.natural, default=0, metavar="N", help="the first N training videos (default: all)")
+    arguments = parser.parse_args()
+    from lookupvit_video.preparation.subset import write_subset
+
+    for path, count in write_subset(arguments.of, arguments.out, arguments.classes, arguments.train or None).items():
+        print(f"{path}: {count} videos")
+    return 0
+
+
+def demo() -> int:
+    """Run `lookupvit demo`."""
+    parser = options.make_parser("Make the demo videos, train on them, test, predict and draw.", DEMO_EXAMPLES)
+    options.add_out(parser, "runs/demo_motion")
+    parser.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"of the videos (default: {DATA})")
+    arguments = parser.parse_args()
+    from lookupvit_video.commands.predict import predict
+    from lookupvit_video.commands.train import run
+
+    out, data = arguments.out, arguments.data
+    print("1 of 3: make the videos", flush=True)
+    moving_digits(["--out", str(data)])
+    print("2 of 3: train and test", flush=True)
+    if code := run("demo_motion", ["OUTPUT_DIR", str(out), "DATA.PATH_TO_DATA_DIR", str(data / "motion")]):
+        return code
+    print("3 of 3: predict", flush=True)
+    videos = [str(data / "videos" / "test" / f"{number:05d}.mp4") for number in range(4)]
+    drawn = ["--json", f"{out}/predictions.jsonl", "--draw", f"{out}/sheets"]
+    code = predict(["--checkpoint", f"{out}/model.pt", "--topk", "3", *drawn, *videos])
+    print(f"""
+Done. Look at:
+  {out}/curves.png             loss and validation accuracy
+  {out}/confusion_matrix.png   which motions are confused, on the test videos
+  {out}/sheets/*.png           four test videos: frames, attention, answer
+  {out}/test_results.json      accuracy; test_predictions.csv: each video's answer
+  {out}/model.pt               the trained model, for lookupvit predict""")
+    return code

@@ -1,0 +1,1 @@
+"""Many runs: train every row of a study, and compare finished runs."""

@@ -1,0 +1,85 @@
+"""Training videos that cannot be read or are damaged: recorded, and too many of them stop the run."""
+
+import logging
+import os
+from collections.abc import Iterable
+
+from lookupvit_video.data.dataset import Batch, damage_refused
+from lookupvit_video.data.manifest import allowed_bad
+from lookupvit_video.errors import RunFailure
+from lookupvit_video.log import record_bad_videos
+from lookupvit_video.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def note_bad_videos(run: Run, batch: Batch) -> None:
+    """Record videos that could not be read; stop when there are more of them than allowed."""
+    _note_damaged_videos(run, batch)
+    news = [(row, reason) for row, reason in batch.errors if row not in run.bad_rows]
+    if not news:
+        return
+    stop_if_lost([run.train_videos[row].path for row, _ in news])
+    run.bad_rows.update(row for row, _ in news)
+    if not run.dry:
+        record_bad_videos(run.folder, [("train", run.train_videos[row].path, reason) for row, reason in news])
+    for _, reason in news:
+        logger.warning("skipped: %s", reason)
+    stop_at_too_many_bad(run)
+
+
+def _note_damaged_videos(run: Run, batch: Batch) -> None:
+    """Record videos that are used although they are damaged, each once; stop where the config refuses them."""
+    if batch.damaged and run.cfg.DATA.DAMAGED_TRAIN == "refuse":
+        row, damage = batch.damaged[0]
+        raise damage_refused(run.train_videos[row].path, damage, "DATA.DAMAGED_TRAIN")
+    unread = {row for row, _ in batch.errors}
+    news = [(row, damage) for row, damage in batch.damaged if row not in unread | run.damaged_rows]
+    run.damaged_rows.update(row for row, _ in news)
+    for row, damage in news:
+        path = run.train_videos[row].path
+        if not run.dry:
+            record_bad_videos(run.folder, [("train", path, f"damaged, used: {damage}")])
+        logger.warning("%s: damaged, used all the same: %s", path, damage)
+
+
+def stop_at_too_many_bad(run: Run) -> None:
+    """Raise RunFailure where more training videos are known to be bad than DATA.MAX_BAD_FRACTION allows.
+
+    A process knows its own at once, and those of all processes from each log line on.
+    """
+    if len(run.bad_rows) > allowed_bad(len(run.train_videos), run.cfg.DATA.MAX_BAD_FRACTION):
+        listed = os.path.abspath(run.folder / "bad_videos.csv")
+        fix = "fix the videos or raise DATA.MAX_BAD_FRACTION" if run.dry else (
+            f"the reasons are in {listed}; to train without them set DATA.SKIP_LIST {listed}, or fix the videos, or "
+            "raise DATA.MAX_BAD_FRACTION, or train on damaged ones as well with DATA.DAMAGED_TRAIN use"
+        )  # fmt: skip
+        raise RunFailure(
+            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read or are damaged; {fix}"
+        )
+
+
+def stop_if_lost(paths: list[str]) -> None:
+    """Raise RunFailure where videos cannot be read because their folder is gone: they are not to be listed as bad."""
+    folder = lost_folder(paths)
+    if folder:
+        raise RunFailure(
+            f"{folder} is gone or empty: is the disk or the share with the videos still mounted? Nothing was recorded "
+            "as bad; the same command goes on from the newest checkpoint"
+        )
+
+
+def lost_folder(paths: Iterable[str]) -> str:
+    """Return the folder of the first of some unreadable videos whose folder is gone or empty; "": none is.
+
+    So it is when a disk or a network share is no longer mounted: the videos are not bad then.
+    """
+    for path in paths:
+        folder = os.path.dirname(path) or "."
+        try:
+            with os.scandir(folder) as entries:
+                if next(entries, None) is None:
+                    return folder
+        except OSError:
+            return folder
+    return ""
