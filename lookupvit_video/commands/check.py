@@ -199,7 +199,7 @@ def check() -> int:
     from lookupvit_video.log import setup_logging
     from lookupvit_video.preparation.check import check_spans, rows_of_lists, rows_of_path, summarize
     from lookupvit_video.preparation.contact_sheet import model_views, pick_rows
-    from lookupvit_video.preparation.coverage import classes_beside, warnings_of_rows
+    from lookupvit_video.preparation.coverage import classes_of_inputs, warnings_of_rows
 
     setup_logging()
     cfg = load_config(arguments.cfg, arguments.inputs) if arguments.cfg else None
@@ -213,7 +213,7 @@ def check() -> int:
     times = build_time_sampler(cfg, training=False, num_clips=1) if cfg else None
     inspect(rows, partial(check_spans, times=times), arguments)
     summary = summarize(rows, classes)
-    summary["class_warnings"] = warnings_of_rows(rows, classes or classes_beside(arguments.inputs))
+    summary["class_warnings"] = warnings_of_rows(rows, classes or classes_of_inputs(arguments.inputs))
     write_reports(rows, summary, arguments.out)
     chosen = pick_rows(rows, arguments.sheet, arguments.seed)
     views, how = {}, "first to last frame"

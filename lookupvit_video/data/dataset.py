@@ -60,7 +60,7 @@ class Batch:
 
 @contextmanager
 def seeded(*parts: int) -> Iterator[None]:
-    """Seed Python's and torch's CPU random state from integers, and put the old state back afterwards."""
+    """Seed Python's and torch's CPU random state from integers, and restore the old state afterwards."""
     seed = mix_seed(*parts)
     before, torch_before = random.getstate(), torch.default_generator.get_state()
     random.seed(seed)
@@ -73,7 +73,7 @@ def seeded(*parts: int) -> Iterator[None]:
 
 
 class VideoDataset(Dataset[Sample]):
-    """Opens a video, decodes the frames that the sampler asks for, transforms them, closes it.
+    """Reads the clips of one video for each index: frames at the sampler's times, transformed.
 
     Args:
         videos: rows of a list.
@@ -84,8 +84,8 @@ class VideoDataset(Dataset[Sample]):
         cache: keep every decoded video in memory, see ``open_video``.
         timeout: seconds that decoding one video may take, see ``open_video``.
         index_cache: folder of time stamps and key frames, see ``open_video``.
-        damaged: what becomes of a video with damage: "use" its clips, or "skip" it as one that cannot be read
-            ("refuse": likewise; whoever takes the batches stops).
+        damaged: what to do with a damaged video: "use" its clips, or "skip" it as one that cannot be read ("refuse":
+            likewise, and the run stops at its batch).
         seed: with (epoch, index) it decides everything random about a sample.
         mirror: mirror half of the clips, and give those of label i the label ``mirror[i]``; None: mirror none.
     """
@@ -113,7 +113,7 @@ class VideoDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """Read the video of ``key``: its row, or (epoch, row). A video that cannot be read is told, not raised."""
+        """Read the video of ``key``: its row, or (epoch, row). A failure is reported in the sample, not raised."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         video, damage = self.videos[index], DamageList()
         try:

@@ -85,10 +85,10 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 def keep_freed_memory(_worker: int = 0) -> None:
-    """Make this process use memory again that it has freed, where the C library would give it back at once.
+    """Make this process use memory again that it has freed, which the C library would return at once.
 
-    Clips are of the size that glibc maps anew each time (or trims off its heap), and the kernel's page faults then take
-    longer than what fills the pages. Up to 256 MiB stay; pieces of more than 32 MiB are glibc's to give back.
+    glibc gets memory of a clip's size from the kernel each time (or trims it off its heap), and the page faults take
+    longer than filling the pages. Up to 256 MiB are kept; pieces of more than 32 MiB are not.
     """
     with suppress(AttributeError, OSError, TypeError):  # no glibc: another system, or another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -158,7 +158,7 @@ def _report_start_failures() -> Iterator[None]:
 
 
 def _prepare_worker(worker: int) -> None:
-    """What each decoding worker does first."""
+    """Prepare the process of a decoding worker."""
     keep_freed_memory(worker)
     multiprocessing.util.get_temp_dir()  # batches travel by a socket in it: better an error here than a thread's later
 
@@ -178,7 +178,7 @@ class Loader(DataLoader[Sample]):
     """A DataLoader of ``Batch``es whose workers' deaths are ``RunFailure``s.
 
     Its workers run torch and the decoders on one thread each, and live as long as one pass over the loader, which for
-    training is the whole run.
+    training is the complete run.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Loader(DataLoader[Sample]):
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator
         # The step to be finished after a signal needs the workers; they must not end at the signal.
         with deaf_to(*STOP_SIGNALS), _report_start_failures():
-            batches = super().__iter__()  # the workers start now, not when the first batch is asked for
+            batches = super().__iter__()  # the workers start now, not with the first batch
         return self._batches(batches)
 
     def _get_iterator(self) -> _BaseDataLoaderIter:

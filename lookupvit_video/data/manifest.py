@@ -1,4 +1,4 @@
-"""Lists of videos: one table per split (path, label, optional start and end), class names beside it.
+"""Lists of videos: one table per split (path, label, optional start and end), and a list of class names.
 
 Three forms are read: a CSV with the header ``path,label[,start,end]``; the headerless ``path label`` lines of
 Kinetics' and SlowFast's files; a folder of class folders. ``tables.py`` says what else a CSV may look like.
@@ -210,7 +210,7 @@ def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
 def allowed_bad(count: int, max_fraction: float) -> int:
     """Return how many of ``count`` videos may be unreadable: DATA.MAX_BAD_FRACTION of them.
 
-    In a short list, of which 1 % is no video at all, a few may be in any case: 3, but no more than a tenth of it. A
+    In a short list, where 1 % is less than one video, a few may be in any case: 3, but no more than a tenth of it. A
     fraction of 0 allows none.
     """
     return max(int(max_fraction * count), min(3, count // 10)) if max_fraction else 0

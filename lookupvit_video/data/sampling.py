@@ -52,7 +52,7 @@ class TimeSampler:
             starts = [sampler(0, duration, {}).clip_start_sec for _ in range(self.num_clips)]
         else:
             # PyTorchVideo's sampler starts its clips at the left ends of equal parts of the possible starts, so one
-            # view would always be the video's beginning; every second of twice as many are the parts' centres.
+            # view would always be the video's beginning; every second of twice as many are the parts' centers.
             sampler = ConstantClipsPerVideoSampler(length, 2 * self.num_clips)
             starts = [sampler(0, duration, {}).clip_start_sec for _ in range(2 * self.num_clips)][1::2]
         return np.array([float(start) for start in starts])[:, None] + np.arange(self.num_frames) * self.step

@@ -1,6 +1,6 @@
-"""Lists as people have them: from Excel and other programs, in any usual encoding, delimiter and names of columns.
+"""Tables from Excel and other programs, in any usual encoding, with any usual delimiter and column names.
 
-What can be read in one way only is read; everything else is one error that names file and line.
+A table that can be read in one way only is read; anything else is an error that names file and line.
 """
 
 import csv

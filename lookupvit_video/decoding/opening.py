@@ -31,13 +31,13 @@ from lookupvit_video.decoding.timeline import codec_name, nal_layout
 
 logger = logging.getLogger(__name__)
 _EBML = b"\x1a\x45\xdf\xa3"  # how .mkv and .webm begin
-_SHOWN_AS_THEY_COME = frozenset({"vp8", "vp9", "av1"})
+_STORED_AS_SHOWN = frozenset({"vp8", "vp9", "av1"})
 # Codecs of which damage may go unnoticed and show what a buffer held before: each key frame meets a decoder that has
 # decoded nothing yet, so that a picture depends on nothing that was read before it.
 _FROM_KEY_TO_KEY = frozenset({"hevc", "vp8"})
 
-# Formats that only name other files or addresses, which libav would open in their place.
-_NAMES_OTHERS = {
+# Formats that only name other files or addresses, which libav would open instead.
+_NAMING_OTHERS = {
     "applehttp",
     "concat",
     "dash",
@@ -50,15 +50,15 @@ _NAMES_OTHERS = {
     "tee",
     "webm_dash_manifest",
 }
-_ITSELF = sorted({name for names in av.formats_available for name in names.split(",")} - _NAMES_OTHERS)
+_SELF_CONTAINED = sorted({name for names in av.formats_available for name in names.split(",")} - _NAMING_OTHERS)
 
 # Options of libav. A playlist must open neither a network address nor another file; nor must references in a .mov.
 ONLY_FILES = {"protocol_whitelist": "file"}
-SAFE = ONLY_FILES | {"format_whitelist": ",".join(_ITSELF)}
+SAFE = ONLY_FILES | {"format_whitelist": ",".join(_SELF_CONTAINED)}
 
 
 def checked_path(path: str | os.PathLike[str]) -> str:
-    """The path of a local file that may be a video, or DecodeError in plain words."""
+    """The path of a local file that may be a video; anything else is a DecodeError."""
     name = os.fspath(path)
     if "://" in name:
         raise DecodeError(name, "is a URL; only local files are read: download it first")
@@ -110,14 +110,14 @@ def plain_errors(deadline: Deadline) -> Iterator[None]:
 
 
 def open_container(deadline: Deadline) -> Any:
-    """Open a file, without the look at its first picture where the header is enough.
+    """Open a file; where the header is enough, libav is kept from decoding its first picture.
 
-    That look is libav's, to learn the pixels' format, and in a .webm it takes longer than all else in opening.
+    It would learn the pixels' format from it; in a .webm that takes longer than all else in opening.
     """
     known = _format_by_head(deadline.path)
     if known == "matroska":
         container = opened(deadline, known, codec_whitelist="none")
-        if _needs_no_look(container):
+        if _header_is_enough(container):
             return container
         container.close()
     return opened(deadline, known)
@@ -129,7 +129,7 @@ def opened(deadline: Deadline, container_format: str | None = None, **options: s
     try:
         # "file:" keeps a colon in a name from being read as a protocol; a playlist must not open a network address
         limits = ONLY_FILES if container_format else SAFE
-        # libav gives up one wait for the disk; how long all of them take, with the decoding between, `demux` looks to
+        # libav limits one wait for the disk; `demux` limits all of them together, with the decoding between
         return av.open(
             f"file:{path}",
             format=container_format,
@@ -142,12 +142,12 @@ def opened(deadline: Deadline, container_format: str | None = None, **options: s
         raise DecodeError(path, why_not_opened(path) or f"cannot be opened: not a video ({error.strerror})") from error
 
 
-def _needs_no_look(container: Any) -> bool:
-    """Whether the header alone tells what there is to decode: one video, its pictures shown as they come."""
+def _header_is_enough(container: Any) -> bool:
+    """Whether the header is enough to decode: one video, its pictures shown in the order stored."""
     videos = container.streams.video
     if len(videos) != 1 or videos[0].codec_context is None:
         return False
-    return codec_name(videos[0]) in _SHOWN_AS_THEY_COME and videos[0].codec_context.width > 0
+    return codec_name(videos[0]) in _STORED_AS_SHOWN and videos[0].codec_context.width > 0
 
 
 class VideoFile:
@@ -260,14 +260,14 @@ class VideoFile:
 
 
 def demux(container: Any, stream: Any, deadline: Deadline, damage: DamageList | None = None) -> Iterator[Any]:
-    """Packets of one stream (None: of all), up to the end or to where the container cannot be read on.
+    """Packets of one stream (None: of all), up to the end or to where reading fails.
 
-    All decoding draws on this, so it is here that a video is stopped which takes too long.
+    All decoding uses this, so the time limit is checked here.
     """
     try:
         for packet in container.demux() if stream is None else container.demux(stream):
             deadline.check()
-            if packet.size:  # an empty packet would tell the decoder that the stream is over
+            if packet.size:  # an empty packet would end the stream for the decoder
                 yield packet
     except (av.FFmpegError, IndexError) as error:  # IndexError: PyAV, where damage made a stream appear midway
         deadline.check()

@@ -41,7 +41,7 @@ _DROP_UNKNOWN = [("sidedata", f"mode=delete:type={number}") for number in sorted
 
 
 class Orientation(NamedTuple):
-    """What makes a stored picture upright: rows and columns change places first, then either may be reversed."""
+    """How a stored picture becomes upright: transposed first, then rows or columns reversed."""
 
     transposed: bool = False
     rows_reversed: bool = False
@@ -57,7 +57,7 @@ class Orientation(NamedTuple):
 
     @property
     def mirrored(self) -> bool:
-        """Whether left and right change places, besides any turn."""
+        """Whether left and right are exchanged, in addition to any turn."""
         return bool((self.transposed + self.rows_reversed + self.columns_reversed) % 2)
 
     @property
@@ -87,7 +87,7 @@ def orientation_of_frame(frame: Any, before: Orientation = UPRIGHT) -> Orientati
 
 
 def remark_on_frame(frame: Any) -> str | None:
-    """What a decoded frame's matrix asks for that is not done, in a few words; None: nothing."""
+    """What a decoded frame's matrix requires and is not done; None: nothing."""
     matrix = _matrix(frame)
     return None if matrix is None else orientation_of_matrix(matrix)[1]
 
@@ -157,7 +157,7 @@ def carries_message(packet: Any, codec: str, length_size: int) -> bool:
 
     Args:
         packet: anything with bytes in it, such as a packet of PyAV.
-        length_size: bytes before each NAL unit that hold its length; 0: start codes stand there.
+        length_size: bytes before each NAL unit that hold its length; 0: start codes.
     """
     if codec not in _MESSAGE_NAL:
         return False

@@ -240,7 +240,7 @@ class PyAVReader(VideoReader):
             self._use(replace(found, oriented=self._timeline.oriented))
 
     def _with_fallback(self, work: Callable[[], _T]) -> _T:
-        """Do what needs decoding; where the decoder contradicts the packets, once more with its own timeline."""
+        """Do what needs decoding; where the decoder contradicts the packets, repeat it with its own timeline."""
         if self._file.container is None:
             raise UserError(f"{self.path}: the reader is closed")
         self._deadline.restart()
@@ -252,7 +252,7 @@ class PyAVReader(VideoReader):
                     self._fall_back(mismatch)
                     return work()
         except DecodeError:
-            self._frames = None  # the decoder stands somewhere midway
+            self._frames = None  # the decoder stopped somewhere midway
             raise
 
     def close(self) -> None:
@@ -339,7 +339,7 @@ class PyAVReader(VideoReader):
         self._index = key.frame - 1
 
     def _packets_from(self, key: Key) -> Iterator[Any]:
-        """The packets from the very one meant on; a seek may land earlier, or later."""
+        """The packets from that of an entry point on; a seek may end up earlier, or later."""
         if self._read:
             read, self._read = self._read, ()
             first = next(place for place, p in enumerate(read) if p.is_keyframe and p.pts == key.pts)
@@ -353,7 +353,7 @@ class PyAVReader(VideoReader):
                 self._file.renew_decoder()
         if not key.seek:
             return self._file.packets()
-        if self._timeline.sequential:  # seeking in a damaged file is a matter of luck
+        if self._timeline.sequential:  # seeking in a damaged file is not reliable
             return dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key.pts), self._file.packets())
         for at in key.seek:
             self._file.container.seek(at, stream=self._file.stream)
@@ -365,7 +365,7 @@ class PyAVReader(VideoReader):
         raise Mismatch("a seek does not find the key frame")
 
     def _needed(self, packets: Iterator[Any]) -> Iterator[Any]:
-        """Leave out packets of pictures that nobody asks for and no other picture leans on."""
+        """Skip packets of pictures that are neither requested nor referenced by others."""
         for packet in packets:
             self._deadline.check()
             if self._shown is None or packet.pts in self._shown or not is_unreferenced(packet, self._file.nal):
@@ -380,7 +380,7 @@ class PyAVReader(VideoReader):
             if self._timeline.oriented:
                 self._own = orientation_of_frame(frame, self._own)
             if self._floor is not None and frame.pts is not None and frame.pts < self._floor:
-                continue  # shown before the key frame: it may lean on pictures from before the seek
+                continue  # shown before the key frame: it may reference pictures from before the seek
             due = self._index + 1
             while due < len(pts) - 1 and pts[due] in self._skipped:
                 due += 1
@@ -410,7 +410,7 @@ class PyAVReader(VideoReader):
         self._frames = None
 
     def _fall_back(self, mismatch: Mismatch) -> None:
-        """From the packets' timeline to that of a full decode."""
+        """Replace the packets' timeline by that of a full decode."""
         if self._timeline.sequential:
             raise DecodeError(self.path, f"does not decode the same twice ({mismatch}); is it being written?")
         logger.info("%s: %s; decoding all of it", self.path, mismatch)
@@ -427,7 +427,7 @@ class PyAVReader(VideoReader):
         return None if self._timeline.sequential else [stamp for stamp in self._timeline.pts if stamp is not None]
 
     def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
-        """What an earlier opening found out about this very file, or what this one does."""
+        """The timeline of this very file in the index, or else read from the file and added to the index."""
         path = index_path(folder, self.path)
         timeline = load_timeline(path)
         self._is_remembered = timeline is not None
@@ -469,7 +469,10 @@ class PyAVReader(VideoReader):
             announced: time stamps of the packets, where they are those of frames: times count from the first.
             timeline: of the packets, where they order the frames.
         """
-        watch, self._file.threads = PictureWatch(), 1  # one thread: what others log cannot be told from other videos'
+        watch, self._file.threads = (
+            PictureWatch(),
+            1,
+        )  # one thread: the messages of others cannot be assigned to a video
         pts: list[int | None] = []
         with listening() as said:
             self._open()

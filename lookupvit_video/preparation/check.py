@@ -70,7 +70,7 @@ def rows_of_lists(lists: Mapping[str, str], classes: Sequence[str], prefix: str 
 def rows_of_path(path: str | Path) -> list[ListedVideo]:
     """Return the rows of a list, of a folder (labels: the folders in it, if any) or of a single video.
 
-    Class names come from classes.txt beside the list, or are the labels' numbers.
+    Class names come from classes.txt next to the list, or are the labels' numbers.
 
     Raises:
         UserError: names the file, the line and how to fix it.
@@ -123,7 +123,7 @@ def inspect_files(
             row.file = file
 
 
-# Rows against their files, and each other -----------------------------------------------------------------------------
+# Rows, their files, and other rows -----------------------------------------------------------------------------
 
 
 def check_spans(rows: Iterable[ListedVideo], times: TimeSampler | None) -> None:
@@ -181,7 +181,7 @@ _AT_ODDS: dict[str, Callable[[ListedVideo, ListedVideo], bool]] = {
 
 
 def check_repeats(rows: Iterable[ListedVideo], digests: dict[str, str]) -> None:
-    """Note videos that stand in several rows: the same path and span, or with ``digests`` the same content."""
+    """Note videos that are in several rows: the same path and span, or with ``digests`` the same content."""
     groups = defaultdict(list)
     for row in rows:
         path = os.path.abspath(row.video.path)
@@ -201,7 +201,7 @@ def check_repeats(rows: Iterable[ListedVideo], digests: dict[str, str]) -> None:
                     row.problems.append(Problem(kind, what))
 
 
-# What is said of all of them ------------------------------------------------------------------------------------------
+# Summary ------------------------------------------------------------------------------------------
 
 
 def summarize(rows: Sequence[ListedVideo], classes: Sequence[str] = ()) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.figures import new_figure, save_figure
 from lookupvit_video.preparation.check import ListedVideo
-from lookupvit_video.text import printable
+from lookupvit_video.text import printable, shortened
 
 FRAMES = 4  # of each clip, from its first to its last
 _COLUMNS = 3
@@ -73,7 +73,7 @@ def strip_as_seen(index: int, rows: Sequence[ListedVideo], views: dict[bool, Any
 
 
 def strip_of_file(index: int, rows: Sequence[ListedVideo]) -> Strip:
-    """Return frames from the first to the last of a row's video, whole.
+    """Return frames from the first to the last of a row's video, not cropped.
 
     Raises:
         DecodeError: the video cannot be read.
@@ -98,19 +98,12 @@ def _side_by_side(frames_THWC: Tensor) -> np.ndarray:
     return torch.cat(parts[1:], dim=1).numpy()
 
 
-def _shortened(text: str, length: int, keep_end: bool = False) -> str:
-    text = printable(text)
-    if len(text) <= length:
-        return text
-    return "…" + text[1 - length :] if keep_end else text[: length - 1] + "…"
-
-
 def draw_contact_sheet(shown: Sequence[tuple[ListedVideo, str, np.ndarray]], path: Path, title: str) -> None:
     """Write a PNG of (row, label, strip (H, W, 3)), three side by side, each under its label and over its file."""
-    shape = np.median([strip.shape[:2] for _, _, strip in shown], axis=0)  # one tall video shall not stretch all rows
+    shape = np.median([strip.shape[:2] for _, _, strip in shown], axis=0)  # one tall video must not stretch all rows
     width, rows = 4.2, -(-len(shown) // _COLUMNS)
     figure = new_figure(width * _COLUMNS, rows * (width * shape[0] / shape[1] + 0.5) + 0.4)
-    figure.suptitle(_shortened(title, 150), fontsize=10, color="0.35", parse_math=False)
+    figure.suptitle(shortened(title, 150), fontsize=10, color="0.35", parse_math=False)
     axes = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
@@ -119,9 +112,9 @@ def draw_contact_sheet(shown: Sequence[tuple[ListedVideo, str, np.ndarray]], pat
         axis.set(xticks=[], yticks=[], anchor="W")
         axis.spines[:].set_visible(False)
         axis.set_title(
-            _shortened(label or "no label", 54), loc="left", fontsize=9, weight="bold", pad=3, parse_math=False
+            shortened(label or "no label", 54), loc="left", fontsize=9, weight="bold", pad=3, parse_math=False
         )
-        name = _shortened(os.path.normpath(row.video.path), 76 - len(row.split), keep_end=True)
+        name = shortened(os.path.normpath(row.video.path), 76 - len(row.split), keep_end=True)
         axis.set_xlabel(
             f"{printable(row.split)}  {name}", loc="left", fontsize=6.5, color="0.45", labelpad=2, parse_math=False
         )

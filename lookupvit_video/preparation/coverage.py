@@ -89,17 +89,17 @@ def warnings_of_rows(rows: Sequence[ListedVideo], classes: Sequence[str]) -> lis
     return coverage_warnings(names, used)
 
 
-def classes_beside(paths: Sequence[str]) -> list[str]:
-    """Return the class names that belong to lists and folders: of classes.txt beside the lists, and the folders' own.
+def classes_of_inputs(paths: Sequence[str]) -> list[str]:
+    """Return the class names that belong to lists and folders: from classes.txt next to the lists, and of the folders.
 
     Raises:
         UserError: see ``read_class_list``.
     """
     names: dict[str, None] = {}
     for path in map(Path, paths):
-        beside = path.parent / "classes.txt"
+        class_list = path.parent / "classes.txt"
         if path.is_dir():
             names |= dict.fromkeys(class_folders(path))
-        elif beside.is_file():
-            names |= dict.fromkeys(read_class_list(beside))
+        elif class_list.is_file():
+            names |= dict.fromkeys(read_class_list(class_list))
     return list(names)

@@ -51,7 +51,7 @@ _SPAN = re.compile(r"(.+)_(\d+)_(\d+)")
 def read_annotations(path: Path) -> list[Annotation]:
     """Read an official CSV (label,youtube_id,time_start,time_end,split[,is_cc]) or JSON ({youtube_id: {...}}) file.
 
-    Which one is told by the content. The label may be missing in the test split, nowhere else.
+    The content decides which one it is. The label may be missing in the test split, nowhere else.
 
     Raises:
         UserError: names the file, and the line or video, of what is wrong.
@@ -103,14 +103,14 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) < len(pairs):  # Python would keep the last one and say nothing
         keys = [key for key, _ in pairs]
-        raise UserError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise UserError(f"{next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object")
     return names
 
 
 def _annotation(where: str, video: Any, label: Any, start: Any, end: Any, split: Any) -> Annotation:
     name = _SPLIT_NAMES.get(str(split).strip().lower())
     if name is None:
-        raise UserError(f"{where}: split {split!r} is none of {', '.join(_SPLIT_NAMES)}")
+        raise UserError(f"{where}: split {split!r} is not one of {', '.join(_SPLIT_NAMES)}")
     if not isinstance(video, str) or not video.strip():
         raise UserError(f"{where}: no youtube_id")
     try:
@@ -141,7 +141,7 @@ def extract(folder: Path, out: Path) -> list[str]:
     """Unpack the videos of every .tar.gz, .tgz and .tar below `folder` into `out`, in the same subfolders.
 
     Only plain files are taken, and none outside `out`. What is there already is not unpacked again; a tarball that is
-    damaged is told, what comes before the damage is kept.
+    damaged is reported, and what comes before the damage is kept.
 
     Returns:
         What is wrong, a line for each damaged tarball.
@@ -171,7 +171,7 @@ def extract(folder: Path, out: Path) -> list[str]:
 
 
 def _unpack(tarball: Path, target: Path) -> None:
-    with tarfile.open(tarball, "r|*") as archive:  # what the compression is, the content tells: one part is a plain tar
+    with tarfile.open(tarball, "r|*") as archive:  # the content decides on the compression: one part is a plain tar
         for member in archive:
             name = PurePosixPath(member.name)
             if not is_video_name(name):
@@ -189,7 +189,7 @@ def _unpack(tarball: Path, target: Path) -> None:
 
 
 def span_warning(found: Sequence[Found], whole: bool) -> str | None:
-    """Look at 20 files whose name says no span; tell where most of them are not what `whole` says they are."""
+    """Look at 20 files whose name has no span; return a warning where most of them contradict `whole`."""
     unsaid = [clip for clip in found if clip.path.stem == clip.annotation.key.video]
     wrong = known = 0
     for clip in unsaid[:: max(1, len(unsaid) // 20)][:20]:
@@ -206,8 +206,8 @@ def span_warning(found: Sequence[Found], whole: bool) -> str | None:
     if wrong <= known / 2:
         return None
     if whole:
-        return f"{wrong} of {known} files end before their annotated spans do; are they clips? Leave out --whole-videos"
-    return f"{wrong} of {known} files are much longer than their annotated spans; whole videos? Give --whole-videos"
+        return f"{wrong} of {known} files end before their spans; if they are clips, leave out --whole-videos"
+    return f"{wrong} of {known} files are much longer than their spans; if they are full videos, add --whole-videos"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,14 +231,14 @@ def prepare_kinetics(
         annotations: official CSV or JSON files.
         videos: folders that hold the videos.
         tarballs: folder of tarballs to unpack first, into `options.out`/unpacked.
-        whole: files whose name says no span are whole YouTube videos.
+        whole: files whose name has no span are full YouTube videos.
         classes: a class list to use instead of the annotated labels in alphabetical order.
 
     Returns:
         The exit code: 1 where a tarball is damaged or a video could not be re-encoded, else 0.
     """
     if options.trim and not (options.encoding and whole):
-        raise UserError("--trim cuts whole videos while they are re-encoded: give --short-side and --whole-videos")
+        raise UserError("--trim cuts full videos while they are re-encoded: give --short-side and --whole-videos")
     clips = [clip for path in annotations for clip in read_annotations(path)]
     names = _class_names(clips, classes)
     damaged: list[str] = []

@@ -1,4 +1,4 @@
-"""Official annotations and the files that are there -> lists for training, and an account of what does not fit.
+"""Official annotations and the files that are there -> lists for training, and a report of what does not match.
 
 Nothing is invented: a video gets the label that its annotation gives, or none; a file that could be two videos is
 neither. `missing.csv` names every annotated video without a usable file, `extra.csv` every file without an annotation.
@@ -26,7 +26,7 @@ _FILES = ("train.csv", "val.csv", "test.csv", "test_official.csv", "test_unlabel
 
 
 class Key(NamedTuple):
-    """What names a clip: the video it is from and, in whole seconds, its span there; None: not said."""
+    """What names a clip: the video it is from and, in full seconds, its span there; None: not known."""
 
     video: str
     start: int | None = None
@@ -44,7 +44,7 @@ class Annotation:
     split: str
     label: str | None
     source: str
-    """Where it stands: ``train.csv, line 3``."""
+    """Where it is written: ``train.csv, line 3``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +122,10 @@ def empty_files(paths: Sequence[Path]) -> set[Path]:
 def merge(annotations: Iterable[Annotation]) -> tuple[list[Annotation], list[tuple[Annotation, str]]]:
     """Take out what is annotated twice: (each clip once per split, those annotated with different labels and why).
 
-    A label stands in for a missing one of the same clip.
+    A label replaces a missing one of the same clip.
     """
     clips: dict[Key, dict[str, Annotation]] = defaultdict(dict)  # key -> split -> annotation
-    labels: dict[Key, dict[str, str]] = defaultdict(dict)  # key -> label -> where it stands
+    labels: dict[Key, dict[str, str]] = defaultdict(dict)  # key -> label -> where it is written
     for annotation in annotations:
         known = clips[annotation.key].get(annotation.split)
         if known is None or known.label is None:
@@ -159,7 +159,7 @@ def match(
     Args:
         key_of: what a file's name says of it.
         classes: where the folder of a file is called like one of these, the annotation must agree.
-        whole: a file whose name says no span is the whole video that the annotated span lies in.
+        whole: a file whose name has no span is the full video that holds the annotated span.
     """
     unique, conflicts = merge(annotations)
     account = Account(missing=list(conflicts))
@@ -255,7 +255,7 @@ class Options:
     encoding: Encoding | None = None
     """How to re-encode; None: keep the files as they are."""
     trim: bool = False
-    """Re-encode the annotated span of whole videos alone."""
+    """Re-encode only the annotated span of full videos."""
     processes: int = 1
     test_on: str = "val"
     """Which annotated split test.csv is: "val" or "test"."""
@@ -300,7 +300,7 @@ def _reencode(account: Account, folder: Path, options: Options, encoding: Encodi
     """Replace the files of `account.found` by re-encoded ones; what cannot be re-encoded goes to `missing`."""
     jobs = []
     for clip in account.found:
-        keeps_rest = clip.end is not None and not options.trim  # a whole video that several clips may lie in
+        keeps_rest = clip.end is not None and not options.trim  # a full video that may hold several clips
         name = clip.annotation.key.video if keeps_rest else str(clip.annotation.key)
         span = (None, None) if keeps_rest else (clip.start, clip.end)
         jobs.append(Job(clip.path, folder / clip.annotation.split / f"{name}.mp4", *span))
@@ -316,7 +316,7 @@ def _reencode(account: Account, folder: Path, options: Options, encoding: Encodi
 
 
 def write_lists(out: Path, classes: Sequence[str], account: Account, test_on: str = "val") -> None:
-    """Write classes.txt, the lists of each split, missing.csv and extra.csv into `out`, each whole.
+    """Write classes.txt, the lists of each split, missing.csv and extra.csv into `out`, each atomically.
 
     Lists of an earlier run that would now be empty are removed. Paths are relative to `out`, save in
     test_unlabelled.txt, which is for the command line.
@@ -367,5 +367,5 @@ def counts(account: Account, published: Mapping[str, int | None]) -> str:
 
 def _one_line(path: str) -> str:
     if len(path.splitlines()) != 1 or path != path.strip():
-        raise UserError(f"{path!r}: a path with a line break or a space at its end cannot stand in a list; rename it")
+        raise UserError(f"{path!r}: a path with a line break or a space at its end cannot be in a list; rename it")
     return Path(path).as_posix()

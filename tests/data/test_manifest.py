@@ -237,12 +237,12 @@ def test_files_missing_below_the_allowed_fraction_are_told(tmp_path):
 def test_files_missing_above_the_allowed_fraction(tmp_path):
     videos = some_missing(tmp_path, missing=2)
     message = (
-        rf"^train\.csv, line 1: video {re.escape(videos[0].path)} does not exist \(and 1 more of 10\); mend the list, "
+        rf"^train\.csv, line 1: video {re.escape(videos[0].path)} does not exist \(and 1 more of 10\); fix the list, "
         r"set DATA\.PATH_PREFIX, or allow more with DATA\.MAX_BAD_FRACTION"
     )
     with pytest.raises(ValueError, match=message):
         missing_files(videos, 0.19)
-    with pytest.raises(ValueError, match=r"0\.mp4 does not exist; mend"):
+    with pytest.raises(ValueError, match=r"0\.mp4 does not exist; fix"):
         missing_files(videos[:1], 0.5)
 
 
@@ -325,7 +325,7 @@ def test_names_of_any_bytes_and_commas_are_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"bad\.csv: the list cannot be read \(No such file or directory\); mend or empty DATA\.SKIP_LIST"),
+        (None, r"bad\.csv: the list cannot be read \(No such file or directory\); fix or empty DATA\.SKIP_LIST"),
         ("a.mp4\nc.mp4\n", r"bad\.csv: DATA\.SKIP_LIST is a CSV with a header and a column path in every row"),
         ("split,path\ntrain\n", r"bad\.csv, line 2: expected 2 fields \(split,path\)"),
         ("path\na.mp4\nv/b.mp4\nc.mp4\n", r"bad\.csv: names every training video; fix or empty"),

@@ -121,7 +121,7 @@ def test_damaged_hevc_is_refused_with_what_the_decoder_says(tmp_path):
     for _ in range(2):
         with (
             open_video(path) as video,
-            pytest.raises(DecodeError, match="damaged: picture data: the decoder complains"),
+            pytest.raises(DecodeError, match="damaged: picture data: the decoder reports"),
         ):
             video.frames_at(video.times.tolist())
 

@@ -9,7 +9,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.files import joined
 from lookupvit_video.preparation.check import ListedVideo
-from lookupvit_video.preparation.coverage import classes_beside, coverage_warnings, warnings_of_rows, warnings_of_run
+from lookupvit_video.preparation.coverage import classes_of_inputs, coverage_warnings, warnings_of_rows, warnings_of_run
 from lookupvit_video.preparation.inspect_file import FileReport, Problem
 from tests.small import call_tool, make_videos, run_net, settings
 
@@ -108,4 +108,4 @@ def test_classes_of_lists_and_folders(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "lists" / "classes.txt").write_text("x\na\n")
     inputs = [str(tmp_path / name) for name in ("train", "val", "lists/train.csv")]
-    assert classes_beside(inputs) == ["a", "b", "c", "x"]
+    assert classes_of_inputs(inputs) == ["a", "b", "c", "x"]

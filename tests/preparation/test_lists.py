@@ -57,7 +57,7 @@ def test_lists_of_an_earlier_run_do_not_stay(tmp_path):
 @pytest.mark.parametrize("name", ["a\nb.mp4", "a\u2028b.mp4", "a.mp4 "])
 def test_a_path_that_no_list_can_hold_is_told(tmp_path, name):
     file = touch(tmp_path / "v" / name)
-    with pytest.raises(ValueError, match="cannot stand in a list; rename it"):
+    with pytest.raises(ValueError, match="cannot be in a list; rename it"):
         write_lists(tmp_path / "lists", CLASSES, Account([Found(annotation("a", "zumba"), file)]))
     assert not (tmp_path / "lists" / "train.csv").exists()
 
