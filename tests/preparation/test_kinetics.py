@@ -304,9 +304,9 @@ def test_what_kind_of_files_they_seem_to_be_is_told(tmp_path, whole, video, caps
     rows = [("a", "xxxxxxxxxxx", 30, 40, "train", 0), ("a", "zzzzzzzzzzz", 70, 80, "train", 0)]
     names = ["xxxxxxxxxxx.mp4", "zzzzzzzzzzz.mp4"]
     prepared(tmp_path / "whole", whole, rows, names)
-    assert "warning: 3 of 3 files are much longer than their annotated spans" in capsys.readouterr().out
+    assert "warning: 3 of 3 files are much longer than their spans" in capsys.readouterr().out
     prepared(tmp_path / "clips", video, rows, names, whole=True)
-    assert "warning: 2 of 3 files end before their annotated spans do" in capsys.readouterr().out
+    assert "warning: 2 of 3 files end before their spans" in capsys.readouterr().out
 
 
 def test_trimmed_and_re_encoded(tmp_path, whole):
