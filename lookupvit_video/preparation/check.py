@@ -14,8 +14,7 @@ from typing import Any
 
 from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
 from lookupvit_video.data.sampling import TimeSampler
-from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, no_video_below
-from lookupvit_video.errors import UserError
+from lookupvit_video.data.video_files import find_video_files, is_video_name, some_videos
 from lookupvit_video.preparation.inspect_file import KINDS, FileReport, Problem, inspect_file
 from lookupvit_video.processes.pool import run_isolated
 
@@ -77,11 +76,7 @@ def rows_of_path(path: str | Path) -> list[ListedVideo]:
     """
     path = Path(path)
     if path.is_dir():
-        files, left_out = find_video_files(path)
-        if not files:
-            raise UserError(f"{path}: {no_video_below(left_out)}")
-        if left_out:
-            logger.info("%s: %s", path, left_out_line(left_out))
+        files = some_videos(path, find_video_files(path))
         folders = class_folders(path)
         inner = [file.relative_to(path).parts for file in files]
         return [

@@ -44,8 +44,7 @@ _COLUMNS = ("youtube_id", "time_start", "time_end", "split")
 _SPAN = re.compile(r"(.+)_(\d+)_(\d+)")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Annotations
+# Annotations ----------------------------------------------------------------------------------------------------------
 
 
 def read_annotations(path: Path) -> list[Annotation]:
@@ -125,8 +124,7 @@ def _annotation(where: str, video: Any, label: Any, start: Any, end: Any, split:
     return Annotation(Key(video.strip(), int(seconds[0]), int(seconds[1])), name, label or None, where)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# Files ----------------------------------------------------------------------------------------------------------------
 
 
 def key_of(path: Path, videos: set[str]) -> Key:
@@ -210,8 +208,7 @@ def span_warning(found: Sequence[Found], whole: bool) -> str | None:
     return f"{wrong} of {known} files are much longer than their spans; if they are full videos, add --whole-videos"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The data set
+# The data set ---------------------------------------------------------------------------------------------------------
 
 
 def prepare_kinetics(

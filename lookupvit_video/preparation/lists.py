@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lookupvit_video.data.video_files import is_video_name, left_out_line, no_video_below, walk_files
+from lookupvit_video.data.video_files import VideoFiles, find_video_files, some_videos
 from lookupvit_video.errors import UserError
 from lookupvit_video.preparation.reencode import FRAME_SUFFIX, Encoding, Job, reencode_all
 from lookupvit_video.progress import progress
@@ -66,8 +66,7 @@ class Account:
     extra: list[tuple[Path, str]] = field(default_factory=list)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is there
+# What is there --------------------------------------------------------------------------------------------------------
 
 
 def files_below(folders: Iterable[Path], *, pictures: bool = False) -> list[Path]:
@@ -78,27 +77,14 @@ def files_below(folders: Iterable[Path], *, pictures: bool = False) -> list[Path
     Raises:
         UserError: a folder does not exist, or nothing is below them.
     """
-    seen: set[tuple[int, int]] = set()
-    found: list[Path] = []
-    left_out: Counter[str] = Counter()
+    seen, found = set[tuple[int, int]](), VideoFiles([], Counter())
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; --videos names the folder that holds the videos")
         logger.info("looking for videos below %s", folder)
-        below: set[Path] = set()
-        for file in walk_files(folder.resolve(), seen):
-            if is_video_name(file):
-                below.add(file)
-            elif pictures and file.suffix.lower() == FRAME_SUFFIX:
-                below.add(file.parent)
-            else:
-                left_out[file.suffix.lower()] += 1
-        found += sorted(below)
-    if not found:
-        raise UserError(f"{folder}: {no_video_below(left_out)}; check --videos")
-    if left_out:
-        logger.info(left_out_line(left_out))
-    return found
+        below = find_video_files(folder.resolve(), seen, FRAME_SUFFIX if pictures else "")
+        found = VideoFiles(found.videos + below.videos, found.left_out + below.left_out)
+    return some_videos(folder, found, "; check --videos")
 
 
 def empty_files(paths: Sequence[Path]) -> set[Path]:
@@ -115,8 +101,7 @@ def empty_files(paths: Sequence[Path]) -> set[Path]:
         return {path for path, empty in zip(paths, results, strict=True) if empty}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Annotations and files
+# Annotations and files ------------------------------------------------------------------------------------------------
 
 
 def merge(annotations: Iterable[Annotation]) -> tuple[list[Annotation], list[tuple[Annotation, str]]]:
@@ -243,8 +228,7 @@ def _is_replacement(path: Path) -> bool:
     return any(part.startswith("replacement") for part in path.parts[:-1])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is written
+# What is written ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

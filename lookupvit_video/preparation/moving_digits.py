@@ -88,8 +88,7 @@ class Settings:
             raise UserError(f"size must be even (yuv420p halves the color planes), not {self.size}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Labels and digits
+# Labels and digits ----------------------------------------------------------------------------------------------------
 
 
 def _rng(seed: int, *key: int) -> np.random.Generator:
@@ -132,8 +131,7 @@ def split_digits(seed: int) -> dict[str, np.ndarray]:
     return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Motion
+# Motion ---------------------------------------------------------------------------------------------------------------
 
 
 def _loop(frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -174,8 +172,7 @@ def trajectory(motion: str, frames: int, rng: np.random.Generator) -> Trajectory
     return Trajectory(*(values[::-1] if is_reversed else values for values in path))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
+# Pictures -------------------------------------------------------------------------------------------------------------
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
@@ -259,8 +256,7 @@ def _shift(canvas: np.ndarray, shake: np.ndarray) -> np.ndarray:
     return (weights @ neighbors).reshape(-1, height, width, 3)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# Files ----------------------------------------------------------------------------------------------------------------
 
 
 def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
@@ -290,8 +286,7 @@ def _write_manifests(out: Path, settings: Settings) -> None:
         write_text(out / name / "classes.txt", "".join(f"{label}\n" for label in classes))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The data set
+# The data set ---------------------------------------------------------------------------------------------------------
 
 
 def make_video(settings: Settings, split: str, index: int) -> np.ndarray:
