@@ -52,9 +52,8 @@ def answer_tables(
     from lookupvit_video.data.loader import build_eval_loader
     from lookupvit_video.distributed.world import World
     from lookupvit_video.evaluation.evaluate import evaluate
-    from lookupvit_video.inference.budget import grid_costs
 
-    grids, world = list(grid_costs(cfg)), World(0, 1, predictor.device)
+    grids, world = list(predictor.costs), World(0, 1, predictor.device)
     loader = build_eval_loader(
         cfg,
         videos,
@@ -72,7 +71,7 @@ def answer_tables(
 
 def facts_of(point: "Point", largest: "Point") -> dict[str, Any]:
     """Return a point of the curve as JSON holds it."""
-    from lookupvit_video.models.lookupvit import grid_name
+    from lookupvit_video.text import grid_name
 
     return {
         "cascade": point.cascade.name,
@@ -141,19 +140,20 @@ def calibrate() -> int:
     from lookupvit_video.inference.budget import (
         Cascade,
         candidates,
+        check_grid,
         choose,
         frontier,
-        grid_costs,
         measure,
         save_cascade,
     )
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
-    from lookupvit_video.models.lookupvit import grid_name
+    from lookupvit_video.text import grid_name
 
     setup_logging()
     predictor = load_model(arguments.checkpoint, arguments.device)
-    grids, cfg = list(grid_costs(predictor.cfg)), predictor.cfg.clone()
+    check_grid(predictor.costs)
+    grids, cfg = list(predictor.costs), predictor.cfg.clone()
     if len(grids) < 2:
         raise UserError(f"{arguments.checkpoint}: it has one compressed grid, {grid_name(grids[0])}; train with "
                         "MODEL.COMPRESSED_GRIDS")  # fmt: skip
@@ -165,8 +165,8 @@ def calibrate() -> int:
     videos = read_manifest(given, predictor.classes) if given else load_split(predictor.cfg, "val", predictor.classes)
     others = read_manifest(arguments.check_list, predictor.classes) if arguments.check_list else []
     tables, labels = answer_tables(predictor, videos, cfg, "calibrate")
-    points = [measure(cascade, cfg, tables, labels) for cascade in candidates(cfg, tables)]
-    singles = [measure(Cascade((grid,), ()), cfg, tables, labels) for grid in grids]
+    points = [measure(cascade, predictor.costs, tables, labels) for cascade in candidates(tables)]
+    singles = [measure(Cascade((grid,), ()), predictor.costs, tables, labels) for grid in grids]
     drop = 0.5 if arguments.drop is None else arguments.drop
     wanted = singles[-1].top1 - drop if arguments.accuracy is None else arguments.accuracy
     chosen, curve = choose(points, wanted), frontier(points)
@@ -182,7 +182,8 @@ def calibrate() -> int:
         logger.warning("%d videos are too few to detect a drop below %.1f points", len(videos), 300 / len(videos))
     if others:
         tables, labels = answer_tables(predictor, others, cfg, "check")
-        seen = [[measure(p.cascade, cfg, tables, labels) for p in group] for group in (singles, curve, [chosen])]
+        groups = (singles, curve, [chosen])
+        seen = [[measure(p.cascade, predictor.costs, tables, labels) for p in group] for group in groups]
         splits.append(("check", seen[0], seen[1], seen[2][0]))
         facts["check"] = report_choice("check", splits[1][3], splits[1][1][-1], len(others))
     for name, single, line, _ in splits:

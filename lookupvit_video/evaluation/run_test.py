@@ -18,9 +18,9 @@ from lookupvit_video.evaluation.evaluate import CompressedGrid, Results, evaluat
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
-from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.provenance import measured_with
 from lookupvit_video.registry import MODELS
+from lookupvit_video.text import grid_name
 
 logger = logging.getLogger(__name__)
 
