@@ -1,11 +1,10 @@
 """Samplers and loaders. The order of samples follows from (seed, step) alone: not from ranks, workers or restarts."""
 
-import ctypes
 import errno
 import multiprocessing.util
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,6 @@ from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to
 from lookupvit_video.seeding import mix_seed
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
 _MORE_SHARED_MEMORY = (
     "make /dev/shm larger (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm as root) or " + _FEWER
@@ -82,18 +80,6 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
             for part in range(self.parts):
                 first = batch * self.batch_size + (part * self.world_size + self.rank) * share
                 yield [(epoch, row) for row in order[first : first + share]]
-
-
-def keep_freed_memory(_worker: int = 0) -> None:
-    """Make this process use memory again that it has freed, which the C library would return at once.
-
-    glibc gets memory of a clip's size from the kernel each time (or trims it off its heap), and the page faults take
-    longer than filling the pages. Up to 256 MiB are kept; pieces of more than 32 MiB are not.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # no glibc: another system, or another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
 @contextmanager
@@ -157,9 +143,8 @@ def _report_start_failures() -> Iterator[None]:
         raise RunFailure(reason) from None
 
 
-def _prepare_worker(worker: int) -> None:
+def _prepare_worker(_worker: int) -> None:
     """Prepare the process of a decoding worker."""
-    keep_freed_memory(worker)
     multiprocessing.util.get_temp_dir()  # batches travel by a socket in it: better an error here than a thread's later
 
 

@@ -2,15 +2,11 @@
 
 import os
 import pickle
-import platform
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import closing
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,19 +131,6 @@ def test_batch_that_does_not_fit(changes, message):
 
 
 # What a loader is made of -----------------------------------------------------------------------------------------
-
-
-def test_freed_memory_is_kept_up_to_a_limit(monkeypatch):
-    """M_TRIM_THRESHOLD is -1 and M_MMAP_THRESHOLD -3 in glibc's malloc.h."""
-    calls = []
-    monkeypatch.setattr(
-        loader_module.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: calls.append(given))
-    )
-    loader_module.keep_freed_memory()
-    assert sorted(calls) == [(-3, 33_554_432), (-1, 268_435_456)]
-    for error in (AttributeError, OSError, TypeError):  # no glibc
-        monkeypatch.setattr(loader_module.ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error))
-        loader_module.keep_freed_memory(3)
 
 
 @pytest.mark.parametrize(
@@ -514,24 +497,6 @@ def test_mistake_in_the_code_keeps_its_traceback(videos):
 def test_workers_run_on_one_thread_each(videos):
     for batch in loader_with(videos, count_threads, workers=2):
         assert batch.clips.tolist() == [[1]] * 4
-
-
-@pytest.mark.skipif(not platform.libc_ver()[0], reason="not glibc")
-def test_freed_memory_is_used_again():
-    count = (
-        "import resource, sys, torch; from lookupvit_video.data.loader import keep_freed_memory\n"
-        "if len(sys.argv) > 1: keep_freed_memory()\n"
-        "def use(): a, b, c = (torch.ones(5, 1 << 19) for _ in range(3))\n"
-        "use(); use(); use(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(10): use()\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
-    )
-    # what glibc does with large pieces until it has seen some
-    fresh = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    options = {"capture_output": True, "check": True, "env": fresh, "timeout": 120}
-    faults = [int(subprocess.run([sys.executable, "-c", count, *given], **options).stdout) for given in ([], ["keep"])]
-    assert faults[0] > 10 * 3 * 2000  # each time each of the 2,560 pages of three tensors
-    assert faults[1] < faults[0] / 10
 
 
 def test_prefetch_is_the_configs(videos):
