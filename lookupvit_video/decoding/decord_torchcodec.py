@@ -184,7 +184,7 @@ class DecordReader(_LibraryReader):
         return None
 
     def _distrust(self) -> str | None:
-        if self._pyav.num_video_streams > 1:
+        if len(self._pyav.file.container.streams.video) > 1:
             return "it may take another of several video streams"
         return super()._distrust()
 
@@ -232,7 +232,7 @@ class TorchCodecReader(_LibraryReader):
     def _open_library(self) -> Any:
         return importlib.import_module("torchcodec.decoders").VideoDecoder(
             self.path,
-            stream_index=self._pyav.stream_index,
+            stream_index=self._pyav.file.stream.index,
             dimension_order="NHWC",
             num_ffmpeg_threads=1,
             seek_mode="exact",

@@ -190,7 +190,7 @@ class VideoFile:
         self.decoder.thread_count = self.threads
         self.from_key_to_key |= codec_name(self.stream) in _FROM_KEY_TO_KEY
         self.has_decoded = False
-        self.first_size: tuple[int, int] | None = None  # of the pictures decoded since
+        self._first_size: tuple[int, int] | None = None
         self.stated_size = (self.stream.codec_context.width, self.stream.codec_context.height)
         self.nal = nal_layout(self.stream)
 
@@ -211,6 +211,12 @@ class VideoFile:
         """Wait for the decoder's threads without the GIL: PyAV ends them with it, and one that logs errors needs it."""
         if self.decoder is not None and not self.threads:
             self.decoder.flush_buffers()
+
+    def has_first_size(self, frame: av.VideoFrame) -> bool:
+        """Whether a picture is of the size of the first one since the file was opened."""
+        size = (frame.width, frame.height)
+        self._first_size = self._first_size or size
+        return self._first_size == size
 
     def packets(self) -> Iterator[Any]:
         """The packets of the stream, from where the file is read."""

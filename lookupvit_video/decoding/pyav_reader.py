@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, dropwhile, islice
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
@@ -88,20 +88,13 @@ _PLAIN_PIXELS = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444
 _T = TypeVar("_T")
 
 
-def _full_picture(height: int, width: int) -> Box:
-    return Box(0, 0, height, width)
-
-
 class PyAVReader(VideoReader):
     """Decode with PyAV (libav).
 
     Args:
-        path: a local file.
         timeout, index_cache: see ``open_video``.
         threads: of the decoder; loaders run one in each worker. 0: as many as libav chooses, until there is damage.
     """
-
-    package: ClassVar[str] = "av"
 
     @classmethod
     def missing(cls) -> str | None:
@@ -135,7 +128,7 @@ class PyAVReader(VideoReader):
         self.path = checked_path(path)
         self._deadline = Deadline(self.path, timeout)
         self._damage, self._rgb = DamageList(), RgbConverter()
-        self._file = VideoFile(self._deadline, self._damage, threads)
+        self.file = VideoFile(self._deadline, self._damage, threads)
         count_errors()
         try:
             with plain_errors(self._deadline):
@@ -151,23 +144,13 @@ class PyAVReader(VideoReader):
         if self._rgb.stored_size is None:
             self._with_fallback(partial(self._measure, [0]))
         width, height = self._rgb.upright_size
-        codec, count = codec_name(self._file.stream), len(self.times)
+        codec, count = codec_name(self.file.stream), len(self.times)
         return VideoInfo(codec, width, height, count / self.duration, self.duration, count)
 
     @property
     def damage(self) -> Sequence[Damage]:
         """See `VideoReader.damage`."""
         return tuple(self._damage)
-
-    @property
-    def stream_index(self) -> int:
-        """Number of the stream that is decoded, among all in the file."""
-        return int(self._file.stream.index)
-
-    @property
-    def num_video_streams(self) -> int:
-        """Number of video streams in the file."""
-        return len(self._file.container.streams.video)
 
     def irregularity(self, codecs: Set[str], containers: Set[str]) -> str | None:
         """Return why a library may show other frames than this reader although it knows the codec; None: it does not.
@@ -178,7 +161,7 @@ class PyAVReader(VideoReader):
         Raises:
             DecodeError: the first frame cannot be decoded.
         """
-        codec, container = codec_name(self._file.stream), self._file.container
+        codec, container = codec_name(self.file.stream), self.file.container
         if not format_names(container) & containers or codec not in codecs:
             return f"it is not exact on {codec} in {container.format.name}"
         info = self.info  # decodes a picture: only then the rest is known
@@ -190,7 +173,7 @@ class PyAVReader(VideoReader):
             return "it cannot turn and mirror pictures of every size upright"
         if not self._rgb.square:
             return "it does not make oblong pixels square"
-        if self._file.decoder.pix_fmt not in _PLAIN_PIXELS or info.height % 2:
+        if self.file.decoder.pix_fmt not in _PLAIN_PIXELS or info.height % 2:
             return "it converts pictures of odd height, or of more than 8 bits, to other colors"
         return None
 
@@ -198,12 +181,10 @@ class PyAVReader(VideoReader):
         """See `VideoReader.frames_at`."""
         at = checked_times(self.path, seconds)
         # cached: where the work is repeated, what the window draws at random stays
-        return self._with_fallback(partial(self._gather, at, cache(window or _full_picture)))
+        return self._with_fallback(partial(self._gather, at, cache(window) if window else None))
 
     def walk(self, seconds: Sequence[float]) -> Iterator[np.ndarray]:
-        """Yield the picture shown at each of some ascending times: uint8 (H, W, 3), RGB, upright.
-
-        They are those of ``frames_at``, without the memory for all of them.
+        """Yield what ``frames_at`` returns for ascending times, one by one: uint8 (H, W, 3), RGB, upright.
 
         Raises:
             DecodeError: the file does not deliver its frames, or one of them not in the time allowed.
@@ -223,17 +204,17 @@ class PyAVReader(VideoReader):
 
     def look_at_all(self) -> None:
         """See `VideoReader.look_at_all`."""
-        if self._file.container is not None and self._usual_size is None:
+        if self.file.container is not None and self._usual_size is None:
             self._with_fallback(self._scan)
 
     def _scan(self) -> None:
         is_decoded = self._timeline.sequential
         found = self._full_decode_timeline(self._announced(), None if is_decoded else self._timeline)
         self._frames = None
-        if codec_name(self._file.stream) == "hevc":
+        if codec_name(self.file.stream) == "hevc":
             self._open()
-            setup = self._file.decoder.extradata or b""
-            unread = pictures_not_read_to_their_end(self._file.packets(), setup, length_of_lengths(setup))
+            setup = self.file.decoder.extradata or b""
+            unread = pictures_not_read_to_their_end(self.file.packets(), setup, length_of_lengths(setup))
             if unread:
                 self._damage.note(PICTURE_DATA, f"{unread} pictures are over before their data is")
         if self._damage:
@@ -241,7 +222,7 @@ class PyAVReader(VideoReader):
 
     def _with_fallback(self, work: Callable[[], _T]) -> _T:
         """Do what needs decoding; where the decoder contradicts the packets, repeat it with its own timeline."""
-        if self._file.container is None:
+        if self.file.container is None:
             raise UserError(f"{self.path}: the reader is closed")
         self._deadline.restart()
         try:
@@ -259,14 +240,14 @@ class PyAVReader(VideoReader):
         """See `VideoReader.close`."""
         self._frames = self._current = None
         self._read = ()
-        self._file.close()
+        self.file.close()
 
     def _open(self) -> None:
         """Open the file again, with the decoder in its first state."""
         self.close()
-        self._file.open()
+        self.file.open()
 
-    def _gather(self, at: np.ndarray, window: Callable[[int, int], Box]) -> torch.Tensor:
+    def _gather(self, at: np.ndarray, window: Callable[[int, int], Box] | None) -> torch.Tensor:
         """Map times to timeline indices, decode each index once, and lay the frames out in the order requested.
 
         Raises:
@@ -276,7 +257,7 @@ class PyAVReader(VideoReader):
         wanted = sorted(set(indices))
         self._request(wanted or [0])
         width, height = self._rgb.upright_size
-        box = window(height, width)
+        box = window(height, width) if window else Box(0, 0, height, width)
         frames = np.empty((len(wanted), box.height, box.width, 3), dtype=np.uint8)
         for slot, index in zip(frames, wanted, strict=True):
             slot[...] = box.cut(self._upright_rgb(self._frame(index)))
@@ -295,11 +276,11 @@ class PyAVReader(VideoReader):
         """
         self._announce(indices)
         frame = self._frame(indices[0])
-        if indices[0] and (self._timeline.oriented or (frame.width, frame.height) != self._file.stated_size):
+        if indices[0] and (self._timeline.oriented or (frame.width, frame.height) != self.file.stated_size):
             self._announce([0])
             frame = self._frame(0)
-        size, pixel_aspect = (frame.width, frame.height), float(self._file.stream.sample_aspect_ratio or 1)
-        note_contradictions(self._damage, size, self._file.stated_size, pixel_aspect)
+        size, pixel_aspect = (frame.width, frame.height), float(self.file.stream.sample_aspect_ratio or 1)
+        note_contradictions(self._damage, size, self.file.stated_size, pixel_aspect)
         self.remark = remark_on_frame(frame)
         if self.remark:
             logger.info("%s: %s", self.path, self.remark)
@@ -323,7 +304,7 @@ class PyAVReader(VideoReader):
         keys = self._timeline.keys
         key = keys[bisect_right(keys, index, key=lambda entry: entry.frame) - 1]
         is_near = self._index <= index and key.frame - self._index <= _SEEK_WORTH
-        if self._frames is None or not is_near or (self._file.from_key_to_key and key is not self._entry):
+        if self._frames is None or not is_near or (self.file.from_key_to_key and key is not self._entry):
             self._start(key)
         while self._index < index:
             self._advance()
@@ -334,7 +315,7 @@ class PyAVReader(VideoReader):
         self._frames = None
         packets = self._packets_from(key)
         self._skipped = set()
-        self._frames = self._file.decoded(self._needed(packets), forgive=self._timeline.sequential)
+        self._frames = self.file.decoded(self._needed(packets), forgive=self._timeline.sequential)
         self._floor, self._entry = key.pts, key
         self._index = key.frame - 1
 
@@ -346,19 +327,19 @@ class PyAVReader(VideoReader):
             return islice(read, first, None)
         if not key.seek or self._timeline.sequential:
             self._open()
-        elif self._file.from_key_to_key and self._file.has_decoded:
+        elif self.file.from_key_to_key and self.file.has_decoded:
             if self._rgb.stored_size is None:
                 self._open()
             else:  # the orientation is known, which a new decoder would not report
-                self._file.renew_decoder()
+                self.file.renew_decoder()
         if not key.seek:
-            return self._file.packets()
+            return self.file.packets()
         if self._timeline.sequential:  # seeking in a damaged file is not reliable
-            return dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key.pts), self._file.packets())
+            return dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key.pts), self.file.packets())
         for at in key.seek:
-            self._file.container.seek(at, stream=self._file.stream)
-            self._file.decoder.flush_buffers()
-            packets = self._file.packets()
+            self.file.container.seek(at, stream=self.file.stream)
+            self.file.decoder.flush_buffers()
+            packets = self.file.packets()
             entry = next((p for p in packets if p.is_keyframe and (p.pts is None or p.pts >= key.pts)), None)
             if entry is not None and entry.pts == key.pts:
                 return chain([entry], packets)
@@ -368,7 +349,7 @@ class PyAVReader(VideoReader):
         """Skip packets of pictures that are neither requested nor referenced by others."""
         for packet in packets:
             self._deadline.check()
-            if self._shown is None or packet.pts in self._shown or not is_unreferenced(packet, self._file.nal):
+            if self._shown is None or packet.pts in self._shown or not is_unreferenced(packet, self.file.nal):
                 yield packet
             else:
                 self._skipped.add(packet.pts)
@@ -387,18 +368,12 @@ class PyAVReader(VideoReader):
             if self._timeline.sequential:
                 if frame.pts != pts[due]:
                     continue  # its time stamp is out of order: it has no place among the others
-            elif frame.pts != pts[due] or frame.is_corrupt or not self._has_first_size(frame):
+            elif frame.pts != pts[due] or frame.is_corrupt or not self.file.has_first_size(frame):
                 break  # corrupt: concealed by what came before, which after a seek is not what a full decode saw
             self._index, self._current = due, frame
             return
         self._frames = None
         raise Mismatch(f"frame {self._index + 1} does not arrive as announced")
-
-    def _has_first_size(self, frame: av.VideoFrame) -> bool:
-        """Whether a picture is of the size of the first one since the file was opened."""
-        size = (frame.width, frame.height)
-        self._file.first_size = self._file.first_size or size
-        return self._file.first_size == size
 
     def _use(self, timeline: Timeline) -> None:
         self._timeline = timeline
@@ -406,7 +381,7 @@ class PyAVReader(VideoReader):
         last, count = float(self.times[-1]), len(self.times)
         if timeline.sequential and self._announced_span is not None:
             last, count = self._announced_span  # frames may be lost at the end
-        self.duration = last * count / (count - 1) if count > 1 else 1 / float(self._file.stream.average_rate or 1)
+        self.duration = last * count / (count - 1) if count > 1 else 1 / float(self.file.stream.average_rate or 1)
         self._frames = None
 
     def _fall_back(self, mismatch: Mismatch) -> None:
@@ -443,17 +418,17 @@ class PyAVReader(VideoReader):
         Raises:
             DecodeError: the file ends before the video does.
         """
-        container, stream = self._file.container, self._file.stream
+        container, stream = self.file.container, self.file.stream
         errors = errors_so_far()
         if container.size <= _SMALL_FILE:
-            self._read = list(self._file.packets())
+            self._read = list(self.file.packets())
         refuse_encrypted(self.path, container, stream)
         watch = KeyWatch(self.path, stream)
-        packets = note_packets(self._read or self._file.packets(), stream, watch)
+        packets = note_packets(self._read or self.file.packets(), stream, watch)
         has_errors = errors_so_far() != errors
         if packets or stream.frames:  # tables without entries promise nothing that could be missing
-            check_file(self.path, container, stream, packets, self._file.reread, self._damage)
-            refuse_damaged_hevc(self.path, self._file.stream, self._damage)
+            check_file(self.path, container, stream, packets, self.file.reread, self._damage)
+            refuse_damaged_hevc(self.path, self.file.stream, self._damage)
         if not packets:
             raise DecodeError(self.path, f"holds no frames: a header for {codec_name(stream)} video without any")
         timeline = timeline_of_packets(packets, container, stream)
@@ -469,32 +444,32 @@ class PyAVReader(VideoReader):
             announced: time stamps of the packets, where they are those of frames: times count from the first.
             timeline: of the packets, where they order the frames.
         """
-        watch, self._file.threads = (
+        watch, self.file.threads = (
             PictureWatch(),
             1,
         )  # one thread: the messages of others cannot be assigned to a video
         pts: list[int | None] = []
         with listening() as said:
             self._open()
-            for frame in self._file.decoded(self._file.packets(), forgive=True, watch=watch):
+            for frame in self.file.decoded(self.file.packets(), forgive=True, watch=watch):
                 watch.see(frame)
                 pts.append(frame.pts)
         if not pts:
-            raise DecodeError(self.path, f"no frame of its {codec_name(self._file.stream)} video can be decoded")
+            raise DecodeError(self.path, f"no frame of its {codec_name(self.file.stream)} video can be decoded")
         watch.report(self._damage, said)
         self.interlaced |= watch.interlaced
         self.remark = self.remark or watch.remark
         if announced:
-            unit = float(self._file.stream.time_base)
+            unit = float(self.file.stream.time_base)
             self._announced_span = (announced[-1] - announced[0]) * unit, len(announced)
         self._usual_size = watch.usual_size
-        found = timeline_of_frames(pts, announced, self._file.stream, self._damage)
+        found = timeline_of_frames(pts, announced, self.file.stream, self._damage)
         if found is None:
             raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
-        refuse_damaged_hevc(self.path, self._file.stream, self._damage)
-        if self._damage and codec_name(self._file.stream) in _FROM_KEY_TO_KEY_ONCE_DAMAGED:
-            self._file.from_key_to_key = True
-        if self._damage and timeline is not None and self._file.from_key_to_key:
+        refuse_damaged_hevc(self.path, self.file.stream, self._damage)
+        if self._damage and codec_name(self.file.stream) in _FROM_KEY_TO_KEY_ONCE_DAMAGED:
+            self.file.from_key_to_key = True
+        if self._damage and timeline is not None and self.file.from_key_to_key:
             return self._timeline_from_keys(timeline)
         return found
 
@@ -510,7 +485,7 @@ class PyAVReader(VideoReader):
         keys, last = [], stamps[0] - 1
         for key, end in zip(announced.keys, ends, strict=True):
             first = len(pts)
-            for frame in self._file.decoded(self._packets_from(key), forgive=True):
+            for frame in self.file.decoded(self._packets_from(key), forgive=True):
                 if end is not None and frame.pts is not None and frame.pts >= end:
                     break
                 if frame.pts is not None and frame.pts > last:
@@ -518,7 +493,7 @@ class PyAVReader(VideoReader):
                     last = frame.pts
             if len(pts) > first:
                 keys.append(Key(first, key.pts, key.seek))
-        found = timeline_of_frames(pts, stamps, self._file.stream, self._damage)
+        found = timeline_of_frames(pts, stamps, self.file.stream, self._damage)
         if found is None:
-            raise DecodeError(self.path, f"no frame of its {codec_name(self._file.stream)} video can be decoded")
+            raise DecodeError(self.path, f"no frame of its {codec_name(self.file.stream)} video can be decoded")
         return replace(found, keys=keys)

@@ -302,7 +302,7 @@ def test_a_single_reader_decodes_on_more_than_one_thread(tmp_path):
 
 
 def decoder_of(reader):
-    return reader._file.decoder
+    return reader.file.decoder
 
 
 def test_no_window_rules_a_class_out():
