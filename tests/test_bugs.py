@@ -49,7 +49,7 @@ def run(command, data, video, workers, folder):
         changes = {"DATA_LOADER.NUM_WORKERS": workers, "SOLVER.WARMUP_EPOCHS": 0, "DATA.MAX_BAD_FRACTION": 0}
         arguments = ["tools/run_net.py", "--cfg", "tests/small.yaml", *settings(folder, folder / "run", **changes)]
     elif command == "predict":
-        arguments = ["tools/predict.py", "--checkpoint", data / "run" / "model.pt", "--processes", workers, video]
+        arguments = ["tools/predict.py", "--checkpoint", data / "run" / "model.pt", "--workers", workers, video]
     else:
         arguments = [data / "page.py", data / "run" / "model.pt", video, folder]
     variables = {"PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
@@ -89,6 +89,5 @@ def test_a_damaged_video_is_one_line(data, tmp_path, command, workers):
     video.write_bytes(Path(data / "0.mp4").read_bytes()[:2000])
     done = run(command, data, video, workers, tmp_path)
     assert "Traceback" not in done.stdout + done.stderr
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if "moov" in line or "truncated" in line]
-    assert lines
-    assert done.returncode == (0 if command == "page" else done.returncode) != -9
+    assert any("its index (moov) is missing: truncated" in line for line in (done.stdout + done.stderr).splitlines())
+    assert done.returncode in ((0,) if command == "page" else (1, 2))
