@@ -129,7 +129,7 @@ class _LibraryReader(VideoReader):
         self._library = None
         if (self.package, reason) not in self._reported:
             self._reported.add((self.package, reason))
-            logger.warning("%s: decoded with pyav, not %s: %s (said once)", self.path, self.package, reason)
+            logger.warning("%s: decoded with pyav, not %s: %s (logged once)", self.path, self.package, reason)
 
     def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
         """See `VideoReader.frames_at`."""

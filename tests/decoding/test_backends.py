@@ -529,7 +529,7 @@ def test_other_backends_hand_over_aloud_but_once(videos, caplog, monkeypatch, ba
         for _ in range(2):
             open_video(videos("mpeg4.avi"), backend).close()
     assert [r.getMessage() for r in caplog.records if f"not {backend}" in r.getMessage()] == [
-        f"{videos('mpeg4.avi')}: decoded with pyav, not {backend}: it is not exact on mpeg4 in avi (said once)"
+        f"{videos('mpeg4.avi')}: decoded with pyav, not {backend}: it is not exact on mpeg4 in avi (logged once)"
     ]
 
 

@@ -75,7 +75,7 @@ def test_the_check_says_what_the_loader_says(tmp_path, name):
 
 
 def test_the_log_says_where_no_end_is_announced(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(file_end, "_remarked", set())
+    monkeypatch.setattr(file_end, "_logged", set())
     path = write_video(tmp_path / "a.ts")
     with caplog.at_level(logging.INFO):
         open_video(path).close()
