@@ -62,8 +62,8 @@ from lookupvit_video.decoding.reader import (
     shown_at,
 )
 from lookupvit_video.decoding.timeline import (
+    FrameTimeline,
     Key,
-    Timeline,
     announced_stamps,
     codec_name,
     format_names,
@@ -375,7 +375,7 @@ class PyAVReader(VideoReader):
         self._frames = None
         raise Mismatch(f"frame {self._index + 1} does not arrive as announced")
 
-    def _use(self, timeline: Timeline) -> None:
+    def _use(self, timeline: FrameTimeline) -> None:
         self._timeline = timeline
         self.times = timeline.times
         last, count = float(self.times[-1]), len(self.times)
@@ -401,7 +401,7 @@ class PyAVReader(VideoReader):
         """The time stamps of all frames, where the timeline is that of the packets."""
         return None if self._timeline.sequential else [stamp for stamp in self._timeline.pts if stamp is not None]
 
-    def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
+    def _remembered(self, folder: str | os.PathLike[str]) -> FrameTimeline:
         """The timeline of this very file in the index, or else read from the file and added to the index."""
         path = index_path(folder, self.path)
         timeline = load_timeline(path)
@@ -412,7 +412,7 @@ class PyAVReader(VideoReader):
                 save_timeline(path, timeline)
         return timeline
 
-    def _read_timeline(self) -> Timeline:
+    def _read_timeline(self) -> FrameTimeline:
         """The timeline that the packets announce, or that of a full decode where they do not order the frames.
 
         Raises:
@@ -437,7 +437,7 @@ class PyAVReader(VideoReader):
             timeline = self._full_decode_timeline(stamps, timeline)
         return replace(timeline, oriented=watch.oriented)
 
-    def _full_decode_timeline(self, announced: list[int] | None, timeline: Timeline | None) -> Timeline:
+    def _full_decode_timeline(self, announced: list[int] | None, timeline: FrameTimeline | None) -> FrameTimeline:
         """The timeline of a full decode, and what that shows of damage; it holds one frame at a time.
 
         Args:
@@ -473,13 +473,13 @@ class PyAVReader(VideoReader):
             return self._timeline_from_keys(timeline)
         return found
 
-    def _timeline_from_keys(self, announced: Timeline) -> Timeline:
+    def _timeline_from_keys(self, announced: FrameTimeline) -> FrameTimeline:
         """The timeline of a damaged file, decoded from each entry point on up to the next one.
 
         A frame is what follows from its entry point alone: the same before the damage was noticed and after.
         """
         stamps = [stamp for stamp in announced.pts if stamp is not None]
-        self._use(Timeline(announced.pts, announced.times, announced.keys, sequential=True, closed=False))
+        self._use(FrameTimeline(announced.pts, announced.times, announced.keys, sequential=True, closed=False))
         ends = [*(key.pts for key in announced.keys[1:]), None]
         pts: list[int | None] = []
         keys, last = [], stamps[0] - 1

@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Timeline:
+class FrameTimeline:
     """The frames of a video in the order shown: time stamps (in the stream's unit), seconds, entry points."""
 
     pts: list[int | None]
@@ -97,7 +97,7 @@ def format_names(container: Any) -> set[str]:
 # From packets -----------------------------------------------------------------------------------------------------
 
 
-def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) -> Timeline | None:
+def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) -> FrameTimeline | None:
     """The timeline the packets announce; None where their time stamps cannot order the frames."""
     pts = [p.pts for p in packets]
     if not packets or None in pts or not packets[0].entry:
@@ -120,7 +120,7 @@ def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) 
         for p, low in zip(packets, earliest_after, strict=True)
     )
     times = (np.array(shown, dtype=np.int64) - shown[0]) * float(stream.time_base)
-    return Timeline(shown, times, keys, sequential=False, closed=closed)
+    return FrameTimeline(shown, times, keys, sequential=False, closed=closed)
 
 
 def _entry_points(packets: list[PacketNote], shown: list[int], container: Any) -> list[Key]:
@@ -223,7 +223,7 @@ def _belong_to_packets(packets: list[PacketNote], container: Any, stream: Any) -
 
 def timeline_of_frames(
     pts: list[int | None], announced: list[int] | None, stream: Any, damage: DamageList
-) -> Timeline | None:
+) -> FrameTimeline | None:
     """The timeline of frames as they were decoded one after the other; None where neither stamps nor a rate order them.
 
     Args:
@@ -243,11 +243,11 @@ def timeline_of_frames(
         origin = min(rising[0], announced[0]) if announced else rising[0]
         times = (np.array(rising, dtype=np.int64) - origin) * float(stream.time_base)
         times[0] = 0.0  # the first that is decoded is shown from the start on
-        return Timeline(list(rising), times, [Key(0, None, ())], sequential=True, closed=False)
+        return FrameTimeline(list(rising), times, [Key(0, None, ())], sequential=True, closed=False)
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         return None
-    return Timeline(pts, np.arange(len(pts)) / float(rate), [Key(0, None, ())], sequential=True, closed=False)
+    return FrameTimeline(pts, np.arange(len(pts)) / float(rate), [Key(0, None, ())], sequential=True, closed=False)
 
 
 # Kept on disk -----------------------------------------------------------------------------------------------------
@@ -261,7 +261,7 @@ def index_path(folder: str | os.PathLike[str], video: str) -> Path:
     return Path(folder, name[:2], f"{name[2:]}.npz")  # folders of hundreds of thousands of files are slow
 
 
-def save_timeline(path: Path, timeline: Timeline) -> None:
+def save_timeline(path: Path, timeline: FrameTimeline) -> None:
     """Write a timeline completely or not at all (an .npz of four plain arrays)."""
     keys = np.full((len(timeline.keys), 5), _NONE, dtype=np.int64)
     for row, key in zip(keys, timeline.keys, strict=True):
@@ -273,7 +273,7 @@ def save_timeline(path: Path, timeline: Timeline) -> None:
         np.savez(temporary, pts=pts, times=timeline.times, keys=keys, flags=flags)
 
 
-def load_timeline(path: Path) -> Timeline | None:
+def load_timeline(path: Path) -> FrameTimeline | None:
     """Read a timeline back; None where the file is missing or damaged."""
 
     def known(stamp: int) -> int | None:
@@ -282,7 +282,7 @@ def load_timeline(path: Path) -> Timeline | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pts, times, keys, flags = (arrays[name] for name in ("pts", "times", "keys", "flags"))
-        return Timeline(
+        return FrameTimeline(
             pts=[known(stamp) for stamp in pts.tolist()],
             times=times,
             keys=[Key(row[0], known(row[1]), tuple(at for at in row[2:] if at != _NONE)) for row in keys.tolist()],
