@@ -38,7 +38,7 @@ from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.progress import progress
 from lookupvit_video.report import markdown_table
 from lookupvit_video.text import grid_name
-from lookupvit_video.training.utilisation import peak_flops
+from lookupvit_video.training.utilization import peak_flops
 
 LEGEND = """
 ms, clips/s: a clip, the median of the rounds (lowest to highest). GMACs: of one clip's forward pass, counted by running

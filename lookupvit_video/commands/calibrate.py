@@ -49,20 +49,11 @@ def answer_tables(
     predictor: "Predictor", videos: "Sequence[Video]", cfg: "CfgNode", label: str
 ) -> "tuple[dict[Grid, np.ndarray], np.ndarray]":
     """Return each grid's probabilities (videos, K), and the labels (videos,); every video is read once."""
-    from lookupvit_video.data.loader import build_eval_loader
     from lookupvit_video.distributed.world import World
-    from lookupvit_video.evaluation.evaluate import evaluate
+    from lookupvit_video.evaluation.evaluate import eval_loader, evaluate
 
     grids, world = list(predictor.costs), World(0, 1, predictor.device)
-    loader = build_eval_loader(
-        cfg,
-        videos,
-        num_views=cfg.TEST.NUM_ENSEMBLE_VIEWS,
-        num_crops=cfg.TEST.NUM_SPATIAL_CROPS,
-        rank=0,
-        world_size=1,
-        pin_memory=predictor.device.type == "cuda",
-    )
+    loader = eval_loader(cfg, videos, world, cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS)
     results = evaluate(predictor.model, loader, videos, cfg, world, label, grids)
     for row, reason in results[0].bad:
         logger.warning("%s counts as wrong: %s", videos[row].path, reason)

@@ -230,7 +230,10 @@ class Predictor:
         batch, missing = len(clips_BCTHW), self._compiled_batch - len(clips_BCTHW)
         if missing > 0:
             clips_BCTHW = torch.cat([clips_BCTHW, clips_BCTHW[-1:].expand(missing, *clips_BCTHW.shape[1:])])
-        return predict_clips(self.model, self.cfg, clips_BCTHW, self.device, grid)[:batch]
+        data, precision = self.cfg.DATA, self.cfg.TRAIN.PRECISION
+        return predict_clips(
+            self.model, clips_BCTHW, self.device, mean=data.MEAN, std=data.STD, precision=precision, grid=grid
+        )[:batch]
 
     def inputs(self, clips_BCTHW: Tensor) -> Tensor:
         """Return uint8 clips (B, C, T, H, W) as the model takes them: normalized, on its device."""

@@ -141,7 +141,10 @@ def latencies(answer, cfg, device, folder=None):
 
 def by_grid(model, cfg, clips, counts):
     """Each grid's probabilities (videos, K), by the test's own function."""
-    tables = {grid: predict_clips(model, cfg, clips, CPU, grid).split(counts) for grid in GRIDS}
+    tables = {
+        grid: predict_clips(model, clips, CPU, mean=cfg.DATA.MEAN, std=cfg.DATA.STD, grid=grid).split(counts)
+        for grid in GRIDS
+    }
     return {grid: np.stack([part.mean(0).numpy() for part in parts]) for grid, parts in tables.items()}
 
 

@@ -579,7 +579,7 @@ def huge(state):
     (lambda c: {"config": changed(c["config"], "DEPTH", 10**9)}, "more blocks than the file has weights"),
     (lambda c: {"config": changed(c["config"], "ARCH", "vit")}, "missing in the"),
     (lambda c: {"config": changed(c["config"], "NUM_FRAMES", 8)}, r"has shape \(1, 32, 24\)"),
-    (lambda c: {"format": "other"}, "no checkpoint of this project"),
+    (lambda c: {"format": "other"}, "not a checkpoint of this project"),
 ])  # fmt: skip
 def test_a_checkpoint_that_contradicts_itself_is_one_clear_error(tmp_path, change, message):
     content = content_of(tmp_path)
