@@ -297,7 +297,7 @@ def test_resume_refuses_other_steps_clips_and_models(data, tmp_path):
     assert "it was trained with MODEL.NUM_HEADS 3, the config says 2" in other_heads.stderr
     afresh = run_net(settings(data, tmp_path, TRAIN__AUTO_RESUME=False))
     assert afresh.returncode == 2
-    assert "has checkpoints, and TRAIN.AUTO_RESUME is False" in afresh.stderr
+    assert "has checkpoints, but TRAIN.AUTO_RESUME is False" in afresh.stderr
     other_model = run_net(settings(data, tmp_path, MODEL__DEPTH=1))
     assert other_model.returncode == 2
     assert "is missing in the model" in other_model.stderr
