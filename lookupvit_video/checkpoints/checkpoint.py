@@ -23,12 +23,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from lookupvit_video import __version__
 from lookupvit_video.config import config_from_text, token_grid
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
-from lookupvit_video.provenance import package_version
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
@@ -68,7 +68,7 @@ def library_versions() -> dict[str, str]:
     """Return the versions that decide whether results can be equal to the bit."""
     return {
         "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
-        "lookupvit_video": package_version(),
+        "lookupvit_video": __version__,
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lookupvit_video import __version__
 from lookupvit_video.checkpoints.checkpoint import (
     checkpoint_path,
     checkpoint_seen_by_main,
@@ -22,7 +23,6 @@ from lookupvit_video.checkpoints.random_state import random_state, restore_rando
 from lookupvit_video.config import load_config
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import read_json_lines
-from lookupvit_video.provenance import package_version
 from lookupvit_video.training import run as run_module
 from tests.small import run_net, settings, started
 
@@ -188,7 +188,7 @@ def test_a_checkpoint_has_all_it_promises(whole):
     checkpoint = load_checkpoint(checkpoint_path(whole, 11))
     assert checkpoint.versions == {
         "python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__, "numpy": np.__version__,
-        "lookupvit_video": package_version(),
+        "lookupvit_video": __version__,
     }  # fmt: skip
     assert checkpoint.state["position"] == {"epoch": 2, "step_in_epoch": 3, "videos": 9}
     assert checkpoint.state["threads"] == [torch.get_num_threads()]
