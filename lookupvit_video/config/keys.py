@@ -158,7 +158,7 @@ KEYS: dict[str, Key] = {
     "MODEL.MERGE_TOKENS": Key(0, "TOKENS merge: tokens merged in each block; 0: as for KEEP_TOKENS", at_least=0),
     "MODEL.QK_NORM": Key(False, "layer norm on queries and keys, per head"),
     "MODEL.LAYER_SCALE": Key(0.0, "initial value of a learned factor on each residual branch; 0: none", at_least=0),
-    "MODEL.ACTIVATION": Key("gelu", "activation of the MLPs; the approximations are for published weights trained with them",
+    "MODEL.ACTIVATION": Key("gelu", "activation of the MLPs; the approximations are for weights trained with them",
         choices=("gelu", "gelu_tanh", "quick_gelu")),
     "MODEL.NORM_EPS": Key(1e-06, "epsilon of the layer norms, as in ViT and MAE", at_least=0),
     "MODEL.DROP_PATH": Key(0.0, "stochastic depth of the last block, rising linearly from 0 at the first", at_least=0,
