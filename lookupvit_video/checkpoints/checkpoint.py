@@ -54,14 +54,6 @@ class Checkpoint:
     """The rest of a run's state, see ``training.state``; empty in a file for inference."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of Python, the libraries and this package that wrote it."""
-    best: dict[str, Any] | None = None
-    """{"metric": name, "value": best so far} where another metric than top-1 chooses best.pt."""
-
-    def best_of(self, metric: str) -> float | None:
-        """Return the best value of TRAIN.BEST_METRIC so far; None where there is none of that metric."""
-        if metric == "top1":
-            return self.best_top1 if self.best_top1 >= 0 else None
-        return self.best["value"] if self.best and self.best["metric"] == metric else None
 
 
 def library_versions() -> dict[str, str]:
@@ -82,7 +74,6 @@ def save_checkpoint(
     ema: Mapping[str, torch.Tensor] | None = None,
     step: int = 0,
     best_top1: float = -1.0,
-    best: dict[str, Any] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint; without ``optimizer`` it is one for inference, from which no run can resume.
@@ -104,7 +95,6 @@ def save_checkpoint(
         "best_top1": best_top1,
         "state": state or {},
         "versions": library_versions(),
-        **({"best": best} if best else {}),
     }
     with atomic_write(path) as temporary, _ErrorKeepingFile(io.FileIO(temporary, "w")) as file:
         try:
@@ -154,7 +144,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         path=path,
         config=config_from_text(content["config"], f"{path} (config in it)"),
         **{name: content[name] for name in ("classes", "model", "optimizer", "step", "best_top1")},
-        **{name: content[name] for name in ("ema", "state", "versions", "best") if name in content},  # newer
+        **{name: content[name] for name in ("ema", "state", "versions") if name in content},  # newer
     )
 
 

@@ -163,7 +163,6 @@ def merge_lora() -> int:
         model=adapters.merge_lora(model),
         step=checkpoint.step,
         best_top1=checkpoint.best_top1,
-        best=checkpoint.best,
     )
     print(f"wrote {arguments.out}")
     return 0
