@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
+from lookupvit_video.files import is_remote, local_copy
 from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.blocks import ACTIVATIONS, TransformerBlock
 from lookupvit_video.models.lookupvit import HEADS, LookupViT
@@ -534,6 +535,8 @@ def _read(source: str) -> Any:
 
 
 def _local(source: str) -> Path:
+    if is_remote(source):
+        return local_copy(source)
     path = Path(source).expanduser()
     if path.is_file():
         return path
