@@ -1,9 +1,10 @@
 """LookupViT for video: train, test and use an efficient two-stream video transformer."""
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from lookupvit_video.config import load_config
     from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
     from lookupvit_video.models.build import build_model, create_model
@@ -12,10 +13,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Prediction", "Predictor", "__version__", "build_model", "create_model", "list_models", "load_config", "load_model",
 ]  # fmt: skip
-try:
-    __version__ = metadata.version("lookupvit_video")
-except metadata.PackageNotFoundError:  # the sources alone, not installed
-    __version__ = "0.1.0"
 _PLACES = {
     "config": ("load_config",),
     "inference.predictor": ("Prediction", "Predictor", "load_model"),
@@ -25,7 +22,14 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On first use only: --help and the data scripts need not wait for torch to be imported.
+    # On first use only: --help and the data scripts need not wait for torch, or for reading the version.
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("lookupvit_video")
+        except PackageNotFoundError:  # the sources alone, not installed
+            return "0.1.0"
     for place, names in _PLACES.items():
         if name in names:
             return getattr(import_module(f"{__name__}.{place}"), name)

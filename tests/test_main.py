@@ -22,7 +22,8 @@ for words in json.loads(sys.argv[1]):
         with contextlib.redirect_stdout(printed):
             main()
     except SystemExit as end:
-        heavy = {"torch", "torchvision", "numpy", "av", "matplotlib", "fvcore", "tqdm", "yaml", "sklearn"}
+        heavy = {"torch", "torchvision", "numpy", "av", "matplotlib", "fvcore", "tqdm", "yaml",
+                 "iopath", "importlib.metadata"}
         found[" ".join(words)] = [end.code, printed.getvalue(), sorted(heavy & sys.modules.keys())]
 print(json.dumps(found))
 """

@@ -26,9 +26,10 @@ from torch import nn
 from lookupvit_video import __version__
 from lookupvit_video.config import config_from_text, token_grid
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import atomic_write, local_copy
+from lookupvit_video.files import atomic_write
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
+from lookupvit_video.remote import local_copy
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
-from lookupvit_video.files import joined, write_json
+from lookupvit_video.files import write_json
 from lookupvit_video.report import aligned_table
 from lookupvit_video.text import printable, write_csv
 
@@ -200,6 +200,7 @@ def check() -> int:
     from lookupvit_video.preparation.check import check_spans, rows_of_lists, rows_of_path, summarize
     from lookupvit_video.preparation.contact_sheet import model_views, pick_rows
     from lookupvit_video.preparation.coverage import classes_of_inputs, warnings_of_rows
+    from lookupvit_video.remote import joined
 
     setup_logging()
     cfg = load_config(arguments.cfg, arguments.inputs) if arguments.cfg else None

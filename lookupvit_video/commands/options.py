@@ -53,9 +53,9 @@ class _Version(argparse.Action):
     """Looks up the version only when it is needed: the import takes longer than all others of a command's help."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from importlib.metadata import version
+        from lookupvit_video import __version__
 
-        print(f"lookupvit {version('lookupvit_video')}")
+        print(f"lookupvit {__version__}")
         parser.exit()
 
 

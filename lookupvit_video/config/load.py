@@ -15,7 +15,7 @@ from lookupvit_video.arguments import expand_user, setting_pairs
 from lookupvit_video.config.checks import get_key, validate
 from lookupvit_video.config.keys import KEYS
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import is_remote, joined, local_copy
+from lookupvit_video.remote import is_remote, joined, local_copy
 from lookupvit_video.text import decode
 
 

@@ -28,7 +28,7 @@ from lookupvit_video.data.tables import (
 )
 from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import is_remote, joined
+from lookupvit_video.remote import is_remote, joined
 from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import local_copy
+from lookupvit_video.remote import local_copy
 from lookupvit_video.text import decode
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}

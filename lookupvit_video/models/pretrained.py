@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import is_remote, local_copy
 from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.blocks import ACTIVATIONS, TransformerBlock
 from lookupvit_video.models.lookupvit import HEADS, LookupViT
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer, interpolation_matrix
 from lookupvit_video.models.vit import ViT
+from lookupvit_video.remote import is_remote, local_copy
 from lookupvit_video.text import is_utf8
 
 State = dict[str, Tensor]

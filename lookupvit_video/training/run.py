@@ -31,12 +31,12 @@ from lookupvit_video.distributed.parallel import autocast_dtype, parallelize
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.metrics import Metric, chosen_metrics
-from lookupvit_video.files import joined
 from lookupvit_video.log import Journal, forget_bad_videos
 from lookupvit_video.models.build import ModelSpec, build_model, model_spec
 from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.preparation.coverage import warnings_of_run
 from lookupvit_video.processes.stop_signals import StopSignals
+from lookupvit_video.remote import joined
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.distill import Teacher, load_teacher
 from lookupvit_video.training.ema import Ema

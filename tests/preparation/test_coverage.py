@@ -7,10 +7,10 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video, load_classes, load_split
-from lookupvit_video.files import joined
 from lookupvit_video.preparation.check import ListedVideo
 from lookupvit_video.preparation.coverage import classes_of_inputs, coverage_warnings, warnings_of_rows, warnings_of_run
 from lookupvit_video.preparation.inspect_file import FileReport, Problem
+from lookupvit_video.remote import joined
 from tests.small import call_tool, make_videos, run_net, settings
 
 
