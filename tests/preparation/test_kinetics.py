@@ -448,7 +448,7 @@ GOOD = "label,youtube_id,time_start,time_end,split\n"
         ("label,youtube_id,time_start,time_end\n", r"line 1: no column split"),
         (GOOD, r"holds no annotation"),
         (GOOD + "yoga,abcdefghijk,1,11,trian\n", r"line 2: split 'trian' is not one of train, training, val"),
-        (GOOD + "yoga,abcdefghijk,11,1,train\n", r"line 2: '11' to '1' is no span of seconds"),
+        (GOOD + "yoga,abcdefghijk,11,1,train\n", r"line 2: '11' to '1' is not a span of seconds"),
         (GOOD + "yoga,abcdefghijk,one,11,train\n", r"line 2: 'one' to '11' is no span"),
         (GOOD + "yoga,abcdefghijk,nan,11,train\n", r"line 2: 'nan' to '11' is no span"),
         (GOOD + "yoga,,1,11,train\n", r"line 2: no youtube_id"),

@@ -358,7 +358,7 @@ def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path
     assert sorted(path.name for path in data.iterdir()) == before
     too_few = call_tool(*NET, "--dry-run", *settings(data, tmp_path / "run", TRAIN__BATCH_SIZE=10))
     assert too_few.returncode == 2
-    assert "TRAIN.BATCH_SIZE asks for 10 videos a step, but the training list holds 9" in too_few.stderr
+    assert "TRAIN.BATCH_SIZE needs 10 videos a step, but the training list holds 9" in too_few.stderr
 
 
 def test_tensorboard_has_the_curves(data, tmp_path):
