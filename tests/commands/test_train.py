@@ -70,7 +70,7 @@ def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
     (tmp_path / "x.pt").write_text("nothing")
     video = trained / "data" / "1.mp4"
     done = call_tool("tools/predict.py", "--checkpoint", tmp_path / "x.pt", video)
-    assert_one_clear_line(done, 2, "x.pt", "cannot be read", "tools/run_net.py")
+    assert_one_clear_line(done, 2, "x.pt", "cannot be read", "training wrote")
     done = call_tool("tools/predict.py", "--checkpoint", tmp_path / "y.pt", video)
     assert_one_clear_line(done, 2, "y.pt", "No such file")
     assert_one_clear_line(predict(trained, video, "--device", "cuda:99"), 2, "--device cuda:99")
