@@ -193,7 +193,7 @@ def watched(model: LookupViT) -> Iterator[list[dict[str, Tensor]]]:
     for block, notes in zip(blocks, kept, strict=True):
         cross = block.cross_attention
         modules = {"query": cross.query, "key_value": cross.key_value, "refine": block.refine.attention.qkv}
-        if block.infuses:
+        if block.writes_back:
             modules["infuse"] = cross.infuse_value
         for name, module in modules.items():
 

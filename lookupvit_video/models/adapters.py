@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.models.kernels.linear import Linear
 
 WIDTHS = {"adaptformer": 64, "lora": 8}
 """Inner width of an adapter (AdaptFormer, table 1), rank of LoRA, where none is given."""
@@ -79,23 +78,24 @@ class AdaptedMLP(nn.Sequential):
         return second(activation(first(x))) + adapter(x)
 
 
-class LoRALinear(Linear):
+class LoRALinear(nn.Linear):
     """A linear layer W with a low-rank update: W x + scale * up (down x) (LoRA, arXiv 2106.09685); zero at first."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
+        self.plain = type(linear)  # what computes W x, see ``kernels.optimize``
         self.lora_down = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
         self.lora_up = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        return super().forward(x) + F.linear(self.scale * F.linear(x, self.lora_down), self.lora_up)
+        return self.plain.forward(self, x) + F.linear(self.scale * F.linear(x, self.lora_down), self.lora_up)
 
     def merged(self) -> nn.Linear:
         """Return the plain layer that computes the same."""
-        linear = Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear = self.plain(self.in_features, self.out_features, self.bias is not None, device="meta")
         update = self.scale * (self.lora_up.double() @ self.lora_down.double())
         linear.weight = nn.Parameter((self.weight.double() + update).to(self.weight).detach())
         linear.bias = self.bias

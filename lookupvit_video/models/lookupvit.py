@@ -90,7 +90,7 @@ class LookupViT(VideoModel):
         self.compress = nn.ModuleDict({grid_name(grid): self._resize(grid, resize) for grid in self.grids})
         lookup_is_read = "lookup" in heads
         self.blocks = nn.ModuleList(
-            LookupViTBlock(dim, num_heads, rate, options, infuse=lookup_is_read or i < depth - 1)
+            LookupViTBlock(dim, num_heads, rate, options, writes_back=lookup_is_read or i < depth - 1)
             for i, rate in enumerate(drop_path_rates(drop_path, depth))
         )
         self.heads = nn.ModuleDict(
@@ -141,8 +141,8 @@ class LookupViT(VideoModel):
         compressed = compress(lookup).to(lookup.dtype)  # autocast would keep this whole stream in bfloat16
         attention = []
         for i, block in enumerate(self.blocks):
-            infuse = "lookup" in heads or i < len(self.blocks) - 1
-            compressed, lookup, weights = block(compressed, lookup, infuse, return_attention)
+            writes_back = "lookup" in heads or i < len(self.blocks) - 1
+            compressed, lookup, weights = block(compressed, lookup, writes_back, return_attention)
             if return_attention:
                 attention.append(weights)
         t, h, w = self.tokenizer.grid

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.models.kernels.linear import linear
+from lookupvit_video.models import kernels
 
 Grid = tuple[int, int, int]
 
@@ -46,7 +46,8 @@ class TubeletTokenizer(nn.Module):
             raise UserError(
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
-        return linear(self._fold(clip_BCTHW), self.projection.weight.flatten(1), self.projection.bias) + self.positions
+        weight_DC = self.projection.weight.flatten(1)
+        return kernels.linear(self._fold(clip_BCTHW), weight_DC, self.projection.bias) + self.positions
 
     def _fold(self, clip_BCTHW: Tensor) -> Tensor:
         """Lay each tubelet's pixels out in a row (B, N, C * its volume): then the convolution is one matrix product."""
