@@ -67,7 +67,7 @@ class ModelSpec:
         names = ("num_heads", "pool", "resize")
         options = self.arguments["options"]
         return {
-            **{name.upper(): self.arguments[name] for name in names},
+            **{name.upper(): self.arguments[name] for name in names if name in self.arguments},
             "REVERSE_WEIGHTS": options.reverse,
             "ACTIVATION": options.activation,
             "NORM_EPS": options.norm_eps,

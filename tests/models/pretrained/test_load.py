@@ -14,7 +14,7 @@ from torch import nn
 
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.models import pretrained
+from lookupvit_video.models.pretrained import fitting, names
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import init_from, read_state, to_vit_names
 from lookupvit_video.models.tokenizer import GridResize
@@ -331,12 +331,12 @@ def test_positions_of_a_video_are_resized_in_time(tmp_path):
     ],
 )
 def test_the_grid_of_positions_is_inferred(n, kernel, model_grid, expected):
-    assert pretrained._source_grid(n, kernel, model_grid) == expected
+    assert fitting._source_grid(n, kernel, model_grid) == expected
 
 
 def test_a_grid_that_cannot_be_inferred_is_an_error(tmp_path):
     wide = saved(tmp_path / "x.safetensors", VisionTransformer(**{**TIMM, "img_size": (16, 20)}))
-    with pytest.raises(ValueError, match="the source has 20 positions for kernels of 4x4: their grid cannot be told"):
+    with pytest.raises(ValueError, match="the source has 20 positions for kernels of 4x4: cannot infer their grid"):
         init_from(vit(), wide)
 
 
@@ -356,11 +356,11 @@ def test_positions_of_other_tokens_are_not_places(tmp_path, theirs):
 @torch.no_grad()
 def test_a_kernel_of_another_size_sees_an_enlarged_patch_as_it_saw_the_patch(tmp_path):
     kernel, patch = torch.randn(DIM, 3, 2, 4, 4), torch.randn(5, 3, 2, 4, 4)
-    larger = pretrained.fit_kernel(kernel, (4, 8, 8), "central")
+    larger = fitting.fit_kernel(kernel, (4, 8, 8), "central")
     enlarged = nn.functional.interpolate(patch, size=(4, 8, 8), mode="trilinear")
     before, after = (torch.einsum("bcthw,dcthw->bd", x, k) for x, k in ((patch, kernel), (enlarged, larger)))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-    of_one_frame = pretrained.fit_kernel(kernel, (1, 4, 4), "central")  # as if that frame stood still
+    of_one_frame = fitting.fit_kernel(kernel, (1, 4, 4), "central")  # as if that frame stood still
     torch.testing.assert_close(of_one_frame, kernel.sum(2, keepdim=True))
 
     path = saved(tmp_path / "x.safetensors", randomised(VisionTransformer(**TIMM)))
@@ -582,7 +582,7 @@ def test_options_that_the_source_does_not_have(tmp_path):
 def test_the_report_is_read_by_people(tmp_path):
     path = saved(tmp_path / "x.safetensors", randomised(VisionTransformer(**TIMM)))
     text = str(init_from(lookupvit(), path))
-    assert text.startswith("initialised from ViT\n  loaded 4")
+    assert text.startswith("initialized from ViT\n  loaded 4")
     assert "blocks.*.refine.mlp.0.weight x3" in text
     assert "blocks.*.cross_attention.infuse_projection.bias x3 (zero)" in text
     assert "tokenizer.projection.weight (inflated: central)" in text
@@ -614,10 +614,10 @@ def test_other_widths_and_shapes_are_refused(tmp_path):
 
 def test_other_networks_are_refused(tmp_path):
     convolutions = timm.create_model("resnet10t", num_classes=2)
-    with pytest.raises(ValueError, match=r"x\.pth: no ViT of a known naming .* its keys are conv1.0.weight"):
+    with pytest.raises(ValueError, match=r"x\.pth: not a ViT with known parameter names .* its keys are conv1.0.weight"):
         init_from(vit(), saved(tmp_path / "x.pth", convolutions))
     for content in ({}, {"model": {}}, [torch.zeros(2)], torch.zeros(2), {"epoch": 3}):
-        with pytest.raises(ValueError, match=r"y\.pth: there are no tensors by name in it"):
+        with pytest.raises(ValueError, match=r"y\.pth: it holds no named tensors"):
             read_state(saved(tmp_path / "y.pth", content))
 
 
