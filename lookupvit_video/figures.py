@@ -1,5 +1,6 @@
 """Pictures of a run: what the model sees, learning curves and the confusion matrix."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,18 @@ def plain(name: str) -> str:
     return printable(name).replace("$", r"\$")
 
 
-def plot_curves(train: Sequence[dict[str, Any]], val: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw training loss and learning rate over steps, and validation accuracy beside them."""
+def plot_curves(
+    train: Sequence[dict[str, Any]],
+    val: Sequence[dict[str, Any]],
+    path: Path,
+    percentages: Sequence[str] = ("top1", "top5"),
+    others: Sequence[str] = (),
+) -> None:
+    """Draw training loss and learning rate over steps, and the metrics of validation next to them.
+
+    Args:
+        percentages, others: names of metrics in ``val``.
+    """
     figure = new_figure(10, 3.6)
     axes = figure.subplots(1, 2)
     steps = [entry["step"] for entry in train]
@@ -46,11 +57,18 @@ def plot_curves(train: Sequence[dict[str, Any]], val: Sequence[dict[str, Any]], 
     rate.plot(steps, [entry["lr"] for entry in train], color="0.7", linewidth=1)
     rate.set_ylabel("learning rate", color="0.5")
     if val:
-        for key, colour in (("top1", "tab:green"), ("top5", "tab:olive")):
-            axes[1].plot(
-                [e["step"] for e in val], [e[key] for e in val], marker="o", markersize=3, label=key, color=colour
-            )
-        axes[1].legend(loc="lower right")
+        axis, colors = axes[1], itertools.cycle(f"tab:{name}" for name in "green olive blue orange red purple".split())
+        for key in (*percentages, *others):
+            if key in others and axis is axes[1]:
+                axis = axes[1].twinx()
+                axis.set_ylabel(", ".join(others))
+            places = [(e["step"], e[key]) for e in val if e.get(key) is not None]  # a resumed run may have added one
+            axis.plot(*zip(*places, strict=True) if places else ([], []), "o-", ms=3, label=key, color=next(colors))
+        figure.legend(
+            handles=[line for a in figure.axes[1:] for line in a.lines if line.get_marker() == "o"],
+            loc="outside lower right",
+            ncols=4,
+        ) if others else axes[1].legend(loc="lower right")
     axes[1].set(title="validation accuracy", xlabel="step", ylabel="%", ylim=(0, 101))
     for axis in axes:
         axis.grid(alpha=0.3)

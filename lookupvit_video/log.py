@@ -1,4 +1,4 @@
-"""What a run says: lines for people on the terminal, JSON lines for programs in OUTPUT_DIR/log.jsonl, TensorBoard."""
+"""Output of a run: log lines on the terminal, JSON lines in OUTPUT_DIR/log.jsonl, TensorBoard, bad_videos.csv."""
 
 import csv
 import logging
@@ -12,11 +12,10 @@ from typing import Any
 
 import simplejson
 import torch
-from fvcore.common.config import CfgNode
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import atomic_write, named_failures
-from lookupvit_video.text import is_utf8, one_line, open_text, visible
+from lookupvit_video.files import named_failures
+from lookupvit_video.text import is_utf8, one_line, open_text, visible, write_csv
 
 try:
     import resource
@@ -32,10 +31,10 @@ def setup_logging(is_main: bool = True) -> None:
 
 
 class _Visible(logging.Formatter):
-    """Shows control characters as escapes: the name of a file may hold any, also those that steer a terminal."""
+    """Shows control characters as escapes: a file name may contain any, also those that control a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record.args, tuple) and record.msg != "%s":  # that one stands for a report of several lines
+        if isinstance(record.args, tuple) and record.msg != "%s":  # a report of several lines
             record = copy(record)
             record.args = tuple(
                 one_line(str(arg)) if isinstance(arg, (str, Path)) else arg for arg in record.args or ()
@@ -48,7 +47,7 @@ class JsonLines:
 
     def __init__(self, path: Path, enabled: bool = True):
         self.path, self.enabled = path, enabled
-        if enabled and _ends_within_a_line(path):  # what a killed run left must not spoil the first line of this one
+        if enabled and _ends_within_a_line(path):  # left by a killed run
             with named_failures(path), open_text(path, "a") as file:
                 file.write("\n")
 
@@ -69,31 +68,33 @@ def _ends_within_a_line(path: Path) -> bool:
 
 
 class Journal:
-    """What a run measures, written for programs: JSON lines always, TensorBoard by TENSORBOARD.ENABLE.
+    """What a run measures, for programs: JSON lines always, TensorBoard where asked for.
 
     Args:
+        folder: OUTPUT_DIR.
+        tensorboard: TENSORBOARD.ENABLE.
         enabled: in the main process only.
-        step: the run starts there; what TensorBoard has of later steps, from a run that was killed, is hidden.
+        step: the run starts there; TensorBoard hides later steps, of a run that was killed.
 
     Raises:
-        UserError: TensorBoard is asked for, but not installed, or cannot write to a folder of that name.
+        UserError: TensorBoard is not installed, or cannot write to a folder of that name.
     """
 
-    def __init__(self, cfg: CfgNode, enabled: bool = True, step: int = 0):
-        self.lines = JsonLines(Path(cfg.OUTPUT_DIR) / "log.jsonl", enabled)
+    def __init__(self, folder: str, *, tensorboard: bool, enabled: bool = True, step: int = 0):
+        self.lines = JsonLines(Path(folder) / "log.jsonl", enabled)
         self._board = None
-        self._board_folder = Path(cfg.OUTPUT_DIR) / "tensorboard"
-        if cfg.TENSORBOARD.ENABLE and enabled:
+        self._board_folder = Path(folder) / "tensorboard"
+        if tensorboard and enabled:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 raise UserError(
                     "TENSORBOARD.ENABLE is True, but TensorBoard is not installed: pip install -e .[tensorboard]"
                 ) from None
-            if not is_utf8(cfg.OUTPUT_DIR):
+            if not is_utf8(folder):
                 raise UserError(
-                    f"OUTPUT_DIR {cfg.OUTPUT_DIR} is not UTF-8; TensorBoard cannot write there: choose another "
-                    "OUTPUT_DIR or set TENSORBOARD.ENABLE False"
+                    f"OUTPUT_DIR {folder} is not UTF-8; TensorBoard cannot write there: choose another OUTPUT_DIR or "
+                    "set TENSORBOARD.ENABLE False"
                 )
             with named_failures(self._board_folder):
                 self._board = SummaryWriter(str(self._board_folder), purge_step=step + 1)
@@ -123,7 +124,7 @@ def read_json_lines(path: Path, kind: str) -> list[dict[str, Any]]:
         try:
             entry = simplejson.loads(line)
         except ValueError:
-            continue  # the line that a killed run left half written
+            continue  # a line that a killed run left unfinished
         if entry.get("kind") == kind:
             entries[entry["step"]] = entry
     return [entries[step] for step in sorted(entries)]
@@ -135,7 +136,7 @@ _BAD_COLUMNS = ("split", "path", "reason")
 def record_bad_videos(output_dir: Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """Append (split, path, reason) rows to OUTPUT_DIR/bad_videos.csv, each video once; any process may.
 
-    The file is a DATA.SKIP_LIST: it has absolute paths, which mean the same wherever it is read.
+    The file can be a DATA.SKIP_LIST: its paths are absolute, so that it can be read from any folder.
     """
     path = output_dir / "bad_videos.csv"
     listed = {(row["split"], row["path"]) for row in _bad_videos(path)}
@@ -151,10 +152,10 @@ def record_bad_videos(output_dir: Path, rows: Iterable[tuple[str, str, str]]) ->
 
 
 def forget_bad_videos(output_dir: Path, splits: Sequence[str], skip_list: Path) -> None:
-    """Take the rows of some splits, which an earlier run left, out of OUTPUT_DIR/bad_videos.csv; no rows, no file.
+    """Remove the rows of some splits, of an earlier run, from OUTPUT_DIR/bad_videos.csv; no rows, no file.
 
     Args:
-        skip_list: DATA.SKIP_LIST; where it is this very file, it stays as it is.
+        skip_list: DATA.SKIP_LIST; if it is this file, the rows stay.
     """
     path = output_dir / "bad_videos.csv"
     rows = _bad_videos(path)
@@ -164,8 +165,7 @@ def forget_bad_videos(output_dir: Path, splits: Sequence[str], skip_list: Path) 
     if not kept:
         path.unlink()
     elif len(kept) < len(rows):
-        with atomic_write(path) as temporary, open_text(temporary, "w") as file:
-            csv.writer(file).writerows([_BAD_COLUMNS, *kept])
+        write_csv(path, _BAD_COLUMNS, kept)
 
 
 def _bad_videos(path: Path) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""With which code, packages and machine a figure was measured, so that it can be measured again."""
+"""The code, packages and machine with which a figure was measured, so that it can be measured again."""
 
 import platform
 import subprocess
@@ -16,8 +16,9 @@ PACKAGES = (torch, torchvision, av, numpy)
 
 
 def measured_with(device: torch.device) -> dict[str, Any]:
-    """Return the commit of this package, versions, processor or GPU, and threads, as JSON holds them."""
+    """Return the version and commit of this package, versions, processor or GPU, and threads, as JSON holds them."""
     return {
+        "version": package_version(),
         "commit": commit(),
         **{package.__name__: package.__version__ for package in PACKAGES},  # "+cu130" and the like with it
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
@@ -28,18 +29,23 @@ def measured_with(device: torch.device) -> dict[str, Any]:
 @cache
 def commit(folder: Path = Path(__file__).parents[2]) -> str:
     """Return the commit that a folder has checked out, "+changes" where files differ from it; else this version."""
-    if (folder / ".git").exists():  # else git would look in the folders above, which may be somebody else's repository
+    if (folder / ".git").exists():  # else git would look in the folders above, which may be another repository
         found = _git(folder, "rev-parse", "--short=7", "HEAD")
         if found:
             return found + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    return f"version {package_version()}"
+
+
+def package_version() -> str:
+    """Return the version of this package; "unknown" where it runs without being installed."""
     try:
-        return f"version {version('lookupvit_video')}"
+        return version("lookupvit_video")
     except PackageNotFoundError:
         return "unknown"
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What a git command prints; empty where there is no git, or it fails."""
+    """Return what a git command prints; empty where there is no git, or it fails."""
     try:
         done = subprocess.run(  # noqa: S603
             ["git", "-C", str(folder), *arguments],  # noqa: S607

@@ -29,7 +29,7 @@ def test_the_commit_of_a_folder_and_whether_files_differ_from_it(tmp_path):
 
 def test_versions_and_processor():
     found = measured_with(torch.device("cpu"))
-    assert list(found) == ["commit", "torch", "torchvision", "av", "numpy", "processor", "threads"]
+    assert list(found) == ["version", "commit", "torch", "torchvision", "av", "numpy", "processor", "threads"]
     assert found["torch"] == torch.__version__
     assert found["av"] == version("av")
     assert found["threads"] == torch.get_num_threads()

@@ -16,10 +16,11 @@ from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.complexity import measured_macs
-from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.registry import VIT_SIZES
+from lookupvit_video.text import grid_name
 
 NUM_CLASSES, TUBELET, PEERS_PATCH = 400, (2, 16, 16), 16
 DENSE = "dense ViT"  # speed-ups are over this one; its attention is torch's SDPA

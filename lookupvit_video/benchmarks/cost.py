@@ -13,9 +13,9 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import Shape, count_parameters, measured_macs, tokens_within, vit_macs
-from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.registry import MODELS
 from lookupvit_video.report import aligned_table
+from lookupvit_video.text import grid_name
 
 TOTALS = {
     "total, closed form": "macs",

@@ -35,10 +35,10 @@ from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.figures import new_figure, save_figure
 from lookupvit_video.models.complexity import count_parameters
-from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.progress import progress
 from lookupvit_video.report import markdown_table
-from lookupvit_video.training.utilisation import peak_flops
+from lookupvit_video.text import grid_name
+from lookupvit_video.training.utilization import peak_flops
 
 LEGEND = """
 ms, clips/s: a clip, the median of the rounds (lowest to highest). GMACs: of one clip's forward pass, counted by running

@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, checked when read, and read without running anything they hold.
+"""Checkpoints: written atomically, checked when read, and read without running anything they hold.
 
 A checkpoint is one dict of plain data and tensors. ``model``, ``config`` (YAML text) and ``classes`` are always there,
-so any of them serves for prediction; a training checkpoint also has ``optimizer``, ``ema`` and where the run stood. The
+so any of them can predict; a training checkpoint also has ``optimizer``, ``ema`` and the rest of the run's state. The
 file is a zip archive, as torch writes it, with a CRC-32 checksum of each part; ``load_checkpoint`` compares them all.
 """
 
@@ -28,6 +28,7 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
+from lookupvit_video.provenance import package_version
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
@@ -44,20 +45,31 @@ class Checkpoint:
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any] | None
     step: int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     best_top1: float
-    """Best validation accuracy so far, in percent; -1 before the first validation."""
+    """Best top-1 of a validation so far, in percent, where it chooses best.pt; else, or before the first one, -1."""
     ema: dict[str, torch.Tensor] | None = None
-    """The averaged weights, beside those that training goes on with; in a file for use they are ``model``."""
+    """The averaged weights of a training checkpoint; in a file for inference they are ``model``."""
     state: dict[str, Any] = field(default_factory=dict)
-    """Where the training stood, see ``engine.run.Run.state``; empty in a file for use."""
+    """The rest of a run's state, see ``training.state``; empty in a file for inference."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Of Python and the libraries that wrote it."""
+    """Of Python, the libraries and this package that wrote it."""
+    best: dict[str, Any] | None = None
+    """{"metric": name, "value": best so far} where another metric than top-1 chooses best.pt."""
+
+    def best_of(self, metric: str) -> float | None:
+        """Return the best value of TRAIN.BEST_METRIC so far; None where there is none of that metric."""
+        if metric == "top1":
+            return self.best_top1 if self.best_top1 >= 0 else None
+        return self.best["value"] if self.best and self.best["metric"] == metric else None
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions that decide whether results can be equal to the bit."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    return {
+        "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
+        "lookupvit_video": package_version(),
+    }  # fmt: skip
 
 
 def save_checkpoint(
@@ -70,15 +82,16 @@ def save_checkpoint(
     ema: Mapping[str, torch.Tensor] | None = None,
     step: int = 0,
     best_top1: float = -1.0,
+    best: dict[str, Any] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint; without ``optimizer`` it is one for use, not for going on.
+    """Write a checkpoint; without ``optimizer`` it is one for inference, from which no run can resume.
 
     Args:
         model: a plain model, or its state.
 
     Raises:
-        OSError: the disk is full or cannot be written to; an older file of that name is left as it was.
+        OSError: the disk is full or cannot be written to; an older file of that name stays as it was.
     """
     content = {
         "format": FORMAT,
@@ -91,16 +104,17 @@ def save_checkpoint(
         "best_top1": best_top1,
         "state": state or {},
         "versions": library_versions(),
+        **({"best": best} if best else {}),
     }
     with atomic_write(path) as temporary, _ErrorKeepingFile(io.FileIO(temporary, "w")) as file:
         try:
             torch.save(content, file)
-        except RuntimeError:  # how torch says that writing failed, without the reason
+        except RuntimeError:  # torch does not report why writing failed
             raise (file.error or OSError(f"{path}: torch could not write it")) from None
 
 
 class _ErrorKeepingFile(io.BufferedWriter):
-    """A file that keeps why writing to it failed."""
+    """A file that keeps the error with which writing to it failed."""
 
     error: OSError | None = None
 
@@ -116,8 +130,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU; nothing in the file is executed (``weights_only=True``).
 
     Raises:
-        UserError: the file is missing, damaged (also where only a checksum tells), no checkpoint, or of another
-            project.
+        UserError: the file is missing, damaged (by its checksums), no checkpoint, or of another project.
     """
     path = Path(path)
     try:
@@ -136,29 +149,29 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path}: this checkpoint cannot be read ({damaged}); give a .pt file that tools/run_net.py wrote"
         )
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
-        raise UserError(f"{path}: no checkpoint of this project; give a .pt file that tools/run_net.py wrote")
+        raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that tools/run_net.py wrote")
     return Checkpoint(
         path=path,
         config=config_from_text(content["config"], f"{path} (config in it)"),
         **{name: content[name] for name in ("classes", "model", "optimizer", "step", "best_top1")},
-        **{name: content[name] for name in ("ema", "state", "versions") if name in content},  # not in older ones
+        **{name: content[name] for name in ("ema", "state", "versions", "best") if name in content},  # newer
     )
 
 
 def _damaged_part(path: Path) -> str:
-    """Say what the checksums in a file find; empty: nothing, or it is no archive that has any."""
+    """Return what the checksums in a file find wrong; empty: nothing, or it is not an archive, which has them."""
     if not zipfile.is_zipfile(path):
         return ""
     with zipfile.ZipFile(path) as archive:
         part = archive.testzip()
-    return f"damaged: {part} has another checksum than when it was written" if part else ""
+    return f"damaged: the checksum of {part} does not match" if part else ""
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: bool = False) -> None:
     """Put a checkpoint's weights into a model of the same shape.
 
     Args:
-        resize_positions: let the clip's frames or crop differ: positions are resized to the model's token grid.
+        resize_positions: the clip's frames and crop may differ: resize positions to the model's token grid.
 
     Raises:
         UserError: names the first parameter that does not fit.
@@ -168,7 +181,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
         grid, own_grid = token_grid(checkpoint.config), model.tokenizer.grid
         if resize_positions:
             _resize_positions(own, given, grid, own_grid)
-        elif grid != own_grid:  # which the number of positions need not tell
+        elif grid != own_grid:  # their number of positions may be the same
             raise UserError(
                 f"{checkpoint.path}: its grid of lookup tokens is {grid}, the model's {own_grid}; "
                 "MODEL and DATA geometry must be those of the checkpoint"
@@ -187,10 +200,14 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
     model.load_state_dict(given)
 
 
-def check_settings(cfg: CfgNode, checkpoint: Checkpoint) -> None:
-    """Raise ValueError where the weights would load, but not compute what they were trained to."""
+def check_settings(settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise UserError where the weights would load, but not compute what they were trained to.
+
+    Args:
+        settings: ``ModelSpec.settings_not_in_weights`` of the config.
+    """
     theirs = model_spec(checkpoint.config).settings_not_in_weights
-    for name, value in model_spec(cfg).settings_not_in_weights.items():
+    for name, value in settings.items():
         if name in theirs and theirs[name] != value:
             raise UserError(
                 f"{checkpoint.path}: it was trained with MODEL.{name} {theirs[name]}, the config says {value}; "
@@ -232,7 +249,7 @@ def latest_checkpoint(output_dir: str | Path) -> Checkpoint | None:
         except UserError as error:
             logger.warning("%s; trying the one before", error)
     if paths:
-        raise UserError(f"{paths[0].parent}: no checkpoint here can be read; remove them to start anew")
+        raise UserError(f"{paths[0].parent}: none of these checkpoints can be read; remove them to start from step 0")
     return None
 
 
@@ -240,10 +257,10 @@ def checkpoint_seen_by_main(path: Path, patience: float = 90.0) -> Checkpoint:
     """Read the checkpoint that the main process chose.
 
     Args:
-        patience: seconds to wait for it to be seen: a network file system may show one machine a new file later.
+        patience: seconds to wait for it to appear: a network file system may show a new file late.
 
     Raises:
-        UserError: it is not there, or cannot be read here.
+        UserError: it does not appear, or cannot be read here.
     """
     deadline = time.monotonic() + patience
     while not path.exists():
@@ -257,9 +274,9 @@ def checkpoint_seen_by_main(path: Path, patience: float = 90.0) -> Checkpoint:
 
 
 def set_aside_after(output_dir: str | Path, step: int) -> None:
-    """Rename the training checkpoints of later steps than the one that a run goes on from: they are damaged.
+    """Rename the training checkpoints after the one that a run resumes from: they are damaged.
 
-    As long as they had their names they would count among the newest, in whose place sound ones are deleted.
+    Under their own names they would count among the newest, which are kept, and sound ones would be deleted.
     """
     for path in training_checkpoints(output_dir):
         if path.name > checkpoint_path(output_dir, step).name:
@@ -274,7 +291,7 @@ def remove_old_checkpoints(output_dir: str | Path, keep: int) -> None:
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Delete what killed processes left half written; no run must be writing there."""
+    """Delete the unfinished files of killed processes; no run may be writing there."""
     folder = Path(output_dir)
     for path in [*folder.glob(".*.tmp.pt"), *(folder / "checkpoints").glob(".*.tmp.pt")]:
         path.unlink(missing_ok=True)

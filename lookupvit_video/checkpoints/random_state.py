@@ -22,11 +22,11 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(states: list[dict[str, Any]], world: World) -> None:
-    """Put back what ``random_state`` returned in this process.
+    """Restore the state that ``random_state`` returned in this process.
 
     Args:
-        states: by rank. A rank that was not there before goes on as it is: each step seeds the generators anew from
-            (RNG_SEED, step, rank), so that nothing in this package depends on them.
+        states: by rank. A new rank keeps its own state: each step seeds the generators from (RNG_SEED, step, rank), so
+            nothing in this package depends on it.
     """
     if world.rank >= len(states):
         return

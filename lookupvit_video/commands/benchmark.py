@@ -10,7 +10,7 @@ from lookupvit_video.commands.run_command import command_line
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
 from lookupvit_video.registry import MODELS, VIT_SIZES, models_with
-from lookupvit_video.text import write_text
+from lookupvit_video.text import parse_grid, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +91,7 @@ def flops() -> int:
         if not MODELS[cfg.MODEL.ARCH].compressed_grids:
             archs = " or ".join(models_with("compressed_grids"))
             raise UserError(f"--sweep is for MODEL.ARCH {archs}; {cfg.MODEL.ARCH} has no compressed tokens")
-        grids = [tuple(map(int, word.split("x"))) for word in words]
+        grids = list(map(parse_grid, words))
         grids = grids or [*model_spec(cfg).grids, *usual_grids(token_grid(cfg), cfg.MODEL.ENCODER == "joint")]
         cfg = load_config(arguments.cfg, [*settings, "TEST.GRIDS", str([list(grid) for grid in grids])])
     facts = {"config": arguments.cfg, **describe(cfg, not arguments.no_measure, sweep)}

@@ -49,21 +49,11 @@ def answer_tables(
     predictor: "Predictor", videos: "Sequence[Video]", cfg: "CfgNode", label: str
 ) -> "tuple[dict[Grid, np.ndarray], np.ndarray]":
     """Return each grid's probabilities (videos, K), and the labels (videos,); every video is read once."""
-    from lookupvit_video.data.loader import build_eval_loader
     from lookupvit_video.distributed.world import World
-    from lookupvit_video.evaluation.evaluate import evaluate
-    from lookupvit_video.inference.budget import grid_costs
+    from lookupvit_video.evaluation.evaluate import eval_loader, evaluate
 
-    grids, world = list(grid_costs(cfg)), World(0, 1, predictor.device)
-    loader = build_eval_loader(
-        cfg,
-        videos,
-        num_views=cfg.TEST.NUM_ENSEMBLE_VIEWS,
-        num_crops=cfg.TEST.NUM_SPATIAL_CROPS,
-        rank=0,
-        world_size=1,
-        pin_memory=predictor.device.type == "cuda",
-    )
+    grids, world = list(predictor.costs), World(0, 1, predictor.device)
+    loader = eval_loader(cfg, videos, world, cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS)
     results = evaluate(predictor.model, loader, videos, cfg, world, label, grids)
     for row, reason in results[0].bad:
         logger.warning("%s counts as wrong: %s", videos[row].path, reason)
@@ -72,7 +62,7 @@ def answer_tables(
 
 def facts_of(point: "Point", largest: "Point") -> dict[str, Any]:
     """Return a point of the curve as JSON holds it."""
-    from lookupvit_video.models.lookupvit import grid_name
+    from lookupvit_video.text import grid_name
 
     return {
         "cascade": point.cascade.name,
@@ -141,19 +131,20 @@ def calibrate() -> int:
     from lookupvit_video.inference.budget import (
         Cascade,
         candidates,
+        check_grid,
         choose,
         frontier,
-        grid_costs,
         measure,
         save_cascade,
     )
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
-    from lookupvit_video.models.lookupvit import grid_name
+    from lookupvit_video.text import grid_name
 
     setup_logging()
     predictor = load_model(arguments.checkpoint, arguments.device)
-    grids, cfg = list(grid_costs(predictor.cfg)), predictor.cfg.clone()
+    check_grid(predictor.costs)
+    grids, cfg = list(predictor.costs), predictor.cfg.clone()
     if len(grids) < 2:
         raise UserError(f"{arguments.checkpoint}: it has one compressed grid, {grid_name(grids[0])}; train with "
                         "MODEL.COMPRESSED_GRIDS")  # fmt: skip
@@ -165,8 +156,8 @@ def calibrate() -> int:
     videos = read_manifest(given, predictor.classes) if given else load_split(predictor.cfg, "val", predictor.classes)
     others = read_manifest(arguments.check_list, predictor.classes) if arguments.check_list else []
     tables, labels = answer_tables(predictor, videos, cfg, "calibrate")
-    points = [measure(cascade, cfg, tables, labels) for cascade in candidates(cfg, tables)]
-    singles = [measure(Cascade((grid,), ()), cfg, tables, labels) for grid in grids]
+    points = [measure(cascade, predictor.costs, tables, labels) for cascade in candidates(tables)]
+    singles = [measure(Cascade((grid,), ()), predictor.costs, tables, labels) for grid in grids]
     drop = 0.5 if arguments.drop is None else arguments.drop
     wanted = singles[-1].top1 - drop if arguments.accuracy is None else arguments.accuracy
     chosen, curve = choose(points, wanted), frontier(points)
@@ -182,7 +173,8 @@ def calibrate() -> int:
         logger.warning("%d videos are too few to detect a drop below %.1f points", len(videos), 300 / len(videos))
     if others:
         tables, labels = answer_tables(predictor, others, cfg, "check")
-        seen = [[measure(p.cascade, cfg, tables, labels) for p in group] for group in (singles, curve, [chosen])]
+        groups = (singles, curve, [chosen])
+        seen = [[measure(p.cascade, predictor.costs, tables, labels) for p in group] for group in groups]
         splits.append(("check", seen[0], seen[1], seen[2][0]))
         facts["check"] = report_choice("check", splits[1][3], splits[1][1][-1], len(others))
     for name, single, line, _ in splits:

@@ -82,12 +82,10 @@ def explain() -> int:
 def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Write sheet and mp4 of one video (a LookupViT only), print and return what it would lose without time."""
     from lookupvit_video.inference.annotate import write_overlay
-    from lookupvit_video.inference.draw import draw_sheet
+    from lookupvit_video.inference.draw import draw_prediction
     from lookupvit_video.inference.explain import explain_attention, heat_maps, without_time
 
     prediction = predictor.predict(video, num_crops=1)
-    frames = prediction.clip.permute(1, 2, 3, 0).numpy()
-    classes = list(zip(prediction.labels, prediction.probabilities, strict=True))
     answers = without_time(predictor, prediction.clip)
     real = int(answers["real"].argmax())
     shown: dict[str, Any] = {}
@@ -103,8 +101,10 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
     if predictor.grids:
         attention = explain_attention(predictor, prediction.clip)
         rows = heat_maps(attention, arguments.token, arguments.lookup)
-        draw_sheet(frames, rows, classes, Path(video).name, arguments.out / f"{stem}.png")
-        write_overlay(frames, attention.answer_map(), arguments.out / f"{stem}.mp4")
+        draw_prediction(prediction, rows, arguments.out / f"{stem}.png")
+        write_overlay(
+            prediction.clip.permute(1, 2, 3, 0).numpy(), attention.answer_map(), arguments.out / f"{stem}.mp4"
+        )
         print(one_line(f"  drawn: {arguments.out / stem}.png, .mp4"))
     return {"path": video, **shown}
 
@@ -171,5 +171,5 @@ def timeline() -> int:
     if arguments.png:
         draw_timeline(windows, segments, arguments.png, arguments.topk)
     if arguments.annotate:
-        annotate_video(windows, segments, predictor.cfg, arguments.annotate)
+        annotate_video(windows, segments, predictor.plan, arguments.annotate)
     return 0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.errors import UserError
+from lookupvit_video.text import parse_grid
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.export.vectors import Comparison
@@ -61,7 +62,7 @@ def grid_of(text: str | None, predictor: "Predictor") -> tuple[int, ...] | None:
         raise UserError(f"--grid {text}: this model has no compressed grid")
     if text not in predictor.grids:
         raise UserError(f"--grid {text}: this model was made with {', '.join(predictor.grids)}")
-    return tuple(int(part) for part in text.split("x"))
+    return parse_grid(text)
 
 
 def print_comparison(found: "Sequence[Comparison]") -> None:

@@ -92,14 +92,15 @@ def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
 
 def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str, Any]:
     """Return the options for budgets as arguments of ``Predictor.answers``."""
-    from lookupvit_video.inference.budget import check_grid, load_cascade, parse_grid
+    from lookupvit_video.inference.budget import check_grid, load_cascade
+    from lookupvit_video.text import parse_grid
 
     if arguments.adaptive:
         path = arguments.calibration or Path(arguments.checkpoint).with_suffix(".adaptive.json")
-        return {"adaptive": load_cascade(path, predictor.model, predictor.cfg)}
+        return {"adaptive": load_cascade(path, predictor.model, predictor.costs)}
     if arguments.gmacs is None and arguments.latency_ms is None:
         if arguments.grid is not None:
-            check_grid(predictor.cfg, parse_grid(arguments.grid))
+            check_grid(predictor.costs, parse_grid(arguments.grid))
         return {"grid": arguments.grid}
     grid = predictor.grid_within(gmacs=arguments.gmacs, latency_ms=arguments.latency_ms)
     logger.info("grid %s: %.4g GMACs a view", grid, predictor.grids[grid])
@@ -127,10 +128,12 @@ def show(prediction: "Prediction") -> None:
 def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number: int) -> None:
     """Write the sheet of an answer."""
     from lookupvit_video.inference.draw import draw_prediction
+    from lookupvit_video.inference.explain import explain_attention
 
     name = printable(Path(prediction.path).name)
     sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
-    draw_prediction(replace(prediction, path=name), predictor.attention_maps(prediction.clip), sheet)
+    rows = [("attention", explain_attention(predictor, prediction.clip).gather_map())] if predictor.costs else []
+    draw_prediction(replace(prediction, path=name), rows, sheet)
     say(f"  drawn: {sheet}")
 
 
@@ -167,10 +170,10 @@ def answer_all(
 ) -> "tuple[list[Failure], list[tuple[str, float]]]":
     """Answer all videos; return those without an answer, and (grid, GMACs a view) of the others."""
     from lookupvit_video.inference.batch import AnswerFile, csv_columns, read_videos
-    from lookupvit_video.inference.views import Failure, make_plan
+    from lookupvit_video.inference.views import Failure
     from lookupvit_video.progress import progress
 
-    plan = make_plan(predictor.cfg, arguments.views, arguments.crops, arguments.backend, arguments.timeout)
+    plan = predictor.plan.changed(arguments.views, arguments.crops, arguments.backend, arguments.timeout)
     topk, numbers = min(arguments.topk, len(predictor.classes)), {video: i for i, video in enumerate(videos)}
     costs, lost = [], []
     is_shown = "-" not in (arguments.json, arguments.csv)

@@ -86,7 +86,7 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
             if dry:
                 dry_run(cfg, classes, world)
             else:
-                with sole_writer(cfg, world), report_disk_failures(cfg):
+                with sole_writer(cfg.OUTPUT_DIR, world), report_disk_failures(cfg.OUTPUT_DIR):
                     train_and_test()
     except Stopped as stopped:
         if world.is_main:

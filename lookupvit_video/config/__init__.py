@@ -1,7 +1,7 @@
 """The settings of a run: ``keys`` declares them, ``load`` reads them, ``checks`` says what must hold."""
 
 from lookupvit_video.config.checks import get_key, token_grid, validate
-from lookupvit_video.config.keys import KEYS, VARIANTS
+from lookupvit_video.config.keys import KEYS
 from lookupvit_video.config.load import (
     config_from_text,
     differences,
@@ -12,6 +12,6 @@ from lookupvit_video.config.load import (
 )
 
 __all__ = [
-    "KEYS", "VARIANTS", "config_from_text", "differences", "find_config", "get_defaults", "get_key", "load_config",
+    "KEYS", "config_from_text", "differences", "find_config", "get_defaults", "get_key", "load_config",
     "parse_yaml", "token_grid", "validate",
 ]  # fmt: skip

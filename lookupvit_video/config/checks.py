@@ -1,13 +1,18 @@
 """What the values of a config must satisfy, one by one and together, before any data is read."""
 
-from collections.abc import Iterator
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.config.keys import KEYS, VARIANTS, Key
+from lookupvit_video.config.keys import KEYS, Key
 from lookupvit_video.errors import UserError
 from lookupvit_video.registry import MODELS
+
+Section = Any
+"""A group of keys, such as ``cfg.MODEL``."""
 
 
 def validate(cfg: CfgNode) -> None:
@@ -16,20 +21,19 @@ def validate(cfg: CfgNode) -> None:
     Raises:
         UserError: names the key and how to fix it.
     """
+    values = {name: get_key(cfg, name) for name in KEYS}
     for name, key in KEYS.items():
-        check_value(name, key, get_key(cfg, name))
-    for name, key in KEYS.items():
-        _check_needs(cfg, name, key)
+        check_value(name, key, values[name])
+    for name in KEYS:
+        _check_needs(name, values)
     for check in CHECKS:
-        for mistake in check(cfg):
+        for mistake in check(**{section: cfg[section] for section in inspect.signature(check).parameters}):
             raise UserError(mistake)
 
 
-def get_key(cfg: CfgNode, name: str) -> Any:
+def get_key(tree: Mapping[str, Any], name: str) -> Any:
     """Return the value of a dotted key."""
-    for part in name.split("."):
-        cfg = cfg[part]
-    return cfg
+    return functools.reduce(lambda node, part: node[part], name.split("."), tree)
 
 
 def check_value(name: str, key: Key, value: Any) -> None:
@@ -55,103 +59,66 @@ def _numbers(value: Any) -> list[float]:
     return [value] if isinstance(value, (int, float)) else []
 
 
-def _check_needs(cfg: CfgNode, name: str, key: Key) -> None:
-    value = get_key(cfg, name)
+def _check_needs(name: str, values: Mapping[str, Any]) -> None:
+    key, value = KEYS[name], values[name]
     for need in key.needs:
         if value != key.default if need.value is None else value == need.value:
-            wrong = [other for other, choices in need.others.items() if get_key(cfg, other) not in choices]
+            wrong = [other for other, choices in need.others.items() if values[other] not in choices]
             if wrong:
                 wanted = " with ".join(f"{other} {' or '.join(choices)}" for other, choices in need.others.items())
-                found = ", ".join(f"{other} is {get_key(cfg, other)}" for other in wrong)
+                found = ", ".join(f"{other} is {values[other]}" for other in wrong)
                 raise UserError(f"{name} {value} is only for {wanted}; {found}")
 
 
 def token_grid(cfg: CfgNode) -> tuple[int, int, int]:
     """Return the (t, h, w) grid of the lookup tokens that the config's clip and tubelet make."""
-    t, h, w = cfg.MODEL.TUBELET
-    size = cfg.DATA.TRAIN_CROP_SIZE
-    return cfg.DATA.NUM_FRAMES // t, size // h, size // w
+    return _token_grid(cfg.MODEL, cfg.DATA)
 
 
-# Across keys: each check yields its mistakes -------------------------------------------------------------------------
+def _token_grid(MODEL: Section, DATA: Section) -> tuple[int, int, int]:
+    t, h, w = MODEL.TUBELET
+    return DATA.NUM_FRAMES // t, DATA.TRAIN_CROP_SIZE // h, DATA.TRAIN_CROP_SIZE // w
 
 
-def _clip_fits_tubelet(cfg: CfgNode) -> Iterator[str]:
-    t, h, w = cfg.MODEL.TUBELET
-    if cfg.DATA.NUM_FRAMES % t:
-        yield f"DATA.NUM_FRAMES is {cfg.DATA.NUM_FRAMES}; it must be divisible by MODEL.TUBELET's {t} frames"
-    for side in (h, w):
-        if cfg.DATA.TRAIN_CROP_SIZE % side:
-            yield (
-                f"DATA.TRAIN_CROP_SIZE is {cfg.DATA.TRAIN_CROP_SIZE}; it must be divisible by MODEL.TUBELET's "
-                f"{side} pixels"
-            )
+# Across keys: each check takes the sections that it names, and yields its mistakes ----------------------------------
 
 
-def _test_crop_fits(cfg: CfgNode) -> Iterator[str]:
-    data = cfg.DATA
-    if data.TEST_CROP_SIZE != data.TRAIN_CROP_SIZE:
+def _data_fits(DATA: Section, MODEL: Section) -> Iterator[str]:
+    area, aspect = DATA.TRAIN_JITTER_SCALES_RELATIVE, DATA.TRAIN_JITTER_ASPECT_RELATIVE
+    scales, size = DATA.TRAIN_JITTER_SCALES, DATA.TRAIN_CROP_SIZE
+    t, *sides = MODEL.TUBELET
+    if DATA.NUM_FRAMES % t:
+        yield f"DATA.NUM_FRAMES is {DATA.NUM_FRAMES}; it must be divisible by MODEL.TUBELET's {t} frames"
+    for side in sides:
+        if size % side:
+            yield f"DATA.TRAIN_CROP_SIZE is {size}; it must be divisible by MODEL.TUBELET's {side} pixels"
+    if DATA.TEST_CROP_SIZE != size:
         yield (
-            f"DATA.TEST_CROP_SIZE is {data.TEST_CROP_SIZE} and DATA.TRAIN_CROP_SIZE {data.TRAIN_CROP_SIZE}; positions "
-            "are learned for one size, so set both alike"
+            f"DATA.TEST_CROP_SIZE is {DATA.TEST_CROP_SIZE} and DATA.TRAIN_CROP_SIZE {size}; set both to the same size, "
+            "since positions are learned for one size"
         )
-    if 0 < data.TEST_SHORT_SIDE < data.TEST_CROP_SIZE:
+    if 0 < DATA.TEST_SHORT_SIDE < DATA.TEST_CROP_SIZE:
         yield (
-            f"DATA.TEST_SHORT_SIDE is {data.TEST_SHORT_SIDE}; it must be at least DATA.TEST_CROP_SIZE "
-            f"{data.TEST_CROP_SIZE}, or 0"
+            f"DATA.TEST_SHORT_SIDE is {DATA.TEST_SHORT_SIDE}; it must be at least DATA.TEST_CROP_SIZE "
+            f"{DATA.TEST_CROP_SIZE}, or 0"
         )
-
-
-def _random_crop_is_a_range(cfg: CfgNode) -> Iterator[str]:
-    area, aspect = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE, cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE
-    scales, size = cfg.DATA.TRAIN_JITTER_SCALES, cfg.DATA.TRAIN_CROP_SIZE
     if area and not 0 < area[0] <= area[1] <= 1:
         yield f"DATA.TRAIN_JITTER_SCALES_RELATIVE is {area}; write [low, high] with 0 < low <= high <= 1"
     if aspect[0] > aspect[1]:
         yield f"DATA.TRAIN_JITTER_ASPECT_RELATIVE is {aspect}; write [low, high] with low <= high"
     if not area and not size <= scales[0] <= scales[1]:
-        yield (
-            f"DATA.TRAIN_JITTER_SCALES is {scales}; write [low, high] with DATA.TRAIN_CROP_SIZE {size} <= low <= high"
-        )
+        yield f"DATA.TRAIN_JITTER_SCALES is {scales}; write [low, high] with DATA.TRAIN_CROP_SIZE {size} <= low <= high"
 
 
-def _variant_exists(cfg: CfgNode) -> Iterator[str]:
-    model = cfg.MODEL
-    if model.VARIANT not in VARIANTS[model.ARCH]:
-        choices = ", ".join(VARIANTS[model.ARCH])
-        yield f"MODEL.VARIANT is {model.VARIANT!r}; for MODEL.ARCH {model.ARCH} choose one of {choices}"
-    if model.DIM and model.NUM_HEADS and model.DIM % model.NUM_HEADS:
-        yield f"MODEL.DIM is {model.DIM}; it must be divisible by MODEL.NUM_HEADS {model.NUM_HEADS}"
-
-
-def _head_exists(cfg: CfgNode) -> Iterator[str]:
-    model = cfg.MODEL
-    if MODELS[model.ARCH].compressed_grids and model.INFERENCE_HEAD not in ("average", *model.HEADS):
-        yield f"MODEL.INFERENCE_HEAD is {model.INFERENCE_HEAD}, which is not among MODEL.HEADS {model.HEADS}"
-
-
-def _grids_fit(cfg: CfgNode) -> Iterator[str]:
-    model = cfg.MODEL
-    if MODELS[model.ARCH].compressed_grids:
-        named = [(name, grid) for name in ("MODEL.COMPRESSED_GRIDS", "TEST.GRIDS") for grid in get_key(cfg, name)]
-    elif model.TOKENS != "all":
-        named = []
-    else:
-        return  # no compressed tokens
-    lookup = token_grid(cfg)[1:] if model.ENCODER == "factorised" else token_grid(cfg)
-    for name, grid in [("MODEL.COMPRESSED_GRID", model.COMPRESSED_GRID), *named]:
-        if len(grid) != len(lookup):
-            what = "h x w of each time index" if len(lookup) == 2 else "t x h x w"
-            yield f"{name}: {grid} has {len(grid)} numbers; MODEL.ENCODER {model.ENCODER} takes {what}"
-        elif any(c > g for c, g in zip(grid, lookup, strict=True)):
-            yield (
-                f"{name}: {grid} is larger than the grid of lookup tokens {list(lookup)} that DATA.NUM_FRAMES, "
-                "DATA.TRAIN_CROP_SIZE and MODEL.TUBELET make"
-            )
-
-
-def _grid_weights_fit(cfg: CfgNode) -> Iterator[str]:
-    weights, grids = cfg.MODEL.COMPRESSED_GRID_WEIGHTS, cfg.MODEL.COMPRESSED_GRIDS
+def _model_exists(MODEL: Section) -> Iterator[str]:
+    entry, weights, grids = MODELS[MODEL.ARCH], MODEL.COMPRESSED_GRID_WEIGHTS, MODEL.COMPRESSED_GRIDS
+    if MODEL.VARIANT not in entry.variants:
+        choices = ", ".join(entry.variants)
+        yield f"MODEL.VARIANT is {MODEL.VARIANT!r}; for MODEL.ARCH {MODEL.ARCH} choose one of {choices}"
+    if MODEL.DIM and MODEL.NUM_HEADS and MODEL.DIM % MODEL.NUM_HEADS:
+        yield f"MODEL.DIM is {MODEL.DIM}; it must be divisible by MODEL.NUM_HEADS {MODEL.NUM_HEADS}"
+    if entry.compressed_grids and MODEL.INFERENCE_HEAD not in ("average", *MODEL.HEADS):
+        yield f"MODEL.INFERENCE_HEAD is {MODEL.INFERENCE_HEAD}, which is not among MODEL.HEADS {MODEL.HEADS}"
     if weights and len(weights) != len(grids):
         yield (
             f"MODEL.COMPRESSED_GRID_WEIGHTS has {len(weights)} weights for the {len(grids)} grids of "
@@ -159,70 +126,74 @@ def _grid_weights_fit(cfg: CfgNode) -> Iterator[str]:
         )
 
 
-def _frozen_parts_fit(cfg: CfgNode) -> Iterator[str]:
-    model, epochs = cfg.MODEL, cfg.SOLVER.FREEZE_EPOCHS
-    adapted, freezes = model.ADAPTER != "none", model.FREEZE_ENCODER or model.FREEZE_SPATIAL
-    if model.FREEZE_ENCODER and model.FREEZE_SPATIAL:
+def _grids_fit(MODEL: Section, DATA: Section, TEST: Section) -> Iterator[str]:
+    named = [("MODEL.COMPRESSED_GRID", MODEL.COMPRESSED_GRID)]
+    if MODELS[MODEL.ARCH].compressed_grids:
+        named += [("MODEL.COMPRESSED_GRIDS", grid) for grid in MODEL.COMPRESSED_GRIDS]
+        named += [("TEST.GRIDS", grid) for grid in TEST.GRIDS]
+    elif MODEL.TOKENS == "all":
+        return  # no compressed tokens
+    lookup = _token_grid(MODEL, DATA)[MODEL.ENCODER == "factorised" :]
+    for name, grid in named:
+        if len(grid) != len(lookup):
+            what = "h x w of each time index" if len(lookup) == 2 else "t x h x w"
+            yield f"{name}: {grid} has {len(grid)} numbers; MODEL.ENCODER {MODEL.ENCODER} takes {what}"
+        elif any(c > g for c, g in zip(grid, lookup, strict=True)):
+            yield (
+                f"{name}: {grid} is larger than the grid of lookup tokens {list(lookup)}, which follows from "
+                "DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE and MODEL.TUBELET"
+            )
+
+
+def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
+    epochs, adapted, freezes = (
+        SOLVER.FREEZE_EPOCHS,
+        MODEL.ADAPTER != "none",
+        MODEL.FREEZE_ENCODER or MODEL.FREEZE_SPATIAL,
+    )
+    if MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL:
         yield "MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL: set one only"
-    if adapted and model.FREEZE_ENCODER:
+    if adapted and MODEL.FREEZE_ENCODER:
         yield "MODEL.ADAPTER freezes the encoder itself; set MODEL.FREEZE_ENCODER False"
-    if model.TRAIN_NORMS and not (adapted or freezes):
+    if MODEL.TRAIN_NORMS and not (adapted or freezes):
         yield "MODEL.TRAIN_NORMS is only for MODEL.FREEZE_ENCODER, FREEZE_SPATIAL or ADAPTER; else all norms train"
-    if epochs and (adapted or not freezes or epochs >= cfg.SOLVER.MAX_EPOCH):
+    if epochs and (adapted or not freezes or epochs >= SOLVER.MAX_EPOCH):
         yield (
             f"SOLVER.FREEZE_EPOCHS is {epochs}; it is only for MODEL.FREEZE_ENCODER or FREEZE_SPATIAL, without "
-            f"ADAPTER, and must be below SOLVER.MAX_EPOCH {cfg.SOLVER.MAX_EPOCH}"
+            f"ADAPTER, and must be below SOLVER.MAX_EPOCH {SOLVER.MAX_EPOCH}"
         )
-    if model.DROP_PATH and freezes and not adapted and not epochs:  # it would act on nothing that learns
-        name = "FREEZE_SPATIAL" if model.FREEZE_SPATIAL else "FREEZE_ENCODER"
+    if MODEL.DROP_PATH and freezes and not adapted and not epochs:  # it would act on nothing that learns
+        name = "FREEZE_SPATIAL" if MODEL.FREEZE_SPATIAL else "FREEZE_ENCODER"
         yield f"MODEL.{name} needs MODEL.DROP_PATH 0: the blocks do not train"
 
 
-def _teacher_is_there(cfg: CfgNode) -> Iterator[str]:
-    if cfg.DISTILL.FEATURE_WEIGHT and not cfg.DISTILL.TEACHER:
-        yield "DISTILL.FEATURE_WEIGHT needs DISTILL.TEACHER"
-
-
-def _batch_divides(cfg: CfgNode) -> Iterator[str]:
-    parts = cfg.TRAIN.ACCUMULATION_STEPS * cfg.AUG.NUM_SAMPLE
-    if cfg.TRAIN.BATCH_SIZE % parts:
+def _training_fits(TRAIN: Section, TEST: Section, AUG: Section, MIXUP: Section, SOLVER: Section) -> Iterator[str]:
+    parts = TRAIN.ACCUMULATION_STEPS * AUG.NUM_SAMPLE
+    if TRAIN.BATCH_SIZE % parts:
         yield (
-            f"TRAIN.BATCH_SIZE is {cfg.TRAIN.BATCH_SIZE}; it must be divisible by TRAIN.ACCUMULATION_STEPS x "
+            f"TRAIN.BATCH_SIZE is {TRAIN.BATCH_SIZE}; it must be divisible by TRAIN.ACCUMULATION_STEPS x "
             f"AUG.NUM_SAMPLE = {parts}"
         )
-
-
-def _mixing_is_possible(cfg: CfgNode) -> Iterator[str]:
-    if cfg.MIXUP.ENABLE and cfg.MIXUP.ALPHA == 0 and cfg.MIXUP.CUTMIX_ALPHA == 0:
+    if MIXUP.ENABLE and MIXUP.ALPHA == 0 and MIXUP.CUTMIX_ALPHA == 0:
         yield "MIXUP.ENABLE is True with MIXUP.ALPHA and MIXUP.CUTMIX_ALPHA both 0; raise one of them"
+    if SOLVER.WARMUP_EPOCHS >= SOLVER.MAX_EPOCH:
+        yield f"SOLVER.WARMUP_EPOCHS is {SOLVER.WARMUP_EPOCHS}; it must be below SOLVER.MAX_EPOCH {SOLVER.MAX_EPOCH}"
+    if "top1" not in TEST.METRICS:
+        yield f"TEST.METRICS is {TEST.METRICS}; add top1, by which runs and grids are compared"
+    if TRAIN.BEST_METRIC not in TEST.METRICS:
+        yield f"TRAIN.BEST_METRIC is {TRAIN.BEST_METRIC!r}; add it to TEST.METRICS, or choose one of {TEST.METRICS}"
 
 
-def _warmup_ends(cfg: CfgNode) -> Iterator[str]:
-    warmup, epochs = cfg.SOLVER.WARMUP_EPOCHS, cfg.SOLVER.MAX_EPOCH
-    if warmup >= epochs:
-        yield f"SOLVER.WARMUP_EPOCHS is {warmup}; it must be below SOLVER.MAX_EPOCH {epochs}"
-
-
-def _processes_outwait_the_loader(cfg: CfgNode) -> Iterator[str]:
-    if cfg.DIST_TIMEOUT <= cfg.DATA_LOADER.TIMEOUT:
+def _others_are_there(DISTILL: Section, DIST_TIMEOUT: float, DATA_LOADER: Section) -> Iterator[str]:
+    if DISTILL.FEATURE_WEIGHT and not DISTILL.TEACHER:
+        yield "DISTILL.FEATURE_WEIGHT needs DISTILL.TEACHER"
+    if DIST_TIMEOUT <= DATA_LOADER.TIMEOUT:
         yield (
-            f"DIST_TIMEOUT is {cfg.DIST_TIMEOUT:g} and DATA_LOADER.TIMEOUT {cfg.DATA_LOADER.TIMEOUT:g}; processes must "
-            "wait longer for one another than one of them may wait for data"
+            f"DIST_TIMEOUT is {DIST_TIMEOUT:g} and DATA_LOADER.TIMEOUT {DATA_LOADER.TIMEOUT:g}; processes must wait "
+            "longer for one another than one of them may wait for data, so raise DIST_TIMEOUT"
         )
 
 
-CHECKS = (
-    _clip_fits_tubelet,
-    _test_crop_fits,
-    _random_crop_is_a_range,
-    _variant_exists,
-    _head_exists,
-    _grids_fit,
-    _grid_weights_fit,
-    _frozen_parts_fit,
-    _teacher_is_there,
-    _batch_divides,
-    _mixing_is_possible,
-    _warmup_ends,
-    _processes_outwait_the_loader,
-)
+CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
+    _data_fits, _model_exists, _grids_fit, _frozen_parts_fit, _training_fits, _others_are_there
+)  # fmt: skip

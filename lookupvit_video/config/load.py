@@ -3,7 +3,7 @@
 import copy
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def get_defaults() -> CfgNode:
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML (no python tags) that refuses repeated keys."""
+    """Safe YAML (no Python tags) that refuses repeated keys."""
 
 
 def _unique_keys(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -61,7 +61,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """Return (source, tree) of a file and, before it, of each file that ``_BASE_`` names."""
+    """Return (source, tree) of a file, preceded by those of each file that ``_BASE_`` names."""
     path = path.resolve()
     if path in seen:
         raise UserError(f"{path}: _BASE_ leads back to this file; remove the circle")
@@ -98,7 +98,7 @@ def _coerce(value: Any, default: Any, where: str) -> Any:
     raise UserError(f"{where}: expected {type(default).__name__} (default {default!r}), got {value!r}")
 
 
-def _merge(node: CfgNode, tree: dict[str, Any], source: str, prefix: str = "") -> None:
+def _merge(node: dict[str, Any], tree: dict[str, Any], source: str, prefix: str = "") -> None:
     for key, value in tree.items():
         name = prefix + key
         if key not in node:
@@ -165,18 +165,16 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         _merge(cfg, tree, source)
     for name, text in setting_pairs(overrides, KEYS.keys()):
         _merge(cfg, _override_tree(name, text), "command line")
-    for name, key in KEYS.items():
-        if key.is_path:
-            _expand_home(cfg, name)
-    return _finish(cfg)
-
-
-def _expand_home(cfg: CfgNode, name: str) -> None:
-    group, _, last = name.rpartition(".")
-    try:
-        (cfg[group] if group else cfg)[last] = expand_user(get_key(cfg, name))
-    except ValueError as error:
-        raise UserError(f"{name}: {error}") from None
+    for name in (name for name, key in KEYS.items() if key.is_path):
+        *groups, last = name.split(".")
+        node = get_key(cfg, groups[0]) if groups else cfg
+        try:
+            node[last] = expand_user(node[last])
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
+    validate(cfg)
+    cfg.freeze()
+    return cfg
 
 
 def config_from_text(text: str, source: str) -> CfgNode:
@@ -186,20 +184,16 @@ def config_from_text(text: str, source: str) -> CfgNode:
         raise UserError(f"{source}: does not hold a config")
     cfg = get_defaults()
     _merge(cfg, tree, source)
-    return _finish(cfg)
-
-
-def _finish(cfg: CfgNode) -> CfgNode:
     validate(cfg)
     cfg.freeze()
     return cfg
 
 
-def differences(one: CfgNode, other: CfgNode, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, value, other value) of each key that differs."""
+def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Return (dotted key, value, other value) of each key that differs between two configs."""
     found = []
     for key, value in one.items():
-        if isinstance(value, CfgNode):
+        if isinstance(value, Mapping):
             found += differences(value, other[key], f"{prefix}{key}.")
         elif value != other[key]:
             found.append((prefix + key, value, other[key]))

@@ -1,4 +1,4 @@
-"""A model's training spread over processes: activation checkpointing, compilation, DDP or FSDP2; the state of it all.
+"""Training spread over processes: activation checkpointing, compilation, DDP or FSDP2, and the unsharded state.
 
 Reading order: ``parallelize``, ``synchronizing``, ``clip_gradients``, ``full_state``.
 Sources: FSDP2 is ``torch.distributed.fsdp.fully_shard`` (ZeRO stage 3, arXiv 1910.02054); the order in which
@@ -38,9 +38,9 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from lookupvit_video.distributed.world import World
 
 logger = logging.getLogger(__name__)
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
-# What selective checkpointing keeps: the results of linear layers and of fused attention, whose recomputation costs
-# most. The M x N scores of the cross-attention, which weigh most in memory, are no such results.
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+# Selective checkpointing keeps the outputs of linear layers and of fused attention, which cost most to recompute, but
+# not the M x N scores of the cross-attention, which take most memory.
 _KEPT = [
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -49,15 +49,15 @@ _KEPT = [
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 ]
-_COMPILATIONS_PER_BLOCK = 8  # training and evaluation, with fixed and with free sizes
+_COMPILATIONS_PER_BLOCK = 8  # training and evaluation, with fixed and with dynamic sizes
 
 
 def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
-    """Spread the training of a model over the processes, before its optimiser is made; the model knows none of it.
+    """Spread the training of a model over the processes, before its optimizer is made; the model knows none of it.
 
     In this order: activation checkpointing (TRAIN.ACTIVATION_CHECKPOINTING) of each block, its compilation
-    (TRAIN.COMPILE), then DDP or FSDP2 (TRAIN.PARALLEL). Parameters keep their names. What is returned is called as the
-    model is; under FSDP2 it is the model, whose parameters are sharded from here on.
+    (TRAIN.COMPILE), then DDP or FSDP2 (TRAIN.PARALLEL). Parameters keep their names. The result is called as the model
+    is; under FSDP2 it is the same object, with sharded parameters.
 
     Args:
         model: on ``world.device``, the same in all processes.
@@ -69,10 +69,11 @@ def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
         compile_blocks(blocks)
     if world.size == 1:
         if cfg.TRAIN.PARALLEL != "ddp":
-            logger.warning("TRAIN.PARALLEL %s: one process has nothing to spread, ignored", cfg.TRAIN.PARALLEL)
+            logger.warning("TRAIN.PARALLEL %s is ignored: there is only one process", cfg.TRAIN.PARALLEL)
         return model
     if cfg.TRAIN.PARALLEL == "fsdp":
-        return _shard(model, blocks, cfg, world)
+        dtype = autocast_dtype(cfg.TRAIN.PRECISION, world.device)
+        return _shard(model, blocks, world, dtype, cpu_offload=cfg.TRAIN.CPU_OFFLOAD)
     device_ids = [world.device.index] if world.device.type == "cuda" else None
     statistics = any(isinstance(module, _BatchNorm) for module in model.modules())  # other buffers never change
     return DistributedDataParallel(
@@ -80,7 +81,7 @@ def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
         device_ids=device_ids,
         gradient_as_bucket_view=True,
         broadcast_buffers=statistics,
-        find_unused_parameters=cfg.SOLVER.FREEZE_EPOCHS > 0,  # what is frozen at first has no gradient then
+        find_unused_parameters=cfg.SOLVER.FREEZE_EPOCHS > 0,  # frozen parameters have no gradient
     )
 
 
@@ -95,14 +96,14 @@ def _entry(block: nn.Module) -> str:
 
 
 def checkpoint_activations(block: nn.Module, kind: str) -> None:
-    """Have a block keep less for backward, which computes it again.
+    """Checkpoint a block's activations: keep less for the backward pass, which recomputes it.
 
     Args:
-        kind: "none"; "write_back": nothing of what LookupViT's block does to its many lookup tokens after the gather;
-            "selective": of the whole block ``_KEPT`` alone; "full": the block's inputs alone.
+        kind: "none"; "write_back": keep nothing of what LookupViT's block does to the lookup tokens after the gather;
+            "selective": keep ``_KEPT`` only; "full": keep the block's inputs only.
     """
     name = "write_back" if kind == "write_back" else _entry(block)
-    if kind == "none" or not hasattr(block, name):  # a temporal encoder's blocks have no way back
+    if kind == "none" or not hasattr(block, name):  # the blocks of a temporal encoder have no write-back
         return
     plain: Callable[..., Any] = getattr(block, name)
     checkpointed = partial(checkpoint, plain, use_reentrant=False)
@@ -114,8 +115,8 @@ def checkpoint_activations(block: nn.Module, kind: str) -> None:
 def compile_blocks(blocks: list[nn.Module], backend: str = "inductor", dynamic: bool | None = None) -> None:
     """Compile each block's forward in place; equal blocks share the code.
 
-    A size that changes from call to call (another compressed grid, a last batch) is free from the second value on, so
-    the number of compilations does not grow with the number of grids. Past a limit a block runs uncompiled.
+    A size that changes from call to call (another compressed grid, a last batch) becomes dynamic at its second value,
+    so the number of compilations does not grow with the number of grids. Past a limit a block runs uncompiled.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _COMPILATIONS_PER_BLOCK * len(blocks))
@@ -124,26 +125,27 @@ def compile_blocks(blocks: list[nn.Module], backend: str = "inductor", dynamic: 
         setattr(block, _entry(block), torch.compile(getattr(block, _entry(block)), backend=backend, dynamic=dynamic))
 
 
-def _shard(model: nn.Module, blocks: list[nn.Module], cfg: CfgNode, world: World) -> nn.Module:
-    """Spread parameters, gradients and optimiser state over all processes, with each block as a unit (FSDP2).
+def _shard(
+    model: nn.Module, blocks: list[nn.Module], world: World, dtype: torch.dtype, *, cpu_offload: bool = False
+) -> nn.Module:
+    """Spread parameters, gradients and optimizer state over all processes, with each block as a unit (FSDP2).
 
-    In lower precision the blocks' parameters travel in it and gradients are summed in float32; what is outside the
-    blocks stays float32, since positions in bfloat16 would take the residual stream with them. Inputs are left to
+    In lower precision the blocks' parameters are sent in it and gradients are summed in float32. Parameters outside the
+    blocks stay float32: positions in bfloat16 would lower the precision of the residual stream. Inputs are left to
     autocast, as under DDP.
     """
-    mesh = init_device_mesh(world.device.type, (world.size,))
-    dtype = autocast_dtype(cfg.TRAIN.PRECISION, world.device)
-    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+    mesh, on_gpu = init_device_mesh(world.device.type, (world.size,)), world.device.type == "cuda"
+    full = MixedPrecisionPolicy(cast_forward_inputs=False)
     lower = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    offload = CPUOffloadPolicy() if cfg.TRAIN.CPU_OFFLOAD and world.device.type == "cuda" else OffloadPolicy()
-    if cfg.TRAIN.CPU_OFFLOAD and world.device.type != "cuda":
-        logger.warning("TRAIN.CPU_OFFLOAD: there is no GPU here whose memory it would spare, ignored")
+    offload = CPUOffloadPolicy() if cpu_offload and on_gpu else OffloadPolicy()
+    if cpu_offload and not on_gpu:
+        logger.warning("TRAIN.CPU_OFFLOAD is ignored: there is no GPU here whose memory it would save")
     for block in blocks:
-        policy = lower if world.device.type == "cuda" else whole  # a CPU's layer norm takes no second dtype
+        policy = lower if on_gpu else full  # a CPU's layer norm takes no second dtype
         fully_shard(block, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=True)
         if _entry(block) != "forward":
             register_fsdp_forward_method(block, _entry(block))
-    fully_shard(model, mesh=mesh, mp_policy=whole, offload_policy=offload, reshard_after_forward=False)
+    fully_shard(model, mesh=mesh, mp_policy=full, offload_policy=offload, reshard_after_forward=False)
     return model
 
 
@@ -153,10 +155,10 @@ def _plain(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Let each process use a sharded model on its own inside, for evaluation; others are whole already.
+    """Let each process use a sharded model on its own inside, for evaluation; other models are left as they are.
 
-    All processes must enter and leave. Inside, a forward needs no other process, so that their number of batches may
-    differ, and each of them has all parameters in memory.
+    All processes must enter and leave. Inside, a forward pass needs no other process, so the number of batches may
+    differ, and each process has all parameters in memory.
     """
     if not isinstance(model, FSDPModule):
         yield
@@ -177,7 +179,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def synchronizing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Let the backward pass inside average gradients over the processes, or not yet (gradient accumulation)."""
+    """Let the backward pass inside average gradients over the processes, or not (gradient accumulation)."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(wanted)
         yield
@@ -189,7 +191,7 @@ def synchronizing(model: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 def clip_gradients(model: nn.Module, limit: float) -> Tensor:
-    """Scale all gradients so that their common norm is at most ``limit`` (0: as it is); return the norm before.
+    """Scale all gradients so that their common norm is at most ``limit`` (0: do not); return the norm before.
 
     Under FSDP2 the norm is that of all shards. All processes must call it.
     """
@@ -205,21 +207,21 @@ def clip_gradients(model: nn.Module, limit: float) -> Tensor:
 def full_state(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Return the unsharded state of a model and its optimiser, on the CPU, whatever ``parallelize`` did.
+    """Return the unsharded state of a model and its optimizer, on the CPU, whatever ``parallelize`` did.
 
-    All processes must call it, and the main one gets it: the others, empty dicts. Names are those of the plain model,
-    in the optimiser's part too ({"state": {name: ...}, "param_groups": [{"params": [name, ...], ...}]}). No memory is
-    shared with what goes on training.
+    All processes must call it; the main one gets the state, the others empty dicts. Names are those of the plain model,
+    in the optimizer's part too ({"state": {name: ...}, "param_groups": [{"params": [name, ...], ...}]}). The state is a
+    copy: training does not change it.
 
     Args:
         model: what ``parallelize`` returned.
     """
-    weights = _copied(get_model_state_dict(model, options=_WHOLE))
+    weights = _copied(get_model_state_dict(model, options=_FULL))
     if optimizer is None:
         return weights, None
-    if not optimizer.state:  # no step was made yet, and torch would count its asking as one
+    if not optimizer.state:  # before the first step; torch would count the query as a step
         return weights, {"state": {}, "param_groups": []}
-    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+    state: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FULL)
     return weights, {"state": _copied(state["state"]), "param_groups": state["param_groups"]} if state else {}
 
 
@@ -229,9 +231,9 @@ def _copied(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put the optimiser's part of a ``full_state`` back, under any kind of parallelism and number of processes.
+    """Load the optimizer's part of a ``full_state``, under any kind of parallelism and number of processes.
 
-    All processes must call it, each with the whole state.
+    All processes must call it, each with the complete state.
 
     Args:
         model: what ``parallelize`` returned.
@@ -244,7 +246,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: di
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)  # the config's weight decay and betas, not those of the checkpoint
     for name, parameter in _plain(model).named_parameters():
-        if name not in state["state"]:  # it had no step yet, and torch counts one
+        if name not in state["state"]:  # it had no step yet, but torch counts one
             optimizer.state.pop(parameter, None)
 
 
@@ -254,3 +256,8 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the context in which a model computes in a dtype; float32: as it is."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

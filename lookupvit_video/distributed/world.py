@@ -1,4 +1,4 @@
-"""The processes that torchrun started: how they meet, what they tell one another, and who is missing when one is lost.
+"""The processes that torchrun started: how they connect, exchange values, and find out which one was lost.
 
 Reading order: ``World``, ``init_world``, ``gather_objects``, ``report_lost_processes``.
 """
@@ -34,9 +34,9 @@ class World:
     hosts: tuple[str, ...] = ()
     """The machine of each process, by rank."""
     control: distributed.ProcessGroup | None = field(default=None, repr=False, compare=False)
-    """A gloo group of all, for what must not wait for a GPU."""
+    """A gloo group of all processes, for messages that must not wait for a GPU."""
     store: Store | None = field(default=None, repr=False, compare=False)
-    """Where the processes met; it answers when they do not."""
+    """The rendezvous store, which still works when processes do not respond."""
 
     @property
     def is_main(self) -> bool:
@@ -44,20 +44,20 @@ class World:
         return self.rank == 0
 
     def name(self, rank: int) -> str:
-        """Return what a message calls a process."""
+        """Return the name of a process for messages."""
         return f"process {rank} of {self.size}" + (f" on {self.hosts[rank]}" if self.hosts else "")
 
 
 def init_world(timeout: float = 1800.0, join_timeout: float = 300.0) -> World:
-    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs), or be alone without it.
+    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs); without torchrun, a single process.
 
     Args:
         timeout: seconds that an operation between processes may take, which is how long they wait for one that hangs.
-        join_timeout: seconds that all of them may take to come.
+        join_timeout: seconds that all of them may take to start.
 
     Raises:
-        UserError: fewer GPUs than processes on this machine, or half of the settings that torchrun makes.
-        RunFailure: the processes do not find one another; says who is missing and what to check.
+        UserError: fewer GPUs than processes on this machine, or an incomplete set of torchrun's variables.
+        RunFailure: the processes do not find one another; says which are missing and what to check.
     """
     size, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cpu")
@@ -81,7 +81,7 @@ def init_world(timeout: float = 1800.0, join_timeout: float = 300.0) -> World:
 
 
 def _join(world: World, timeout: float, join_timeout: float) -> tuple[Store, tuple[str, ...]]:
-    """Open the connections between the processes; return where they met, and the machine of each."""
+    """Connect the processes; return their store, and the machine of each."""
     here = f"process {world.rank} of {world.size} on {socket.gethostname()}"
     unset = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if unset:
@@ -91,17 +91,17 @@ def _join(world: World, timeout: float, join_timeout: float) -> tuple[Store, tup
         store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=join_timeout)))
     except (RuntimeError, OSError) as error:
         raise RunFailure(
-            f"{here} did not meet the others at {place} ({_first_line(error).rstrip('.')}); check that torchrun "
-            f"runs on every node, that the address is the first node's, its port free there and open to all, {_HELP}"
+            f"{here} cannot reach the others at {place} ({_first_line(error).rstrip('.')}); check that torchrun "
+            f"runs on every node, and that the address is the first node's, with a port that is free and open, {_HELP}"
         ) from None
     try:
         store = restart_safe_store(store, world.rank, world.size, join_timeout)
-        _absent(store, "join", world, join_timeout)  # each tells its machine
+        _absent(store, "join", world, join_timeout)
     except (RunFailure, distributed.DistError) as error:  # DistError: without torchrun the first process has the store
-        told = error if isinstance(error, RunFailure) else "lost process 0"
+        reason = error if isinstance(error, RunFailure) else "lost process 0"
         raise RunFailure(
-            f"{here} {told}; check that torchrun runs on every node with the same --nnodes and --nproc_per_node, and "
-            f"what it says there, {_HELP}"
+            f"{here} {reason}; check that torchrun runs on every node with the same --nnodes and --nproc_per_node, and "
+            f"its output there, {_HELP}"
         ) from None
     try:
         distributed.init_process_group(
@@ -109,8 +109,8 @@ def _join(world: World, timeout: float, join_timeout: float) -> tuple[Store, tup
             store=store,
             rank=world.rank,
             world_size=world.size,
-            # Who hangs is found out over gloo (``World.control``); nccl, whose watchdog ends a process without a word
-            # about the others, is to give up later.
+            # A process that hangs is found over gloo (``World.control``). nccl must time out later: its watchdog ends
+            # a process without naming the others.
             timeout=timedelta(seconds=timeout + 120 * (world.device.type == "cuda")),
         )
     except RuntimeError as error:
@@ -122,7 +122,7 @@ def _join(world: World, timeout: float, join_timeout: float) -> tuple[Store, tup
 
 
 def _absent(store: Store, occasion: str, world: World, seconds: float) -> list[int]:
-    """Tell that this process is here; return the ranks of those that do not within some seconds."""
+    """Sign in for an occasion; return the ranks of the processes that do not within some seconds."""
     names = [f"{occasion}/{rank}" for rank in range(world.size)]
     deadline = time.monotonic() + seconds
     try:
@@ -130,7 +130,7 @@ def _absent(store: Store, occasion: str, world: World, seconds: float) -> list[i
         while not store.check(names):
             if time.monotonic() > deadline:
                 return [rank for rank, name in enumerate(names) if not store.check([name])]
-            time.sleep(0.05)  # rather than ``store.wait``, during which no other thread can use it
+            time.sleep(0.05)  # not ``store.wait``, which blocks other threads
     except RuntimeError:  # without torchrun the first process has the store
         return [0]
     return []
@@ -158,7 +158,7 @@ def gather_objects(value: T, world: World) -> list[T]:
 def in_any_process(world: World, *flags: bool) -> list[bool]:
     """Return for each flag whether some process has it set; all processes must call it.
 
-    It goes over gloo, so that no GPU is waited for.
+    It uses gloo, so it waits for no GPU.
     """
     if world.size == 1:
         return list(flags)
@@ -167,30 +167,26 @@ def in_any_process(world: World, *flags: bool) -> list[bool]:
     return [bool(vote) for vote in votes.tolist()]
 
 
-def _gone(missing: list[int], world: World, seconds: float) -> str:
-    names = ", ".join(map(world.name, missing))
-    return f"no answer within {seconds:g} s from {names}: hangs or is gone, see its log and its machine, {_HELP}"
-
-
 @contextmanager
 def report_lost_processes(world: World, seconds: float = 30.0) -> Iterator[None]:
-    """Turn what torch raises when processes lose one another into one line that names who is missing.
+    """Turn torch's errors of lost connections into a RunFailure that names the processes that are missing.
 
     Args:
-        seconds: that those who notice wait for the others to answer.
-
-    Raises:
-        RunFailure: in its place.
+        seconds: to wait for the other processes to respond.
     """
     try:
         yield
         return
     except RunFailure:
         raise
-    except RuntimeError as error:  # torch's errors of the network are such
-        told = _first_line(error)
+    except RuntimeError as error:  # torch's network errors are among these
+        reason = _first_line(error)
         if not isinstance(error, distributed.DistError) and "gloo" not in str(error).lower():
             raise
     missing = _absent(world.store, "lost contact", world, seconds) if world.store else []
-    cause = _gone(missing, world, seconds) if missing else f"all processes answer: see the network, {_HELP}"
-    raise RunFailure(f"lost contact ({told}); {cause}")
+    names = ", ".join(map(world.name, missing))
+    cause = (
+        f"no answer within {seconds:g} s from {names}: it is not responding or has exited, see its log and its machine"
+        if missing else "all processes respond: check the network"
+    )  # fmt: skip
+    raise RunFailure(f"lost contact ({reason}); {cause}, {_HELP}")

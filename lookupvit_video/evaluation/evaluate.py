@@ -1,9 +1,8 @@
-"""Validation and multi-view test: softmax averaged over the views of a video, every video counted once.
+"""Validation and multi-view test: softmax averaged over the views of a video, each video counted once.
 
 Shape letters: B videos, V views, K classes.
 """
 
-import csv
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,16 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from lookupvit_video.data.dataset import Batch, damage_refused
+from lookupvit_video.data.loader import Loader, build_eval_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.distributed.parallel import autocast_dtype, gathered
+from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
+from lookupvit_video.evaluation.metrics import METRICS, chosen_metrics, rounded, top_k
 from lookupvit_video.figures import plot_accuracy_vs_gmacs, plot_confusion
-from lookupvit_video.files import atomic_write, write_json
+from lookupvit_video.files import write_json
 from lookupvit_video.progress import progress
-from lookupvit_video.text import open_text, write_csv
+from lookupvit_video.text import write_csv
 
 logger = logging.getLogger(__name__)
 CompressedGrid = tuple[int, ...] | None
@@ -31,7 +32,7 @@ CompressedGrid = tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Results:
-    """Accuracy over a list of videos; a video that could not be read counts as wrong."""
+    """Answers over a list of videos; a video that could not be read counts as wrong."""
 
     labels: np.ndarray
     """(videos,)"""
@@ -42,29 +43,36 @@ class Results:
     damaged: list[tuple[int, str]] = field(default_factory=list)
     """(row, what is damaged) of each video with damage, used or skipped."""
 
-    def top(self, k: int) -> float:
-        """Return the share of videos, in percent, whose label is among the k likeliest classes."""
-        best = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
-        return 100 * float(np.mean((best == self.labels[:, None]).any(1) & self.read))
-
     @property
-    def read(self) -> np.ndarray:
+    def readable(self) -> np.ndarray:
         """(videos,) bool: which could be read."""
-        read = np.ones(len(self.labels), dtype=bool)
-        read[[row for row, _ in self.bad]] = False
-        return read
+        readable = np.ones(len(self.labels), dtype=bool)
+        readable[[row for row, _ in self.bad]] = False
+        return readable
 
     @property
     def used_damaged(self) -> list[tuple[int, str]]:
-        """(row, reason for bad_videos.csv) of each video with damage that was used all the same."""
+        """(row, reason for bad_videos.csv) of each damaged video that was used."""
         unread = {row for row, _ in self.bad}
         return [(row, f"damaged, used: {damage}") for row, damage in self.damaged if row not in unread]
+
+    def top(self, k: int) -> float:
+        """Return the share of videos, in percent, whose label is among the k likeliest classes."""
+        return top_k(self._scores, self.labels, k)
+
+    def measure(self, names: Sequence[str]) -> dict[str, float]:
+        """Return the value of each of some metrics by name, see ``metrics``."""
+        return {metric.name: metric.function(self._scores, self.labels) for metric in chosen_metrics(names)}
+
+    @property
+    def _scores(self) -> np.ndarray:
+        return np.where(self.readable[:, None], self.probabilities, 0)
 
     def confusion(self) -> np.ndarray:
         """Return counts (K, K): rows true, columns predicted; videos that could not be read are left out."""
         num_classes = self.probabilities.shape[1]
         counts = np.zeros((num_classes, num_classes), dtype=np.int64)
-        np.add.at(counts, (self.labels[self.read], self.probabilities.argmax(1)[self.read]), 1)
+        np.add.at(counts, (self.labels[self.readable], self.probabilities.argmax(1)[self.readable]), 1)
         return counts
 
     def per_class(self) -> list[float | None]:
@@ -75,18 +83,34 @@ class Results:
 
 
 def predict_clips(
-    model: nn.Module, cfg: CfgNode, clips: torch.Tensor, device: torch.device, grid: CompressedGrid = None
+    model: nn.Module,
+    clips: torch.Tensor,
+    device: torch.device,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    precision: str = "auto",
+    grid: CompressedGrid = None,
 ) -> torch.Tensor:
     """Return the softmax (clips, K), float32 on the CPU, of uint8 clips (clips, C, T, H, W); model in eval mode.
 
     Args:
+        mean, std: of each channel, on a scale of 0 to 1.
+        precision: TRAIN.PRECISION.
         grid: of the compressed tokens, for a LookupViT; None: the model's default.
     """
-    dtype = autocast_dtype(cfg.TRAIN.PRECISION, device)
-    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        inputs = normalize(clips.to(device, non_blocking=True), cfg.DATA.MEAN, cfg.DATA.STD)
+    with torch.inference_mode(), autocast(device, autocast_dtype(precision, device)):
+        inputs = normalize(clips.to(device, non_blocking=True), mean, std)
         logits = model(inputs) if grid is None else model(inputs, grid)
         return logits.float().softmax(-1).cpu()
+
+
+def eval_loader(cfg: CfgNode, videos: Sequence[Video], world: World, views: int = 1, crops: int = 1) -> Loader:
+    """Return the loader of this process's share of some videos, each with some views in time and space."""
+    return build_eval_loader(
+        cfg, videos, num_views=views, num_crops=crops, rank=world.rank, world_size=world.size,
+        pin_memory=world.device.type == "cuda",
+    )  # fmt: skip
 
 
 def evaluate(
@@ -98,14 +122,14 @@ def evaluate(
     label: str,
     grids: Sequence[CompressedGrid] = (None,),
 ) -> list[Results]:
-    """Run a model over this process's share of the videos and put all processes' shares together.
+    """Run a model over this process's share of the videos and gather the shares of all processes.
 
     Every video is read once, whatever the number of grids.
 
     Args:
         model: not wrapped in DDP; its mode is kept.
-        loader: from ``build_eval_loader`` with this process's rank.
-        videos: the whole list, the same in all processes.
+        loader: see ``eval_loader``.
+        videos: the complete list, the same in all processes.
         label: what the progress line says.
         grids: compressed grids to answer with; None is the model's default.
 
@@ -126,7 +150,10 @@ def evaluate(
     with gathered(model):
         for batch in batches:
             for rows, grid in zip(own, grids, strict=True):
-                probabilities = predict_clips(model, cfg, batch.clips, world.device, grid)
+                probabilities = predict_clips(
+                    model, batch.clips, world.device,
+                    mean=cfg.DATA.MEAN, std=cfg.DATA.STD, precision=cfg.TRAIN.PRECISION, grid=grid,
+                )  # fmt: skip
                 by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
                 rows += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)
             bad += batch.errors
@@ -147,41 +174,43 @@ def evaluate(
 
 
 def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
-    """Write what one checkpoint reaches with each compressed grid: accuracy_vs_gmacs.csv and .png; log the table."""
-    with atomic_write(folder / "accuracy_vs_gmacs.csv") as temporary, open_text(temporary, "w") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write and log the accuracy and cost with each compressed grid: accuracy_vs_gmacs.csv and .png."""
+    write_csv(folder / "accuracy_vs_gmacs.csv", list(rows[0]), [list(row.values()) for row in rows])
     plot_accuracy_vs_gmacs(rows, folder / "accuracy_vs_gmacs.png")
     for row in rows:
         logger.info(
-            "grid %-9s %5d compressed tokens  %8.4g GMACs a view  top-1 %.2f %%  top-5 %.2f %%",
-            row["grid"], row["tokens"], row["gmacs_per_view"], row["top1"], row["top5"],
+            "grid %-9s %5d compressed tokens  %8.4g GMACs a view  %s", row["grid"], row["tokens"],
+            row["gmacs_per_view"], "  ".join(METRICS[name].text(row[name]) for name in row if name in METRICS),
         )  # fmt: skip
 
 
 def write_results(
-    results: Results, videos: Sequence[Video], classes: Sequence[str], folder: Path, facts: dict[str, Any]
+    results: Results,
+    videos: Sequence[Video],
+    classes: Sequence[str],
+    folder: Path,
+    facts: dict[str, Any],
+    metrics: Sequence[str] = ("top1", "top5"),
 ) -> dict[str, Any]:
     """Write test_results.json, test_predictions.csv and confusion_matrix.png into a folder; return the JSON's content.
 
     Args:
-        facts: what was measured, put before the figures (checkpoint, views, precision, ...).
+        facts: what was measured (checkpoint, views, precision, ...); they come first.
+        metrics: TEST.METRICS.
     """
     summary = {
         **facts,
         "videos": len(videos),
-        "top1": round(results.top(1), 2),
-        "top5": round(results.top(5), 2),
+        **rounded(results.measure(metrics), 2),
         "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in results.bad],
         "damaged_videos": [{"path": videos[row].path, "damage": damage} for row, damage in results.damaged],
         "per_class": dict(zip(classes, results.per_class(), strict=True)),
     }
     write_json(folder / "test_results.json", summary, indent=None)
-    read, rows = results.read, []
+    readable, rows = results.readable, []
     for row, video in enumerate(videos):
         best = int(results.probabilities[row].argmax())
-        answer = (classes[best], f"{results.probabilities[row, best]:.4f}") if read[row] else ("", "")
+        answer = (classes[best], f"{results.probabilities[row, best]:.4f}") if readable[row] else ("", "")
         rows.append((video.path, classes[video.label], *answer))
     write_csv(folder / "test_predictions.csv", ("path", "label", "prediction", "probability"), rows)
     plot_confusion(results.confusion(), classes, folder / "confusion_matrix.png")

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,26 @@ import torch
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, check_settings, load_checkpoint, load_weights
-from lookupvit_video.data.loader import build_eval_loader, report_worker_failures
+from lookupvit_video.data.loader import report_worker_failures
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
-from lookupvit_video.evaluation.evaluate import CompressedGrid, Results, evaluate, write_grids, write_results
+from lookupvit_video.evaluation.evaluate import (
+    CompressedGrid,
+    Results,
+    eval_loader,
+    evaluate,
+    write_grids,
+    write_results,
+)
+from lookupvit_video.evaluation.metrics import chosen_metrics, rounded, text
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
-from lookupvit_video.models.lookupvit import grid_name
 from lookupvit_video.provenance import measured_with
 from lookupvit_video.registry import MODELS
+from lookupvit_video.text import grid_name
 
 logger = logging.getLogger(__name__)
 
@@ -36,28 +45,20 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     Raises:
         UserError: the checkpoint or the list cannot be read, or they do not fit the config.
     """
+    chosen_metrics(cfg.TEST.METRICS)
     videos = load_split(cfg, "test", classes)
     checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
-    _check_fit(cfg, classes, checkpoint)
+    _check_fit(model_spec(cfg).settings_not_in_weights, classes, checkpoint)
     model = build_model(cfg)
     load_weights(model, checkpoint, resize_positions=True)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)
-    grids = _grids(cfg)
+    grids = _grids(cfg.MODEL.ARCH, cfg.MODEL.COMPRESSED_GRID, cfg.TEST.GRIDS)
     macs = [measured_macs(model, clip, *([grid] if grid else [])) for grid in grids]
     model.to(world.device)
     views, crops = cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
     logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
-    loader = build_eval_loader(
-        cfg,
-        videos,
-        num_views=views,
-        num_crops=crops,
-        rank=world.rank,
-        world_size=world.size,
-        pin_memory=world.device.type == "cuda",
-    )
     with report_worker_failures():
-        results = evaluate(model, loader, videos, cfg, world, "test", grids)
+        results = evaluate(model, eval_loader(cfg, videos, world, views, crops), videos, cfg, world, "test", grids)
     if not world.is_main:
         return None
     facts = {
@@ -71,57 +72,52 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
         "measured_with": measured_with(world.device),
     }
     if len(grids) > 1:
-        facts["grids"] = _grid_table(cfg, grids, macs, results)
-    return _write(results[0], videos, classes, cfg, facts)
+        times = model_spec(cfg).shape.times  # factorised: a grid is that of each time index
+        facts["grids"] = _grid_table(times, grids, macs, results, cfg.TEST.METRICS)
+    folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
+    forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
+    return _write(results[0], videos, classes, folder, facts, cfg.TEST.METRICS)
 
 
-def _check_fit(cfg: CfgNode, classes: list[str], checkpoint: Checkpoint) -> None:
+def _check_fit(settings: Mapping[str, Any], classes: list[str], checkpoint: Checkpoint) -> None:
     if checkpoint.classes != classes:
         raise UserError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
-    check_settings(cfg, checkpoint)
+    check_settings(settings, checkpoint)
 
 
-def _grids(cfg: CfgNode) -> list[CompressedGrid]:
+def _grids(arch: str, own: Sequence[int], others: Sequence[Sequence[int]]) -> list[CompressedGrid]:
     """Return the compressed grids to test, the config's own first; [None] for a model without."""
-    if not MODELS[cfg.MODEL.ARCH].compressed_grids:
-        return [None]
-    return list(dict.fromkeys((tuple(cfg.MODEL.COMPRESSED_GRID), *map(tuple, cfg.TEST.GRIDS))))
+    return list(dict.fromkeys((tuple(own), *map(tuple, others)))) if MODELS[arch].compressed_grids else [None]
 
 
 def _grid_table(
-    cfg: CfgNode, grids: list[CompressedGrid], macs: list[int], results: list[Results]
+    times: int, grids: list[CompressedGrid], macs: list[int], results: list[Results], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return a line for each grid, the cheapest first."""
-    times = model_spec(cfg).shape.times  # factorised: a grid is that of each time index
+    """Return a row for each grid, the cheapest first."""
     return [
         {"grid": grid_name(grid or ()), "tokens": times * math.prod(grid or ()), "gmacs_per_view": gmacs(cost),
-         "top1": round(found.top(1), 2), "top5": round(found.top(5), 2)}
+         **rounded(found.measure(metrics), 2)}
         for grid, cost, found in sorted(zip(grids, macs, results, strict=True), key=lambda row: row[1])
     ]  # fmt: skip
 
 
 def _write(
-    results: Results, videos: list[Video], classes: list[str], cfg: CfgNode, facts: dict[str, Any]
+    results: Results,
+    videos: list[Video],
+    classes: list[str],
+    folder: Path,
+    facts: dict[str, Any],
+    metrics: Sequence[str],
 ) -> dict[str, Any]:
     """Write all files of the test and return the summary."""
-    folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
-    forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
-    record_bad_videos(
-        folder, [("test", videos[row].path, reason) for row, reason in results.bad + results.used_damaged]
-    )
+    unread = results.bad + results.used_damaged
+    record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in unread])
     if "grids" in facts:
         write_grids(facts["grids"], folder)
-    summary = write_results(results, videos, classes, folder, facts)
+    summary = write_results(results, videos, classes, folder, facts, metrics)
     logger.info(
-        "test: top-1 %.2f %%, top-5 %.2f %% of %d videos (%d could not be read and count as wrong, %d are damaged and "
-        "were used); wrote %s, %s and %s",
-        summary["top1"],
-        summary["top5"],
-        len(videos),
-        len(results.bad),
-        len(results.used_damaged),
-        folder / "test_results.json",
-        folder / "test_predictions.csv",
-        folder / "confusion_matrix.png",
-    )
+        "test: %s of %d videos (%d could not be read and count as wrong, %d are damaged and were used); wrote %s",
+        text({name: summary[name] for name in metrics}), len(videos), len(results.bad), len(results.used_damaged),
+        ", ".join(str(folder / name) for name in ("test_results.json", "test_predictions.csv", "confusion_matrix.png")),
+    )  # fmt: skip
     return summary

@@ -1,4 +1,4 @@
-"""Videos with answers drawn in, written picture by picture as H.264."""
+"""Videos with answers drawn in, written frame by frame as H.264."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,54 +10,54 @@ from typing import Any, NamedTuple
 import av
 import matplotlib
 import numpy as np
-from fvcore.common.config import CfgNode
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
-from lookupvit_video.inference.draw import attention_at, class_colours, overlay, shortened
+from lookupvit_video.inference.draw import attention_at, class_colors, overlay, shortened
 from lookupvit_video.inference.timeline import Segment, Timeline, open_forward
+from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
 
-SMALLEST_WIDTH = 480  # pixels: smaller videos are enlarged, or nobody could read what is written below them
+SMALLEST_WIDTH = 480  # pixels: smaller videos are enlarged, so that the text is readable
 SUFFIXES = (".mp4", ".mov", ".mkv")
-_TICKS = 90_000  # per second: the usual frame rates are whole numbers of them
+_TICKS = 90_000  # per second: divisible by the usual frame rates
 _PAPER, _INK, _PALE = (22, 22, 26), (240, 240, 240), (90, 90, 96)
-_LINE = 480  # pixels of width for which the sizes below are meant; wider videos get larger letters
+_LINE = 480  # pixels of width for which the sizes below are chosen; text is larger on wider videos
 _PANEL_HEIGHT = 84
 
 
 class VideoWriter(NamedTuple):
-    """An H.264 file that is being written, see ``open_writer``."""
+    """An open H.264 file, see ``open_writer``."""
 
     container: Any
     stream: Any
 
     def write(self, picture_HWC: np.ndarray, seconds: float) -> None:
-        """Add a picture (H, W, 3) uint8 RGB, shown from a time on; times ascend."""
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HWC), format="rgb24")
+        """Add a frame (H, W, 3) uint8 RGB, shown from a time in seconds on; times ascend."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even(picture_HWC)), format="rgb24")
         frame.pts, frame.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)
         self.container.mux(self.stream.encode(frame))
 
 
 def check_video_name(path: str | Path) -> None:
-    """Raise ValueError for a name that does not tell a container that H.264 is written to."""
+    """Raise UserError where a suffix names no container for H.264."""
     if Path(path).suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: the name of a video to be written must end in {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: an output video's name must end in {', '.join(SUFFIXES)}")
 
 
 @contextmanager
 def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Iterator[VideoWriter]:
-    """Open an H.264 file to write pictures to one by one; it appears, whole, when the block succeeds.
+    """Open an H.264 file to write frame by frame; it appears once the block succeeds.
 
     Args:
         path: its suffix chooses the container.
-        width, height: in pixels, even, since the colour planes have half of them.
-        fps: what the header tells; the pictures' own times are kept.
+        width, height: in pixels, rounded up to even, since the color planes have half of them.
+        fps: for the header; the frames' own times are kept.
 
     Raises:
-        UserError: a suffix of another kind, or a PyAV without an H.264 encoder.
+        UserError: another suffix, or a PyAV without an H.264 encoder.
     """
     check_video_name(path)
     with atomic_write(path) as temporary, av.open(str(temporary), "w") as container:
@@ -66,16 +66,16 @@ def open_writer(path: str | Path, *, width: int, height: int, fps: float) -> Ite
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         except av.codec.codec.UnknownCodecError:
             raise UserError("this build of PyAV cannot write H.264 (libx264); pip install av") from None
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         stream.codec_context.time_base = Fraction(1, _TICKS)
         yield VideoWriter(container, stream)
         container.mux(stream.encode(None))
 
 
-def annotate_video(timeline: Timeline, segments: Sequence[Segment], cfg: CfgNode, out: str | Path) -> None:
-    """Write a video with label, confidence bar and time line below its pictures, at their times, without sound.
+def annotate_video(timeline: Timeline, segments: Sequence[Segment], plan: Plan, out: str | Path) -> None:
+    """Write a video with label, confidence bar and timeline below its frames, at their times, without sound.
 
-    Only one picture is held at a time. Narrow videos are enlarged by a whole factor.
+    Memory holds one frame at a time. Narrow videos are enlarged by an integer factor.
 
     Args:
         timeline, segments: of the video at ``timeline.path``.
@@ -85,39 +85,35 @@ def annotate_video(timeline: Timeline, segments: Sequence[Segment], cfg: CfgNode
         UserError: see ``open_writer``.
     """
     check_video_name(out)
-    with open_forward(timeline.path, cfg) as reader:
-        info = reader.info
-        factor = -(-SMALLEST_WIDTH // info.width) if info.width < SMALLEST_WIDTH else 1
+    with open_forward(timeline.path, plan) as reader:
+        info, times = reader.info, reader.times.tolist()
+        factor = -(-SMALLEST_WIDTH // info.width)
         panel = Panel(timeline, segments, info.width * factor)
-        height = info.height * factor + panel.height
-        times = reader.times.tolist()
         pictures = progress(reader.walk(times), total=len(times), label="drawing", unit="frames")
-        size = {"width": panel.width + panel.width % 2, "height": height + height % 2}
-        with open_writer(out, **size, fps=info.fps) as writer:
+        height = info.height * factor + panel.height
+        with open_writer(out, width=panel.width, height=height, fps=info.fps) as writer:
             for seconds, picture in zip(times, pictures, strict=True):
                 picture = picture.repeat(factor, 0).repeat(factor, 1)
-                drawn = np.concatenate([picture, panel.draw(seconds)])
-                writer.write(even(drawn), seconds)
+                writer.write(np.concatenate([picture, panel.draw(seconds)]), seconds)
 
 
 def write_overlay(frames_THWC: np.ndarray, heat_thw: Tensor, path: str | Path, fps: float = 4.0) -> None:
-    """Write the frames of a clip as H.264, beside them the same with a heat map laid over, enlarged to be looked at.
+    """Write the frames of a clip as H.264, enlarged, next to the same with a heat map laid over.
 
     Args:
         frames_THWC: uint8 RGB.
         heat_thw: (t, h, w), see ``draw.overlay``.
-        fps: of the video written; slow, since a clip is short.
+        fps: of the output; slow, since a clip is short.
 
     Raises:
         UserError: see ``open_writer``.
     """
     height, width = frames_THWC.shape[1:3]
-    factor = max(1, -(-SMALLEST_WIDTH // (2 * width)))
-    size = {"width": 2 * width * factor, "height": height * factor + height * factor % 2}
-    with open_writer(path, **size, fps=fps) as writer:
+    factor = -(-SMALLEST_WIDTH // (2 * width))
+    with open_writer(path, width=2 * width * factor, height=height * factor, fps=fps) as writer:
         for index, frame in enumerate(frames_THWC.repeat(factor, 1).repeat(factor, 2)):
             heat_hw = attention_at(heat_thw, index, len(frames_THWC))
-            writer.write(even(np.concatenate([frame, overlay(frame, heat_hw)], axis=1)), index / fps)
+            writer.write(np.concatenate([frame, overlay(frame, heat_hw)], axis=1), index / fps)
 
 
 def even(picture_HWC: np.ndarray) -> np.ndarray:
@@ -127,7 +123,7 @@ def even(picture_HWC: np.ndarray) -> np.ndarray:
 
 
 class Panel:
-    """What stands below the pictures of an annotated video.
+    """The panel below the frames of an annotated video.
 
     Args:
         width: in pixels.
@@ -135,12 +131,12 @@ class Panel:
 
     def __init__(self, timeline: Timeline, segments: Sequence[Segment], width: int):
         self.timeline, self.segments, self.width = timeline, segments, width
-        self.scale = max(1.0, width / _LINE / 1.5)  # letters grow less than the picture
+        self.scale = max(1.0, width / _LINE / 1.5)  # text grows less than the frame
         self.height = round(_PANEL_HEIGHT * self.scale)
         self._starts = np.array([segment.start for segment in segments])
-        self.colours = {
-            name: tuple(round(255 * value) for value in colour)
-            for name, colour in class_colours(timeline, segments).items()
+        self.colors = {
+            name: tuple(round(255 * value) for value in color)
+            for name, color in class_colors(timeline, segments).items()
         }
         self._strip = self._draw_strip()
 
@@ -161,41 +157,39 @@ class Panel:
             label = self.timeline.classes.index(segment.label)
             share = float(self.timeline.probabilities[self.timeline.at(seconds), label])
             self._write_answer(pen, segment.label, share)
-        top, strip = self._y(54), self._strip
-        image.paste(strip, (self._x(8), top))
-        cursor = self._x(8) + round(seconds / self.timeline.duration * (strip.width - 1))
-        pen.rectangle((cursor - 1, top - self._y(3), cursor + 1, top + strip.height + self._y(3)), fill=_INK)
+        top, strip = self._px(54), self._strip
+        image.paste(strip, (self._px(8), top))
+        cursor = self._px(8) + round(seconds / self.timeline.duration * (strip.width - 1))
+        pen.rectangle((cursor - 1, top - self._px(3), cursor + 1, top + strip.height + self._px(3)), fill=_INK)
         clock = f"{as_clock(seconds)} / {as_clock(self.timeline.duration)}"
-        pen.text((self._x(8), self._y(68)), clock, fill=_INK, font=_font(self._y(11)))
+        pen.text((self._px(8), self._px(68)), clock, fill=_INK, font=_font(self._px(11)))
         return np.asarray(image)
 
     def _write_answer(self, pen: ImageDraw.ImageDraw, name: str, share: float) -> None:
-        font, right = _font(self._y(20)), self.width - self._x(8)
-        percent = f"{share:.0%}"
-        room = right - self._x(8) - font.getlength(percent + "  ")
-        pen.text((self._x(8), self._y(6)), _fitted(name, font, room), fill=_INK, font=font)
-        pen.text((right, self._y(6)), percent, fill=_INK, font=font, anchor="ra")
-        left, top, bottom = self._x(8), self._y(36), self._y(45)
+        font, percent = _font(self._px(20)), f"{share:.0%}"
+        left, right = self._px(8), self.width - self._px(8)
+        room = right - left - font.getlength(percent + "  ")
+        pen.text((left, self._px(6)), _fitted(name, font, room), fill=_INK, font=font)
+        pen.text((right, self._px(6)), percent, fill=_INK, font=font, anchor="ra")
+        top, bottom = self._px(36), self._px(45)
         pen.rectangle((left, top, right, bottom), fill=_PALE)
-        pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=self.colours[name])
+        pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=self.colors[name])
 
     def _draw_strip(self) -> Image.Image:
-        """Return the time line: the colour of the segment at each of its columns."""
-        width = self.width - 2 * self._x(8)
+        """Return the timeline: the color of the segment at each column."""
+        width = self.width - 2 * self._px(8)
         columns = np.empty((1, width, 3), dtype=np.uint8)
         for x in range(width):
             segment = self.segment_at((x + 0.5) / width * self.timeline.duration)
-            columns[0, x] = self.colours[segment.label] if segment else _PALE
-        return Image.fromarray(columns.repeat(self._y(10), axis=0))
+            columns[0, x] = self.colors[segment.label] if segment else _PALE
+        return Image.fromarray(columns.repeat(self._px(10), axis=0))
 
-    def _x(self, pixels: int) -> int:
+    def _px(self, pixels: int) -> int:
         return round(pixels * self.scale)
-
-    _y = _x
 
 
 def as_clock(seconds: float) -> str:
-    """Return a time as people write it: 75.2 -> "1:15", 3700 -> "1:01:40"."""
+    """Return a time as text: 75.2 -> "1:15", 3700 -> "1:01:40"."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -203,7 +197,7 @@ def as_clock(seconds: float) -> str:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return matplotlib's own font, which is on every machine that has it, and has most alphabets."""
+    """Return the font that comes with matplotlib; it has most alphabets."""
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")), size)
 
 

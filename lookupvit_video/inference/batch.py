@@ -1,4 +1,4 @@
-"""Many videos: from what a user names to files; read in processes of their own; answers written as they come."""
+"""Many videos: from names to files; read in worker processes; answers written as they arrive."""
 
 import csv
 import glob
@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import simplejson
@@ -35,13 +34,13 @@ _SLACK = 5.0  # seconds beyond the decoder's own limit, after which its process 
 
 
 def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[str], list[Failure]]:
-    """Return the files that names stand for, each once, and the names that stand for none.
+    """Return the files that names refer to, each once, and the names without a file.
 
     Args:
-        names: files; folders, for all files below them that have a video's suffix; patterns such as "clips/**/*.mp4",
-            where there is no file of that very name; "-": paths from standard input, one a line.
+        names: files; folders, for all video files below them; patterns such as "clips/**/*.mp4", unless a file has that
+            very name; "-": paths from standard input, one a line.
         lists: text files with a path a line, or tables (CSV) with a column of paths, see ``data/tables.py``; relative
-            paths are taken from the list's own folder.
+            paths start at the list's own folder.
 
     Raises:
         UserError: a list cannot be read.
@@ -61,9 +60,9 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
         found |= dict.fromkeys(files)
     for name in lists:
         if os.path.exists(name) and not os.path.isfile(name):
-            raise UserError(f"{name}: this list is no regular file; for a pipe, write - for standard input")
+            raise UserError(f"{name}: this list is not a regular file; for a pipe, use - (standard input)")
         try:
-            file = open(name, "rb")  # noqa: SIM115 - only this is to be caught
+            file = open(name, "rb")  # noqa: SIM115 - catch errors of opening alone
         except (OSError, ValueError) as error:
             raise UserError(f"{name}: this list cannot be read ({getattr(error, 'strerror', None) or error})") from None
         with file:
@@ -74,7 +73,7 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
 def _videos_below(folder: str, failures: list[Failure]) -> list[str]:
     try:
         videos, left_out = find_video_files(folder)
-    except ValueError as error:
+    except UserError as error:
         failures.append(Failure(folder, str(error)))
         return []
     if not videos:
@@ -85,10 +84,10 @@ def _videos_below(folder: str, failures: list[Failure]) -> list[str]:
 
 
 def list_paths(file: IO[bytes], name: str, folder: str) -> list[str]:
-    """Return the paths in a list that is open for reading, see ``find_videos``; also those of ``find -print0``.
+    """Return the paths in an open list, see ``find_videos``; also the output of ``find -print0``.
 
     Raises:
-        UserError: it is too long to be one, or no text; or its rows do not fit its header.
+        UserError: it is too long or not text, or its rows do not fit its header.
     """
     data = file.read(MAX_LIST_BYTES + 1)
     if len(data) > MAX_LIST_BYTES:
@@ -107,7 +106,7 @@ def list_paths(file: IO[bytes], name: str, folder: str) -> list[str]:
 
 
 def _located(folder: str, line: str) -> str:
-    """Return the path that a line names: as it stands, or without blanks or quotes around it where that is no file."""
+    """Return the path in a line: the exact text if there is such a file, else without blanks and quotes around it."""
     plain = line.strip()
     if len(plain) > 2 and plain[0] == plain[-1] == '"':
         plain = plain[1:-1].replace('""', '"')
@@ -119,10 +118,10 @@ def _located(folder: str, line: str) -> str:
 
 
 def read_videos(paths: Sequence[str], plan: Plan, processes: int) -> Iterator[Views | Failure]:
-    """Yield the clips of each file, or why there are none, as they are done.
+    """Yield the clips of each file, or the reason for none, in completion order.
 
     Args:
-        processes: that read; what crashes or hangs one of them is one failure. 0: read in this process.
+        processes: workers; a file that crashes or hangs one of them is one failure. 0: read in this process.
     """
     if not processes:
         yield from (read_or_fail(plan, path) for path in paths)
@@ -136,7 +135,7 @@ def read_videos(paths: Sequence[str], plan: Plan, processes: int) -> Iterator[Vi
 
 
 def read_or_fail(plan: Plan, path: str) -> Views | Failure:
-    """Return the clips of a file, or why there are none."""
+    """Return the clips of a file, or the reason for none."""
     try:
         return read_file(path, plan)
     except DecodeError as error:
@@ -147,22 +146,21 @@ def read_or_fail(plan: Plan, path: str) -> Views | Failure:
 
 
 class AnswerFile:
-    """Answers in a file, written as they come: a killed run keeps what it had, and ``resume`` goes on from there.
+    """Answers in a file, written as they arrive: a killed run keeps its answers, and ``resume`` adds the missing ones.
 
     Args:
         path: the file; "-": standard output.
         columns: of a table (CSV); None: JSON lines.
-        resume: keep the answers that the file holds. Failures are forgotten, so that they are tried again.
+        resume: keep the file's answers, but not its failures, which are tried again.
 
     Raises:
-        UserError: the path is no regular file, another process is writing to it, or what is there to resume has other
-            columns.
+        UserError: the path is not a regular file, another process writes to it, or its columns differ on resume.
         OSError: the file cannot be written.
     """
 
     def __init__(self, path: str, columns: Sequence[str] | None = None, resume: bool = False):
         if path != "-" and os.path.lexists(path) and not os.path.isfile(path):
-            raise UserError(f"{path}: answers go into a regular file, or to standard output (-)")
+            raise UserError(f"{path}: not a regular file; write answers to a file, or to standard output (-)")
         self.columns, self.done = columns, set[str]()
         self._lock = ExitStack()
         if path != "-":
@@ -198,14 +196,14 @@ class AnswerFile:
             self.write(row)
 
     def _kept(self, path: Path) -> list[dict[str, Any]]:
-        """Return the answers that an earlier run left; the line that it was killed over is none."""
+        """Return the answers of an earlier run, without an incomplete last line."""
         if not path.exists():
             return []
         with open_text(path, "r") as file:
             if self.columns:
                 reader = csv.DictReader(file)
                 if reader.fieldnames is not None and list(reader.fieldnames) != list(self.columns):
-                    raise UserError(f"{path}: --resume: its columns are others; use the same --topk, or remove it")
+                    raise UserError(f"{path}: --resume: the file has other columns; use the same --topk, or remove it")
                 rows: list[dict[str, Any]] = [row for row in reader if None not in row and None not in row.values()]
             else:
                 rows = [row for row in map(_parsed, file) if row is not None]
@@ -224,9 +222,7 @@ class AnswerFile:
     def __enter__(self) -> "AnswerFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.file is not sys.stdout:
             self.file.close()
         self._lock.close()
@@ -241,13 +237,13 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def csv_columns(topk: int) -> list[str]:
-    """Return the columns of a table of answers: a row for each video."""
+    """Return the columns of a table of answers, one row per video."""
     best = [name for rank in range(1, topk + 1) for name in (f"label_{rank}", f"probability_{rank}")]
     return ["path", *best, "grid", "gmacs", "note", "error"]
 
 
 def csv_row(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return an answer, as JSON holds it, as a row of such a table."""
+    """Return an answer, as JSON has it, as a row of such a table."""
     row = {name: value for name, value in answer.items() if name in ("path", "grid", "gmacs", "note", "error")}
     for rank, (label, probability) in enumerate(answer.get("classes", {}).items(), start=1):
         row |= {f"label_{rank}": label, f"probability_{rank}": f"{probability:.6f}"}

@@ -1,8 +1,8 @@
 """One multi-resolution checkpoint, many budgets: which compressed grid to use, and when a small one is enough.
 
-``grid_costs``, ``grid_within_macs`` and ``grid_within_latency`` pick one grid for all videos. A ``Cascade`` starts each
-video on a small grid and goes on to larger ones only while the answer is not confident; ``calibrate`` finds its
-thresholds on labelled videos. Shape letters: B clips, G grids, V videos, N lookup tokens, D width, K classes.
+``largest_within`` picks one grid for all videos. A ``Cascade`` starts each video on a small grid and continues on
+larger ones only while the answer is not confident; ``tools/calibrate.py`` finds its thresholds on labeled videos.
+Shape letters: B clips, V videos, N lookup tokens, D width, K classes.
 """
 
 import copy
@@ -13,8 +13,9 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,99 +23,50 @@ from typing import Any
 import numpy as np
 import simplejson
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
-from lookupvit_video.data.transforms import normalize
-from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.models.build import model_spec
-from lookupvit_video.models.complexity import measured_macs
-from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.text import grid_name
 
 logger = logging.getLogger(__name__)
 Grid = tuple[int, ...]
+Costs = Mapping[Grid, Mapping[str, int]]
+"""Multiply-accumulates of one view by part of the model, on each compressed grid, the cheapest first."""
 FORMAT = "lookupvit_video/cascade/1"
 
 
 # One grid for all videos ------------------------------------------------------------------------------------------
 
 
-def parse_grid(text: str) -> Grid:
-    """Read "4x7x7".
-
-    Raises:
-        UserError: it is no grid.
-    """
-    parts = text.split("x")
-    if len(parts) not in (2, 3) or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
-        raise UserError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorised encoder")
-    return tuple(map(int, parts))
-
-
-def grid_costs(cfg: CfgNode) -> dict[Grid, int]:
-    """Return the closed-form MACs of one view on each compressed grid of a checkpoint, the cheapest first.
-
-    Raises:
-        UserError: not a LookupViT, which alone has compressed grids.
-    """
-    spec = model_spec(cfg)
-    if not spec.grids:
-        raise UserError(f"MODEL.ARCH {cfg.MODEL.ARCH} has no compressed grids, hence one budget only")
-    costs = {grid: sum(spec.macs(compressed_grid=grid).values()) for grid in spec.grids}
-    return dict(sorted(costs.items(), key=lambda item: item[1]))
-
-
-def macs_a_view(model: nn.Module, cfg: CfgNode, grid: Grid | None = None) -> int:
-    """Return the MACs of one view: in closed form, or counted for models that have none."""
-    size, device = cfg.DATA.TEST_CROP_SIZE, next(model.parameters()).device
-    parts = model_spec(cfg).macs(**({"compressed_grid": grid} if grid else {}))
-    if parts:
-        return sum(parts.values())
-    return measured_macs(model, torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, size, size, device=device))
-
-
-def check_grid(cfg: CfgNode, grid: Grid) -> None:
-    """Raise ValueError where a checkpoint has no such compressed grid."""
-    costs = grid_costs(cfg)
-    if grid not in costs:
-        raise UserError(f"grid {grid_name(grid)}: this checkpoint has {', '.join(map(grid_name, costs))}")
-
-
-def grid_within_macs(cfg: CfgNode, gmacs: float) -> Grid:
-    """Return the grid that costs most within a budget of 10^9 multiply-accumulates a view.
-
-    Raises:
-        UserError: even the cheapest costs more.
-    """
-    costs = {grid: macs / 1e9 for grid, macs in grid_costs(cfg).items()}
-    return _dearest_within(costs, gmacs, "GMACs a view")
-
-
-def grid_within_latency(costs: dict[Grid, float], milliseconds: float) -> Grid:
-    """Return the slowest grid within a budget, of those that ``measured_latencies`` timed.
-
-    Raises:
-        UserError: even the fastest is slower.
-    """
-    return _dearest_within(costs, milliseconds, "ms a view on this device")
+def check_grid(grids: Collection[Grid], grid: Grid | None = None) -> None:
+    """Raise UserError where the model has no compressed grids, or not this one."""
+    if not grids:
+        raise UserError("this checkpoint's model has no compressed grids, hence a single budget")
+    if grid is not None and grid not in grids:
+        raise UserError(f"grid {grid_name(grid)}: this checkpoint has {', '.join(map(grid_name, grids))}")
 
 
 def check_budget(budget: float) -> None:
-    """Raise ValueError where a budget is none."""
+    """Raise UserError where a budget is not above 0."""
     if not budget > 0:  # also catches nan
         raise UserError(f"a budget of {budget:g}: it must be above 0")
 
 
-def _dearest_within(costs: dict[Grid, float], budget: float, unit: str) -> Grid:
+def largest_within(costs: Mapping[str, float], budget: float, unit: str) -> str:
+    """Return the name of the grid that costs most within a budget.
+
+    Args:
+        costs: by the grid's name, in the unit of the budget.
+
+    Raises:
+        UserError: even the cheapest costs more.
+    """
     check_budget(budget)
     within = [grid for grid, cost in costs.items() if cost <= budget]
     if not within:
         cheapest = min(costs, key=lambda grid: costs[grid])
-        raise UserError(
-            f"a budget of {budget:g} {unit}: the cheapest grid, {grid_name(cheapest)}, takes {costs[cheapest]:.4g}"
-        )
+        raise UserError(f"a budget of {budget:g} {unit}: the cheapest grid, {cheapest}, takes {costs[cheapest]:.4g}")
     return max(within, key=lambda grid: costs[grid])
 
 
@@ -122,42 +74,47 @@ def _dearest_within(costs: dict[Grid, float], budget: float, unit: str) -> Grid:
 
 
 def cache_folder() -> Path:
-    """Return where this user's measurements are kept: LOOKUPVIT_CACHE, or the usual place of caches."""
+    """Return the folder of this user's measurements: LOOKUPVIT_CACHE, or one in the user's cache."""
     own = os.environ.get("LOOKUPVIT_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lookupvit_video")
 
 
 def measured_latencies(
-    answer: Callable[[Tensor, Grid], Tensor], cfg: CfgNode, device: torch.device, folder: Path | None = None
-) -> dict[Grid, float]:
+    answer: Callable[[Tensor, Grid], Tensor],
+    clip: Tensor,
+    grids: Iterable[Grid],
+    model: dict[str, str],
+    device: torch.device,
+    folder: Path | None = None,
+) -> dict[str, float]:
     """Return the milliseconds of one view (batch 1, without decoding) on each grid, the median of at least 10.
 
     Args:
         answer: uint8 clips (1, C, T, H, W), grid -> probabilities, such as ``Predictor.predict_clips``.
-        folder: where earlier measurements lie; None: ``cache_folder()``. One that cannot be written to is done without.
+        clip: a view to measure with.
+        model: the model's settings and precision, for which a measurement holds.
+        folder: of earlier measurements; None: ``cache_folder()``. They are not kept where it cannot be written to.
     """
     facts = {
         "device": _device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "torch": torch.__version__,
-        "precision": str(autocast_dtype(cfg.TRAIN.PRECISION, device)),
-        "model": cfg.MODEL.dump(),
-        "clip": [cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE],
+        **model,
+        "clip": [clip.shape[2], clip.shape[3]],
     }
     name = hashlib.sha256(simplejson.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     path = (folder or cache_folder()) / "latency" / f"{name}.json"
-    grids = list(grid_costs(cfg))
-    known = _read_latencies(path)
-    if known.keys() < set(map(grid_name, grids)):
-        clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, *[cfg.DATA.TEST_CROP_SIZE] * 2, dtype=torch.uint8)
-        known = {grid_name(grid): _milliseconds(lambda grid=grid: answer(clip, grid)) for grid in grids}  # type: ignore[misc]
+    by_name, known = {grid_name(grid): grid for grid in grids}, _read_latencies(path)
+    if not by_name.keys() <= known.keys():
+        known = {name: _milliseconds(partial(answer, clip, grid)) for name, grid in by_name.items()}
         try:
             write_json(path, {**facts, "milliseconds": known})
         except OSError as error:
-            logger.warning("%s: these measurements cannot be kept (%s)", path, error.strerror)
-    listed = ", ".join(f"{name} {known[name]:.3g} ms" for name in map(grid_name, grids))
+            logger.warning("%s: cannot write these measurements (%s)", path, error.strerror)
+    found = {name: known[name] for name in by_name}
+    listed = ", ".join(f"{name} {ms:.3g} ms" for name, ms in found.items())
     logger.info("one view on %s: %s (kept in %s)", facts["device"], listed, path)
-    return {grid: known[grid_name(grid)] for grid in grids}
+    return found
 
 
 def _device_name(device: torch.device) -> str:
@@ -171,11 +128,11 @@ def _read_latencies(path: Path) -> dict[str, float]:
         content = simplejson.loads(path.read_text(encoding="utf-8"))
         return {str(name): float(value) for name, value in content["milliseconds"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # none, or damaged: it is measured anew
+        return {}  # missing or damaged: measure again
 
 
 def _milliseconds(work: Callable[[], Tensor]) -> float:
-    """Time work that ends with its result on the CPU; its first calls set things up and do not count."""
+    """Return the median time of work that ends with its result on the CPU; its first calls only warm up."""
     for _ in range(3):
         work()
     taken: list[float] = []
@@ -192,11 +149,11 @@ def _milliseconds(work: Callable[[], Tensor]) -> float:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Grids from cheap to dear, and how confident an answer must be for the next one not to be asked."""
+    """Grids from cheap to expensive, and the confidence at which the answer of each is accepted."""
 
     grids: tuple[Grid, ...]
     thresholds: tuple[float, ...]
-    """Of all grids but the last: the probability of the likeliest class, averaged over the views, that is enough."""
+    """Of all grids but the last: the least probability of the likeliest class, averaged over the views."""
 
     def __post_init__(self) -> None:
         if len(self.thresholds) != len(self.grids) - 1:
@@ -206,60 +163,48 @@ class Cascade:
 
     @property
     def name(self) -> str:
-        """As people write it: "1x2x2 (0.93) 2x4x4"."""
+        """Grids with their thresholds, such as "1x2x2 (0.93) 2x4x4"."""
         steps = [f"{grid_name(g)} ({t:.3g})" for g, t in zip(self.grids, self.thresholds, strict=False)]
         return " ".join([*steps, grid_name(self.grids[-1])])
 
 
-def cascade_macs(cascade: Cascade, cfg: CfgNode) -> list[int]:
-    """Return what a view costs that ends at each grid, all passes before it included, its tokens made once."""
-    spec = model_spec(cfg)
-    passes = [spec.macs(compressed_grid=grid) for grid in cascade.grids]
+def cascade_macs(cascade: Cascade, costs: Costs) -> list[int]:
+    """Return the MACs of a view that ends at each grid: the passes up to there, and the tokenizer once."""
+    passes = [costs[grid] for grid in cascade.grids]
     first = passes[0]["tokenizer"]
     return [first + sum(sum(p.values()) - p["tokenizer"] for p in passes[: i + 1]) for i in range(len(passes))]
 
 
-def after_tokenizer(model: LookupViT) -> LookupViT:
-    """Return the same model, with the same weights, that takes lookup tokens (B, N, D) for clips."""
+def after_tokenizer(model: nn.Module) -> nn.Module:
+    """Return the same model, sharing its weights, that takes lookup tokens (B, N, D) in place of clips."""
     rest = copy.copy(model)
-    rest._modules = {**model._modules, "tokenizer": _Tokens(model.tokenizer.grid)}
+    passes_on = nn.Identity()
+    passes_on.grid = model.get_submodule("tokenizer").grid
+    rest._modules = {**model._modules, "tokenizer": passes_on}
     return rest
-
-
-class _Tokens(nn.Module):
-    """Stands where the tokenizer stood, for tokens that are made already."""
-
-    def __init__(self, grid: tuple[int, int, int]):
-        super().__init__()
-        self.grid = grid
-
-    def forward(self, tokens_BND: Tensor) -> Tensor:
-        return tokens_BND
 
 
 @torch.inference_mode()
 def run_cascade(
-    model: LookupViT,
-    cfg: CfgNode,
-    device: torch.device,
+    model: nn.Module,
     cascade: Cascade,
-    clips: Tensor,
+    clips: Iterable[Tensor],
     counts: Sequence[int],
     batch_size: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Tensor, int]]:
-    """Yield the probabilities (K,) of each video and the step of the cascade that gave them.
+    """Return the probabilities (K,) of each video and the step of the cascade that gave them.
 
     Args:
-        clips: uint8 (B, C, T, H, W) of all videos, one after the other; their lookup tokens are made once.
-        counts: clips of each video; it is the mean over them that must be confident.
+        clips: batches (B, C, T, H, W), normalized, of all videos in turn; their lookup tokens are made once.
+        counts: clips of each video; the mean over them must be confident.
         batch_size: clips in one pass of the model.
+        dtype: that the model computes in.
     """
-    dtype = autocast_dtype(cfg.TRAIN.PRECISION, device)
-    precision = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    precision = torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype != torch.float32)
     with precision:
-        inputs = (normalize(part.to(device), cfg.DATA.MEAN, cfg.DATA.STD) for part in clips.split(batch_size))
-        tokens_BND = torch.cat([model.tokenizer(part) for part in inputs])
-    rest, by_video = after_tokenizer(model), tokens_BND.split(list(counts))
+        tokens_BND = torch.cat([model.get_submodule("tokenizer")(part) for part in clips])
+    rest, by_video = after_tokenizer(model), torch.split(tokens_BND, list(counts))
     answers: dict[int, tuple[Tensor, int]] = {}
     undecided = list(range(len(counts)))
     for step, grid in enumerate(cascade.grids):
@@ -267,8 +212,8 @@ def run_cascade(
             break
         tokens = torch.cat([by_video[video] for video in undecided])
         with precision:
-            logits = torch.cat([rest(part, grid).float() for part in tokens.split(batch_size)])
-        shares = logits.softmax(-1).cpu().split([counts[video] for video in undecided])
+            logits = torch.cat([rest(part, grid).float() for part in torch.split(tokens, batch_size)])
+        shares = torch.split(logits.softmax(-1).cpu(), [counts[video] for video in undecided])
         answers |= {video: (share.mean(0), step) for video, share in zip(undecided, shares, strict=True)}
         enough = cascade.thresholds[step] if step < len(cascade.thresholds) else -math.inf
         undecided = [video for video in undecided if not answers[video][0].max() >= enough]
@@ -280,21 +225,21 @@ def run_cascade(
 
 @dataclass(frozen=True)
 class Point:
-    """A cascade (or a single grid) on labelled videos."""
+    """What a cascade (or a single grid) reaches on labeled videos."""
 
     cascade: Cascade
     top1: float
     """Percent."""
     macs: float
-    """Mean over the videos, of a view, all passes included."""
+    """Of a view, all passes included; mean over the videos."""
     ended: list[float]
-    """Share of the videos, in percent, that each grid gave the answer to."""
+    """Share of the videos, in percent, that each grid answered."""
 
 
-def measure(cascade: Cascade, cfg: CfgNode, tables: dict[Grid, np.ndarray], labels: np.ndarray) -> Point:
-    """Return what a cascade would reach, from each grid's probabilities (V, K) of labelled videos.
+def measure(cascade: Cascade, costs: Costs, tables: Mapping[Grid, np.ndarray], labels: np.ndarray) -> Point:
+    """Return what a cascade reaches, from each grid's probabilities (V, K) of labeled videos.
 
-    A video that could not be read has a row of zeros: it counts as wrong.
+    A video that could not be read has a row of zeros and counts as wrong.
     """
     step_V = np.full(len(labels), len(cascade.grids) - 1)
     for step, (grid, enough) in reversed(list(enumerate(zip(cascade.grids, cascade.thresholds, strict=False)))):
@@ -302,19 +247,21 @@ def measure(cascade: Cascade, cfg: CfgNode, tables: dict[Grid, np.ndarray], labe
     answers_VK = np.stack([tables[grid] for grid in cascade.grids])[step_V, np.arange(len(labels))]
     right = (answers_VK.argmax(1) == labels) & (answers_VK.max(1) > 0)
     ended = np.bincount(step_V, minlength=len(cascade.grids)) / len(labels)
-    macs = float(np.dot(ended, cascade_macs(cascade, cfg)))
+    macs = float(np.dot(ended, cascade_macs(cascade, costs)))
     return Point(cascade, 100 * float(right.mean()), macs, (100 * ended).tolist())
 
 
-def candidates(cfg: CfgNode, tables: dict[Grid, np.ndarray], steps: int = 200) -> Iterator[Cascade]:
-    """Yield every chain of grids from cheap to dear, each with thresholds from "never enough" to "always enough".
+def candidates(tables: Mapping[Grid, np.ndarray], steps: int = 200) -> Iterator[Cascade]:
+    """Yield every chain of grids from cheap to expensive, each with thresholds from "never" to "always enough".
 
-    All steps of a chain share one threshold: few videos cannot tell several apart. Those tried lie at quantiles of the
-    confidences themselves.
+    All steps of a chain share one threshold, since a few hundred videos do not separate several. The thresholds are
+    quantiles of the confidences.
+
+    Args:
+        tables: each grid's probabilities (V, K), the cheapest grid first.
     """
-    grids = list(grid_costs(cfg))
-    for length in range(1, len(grids) + 1):
-        for chain in combinations(grids, length):
+    for length in range(1, len(tables) + 1):
+        for chain in combinations(tables, length):
             if length == 1:
                 yield Cascade(chain, ())
                 continue
@@ -324,7 +271,7 @@ def candidates(cfg: CfgNode, tables: dict[Grid, np.ndarray], steps: int = 200) -
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other one beats in both accuracy and cost, the cheapest first."""
+    """Return the points that no other one beats in accuracy and cost, the cheapest first."""
     best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.macs, -p.top1)):
         if not best or point.top1 > best[-1].top1:
@@ -350,7 +297,7 @@ def choose(points: Sequence[Point], wanted: float) -> Point:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of a model's weights: thresholds hold for the weights that they were found with."""
+    """Return a hash of a model's weights, for which thresholds were found."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
@@ -360,17 +307,19 @@ def fingerprint(model: nn.Module) -> str:
 
 def save_cascade(path: Path, cascade: Cascade, model: nn.Module, facts: dict[str, Any]) -> None:
     """Write a cascade, the model it is for, and what was measured, as JSON."""
-    content = {"format": FORMAT, "model": fingerprint(model), **asdict(cascade), **facts}
-    write_json(path, content)
+    write_json(path, {"format": FORMAT, "model": fingerprint(model), **asdict(cascade), **facts})
 
 
-def load_cascade(path: str | Path, model: nn.Module, cfg: CfgNode) -> Cascade:
-    """Read a cascade that ``tools/calibrate.py`` wrote for this very model.
+def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) -> Cascade:
+    """Read a cascade that ``tools/calibrate.py`` wrote for these weights.
+
+    Args:
+        known: the model's compressed grids.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to other weights.
     """
-    if not Path(path).is_file():
+    if not Path(path).is_file():  # a pipe would never end
         raise UserError(f"{path}: no such file; make it with tools/calibrate.py")
     try:
         content = simplejson.loads(Path(path).read_text(encoding="utf-8"))
@@ -381,9 +330,9 @@ def load_cascade(path: str | Path, model: nn.Module, cfg: CfgNode) -> Cascade:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; make it with tools/calibrate.py") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise UserError(f"{path}: these are no thresholds; make them with tools/calibrate.py") from None
+        raise UserError(f"{path}: not a file of thresholds; make one with tools/calibrate.py") from None
     for grid in grids:
-        check_grid(cfg, grid)
+        check_grid(known, grid)
     if content.get("model") != fingerprint(model):
-        raise UserError(f"{path}: these thresholds are of other weights; calibrate this checkpoint anew")
+        raise UserError(f"{path}: thresholds of other weights; calibrate this checkpoint again")
     return cascade

@@ -1,4 +1,4 @@
-"""Pictures of answers: sheets of the frames that the model saw and where it looked, and time lines."""
+"""Pictures of answers: sheets of the frames that the model saw and where it looked; timelines."""
 
 import colorsys
 from collections.abc import Sequence
@@ -18,36 +18,17 @@ from lookupvit_video.text import printable
 MAX_COLUMNS = 8
 
 
-def draw_prediction(prediction: Prediction, attention_thw: Tensor | None, path: Path) -> None:
-    """Write a PNG sheet: frames of the clip, the same with attention laid over, bars of the top classes.
+def draw_prediction(prediction: Prediction, heat_maps: Sequence[tuple[str, Tensor]], path: Path) -> None:
+    """Write a PNG sheet: frames of the clip, a row for each heat map laid over them, bars of the top classes.
 
     Args:
-        attention_thw: (t, h, w) from ``Predictor.attention_maps``, or None to leave that row out.
-    """
-    rows = [] if attention_thw is None else [("attention", attention_thw)]
-    frames_THWC = prediction.clip.permute(1, 2, 3, 0).numpy()
-    bars = list(zip(prediction.labels, prediction.probabilities, strict=True))
-    draw_sheet(frames_THWC, rows, bars, Path(prediction.path).name, path)
-
-
-def draw_sheet(
-    frames_THWC: np.ndarray,
-    heat_maps: Sequence[tuple[str, Tensor]],
-    classes: Sequence[tuple[str, float]],
-    title: str,
-    path: Path,
-) -> None:
-    """Write a PNG: frames of a clip, under them a row for each heat map laid over them, beside them the top classes.
-
-    Args:
-        frames_THWC: uint8 RGB.
         heat_maps: (name, map (t, h, w)), see ``overlay``.
-        classes: (label, probability), likeliest first.
     """
+    frames_THWC, labels = prediction.clip.permute(1, 2, 3, 0).numpy(), prediction.labels
     shown = np.linspace(0, len(frames_THWC) - 1, min(MAX_COLUMNS, len(frames_THWC))).round().astype(int).tolist()
     rows = 1 + len(heat_maps)
     figure = new_figure(1.5 * len(shown) + 3.2, 1.6 * rows + 0.5)
-    title = printable(f"{title}: {classes[0][0]} ({classes[0][1]:.0%})")
+    title = printable(f"{Path(prediction.path).name}: {prediction.label} ({prediction.probability:.0%})")
     figure.suptitle(title, fontsize=11, parse_math=False)
     panels: Any = figure.subfigures(1, 2, width_ratios=[1.5 * len(shown), 3.2])
     pictures, right = panels
@@ -64,8 +45,8 @@ def draw_sheet(
     for row, (name, _) in enumerate(heat_maps, start=1):
         axes[row, 0].set_title(name, fontsize=8, loc="left", parse_math=False)
     axis = bars.subplots()
-    axis.barh(range(len(classes)), [share for _, share in classes], color=["tab:green"] + ["0.75"] * (len(classes) - 1))
-    axis.set_yticks(range(len(classes)), [_plain(label) for label, _ in classes])
+    axis.barh(range(len(labels)), prediction.probabilities, color=["tab:green"] + ["0.75"] * (len(labels) - 1))
+    axis.set_yticks(range(len(labels)), list(map(_plain, labels)))
     axis.invert_yaxis()
     axis.set(xlim=(0, 1), xlabel="probability")
     axis.tick_params(labelsize=8)
@@ -73,25 +54,25 @@ def draw_sheet(
 
 
 def shortened(text: str, length: int) -> str:
-    """Return printable text of at most so many letters."""
+    """Return printable text of at most ``length`` characters."""
     text = printable(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _plain(label: str) -> str:
-    """Return a label that matplotlib draws as it stands: an underscore would hide it, a dollar start a formula."""
+    """Return a label that matplotlib draws as it is: it hides one that starts with an underscore."""
     text = plain(shortened(label, 28))
     return " " + text if text.startswith("_") else text
 
 
 def attention_at(attention_thw: Tensor, frame: int, num_frames: int) -> Tensor:
-    """Return the (h, w) attention of the tubelet that a frame lies in, as a share of the clip's largest value."""
+    """Return the (h, w) attention at the time of a frame, as a share of the clip's largest value."""
     t = frame * len(attention_thw) // num_frames
     return attention_thw[t] / attention_thw.max()
 
 
 def overlay(frame_HWC: np.ndarray, attention_hw: Tensor) -> np.ndarray:
-    """Darken a uint8 frame (H, W, 3) where little attention (0 to 1) falls and warm it where much does."""
+    """Return a uint8 frame (H, W, 3), darker where attention (0 to 1) is low and warmer where it is high."""
     size = frame_HWC.shape[:2]
     heat = torch.nn.functional.interpolate(attention_hw[None, None], size=size, mode="bilinear")[0, 0].numpy()
     warm = np.array([255.0, 90.0, 0.0])
@@ -99,14 +80,14 @@ def overlay(frame_HWC: np.ndarray, attention_hw: Tensor) -> np.ndarray:
     return blended.clip(0, 255).astype(np.uint8)
 
 
-# Time lines -------------------------------------------------------------------------------------------------------
+# Timelines -------------------------------------------------------------------------------------------------------
 
 
-def class_colours(timeline: Timeline, segments: Sequence[Segment]) -> dict[str, tuple[float, float, float]]:
-    """Return a colour (RGB, 0 to 1) for every label that a segment bears or that leads anywhere; most seen first."""
+def class_colors(timeline: Timeline, segments: Sequence[Segment]) -> dict[str, tuple[float, float, float]]:
+    """Return a color (RGB, 0 to 1) for the leading classes and every segment's label, in that order."""
     names = [timeline.classes[label] for label in leading_classes(timeline, 10)]
     names = list(dict.fromkeys([*names, *(segment.label for segment in segments)]))
-    # Steps of the golden ratio on the circle of hues: any number of colours, and neighbours far apart.
+    # Steps of the golden ratio around the hues: any number of colors, neighbors far apart.
     return {
         name: colorsys.hls_to_rgb((0.58 + 0.618034 * i) % 1, 0.55 if i % 2 else 0.45, 0.75)
         for i, name in enumerate(names)
@@ -115,40 +96,40 @@ def class_colours(timeline: Timeline, segments: Sequence[Segment]) -> dict[str, 
 
 def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, topk: int = 5) -> None:
     """Write a PNG: the probability of the leading classes over time, and the segments below."""
-    colours = class_colours(timeline, segments)
+    colors = class_colors(timeline, segments)
     shown = leading_classes(timeline, topk)
     figure = new_figure(14, 4.8)
     figure.suptitle(shortened(Path(timeline.path).name, 100), fontsize=11, parse_math=False)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     unit, letter = (60.0, "min") if timeline.duration >= 180 else (1.0, "s")
-    # A bin of no more windows than the picture has columns for, its maximum: a short peak in hours is still seen.
-    centres = timeline.centres / unit
-    groups = np.array_split(np.arange(len(centres)), min(len(centres), 1500))
-    places = [float(centres[group].mean()) for group in groups]
+    # At most as many bins as the picture has columns, each with its maximum: a short peak in hours stays visible.
+    centers = timeline.centers / unit
+    groups = np.array_split(np.arange(len(centers)), min(len(centers), 1500))
+    places = [float(centers[group].mean()) for group in groups]
     for label in shown:
         name = timeline.classes[label]
         peaks = [float(timeline.probabilities[group, label].max()) for group in groups]
         marker = "o" if len(places) == 1 else None
-        upper.plot(places, peaks, color=colours[name], linewidth=1.2, marker=marker)
+        upper.plot(places, peaks, color=colors[name], linewidth=1.2, marker=marker)
     upper.set(ylim=(-0.02, 1.02), ylabel="probability")
     upper.grid(alpha=0.3)
     for segment in segments:
         width = (segment.end - segment.start) / unit
-        lower.barh(0, width, left=segment.start / unit, color=colours[segment.label], edgecolor="white", linewidth=0.5)
+        lower.barh(0, width, left=segment.start / unit, color=colors[segment.label], edgecolor="white", linewidth=0.5)
         if width * unit > 0.012 * timeline.duration * len(segment.label):  # else the label has no room
             middle = (segment.start + segment.end) / 2 / unit
-            ink = "white" if np.dot(colours[segment.label], (0.3, 0.59, 0.11)) < 0.6 else "black"  # by brightness
+            ink = "white" if np.dot(colors[segment.label], (0.3, 0.59, 0.11)) < 0.6 else "black"  # by brightness
             lower.text(middle, 0, _plain(segment.label), ha="center", va="center", fontsize=8, color=ink)
-    _add_legend(figure, colours)
+    _add_legend(figure, colors)
     lower.set(xlim=(0, timeline.duration / unit), ylim=(-0.4, 0.4), yticks=[], ylabel="segments")
     lower.set_xlabel(f"time, {letter}")
     save_figure(figure, path)
 
 
-def _add_legend(figure: Any, colours: dict[str, tuple[float, float, float]]) -> None:
-    """Name the colours right of a figure, as many as have room."""
-    names = list(colours)[:16]
-    patches = [Patch(color=colours[name], label=_plain(name)) for name in names]
-    if len(colours) > len(names):
-        patches.append(Patch(color="white", label=f"and {len(colours) - len(names)} more"))
+def _add_legend(figure: Any, colors: dict[str, tuple[float, float, float]]) -> None:
+    """Add a legend to the right of a figure, with as many colors as fit."""
+    names = list(colors)[:16]
+    patches = [Patch(color=colors[name], label=_plain(name)) for name in names]
+    if len(colors) > len(names):
+        patches.append(Patch(color="white", label=f"and {len(colors) - len(names)} more"))
     figure.legend(handles=patches, loc="outside right center", fontsize=8, frameon=False)

@@ -1,4 +1,4 @@
-"""Models in Hugging Face's form: config.json, model.safetensors, and a model card of measured facts."""
+"""Models in Hugging Face's layout: config.json, model.safetensors, and a model card of measured facts."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,6 @@ import simplejson
 import yaml
 from fvcore.common.config import CfgNode
 from safetensors.torch import save_file
-from torch import nn
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.config import config_from_text, get_defaults, get_key
@@ -19,42 +18,37 @@ from lookupvit_video.text import write_text
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL_TYPE = "lookupvit_video"
-# What tells of the machine that the model was trained on, and of nothing that it needs.
+# Paths of the machine that trained the model; nobody else needs them.
 LOCAL_KEYS = """OUTPUT_DIR TEST.CHECKPOINT_FILE_PATH DATA.PATH_TO_DATA_DIR DATA.PATH_PREFIX DATA.SKIP_LIST
                 DATA.INDEX_CACHE MODEL.INIT_FROM DISTILL.TEACHER DISTILL.FEATURE_WEIGHT"""
 
 
 def write_pretrained(
-    folder: Path,
-    model: nn.Module,
-    cfg: CfgNode,
-    classes: list[str],
-    gmacs: dict[str, float],
-    parameters: int,
-    source: Path | None,
+    folder: Path, loaded: Checkpoint, architecture: str, gmacs: dict[str, float], parameters: int
 ) -> None:
-    """Write config.json, model.safetensors and README.md, each whole or not at all.
+    """Write config.json, model.safetensors and README.md; ``read_pretrained`` reads them back.
 
     Args:
+        loaded: its card quotes the test_results.json next to it that is of this very file.
+        architecture: name of the model's class.
         gmacs: of one view, by compressed grid ("" for a model without).
-        source: the checkpoint, whose test_results.json the card quotes where it tells of this very file.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     content = {
-        "architectures": [type(model).__name__],
+        "architectures": [architecture],
         "model_type": MODEL_TYPE,
-        "id2label": {str(label): name for label, name in enumerate(classes)},
-        "label2id": {name: label for label, name in enumerate(classes)},
-        "lookupvit_video": yaml.safe_load(portable(cfg).dump()),
+        "id2label": {str(label): name for label, name in enumerate(loaded.classes)},
+        "label2id": {name: label for label, name in enumerate(loaded.classes)},
+        "lookupvit_video": yaml.safe_load(portable(loaded.config).dump()),
     }
     write_json(folder / CONFIG, content, indent=2)
     with atomic_write(folder / WEIGHTS) as temporary:
-        # Copies, since the format knows no two names for one memory.
-        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+        # Copies, since the format allows no two names for one memory.
+        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in loaded.model.items()}
         save_file(state, temporary, metadata={"format": "pt"})
-    write_text(folder / CARD, model_card(folder.resolve().name, cfg, classes, gmacs, parameters, test_results(source)))
+    write_text(folder / CARD, model_card(folder.resolve().name, loaded, gmacs, parameters, test_results(loaded.path)))
 
 
 def portable(cfg: CfgNode) -> CfgNode:
@@ -67,26 +61,21 @@ def portable(cfg: CfgNode) -> CfgNode:
     return cfg
 
 
-def test_results(source: Path | None) -> dict[str, Any] | None:
-    """Return test_results.json beside a checkpoint if it tells of this very file; else None."""
+def test_results(checkpoint: Path) -> dict[str, Any] | None:
+    """Return test_results.json next to a checkpoint if it is of this very file; else None."""
     try:
-        found = simplejson.loads((source or Path()).with_name("test_results.json").read_text(encoding="utf-8"))
-        is_same = Path(found["checkpoint"]).name == (source or Path()).name
+        found = simplejson.loads(checkpoint.with_name("test_results.json").read_text(encoding="utf-8"))
+        is_same = Path(found["checkpoint"]).name == checkpoint.name
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if is_same and {"top1", "top5", "videos", "views", "precision"} <= found.keys() else None
 
 
 def model_card(
-    name: str,
-    cfg: CfgNode,
-    classes: list[str],
-    gmacs: dict[str, float],
-    parameters: int,
-    results: dict[str, Any] | None,
+    name: str, loaded: Checkpoint, gmacs: dict[str, float], parameters: int, results: dict[str, Any] | None
 ) -> str:
-    """Return the text of a model card: what the model is, costs and reached, and nothing that was not measured."""
-    data, size = cfg.DATA, cfg.DATA.TEST_CROP_SIZE
+    """Return the text of a model card: what the model is, its cost, and its accuracy where measured."""
+    data, model, classes = loaded.config.DATA, loaded.config.MODEL, loaded.classes
     sampling = (
         f"one from each of {data.NUM_FRAMES} equal parts of the video"
         if data.SAMPLING == "segments"
@@ -99,14 +88,14 @@ library_name: lookupvit_video
 pipeline_tag: video-classification
 tags:
 - video-classification
-- {cfg.MODEL.ARCH}
+- {model.ARCH}
 ---
 
 # {name}
 
-{cfg.MODEL.ARCH} for video classification, {parameters:,} parameters, {len(classes)} classes: {some}.
-It takes clips of {data.NUM_FRAMES} frames, {sampling}, of {size} x {size} pixels.
-Its training started from {"pretrained" if cfg.MODEL.INIT_FROM else "random"} weights.
+{model.ARCH} for video classification, {parameters:,} parameters, {len(classes)} classes: {some}.
+It takes clips of {data.NUM_FRAMES} frames, {sampling}, of {data.TEST_CROP_SIZE} x {data.TEST_CROP_SIZE} pixels.
+Its training started from {"pretrained" if model.INIT_FROM else "random"} weights.
 
 ```python
 from lookupvit_video import load_model
@@ -147,49 +136,43 @@ def _accuracy(results: dict[str, Any] | None) -> str:
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a name that is no path can be an id of the Hugging Face Hub ("org/name")."""
+    """Whether a name is not a path and has the form of a Hugging Face Hub id ("org/name")."""
     is_file = Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or Path(source).exists()
     return not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
 
 
 def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoint:
-    """Read a folder that ``write_pretrained`` wrote, or fetch it from the Hugging Face Hub; nothing in it is executed.
+    """Read a folder of ``write_pretrained``, or fetch it from the Hugging Face Hub; no code in it is executed.
 
     Raises:
-        UserError: it is missing, damaged, or of another kind.
+        UserError: it is missing, damaged, or something else.
     """
     folder = Path(source)
     if not folder.is_dir():
         folder = _downloaded(str(source), revision)
-    text = _read_text(folder / CONFIG)
     try:
-        content = simplejson.loads(text)
+        content = simplejson.loads((folder / CONFIG).read_text(encoding="utf-8"))
         names, tree = content["id2label"], content["lookupvit_video"]
         classes = [names[str(label)] for label in range(len(names))]
+    except OSError as error:
+        hint = "give a .pt file of training, or a folder of save_pretrained"
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); {hint}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise UserError(f"{folder / CONFIG}: no config of this project; Predictor.save_pretrained writes one") from None
+        raise UserError(
+            f"{folder / CONFIG}: not a config of this project; Predictor.save_pretrained writes one"
+        ) from None
     cfg = config_from_text(simplejson.dumps(tree), f"{folder / CONFIG} (lookupvit_video)")  # JSON is YAML
     try:
         state = load_safetensors(folder / WEIGHTS)
-    except Exception as error:  # a damaged file may raise anything
+    except Exception as error:  # of a damaged file: any class
         reason = "No such file" if isinstance(error, FileNotFoundError) else "damaged, or not a file of weights"
         raise UserError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None
     return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0)
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text"
-        raise UserError(
-            f"{path}: cannot be read ({reason}); give a .pt file of training, or a folder of save_pretrained"
-        ) from None
-
-
 def _downloaded(repository: str, revision: str | None) -> Path:
     if not is_hub_id(repository):
-        raise UserError(f"{repository}: no such folder, and no id of the Hugging Face Hub (org/name)")
+        raise UserError(f"{repository}: no such folder, and not an id of the Hugging Face Hub (org/name)")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -198,7 +181,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
         ) from None
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
-    except Exception as error:  # offline, no such repository, no access: each a class of its own
+    except Exception as error:  # offline, missing, no access: each another class
         raise UserError(
             f"{repository}: no such file or folder, and it cannot be fetched from the Hugging Face Hub "
             f"({type(error).__name__}); check the name and the network"

@@ -1,7 +1,7 @@
-"""A long video -> which class when: windows slide over it while it is decoded once, forward, at constant memory.
+"""A long video -> which class when: a window slides over it while it is decoded once, forward, at constant memory.
 
-What is kept of the video at any time are the pictures of one window, cropped; what grows with its length are two times
-and a row of probabilities for each window, and the packets' time stamps.
+Memory holds the cropped frames of one window. What grows with the video are a time and a row of probabilities for each
+window, and the packets' time stamps.
 
 Shape letters: W windows, C channels, T frames of a window, H W pixels, K classes.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -18,28 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import ClipTransform, eval_transform
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import DecodeError, checked_times, shown_at
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
 
-SEGMENTS_WINDOW = (
-    4.0  # seconds, for models that see T frames of a whole video: about as long as those they learned from
-)
+SEGMENTS_WINDOW = 4.0  # seconds, for DATA.SAMPLING segments: about as long as those models' training videos
 CHANGE_COST = 2.0  # natural logarithm: seven times as likely; see find_segments
-_SMALLEST = 0.01  # of a probability: no single window may rule a class out
+_SMALLEST = 0.01  # probability: no single window may rule a class out
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """What a model says of each window of a video."""
+    """A model's answers to each window of a video."""
 
     path: str
     duration: float
@@ -53,18 +50,18 @@ class Timeline:
     classes: list[str]
 
     @property
-    def centres(self) -> np.ndarray:
+    def centers(self) -> np.ndarray:
         """(W,) seconds: the middle of each window."""
         return np.minimum(self.starts + self.window / 2, self.duration)
 
     @property
     def borders(self) -> np.ndarray:
-        """(W + 1,) seconds: window i speaks for the time between borders i and i + 1, as it is the nearest there."""
-        centres = self.centres
-        return np.concatenate([[0.0], (centres[1:] + centres[:-1]) / 2, [self.duration]])
+        """(W + 1,) seconds: between borders i and i + 1, window i is the nearest."""
+        centers = self.centers
+        return np.concatenate([[0.0], (centers[1:] + centers[:-1]) / 2, [self.duration]])
 
     def at(self, seconds: float) -> int:
-        """Return the window that speaks for a time."""
+        """Return the window whose center is nearest to a time."""
         return int(np.searchsorted(self.borders[1:-1], seconds, side="right"))
 
 
@@ -114,41 +111,42 @@ class ForwardReader(PyAVReader):
             yield self._settled(lambda time=time: picture(time))  # type: ignore[misc]
 
 
-def plan_windows(cfg: CfgNode, duration: float, stride: float | None, window: float | None) -> tuple[np.ndarray, float]:
+def plan_windows(
+    clip_seconds: float | None, duration: float, stride: float | None, window: float | None
+) -> tuple[np.ndarray, float]:
     """Return the starts (W,) of the windows over a video, and their length, in seconds.
 
-    Windows lie inside the video, the last one at its end; a video shorter than a window gets a single one.
+    Windows lie inside the video, the last one at its end; a video shorter than a window has one.
 
     Args:
+        clip_seconds: length of the model's clip; None for a model of DATA.SAMPLING segments.
         duration: of the video, in seconds.
         stride: seconds from one start to the next; None: a quarter of a window.
-        window: length in seconds, for DATA.SAMPLING segments only (None: 4 s); else the model's clip is the window.
+        window: length in seconds, for DATA.SAMPLING segments only (None: 4 s).
 
     Raises:
-        UserError: a length that cannot be.
+        UserError: a stride or window out of range.
     """
-    if cfg.DATA.SAMPLING == "clip":
-        if window is not None:
-            raise UserError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
-        window = cfg.DATA.NUM_FRAMES * cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS
-    elif window is None:
-        window = SEGMENTS_WINDOW
+    if window is None:
+        window = SEGMENTS_WINDOW if clip_seconds is None else clip_seconds
+    elif clip_seconds is not None:
+        raise UserError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
     stride = window / 4 if stride is None else stride
     for name, value in (("--window", window), ("--stride", stride)):
         if not 0.01 <= value < float("inf"):
             raise UserError(f"{name} must be a number of seconds from 0.01 on, got {value}")
     last = max(duration - window, 0.0)
     starts = np.arange(0.0, last + 1e-6, stride)
-    if last - starts[-1] > 1e-3:  # shorter than any frame: the last window lies there already
+    if last - starts[-1] > 1e-3:  # less than any frame's duration: there is a window already
         starts = np.append(starts, last)
     return starts, window
 
 
 def window_clips(reader: ForwardReader, times_WT: np.ndarray, transform: ClipTransform) -> Iterator[Tensor]:
-    """Yield the clip (C, T, H, W) uint8 of each window; every picture is decoded and cropped once.
+    """Yield the clip (C, T, H, W) uint8 of each window; every frame is decoded and cropped once.
 
     Args:
-        times_WT: seconds; the windows' starts and the times in each ascend.
+        times_WT: seconds, ascending from window to window and in each.
         transform: frames (T, H, W, C) -> one clip.
     """
     indices_WT = shown_at(reader.times, times_WT)
@@ -175,48 +173,44 @@ def read_timeline(
     grid: Grid | None = None,
     timeout: float = math.inf,
 ) -> Timeline:
-    """Let windows slide over a video and classify each; the centre crop, decoded by PyAV.
+    """Slide a window over a video and classify each; the center crop, decoded by PyAV.
 
     Args:
         path: a video of any length.
         stride, window: see ``plan_windows``.
-        batch_size: windows that the model sees at once.
+        batch_size: windows in one pass of the model.
         grid: of the compressed tokens; None: the model's default.
-        timeout: seconds that opening the video, and all that follows, may take.
+        timeout: seconds for opening the video, and again for the rest.
 
     Raises:
-        DecodeError: the file cannot be read, or not in time; it is a ValueError that names file and reason.
-        UserError: a stride or window that cannot be.
+        DecodeError: the file cannot be read, or not in time.
+        UserError: a stride or window out of range.
     """
-    cfg = predictor.cfg
-    size = cfg.DATA.TEST_CROP_SIZE
-    transform = eval_transform(size, cfg.DATA.TEST_SHORT_SIDE or size, 1)
-    with open_forward(path, cfg, timeout) as reader:
+    plan = predictor.plan
+    transform = eval_transform(plan.size, plan.short_side, 1)
+    with open_forward(path, plan, timeout) as reader:
         end = monotonic() + timeout
-        starts, window = plan_windows(cfg, reader.duration, stride, window)
-        offsets_T = build_time_sampler(cfg, training=False, num_clips=1)(window)[0]
+        starts, window = plan_windows(plan.clip_seconds, reader.duration, stride, window)
+        offsets_T = replace(plan.times, num_clips=1)(window)[0]
         clips = window_clips(reader, starts[:, None] + offsets_T, transform)
         rows = []
         while batch := list(islice(clips, batch_size)):
             if monotonic() > end:
-                raise DecodeError(
-                    str(path), f"a time line of its {reader.duration:.0f} s took longer than {timeout:g} s"
-                )
+                raise DecodeError(str(path), f"a timeline of {reader.duration:.0f} s took longer than {timeout:g} s")
             rows.append(predictor.predict_clips(torch.stack(batch), grid).numpy())
         return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes)
 
 
-def open_forward(path: str | Path, cfg: CfgNode, timeout: float = math.inf) -> ForwardReader:
+def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> ForwardReader:
     """Open a video to be read once from its beginning to its end.
 
-    Ten times DATA.DECODE_TIMEOUT are allowed for the opening, which reads the packets of all of it, and for a picture.
+    Opening, which reads all packets, and each picture may take ten times the plan's timeout.
 
     Args:
         timeout: seconds, where that is less.
     """
-    usual = 10 * cfg.DATA.DECODE_TIMEOUT or math.inf  # 0: no limit
-    limit = min(usual, timeout)
-    return ForwardReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=cfg.DATA.INDEX_CACHE)
+    limit = min(10 * plan.timeout or math.inf, timeout)  # 0: no limit
+    return ForwardReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=plan.index_cache)
 
 
 def find_segments(
@@ -224,14 +218,14 @@ def find_segments(
 ) -> list[Segment]:
     """Merge windows into stretches of one label.
 
-    The labels are those that maximise the sum of the windows' log probabilities less ``change_cost`` for every change,
-    where windows across a change, which may look like anything, do not count (Viterbi's algorithm). So a stretch is at
-    least a window long, and its ends are those of windows.
+    The labels maximize the sum of the windows' log probabilities minus ``change_cost`` for every change (Viterbi's
+    algorithm). Windows across a change do not count, since they mix both sides. So a stretch is at least a window long,
+    and its ends are those of windows.
 
     Args:
-        change_cost: in natural logarithms; more gives fewer stretches. 0 suits scenes as short as a window, end to end,
-            of which a single window each says anything.
-        min_probability: stretches whose mean probability is lower are left out.
+        change_cost: in natural logarithms; a larger one gives fewer stretches. 0 suits scenes as short as a window, end
+            to end, of which only one window each shows a single scene.
+        min_probability: leave out stretches of a lower mean probability.
     """
     starts, window = timeline.starts, timeline.window
     before_W = np.searchsorted(starts, starts - window + 1e-6, side="right") - 1  # the last one that ends by then
@@ -253,7 +247,7 @@ def _likeliest_labels(scores_WK: np.ndarray, before_W: np.ndarray, change_cost: 
     """Return the labels (W,) of the best path, -1 for windows that it leaves out.
 
     Args:
-        before_W: the window that a path which takes a new label at a window comes from; -1: none.
+        before_W: for each window, the last one before a change of label there; -1: none.
     """
     best_WK = scores_WK.copy()
     from_WK = np.full(scores_WK.shape, -1, dtype=np.int32)  # the label before a change; -1: the path stays
@@ -276,12 +270,12 @@ def _likeliest_labels(scores_WK: np.ndarray, before_W: np.ndarray, change_cost: 
 
 
 def leading_classes(timeline: Timeline, count: int) -> list[int]:
-    """Return the labels that have the largest share of the whole video, largest first."""
+    """Return the labels of the largest mean probability over a video, largest first."""
     return np.argsort(-timeline.probabilities.mean(0), kind="stable")[:count].tolist()
 
 
 def timeline_as_json(timeline: Timeline, segments: Sequence[Segment], topk: int = 5) -> dict[str, Any]:
-    """Return what the JSON file holds: segments, and the likeliest classes of every window; times in seconds."""
+    """Return segments and the likeliest classes of every window, ready for JSON; times in seconds."""
     best_WK = np.argsort(-timeline.probabilities, axis=1, kind="stable")[:, :topk]
     windows = [
         {
@@ -297,12 +291,12 @@ def timeline_as_json(timeline: Timeline, segments: Sequence[Segment], topk: int 
         "window": round(timeline.window, 3),
         "segments": [
             {
-                "start": round(segment.start, 3),
-                "end": round(segment.end, 3),
-                "label": segment.label,
-                "probability": round(segment.probability, 4),
+                "start": round(s.start, 3),
+                "end": round(s.end, 3),
+                "label": s.label,
+                "probability": round(s.probability, 4),
             }
-            for segment in segments
+            for s in segments
         ],
         "windows": windows,
     }

@@ -1,13 +1,13 @@
-"""What can be classified -> its clips: files, open files, tensors of frames; with limits on what one may ask for.
+"""What can be classified -> its clips: files, open files, tensors of frames; with limits on their size.
 
-Nothing here needs a model, so that files may be read in processes of their own (``lookupvit_video.processes.pool``).
+Nothing here needs a model, so that worker processes can read files (``lookupvit_video.processes.pool``).
 Shape letters: V views (times x crops), C channels, T frames, H W pixels.
 """
 
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -23,7 +23,7 @@ from lookupvit_video.errors import UserError
 
 Source = str | os.PathLike[str] | IO[bytes] | Tensor | np.ndarray
 MAX_BYTES = 2 << 30  # of the frames decoded at once, and of all clips of a video
-_USUAL_BYTES = 256 << 20  # of decoded frames, where views can be read one after the other
+_USUAL_BYTES = 256 << 20  # of decoded frames, where views can be read in turn
 
 
 class Views(NamedTuple):
@@ -31,11 +31,11 @@ class Views(NamedTuple):
 
     name: str
     clips: np.ndarray
-    """(V, C, T, H, W) uint8: the crops of a time side by side."""
+    """(V, C, T, H, W) uint8: the crops of one time next to each other."""
     times: list[tuple[float, float]]
-    """Seconds at which the first and the last frame of each clip in time are shown."""
+    """Seconds of the first and the last frame of each clip in time."""
     note: str = ""
-    """What the reader of the answer should know."""
+    """A remark for the reader of the answer."""
 
 
 class Failure(NamedTuple):
@@ -45,7 +45,7 @@ class Failure(NamedTuple):
     reason: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return it ready for JSON."""
         return {"path": self.path, "error": self.reason}
 
 
@@ -62,47 +62,61 @@ class Plan:
     timeout: float
     """Seconds that opening a file, or decoding its clips, may take."""
     fps: float
-    """The rate at which a tensor's frames follow each other, unless told."""
+    """The rate of a tensor's frames, where the caller gives none."""
+    clip_seconds: float | None = None
+    """Length of a clip; None: its frames are spread over the video."""
+    index_cache: str = ""
+    """Folder of frame times that earlier runs found; empty: none."""
 
     @property
     def num_views(self) -> int:
         """V."""
         return self.times.num_clips * self.num_crops
 
+    def changed(
+        self,
+        num_views: int | None = None,
+        num_crops: int | None = None,
+        backend: str | None = None,
+        timeout: float | None = None,
+    ) -> "Plan":
+        """Return the plan with other clips in time, crops in space, decoder or timeout, checked; None: as it is.
 
-def make_plan(
-    cfg: CfgNode,
-    num_views: int | None = None,
-    num_crops: int | None = None,
-    backend: str | None = None,
-    timeout: float | None = None,
-) -> Plan:
-    """Return what a checkpoint's config plans for its test, or what is asked for instead.
-
-    Raises:
-        UserError: there is no such backend here, or so many views that they would not fit into memory.
-    """
-    views = cfg.TEST.NUM_ENSEMBLE_VIEWS if num_views is None else num_views
-    crops = cfg.TEST.NUM_SPATIAL_CROPS if num_crops is None else num_crops
-    size, backend = cfg.DATA.TEST_CROP_SIZE, backend or cfg.DATA.DECODING_BACKEND
-    check_backend(backend)
-    if views < 1 or crops not in (1, 3):
-        raise UserError(f"{views} x {crops} views: there must be at least 1 in time, and 1 or 3 crops")
-    if views * crops * 3 * cfg.DATA.NUM_FRAMES * size**2 > MAX_BYTES:
-        raise UserError(
-            f"{views} x {crops} views of {cfg.DATA.NUM_FRAMES} frames of {size} x {size} pixels take more than "
-            f"{MAX_BYTES >> 30} GiB; ask for fewer views"
+        Raises:
+            UserError: the backend is not installed, or the views do not fit into memory.
+        """
+        plan = replace(
+            self,
+            times=self.times if num_views is None else replace(self.times, num_clips=num_views),
+            num_crops=self.num_crops if num_crops is None else num_crops,
+            backend=backend or self.backend,
+            timeout=self.timeout if timeout is None else timeout,
         )
-    times = build_time_sampler(cfg, training=False, num_clips=views)
-    short_side = cfg.DATA.TEST_SHORT_SIDE or size
+        check_backend(plan.backend)
+        views = f"{plan.times.num_clips} x {plan.num_crops} views"
+        if plan.times.num_clips < 1 or plan.num_crops not in (1, 3):
+            raise UserError(f"{views}: there must be at least 1 in time, and 1 or 3 crops")
+        if plan.num_views * 3 * plan.times.num_frames * plan.size**2 > MAX_BYTES:
+            raise UserError(
+                f"{views} of {plan.times.num_frames} frames of {plan.size} x {plan.size} pixels take more than "
+                f"{MAX_BYTES >> 30} GiB; use fewer views"
+            )
+        return plan
+
+
+def make_plan(cfg: CfgNode) -> Plan:
+    """Return the views of the test in a checkpoint's config; ``Plan.changed`` checks them."""
+    data, is_clip = cfg.DATA, cfg.DATA.SAMPLING == "clip"
     return Plan(
-        times,
-        size,
-        short_side,
-        crops,
-        backend,
-        cfg.DATA.DECODE_TIMEOUT if timeout is None else timeout,
-        cfg.DATA.TARGET_FPS,
+        times=build_time_sampler(cfg, training=False, num_clips=cfg.TEST.NUM_ENSEMBLE_VIEWS),
+        size=data.TEST_CROP_SIZE,
+        short_side=data.TEST_SHORT_SIDE or data.TEST_CROP_SIZE,
+        num_crops=cfg.TEST.NUM_SPATIAL_CROPS,
+        backend=data.DECODING_BACKEND,
+        timeout=data.DECODE_TIMEOUT,
+        fps=data.TARGET_FPS,
+        clip_seconds=data.NUM_FRAMES * data.SAMPLING_RATE / data.TARGET_FPS if is_clip else None,
+        index_cache=data.INDEX_CACHE,
     )
 
 
@@ -110,12 +124,12 @@ def read_views(source: Source, plan: Plan, fps: float | None = None) -> Views:
     """Return the clips of a video.
 
     Args:
-        source: a path; a file opened for reading bytes; or frames, uint8 (T, H, W, C) or (C, T, H, W), RGB.
-        fps: frames a second of a tensor. None: its frames are one clip as they are, so there must be as many as the
-            model takes.
+        source: a path; a file opened for reading bytes; or frames, uint8 (T, H, W, C) or (C, T, H, W), RGB, as a
+            tensor or array.
+        fps: frames a second of a tensor. None: its frames are one clip, as many as the model takes.
 
     Raises:
-        DecodeError: the file cannot be read; it is a ValueError that names file and reason.
+        DecodeError: the file cannot be read.
         UserError: not a source, or frames of another shape or type.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -130,7 +144,7 @@ def read_views(source: Source, plan: Plan, fps: float | None = None) -> Views:
 
 
 def read_file(path: str, plan: Plan) -> Views:
-    """Return the clips of a video file; one that is shorter than the clip is read to its end, its last frame repeated.
+    """Return the clips of a video file, see ``read_views``; a short video's last frame is repeated.
 
     Raises:
         DecodeError: the file cannot be read, or its frames are too large.
@@ -155,9 +169,7 @@ def read_file(path: str, plan: Plan) -> Views:
                 frames_THWC = reader.frames_at(rows_VT.ravel().tolist())
                 clips += _crops(frames_THWC, rows_VT.shape[1], plan)
             damage = "; ".join(map(str, reader.damage))
-    except DecodeError:
-        raise
-    except OverflowError as error:  # numbers that no video has
+    except OverflowError as error:  # a damaged header's numbers
         raise DecodeError(path, str(error)) from None
     views = _views(path, clips, seconds_VT, end)
     return views._replace(note="; ".join(filter(None, [f"damaged: {damage}" if damage else "", views.note])))
@@ -165,21 +177,16 @@ def read_file(path: str, plan: Plan) -> Views:
 
 def views_of_frames(frames: Tensor, plan: Plan, fps: float | None = None, name: str = "tensor") -> Views:
     """Return the clips of frames in memory, see ``read_views``."""
-    if (
-        frames.dtype != torch.uint8
-        or frames.ndim != 4
-        or 3 not in (frames.shape[0], frames.shape[-1])
-        or 0 in frames.shape
-    ):
+    shape = tuple(frames.shape)
+    if frames.dtype != torch.uint8 or len(shape) != 4 or 3 not in (shape[0], shape[-1]) or 0 in shape:
         raise UserError(
-            f"frames are uint8 of shape (T, H, W, 3) or (3, T, H, W), 0 to 255, RGB; got {frames.dtype} of shape "
-            f"{tuple(frames.shape)}"
+            f"frames must be uint8 RGB of shape (T, H, W, 3) or (3, T, H, W); got {frames.dtype} of shape {shape}"
         )
     frames_THWC = frames if frames.shape[-1] == 3 else frames.permute(1, 2, 3, 0)
     count, wanted = len(frames_THWC), plan.times.num_frames
     if fps is None:
         if count != wanted:
-            raise UserError(f"the model takes {wanted} frames, got {count}; fps= says how to sample from them")
+            raise UserError(f"the model takes {wanted} frames, got {count}; set fps= to sample from them")
         seconds_VT, end = np.arange(count)[None] / plan.fps, count / plan.fps
         return _views(name, _crops(frames_THWC.cpu(), count, plan), seconds_VT, end)
     if not 0 < fps < float("inf"):
@@ -190,14 +197,14 @@ def views_of_frames(frames: Tensor, plan: Plan, fps: float | None = None, name: 
 
 
 def _read_open_file(file: IO[bytes], plan: Plan) -> Views:
-    """Read an open file by way of a temporary one: decoders seek to and fro, and open a file more than once."""
+    """Read an open file through a temporary one, since decoders seek in a file and open it more than once."""
     name = str(getattr(file, "name", "") or "open file")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "video" + Path(name).suffix[:8])
         with copy.open("wb") as out:
             chunk: Any = file.read(0)
             if not isinstance(chunk, bytes):
-                raise UserError(f"{name}: open this file for reading bytes, with mode 'rb'")
+                raise UserError(f"{name}: open this file with mode 'rb'")
             shutil.copyfileobj(file, out)
         try:
             return read_file(str(copy), plan)._replace(name=name)
@@ -207,7 +214,7 @@ def _read_open_file(file: IO[bytes], plan: Plan) -> Views:
 
 def _crops(frames_THWC: Tensor, num_frames: int, plan: Plan) -> list[Tensor]:
     transform = eval_transform(plan.size, plan.short_side, plan.num_crops)
-    return [clip for frames in frames_THWC.split(num_frames) for clip in transform(frames)]
+    return [clip for frames in torch.split(frames_THWC, num_frames) for clip in transform(frames)]
 
 
 def _views(name: str, clips: list[Tensor], seconds_VT: np.ndarray, end: float) -> Views:

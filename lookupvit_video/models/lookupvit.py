@@ -22,6 +22,7 @@ from lookupvit_video.models.blocks import (
 )
 from lookupvit_video.models.contract import Features, Output, VideoModel
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
+from lookupvit_video.text import grid_name
 
 HEADS = ("compressed", "lookup")
 
@@ -203,8 +204,3 @@ def lookupvit_base_16x2(**arguments: Any) -> LookupViT:
 def lookupvit_large_16x2(**arguments: Any) -> LookupViT:
     """LookupViT-L/16x2."""
     return LookupViT(**{"dim": 1024, "depth": 24, "num_heads": 16, **arguments})
-
-
-def grid_name(grid: Sequence[int]) -> str:
-    """Return a grid as people write it: (4, 7, 7) -> "4x7x7"."""
-    return "x".join(map(str, grid))

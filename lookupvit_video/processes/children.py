@@ -1,4 +1,4 @@
-"""The processes that this one has started: how they begin and how they are ended."""
+"""The child processes of this process: how they start and how they are ended."""
 
 import multiprocessing
 import signal
@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 
-STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # which let a training save and leave
+STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # a training saves and leaves
 
 
 def end_children() -> None:
-    """Kill this process's children, such as decoding workers: one that hangs in a decoder heeds no gentler signal,
-    and Python waits at its end, without limit, until all are gone.
+    """Kill this process's children, such as decoding workers: Python would wait for them at its end without limit.
 
-    Torch watches its workers by SIGCHLD and raises at any line when one is killed, also where nobody can catch it: so
-    that signal is ignored until all are gone.
+    A worker that hangs in a decoder reacts to no other signal. Torch watches its workers by SIGCHLD, and raises at any
+    line when one is killed, so that signal is ignored until all have ended.
     """
     children = multiprocessing.active_children()
     if not children:
@@ -25,17 +24,17 @@ def end_children() -> None:
     for child in children:
         child.kill()
     for child in children:
-        child.join(5)  # not for ever: one that waits for a dead disk cannot be killed
+        child.join(5)  # a process that waits for a dead disk cannot be killed
     if watching:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
 
 
 @contextmanager
 def deaf_to(*names: str) -> Iterator[None]:
-    """Let processes that are started in the block never get some signals.
+    """Block some signals in the processes that are started in the block.
 
-    A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes at once; the one that started the others decides
-    what becomes of them. It gets a signal of that moment when the block ends.
+    A terminal sends Ctrl-C, and a scheduler SIGTERM, to all processes at once; the parent decides what its children do.
+    The parent gets a signal that comes during the block at its end.
     """
     numbers = {getattr(signal, name) for name in names if hasattr(signal, name)}
     if not hasattr(signal, "pthread_sigmask"):  # Windows

@@ -1,15 +1,14 @@
 """One writer at a time: a second process is refused while the first one lives, and replaces one that has died.
 
-Who writes is recorded in a lock file, with a sign of life every ``BEAT`` seconds. Whether a writer still lives is
-decided
+A lock file records the writer, and a heartbeat every ``BEAT`` seconds. Whether a writer is alive is decided
 
 1. on its own machine by the kernel: a POSIX record lock on that file, or, where the file system has none, the process's
-   id and start time. Both end with the process, also after kill -9. (Not flock, which libraries for locks take:
-   decoding workers would inherit it, and outlive a killed process for seconds.)
-2. from other machines by the signs of life, since locks do not reach over every network file system: a writer that
-   gives none for ``LOST`` seconds counts as lost. No clocks are compared, except for a sign older than ``FORGOTTEN``.
+   id and start time. Both end with the process, also after kill -9. (Not flock, which lock libraries use: decoding
+   workers would inherit it, and outlive a killed process for seconds.)
+2. from other machines by the heartbeats, since not every network file system shares locks: a writer without one for
+   ``LOST`` seconds counts as lost. Clocks are compared only for a heartbeat older than ``FORGOTTEN``.
 
-A writer that was only paused and finds itself replaced leaves at once, without writing.
+A writer that was paused, and finds that another one replaced it, exits at once without writing.
 """
 
 import contextlib
@@ -30,17 +29,17 @@ from lookupvit_video.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: signs of life alone
+except ImportError:  # Windows: heartbeats only
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 BEAT = 10.0
 LOST = 60.0
 FORGOTTEN = 600.0
-PATIENCE = 3.0  # seconds for a process that is just leaving
-SETTLE = 1.0  # seconds after which a record must still stand, where no lock of the kernel protects it
+PATIENCE = 3.0  # seconds for a process that is exiting
+SETTLE = 1.0  # seconds after which a record must be unchanged, where no kernel lock protects it
 _BYTES = 1024  # of a record
-_held: set[str] = set()  # by this process: to open such a file again, and close it, would end the kernel's lock
+_held: set[str] = set()  # by this process: opening and closing such a file again would end the kernel's lock
 
 
 class InUseError(UserError):
@@ -49,17 +48,17 @@ class InUseError(UserError):
 
 @dataclass(frozen=True)
 class Owner:
-    """Who is writing."""
+    """The process that writes."""
 
     token: str
     pid: int
     host: str
     machine: str
-    """What a process id belongs to: host, start of its kernel, and container."""
+    """The scope of a process id: host, boot of its kernel, and container."""
     started: str
-    """When the process was started, by its kernel's clock; empty where that is not known."""
+    """When the process was started, by its kernel's clock; empty: not known."""
     since: float
-    """Seconds since 1970, as ``beat``: its latest sign of life."""
+    """Seconds since 1970, as ``beat``, its latest heartbeat."""
     beat: float
 
     def __str__(self) -> str:
@@ -72,9 +71,9 @@ def only_writer(lock_file: str | Path, what: str, fix: str) -> Iterator[None]:
     """Be the only process that writes to something while the block is active.
 
     Args:
-        lock_file: beside or in what is written to; it is there only as long as somebody writes.
-        what: is written to, for the message.
-        fix: what the user can do, for the message.
+        lock_file: exists only while a process writes.
+        what: names what is written to, in the message.
+        fix: says in the message what the user can do.
 
     Raises:
         InUseError: another process is writing there; nothing was changed.
@@ -82,16 +81,16 @@ def only_writer(lock_file: str | Path, what: str, fix: str) -> Iterator[None]:
     """
     path = Path(os.path.abspath(lock_file))
     if str(path) in _held:
-        raise InUseError(f"{what}: this process is writing there already; {fix}")
+        raise InUseError(f"{what}: this process is already writing there; {fix}")
     lock = _acquired(path, what, fix)
     _held.add(str(path))
-    beats = threading.Thread(target=lock.beat, name="signs of life", daemon=True)
+    beats = threading.Thread(target=lock.beat, name="heartbeat", daemon=True)
     beats.start()
     try:
         yield
     finally:
         lock.done.set()
-        beats.join(5)  # it writes for a moment at most, unless the disk hangs
+        beats.join(5)  # a write is short, unless the disk hangs
         _held.discard(str(path))
         lock.release()
 
@@ -113,16 +112,13 @@ def _acquired(path: Path, what: str, fix: str) -> "_Lock":
 
 
 def _patience() -> float:
-    """Return the seconds for which a living process may still hold what a new one needs.
-
-    After a restart by torchrun or Slurm, the one before is being ended and may take its time.
-    """
+    """Return the seconds to wait for a process that is ending: after a restart by torchrun or Slurm, longer."""
     counts = (os.environ.get(name, "") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
     return LOST if any(count.isdecimal() and int(count) for count in counts) else PATIENCE
 
 
 def _tried(path: Path, what: str, lost: str) -> "_Lock | Owner | None":
-    """Return the lock, or who holds it; None: somebody who has not yet written who it is.
+    """Return the lock, or its owner; None: an owner that has not yet written its record.
 
     Args:
         lost: token of an owner on another machine that counts as lost.
@@ -131,9 +127,9 @@ def _tried(path: Path, what: str, lost: str) -> "_Lock | Owner | None":
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         locked, owner = _kernel_lock(descriptor), _read(descriptor)
-        if not _is_at(path, descriptor):  # it was removed just now by who held it
+        if not _is_at(path, descriptor):  # its owner has just removed it
             return owner
-        if owner and owner.token == lost:  # a lock of a lost machine may never end: a new file is free of it
+        if owner and owner.token == lost:  # the lock of a lost machine may never end, so a new file is made
             path.unlink(missing_ok=True)
             return owner
         if locked is False or (owner and (not _is_here(owner) or _lives(owner))):
@@ -155,17 +151,17 @@ def _tried(path: Path, what: str, lost: str) -> "_Lock | Owner | None":
 
 
 def _shows_life(path: Path, owner: Owner, what: str) -> bool:
-    """Watch a writer on another machine; return whether it, or another one, gives a sign of life."""
+    """Watch a writer on another machine; return whether it, or another one, writes a heartbeat."""
     if time.time() - owner.beat > FORGOTTEN:
         return False
-    logger.warning("%s: %s; waiting up to %g s for a sign of life", what, owner, LOST)
+    logger.warning("%s: %s; waiting up to %g s for its heartbeat", what, owner, LOST)
     deadline = time.monotonic() + LOST
     while time.monotonic() < deadline:
         time.sleep(min(1.0, LOST / 10))
         try:
-            descriptor = os.open(path, os.O_RDONLY)  # opened again: a network file system then looks for what is new
+            descriptor = os.open(path, os.O_RDONLY)  # opening makes a network file system look for changes
         except FileNotFoundError:
-            return False  # it has left
+            return False  # it has exited
         try:
             now = _read(descriptor)
         finally:
@@ -188,31 +184,31 @@ class _Lock:
         self.done = threading.Event()
 
     def write(self) -> None:
-        """Write who holds it, with a new sign of life; always as long, so that it can be written over."""
+        """Write the owner with a new heartbeat; always of the same length, so that it can be overwritten."""
         text = json.dumps(asdict(replace(self.owner, beat=time.time())))
         os.lseek(self.descriptor, 0, os.SEEK_SET)
         os.write(self.descriptor, text.ljust(_BYTES - 1).encode() + b"\n")
-        os.fsync(self.descriptor)  # other machines are to see it
+        os.fsync(self.descriptor)  # for other machines
 
     def beat(self) -> None:
-        """Give signs of life; end this process where another one has taken its place meanwhile."""
+        """Write heartbeats; end this process if another one has replaced it."""
         while not self.done.wait(BEAT):
-            with contextlib.suppress(OSError):  # the disk may be away for a while
+            with contextlib.suppress(OSError):  # the disk may be unavailable for a while
                 if not self.is_ours():
-                    line = f"{self.what}: another process took over, as this one gave no sign of life; leaving\n"
+                    line = f"{self.what}: another process took over, since this one had no heartbeat; leaving\n"
                     os.write(2, line.encode(errors="replace"))
                     os._exit(1)
                 self.write()
 
     def is_ours(self) -> bool:
-        """Whether nobody else has taken it. A file that was removed by hand is nobody else's."""
+        """Whether no other process has taken it; also where the file was removed by hand."""
         owner = _read(self.descriptor)
         return (owner is None or owner.token == self.owner.token) and (
             not self.path.exists() or _is_at(self.path, self.descriptor)
         )
 
     def release(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         with contextlib.suppress(OSError):
             if _is_at(self.path, self.descriptor):
                 self.path.unlink()
@@ -235,11 +231,11 @@ def _read(descriptor: int) -> Owner | None:
     try:
         return Owner(**json.loads(os.read(descriptor, _BYTES)))
     except (ValueError, TypeError):
-        return None  # nobody, or somebody who is just writing it
+        return None  # no record, or one that is being written
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Whether an open file still has that name."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except FileNotFoundError:
@@ -254,12 +250,12 @@ def _machine() -> str:
 
 
 def _is_here(owner: Owner) -> bool:
-    """Whether this machine can tell if a process lives; Windows cannot be asked without ending it."""
+    """Whether this machine can find out if a process is alive; on Windows, asking would end it."""
     return os.name != "nt" and owner.machine == _machine()
 
 
 def _start_of(pid: int) -> str:
-    """Return when a process was started, which tells it from a later one of that id; empty: not known, or dead."""
+    """Return when a process was started, since its id may be used again; empty: not known, or it has ended."""
     try:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -268,7 +264,7 @@ def _start_of(pid: int) -> str:
 
 
 def _lives(owner: Owner) -> bool:
-    """Whether a process of this machine is still there."""
+    """Whether a process of this machine is alive."""
     if owner.started:
         return _start_of(owner.pid) == owner.started
     try:
@@ -276,5 +272,5 @@ def _lives(owner: Owner) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it is another user's
+        pass  # another user's process
     return True

@@ -1,4 +1,4 @@
-"""Work on files that may crash, hang or exhaust what works on them: in processes apart, one lost task a failure."""
+"""A process pool for work on files that may crash, hang or exhaust a process: a failure loses one task only."""
 
 import contextlib
 import multiprocessing
@@ -17,11 +17,11 @@ from lookupvit_video.processes.waiting import seconds_without_processor
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 
-_HANGS_IN_A_ROW = 3  # tasks that time out once more, alone: then the others are not tried again, which may take hours
+_HANGS_IN_A_ROW = 3  # tasks that time out again when alone: then no others are tried again, which may take hours
 
 
 class Lost(NamedTuple):
-    """What became of a task without an answer."""
+    """Why a task has no answer."""
 
     cause: str
     """"timeout", "crash" (the process died), "memory" or "error" (the function raised)."""
@@ -29,7 +29,7 @@ class Lost(NamedTuple):
 
 
 class Outcome(NamedTuple, Generic[Answer]):
-    """The answer to one task, or how it was lost."""
+    """The answer to one task, or why it has none."""
 
     number: int
     """Position of the task in the sequence of tasks."""
@@ -45,18 +45,18 @@ def run_isolated(
     timeout: float,
     second_try: bool = False,
 ) -> Iterator[Outcome[Answer]]:
-    """Yield the outcome of ``function`` on each task, as they are done.
+    """Yield the outcome of ``function`` on each task, in completion order.
 
-    A process that dies or takes more than ``timeout`` seconds over a task is replaced, and loses that task alone. Time
-    in which it was ready to run and others had the processor does not count, where the system knows it (Linux).
-    ``function`` must be importable (or a partial of one that is); each process works on one task at a time.
+    A process that dies or takes more than ``timeout`` seconds for a task is replaced, and only that task is lost. Time
+    in which it was ready to run but others had the processor does not count (on Linux, which measures it). ``function``
+    must be importable (or a partial of a function that is); each process works on one task at a time.
 
     Args:
-        second_try: try tasks that timed out once more at the end, one at a time, so that these tasks cannot have
-            slowed each other down; until three in a row time out again.
+        second_try: at the end, retry the tasks that timed out, one at a time, so that they cannot slow each other down;
+            until three in a row time out again.
 
     Raises:
-        RunFailure: processes die before their first task.
+        RunFailure: a process died before its first task.
     """
     late: list[Outcome[Answer]] = []
     for outcome in _run(function, tasks, range(len(tasks)), processes, timeout):
@@ -77,7 +77,7 @@ def run_isolated(
 def _run(
     function: Callable[[Task], Answer], tasks: Sequence[Task], numbers: Sequence[int], processes: int, timeout: float
 ) -> Iterator[Outcome[Answer]]:
-    # A fork server imports once what its children need, so that a lost process is replaced in milliseconds.
+    # A fork server imports once for all its children, so that a lost process is replaced in milliseconds.
     context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
     if sys.platform != "win32":
         context.set_forkserver_preload([getattr(function, "func", function).__module__])
@@ -115,28 +115,28 @@ def _run(
 
 
 class _Worker:
-    """A process, and the task it is at."""
+    """A process and its current task."""
 
     def __init__(self, context: Any, function: Callable[[Any], Any]):
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, function), daemon=True)
-        with deaf_to("SIGINT"):  # and the server that makes them, while it imports
+        with deaf_to("SIGINT"):  # the fork server too, while it imports
             self.process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so that the pipe ends with the process
         self.task: int | None = None
         self.answer: Any = None
-        self.deadline = float("inf")  # imports take as long as they take
+        self.deadline = float("inf")  # imports have no time limit
         self.waited = 0.0
 
     def send(self, index: int, task: Any, seconds: float) -> None:
-        """Give the process a task, to be done within some seconds."""
+        """Give the process a task and its time limit."""
         self.task, self.deadline = index, time.monotonic() + seconds
         self.waited = self._without_processor()
-        with contextlib.suppress(BrokenPipeError):  # it died in between: the next receive tells
+        with contextlib.suppress(BrokenPipeError):  # it has died: the next receive reports it
             self.connection.send(task)
 
     def is_late(self) -> bool:
-        """Whether the time for the task is over, that without a processor left out."""
+        """Whether the time limit of the task is over, not counting time without a processor."""
         if time.monotonic() <= self.deadline:
             return False
         waited = self._without_processor()
@@ -147,7 +147,7 @@ class _Worker:
         return seconds_without_processor(self.process.pid or 0) or 0.0
 
     def receive(self) -> Lost | None:
-        """Take in what the process sends: it is ready, it has the answer, or it has none."""
+        """Receive that the process is ready, its answer, or why it has none."""
         try:
             lost, self.answer = self.connection.recv()
         except (EOFError, OSError):
@@ -159,23 +159,23 @@ class _Worker:
         return lost
 
     def kill(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process at once."""
         self.connection.close()
         self.process.kill()
-        self.process.join(timeout=5)  # not for ever: one that waits for a dead disk cannot be killed
+        self.process.join(timeout=5)  # a process that waits for a dead disk cannot be killed
 
 
 def _how_it_died(code: int | None) -> str:
     if code is None or code >= 0:
         return f"the process that read it ended (exit code {code})"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    why = ", perhaps for want of memory" if name == "SIGKILL" else ""
+    why = ", perhaps because memory ran out" if name == "SIGKILL" else ""
     return f"the process that read it died ({name}{why})"
 
 
 def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
-    """What each process does: one task after the other, until the pipe ends."""
-    # Where memory runs out, the kernel is to take this process, not the one that counts.
+    """Work on one task after the other until the pipe ends."""
+    # If memory runs out, the kernel should kill this process, not its parent.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     connection.send((None, None))
@@ -189,7 +189,7 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
             message: tuple[Lost | None, Any] = (None, function(task))
         except MemoryError:
             message = (Lost("memory", "needs more memory than there is"), None)
-        except Exception as error:  # a bug: once for each place
+        except Exception as error:  # a bug: its traceback is printed once for each place
             place = traceback.extract_tb(error.__traceback__)[-1]
             if (place.filename, place.lineno) not in reported:
                 reported.add((place.filename, place.lineno))

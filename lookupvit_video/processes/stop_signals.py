@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: they are noted, so that it finishes its step and saves."""
+"""Signals that ask a run to stop: they are recorded, so that it finishes its step and saves."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ SAME_KEYPRESS = 0.3  # seconds in which Ctrl-C may come twice: from the terminal
 
 
 class Stopped(RunFailure):
-    """The run was asked to stop, and has saved where it stood: the same command resumes it.
+    """The run was asked to stop and has saved its state: the same command resumes it.
 
     Args:
         interrupted: by Ctrl-C, in some process.
@@ -27,20 +27,19 @@ class Stopped(RunFailure):
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) instead of dying of them, while its block is active.
+    """Records SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) while its block is active, instead of ending the process.
 
-    They do not reach the decoding workers, see ``data.loader.Loader``: a scheduler signals all processes of a job, and
-    the step that is to be finished needs them. Other processes that are forked in the block let the first signal pass,
-    and die of the second one. In this process a second signal that is a SIGINT ends all at once: whoever presses Ctrl-C
-    again does not want to wait.
+    They do not reach the decoding workers (``data.loader.Loader``): a scheduler signals all processes of a job, but the
+    current step needs the workers. Other processes that are forked in the block ignore the first signal and end at the
+    second. In this process a second Ctrl-C ends everything at once.
 
     Args:
-        quiet: say nothing when Ctrl-C comes; for all processes but the main one.
+        quiet: print nothing at Ctrl-C; for all processes but the main one.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         self.name = ""
-        """Of the signal that came; empty: none did."""
+        """The signal that came; empty: none."""
         self._came = 0.0
         self._owner, self._quiet = os.getpid(), quiet
         self._before: dict[int, Any] = {}
@@ -67,8 +66,8 @@ class StopSignals:
                 self._leave()
             return
         elif number == signal.SIGINT and not self._quiet:
-            # Not by print: a handler may run within another print.
-            os.write(2, b"\ninterrupted: finishing the step and saving; Ctrl-C once more leaves at once\n")
+            # not print: a handler may run within another print
+            os.write(2, b"\ninterrupted: finishing the step and saving; press Ctrl-C again to leave at once\n")
         if not self.name:
             self.name, self._came = signal.Signals(number).name, time.monotonic()
 

@@ -1,8 +1,8 @@
-"""How long a thread was ready to run while others had the processor: time that is nobody's fault, on a busy machine."""
+"""How long a thread was ready to run while others had the processor, which no time limit should count."""
 
 
 def seconds_without_processor(thread: int | str = "thread-self") -> float | None:
-    """Seconds that a thread has waited for a processor so far, or None where the system does not count them.
+    """Return the seconds that a thread has waited for a processor so far; None where the system does not count them.
 
     Args:
         thread: the ID of a process, for its main thread, or "thread-self" for the calling one.

@@ -138,7 +138,7 @@ def run(folder: Path, file: str, overrides: list[str]) -> float:
     setup_logging(True)
     began = time.perf_counter()
     cfg, world = load_config(file, overrides), World(0, 1, torch.device("cpu"))
-    with sole_writer(cfg, world):
+    with sole_writer(cfg.OUTPUT_DIR, world):
         write_text(folder / "config.yaml", cfg.dump())
         classes = load_classes(cfg)
         try:

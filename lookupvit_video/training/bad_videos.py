@@ -14,13 +14,13 @@ logger = logging.getLogger(__name__)
 
 
 def note_bad_videos(run: Run, batch: Batch) -> None:
-    """Record videos that could not be read; stop when there are more of them than allowed."""
+    """Record the videos of a batch that could not be read or are damaged; stop at more than are allowed."""
     _note_damaged_videos(run, batch)
-    news = [(row, reason) for row, reason in batch.errors if row not in run.bad_rows]
+    news = [(row, reason) for row, reason in batch.errors if row not in run.state.bad_rows]
     if not news:
         return
     stop_if_lost([run.train_videos[row].path for row, _ in news])
-    run.bad_rows.update(row for row, _ in news)
+    run.state.bad_rows.update(row for row, _ in news)
     if not run.dry:
         record_bad_videos(run.folder, [("train", run.train_videos[row].path, reason) for row, reason in news])
     for _, reason in news:
@@ -40,39 +40,39 @@ def _note_damaged_videos(run: Run, batch: Batch) -> None:
         path = run.train_videos[row].path
         if not run.dry:
             record_bad_videos(run.folder, [("train", path, f"damaged, used: {damage}")])
-        logger.warning("%s: damaged, used all the same: %s", path, damage)
+        logger.warning("%s: damaged, but used: %s", path, damage)
 
 
 def stop_at_too_many_bad(run: Run) -> None:
     """Raise RunFailure where more training videos are known to be bad than DATA.MAX_BAD_FRACTION allows.
 
-    A process knows its own at once, and those of all processes from each log line on.
+    A process knows its own at once, and those of all processes at each log line.
     """
-    if len(run.bad_rows) > allowed_bad(len(run.train_videos), run.cfg.DATA.MAX_BAD_FRACTION):
+    if len(run.state.bad_rows) > allowed_bad(len(run.train_videos), run.cfg.DATA.MAX_BAD_FRACTION):
         listed = os.path.abspath(run.folder / "bad_videos.csv")
         fix = "fix the videos or raise DATA.MAX_BAD_FRACTION" if run.dry else (
             f"the reasons are in {listed}; to train without them set DATA.SKIP_LIST {listed}, or fix the videos, or "
             "raise DATA.MAX_BAD_FRACTION, or train on damaged ones as well with DATA.DAMAGED_TRAIN use"
         )  # fmt: skip
         raise RunFailure(
-            f"{len(run.bad_rows)} of {len(run.train_videos)} training videos cannot be read or are damaged; {fix}"
+            f"{len(run.state.bad_rows)} of {len(run.train_videos)} training videos cannot be read or are damaged; {fix}"
         )
 
 
 def stop_if_lost(paths: list[str]) -> None:
-    """Raise RunFailure where videos cannot be read because their folder is gone: they are not to be listed as bad."""
+    """Raise RunFailure where videos cannot be read because their folder is missing, so that none is listed as bad."""
     folder = lost_folder(paths)
     if folder:
         raise RunFailure(
-            f"{folder} is gone or empty: is the disk or the share with the videos still mounted? Nothing was recorded "
-            "as bad; the same command goes on from the newest checkpoint"
+            f"{folder} is missing or empty: is the disk or the share with the videos still mounted? No video was "
+            "recorded as bad; the same command resumes from the newest checkpoint"
         )
 
 
 def lost_folder(paths: Iterable[str]) -> str:
-    """Return the folder of the first of some unreadable videos whose folder is gone or empty; "": none is.
+    """Return the first folder of some unreadable videos that is missing or empty; "": none is.
 
-    So it is when a disk or a network share is no longer mounted: the videos are not bad then.
+    Then a disk or a network share is no longer mounted, and the videos are not bad.
     """
     for path in paths:
         folder = os.path.dirname(path) or "."

@@ -1,4 +1,4 @@
-"""Distillation: learning from the answers, and the tokens, of a trained model.
+"""Distillation: learning from the outputs, and the tokens, of a trained model.
 
 Soft targets: Hinton et al., arXiv 1503.02531. Shape letters: B batch, N M tokens, D width, K classes.
 """
@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights
-from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
-from lookupvit_video.models.build import build_model, model_spec
+from lookupvit_video.models.build import ModelSpec, build_model, model_spec
 from lookupvit_video.models.contract import Features
 from lookupvit_video.models.tokenizer import Grid, GridResize
-from lookupvit_video.registry import MODELS, models_with
+from lookupvit_video.registry import models_with
 
 
 class Answer(NamedTuple):
-    """What a teacher says of a batch."""
+    """The teacher's output for a batch."""
 
     logits: Tensor
     """(B, K)"""
@@ -31,7 +30,7 @@ class Answer(NamedTuple):
 
 
 class Teacher:
-    """A frozen model that looks at the student's own clips; made by ``load_teacher``."""
+    """A frozen model that sees the student's own clips; made by ``load_teacher``."""
 
     def __init__(self, model: nn.Module, with_tokens: bool):
         self.model, self.with_tokens = model, with_tokens
@@ -46,7 +45,7 @@ class Teacher:
 
 
 def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teacher:
-    """Load the checkpoint of DISTILL.TEACHER; it must have seen the student's classes, pixels and clip shape.
+    """Load the checkpoint of DISTILL.TEACHER; its classes, pixels and clip shape must be the student's.
 
     Raises:
         UserError: names what differs.
@@ -59,50 +58,54 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
         if theirs.DATA[key] != cfg.DATA[key]:
             raise UserError(
                 f"DISTILL.TEACHER {checkpoint.path}: its DATA.{key} is {theirs.DATA[key]}, the student's "
-                f"{cfg.DATA[key]}; both see the same clips, so set them alike"
+                f"{cfg.DATA[key]}; both see the same clips, so set both alike"
             )
     if cfg.DISTILL.FEATURE_WEIGHT:
-        _check_features(cfg, theirs)
+        grids = cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]
+        _check_features(model_spec(theirs), model_spec(cfg), grids)
     model = build_model(theirs)
     load_weights(model, checkpoint)
     return Teacher(model.to(device).eval().requires_grad_(False), cfg.DISTILL.FEATURE_WEIGHT > 0)
 
 
-def _check_features(cfg: CfgNode, theirs: CfgNode) -> None:
-    if not MODELS[theirs.MODEL.ARCH].tubelets or theirs.MODEL.TOKENS != "all":
+def _check_features(theirs: ModelSpec, own: ModelSpec, grids: Sequence[Sequence[int]]) -> None:
+    if not theirs.entry.tubelets or theirs.arguments.get("tokens", "all") != "all":
         archs = " or ".join(models_with("tubelets"))
         raise UserError(f"DISTILL.FEATURE_WEIGHT: the teacher must keep all its tokens (MODEL.ARCH {archs})")
-    dim, own_dim = model_spec(theirs).arguments["dim"], model_spec(cfg).arguments["dim"]
+    dim, own_dim = theirs.arguments["dim"], own.arguments["dim"]
     if dim != own_dim:
         raise UserError(
-            f"DISTILL.FEATURE_WEIGHT: the teacher's width is {dim}, the student's {own_dim}; set them alike"
+            f"DISTILL.FEATURE_WEIGHT: the teacher's width is {dim}, the student's {own_dim}; set both alike"
         )
-    whole = token_grid(theirs)
-    for grid in cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]:
-        own = grid if len(grid) == 3 else (token_grid(cfg)[0], *grid)
-        if any(n > n_whole for n, n_whole in zip(own, whole, strict=True)):
-            raise UserError(f"DISTILL.FEATURE_WEIGHT: the teacher's grid of tokens {whole} is smaller than {own}")
+    for grid in ((own.token_grid[0], *grid)[-3:] for grid in grids):  # factorised: a grid has no t
+        if any(n > n_theirs for n, n_theirs in zip(grid, theirs.token_grid, strict=True)):
+            raise UserError(
+                f"DISTILL.FEATURE_WEIGHT: the teacher's token grid {theirs.token_grid} is smaller than {grid}"
+            )
 
 
 def distill(
-    cfg: CfgNode,
     loss: Tensor,
     logits: Sequence[Tensor],
     features: Features | None,
     answer: Answer,
     valid_B: Tensor,
+    *,
+    weight: float,
+    temperature: float,
+    feature_weight: float,
 ) -> Tensor:
     """Mix the loss on labels with the distance from the teacher's answer.
 
-    (1 - WEIGHT) loss + WEIGHT T^2 KL(teacher || student), averaged over heads, + FEATURE_WEIGHT times the mean squared
-    difference of the compressed tokens from the teacher's, resized to their grid and both layer-normalised.
+    (1 - weight) loss + weight T^2 KL(teacher || student), averaged over heads, + feature_weight times the mean squared
+    difference between the compressed tokens and the teacher's, resized to their grid and both layer-normalized.
 
     Args:
         loss: on the labels.
         logits: per head (B, K).
         valid_B: see ``mean_over_clips``.
+        weight, temperature, feature_weight: see DISTILL.
     """
-    temperature, weight = cfg.DISTILL.TEMPERATURE, cfg.DISTILL.WEIGHT
     soft_BK = (answer.logits.float() / temperature).softmax(-1)
     per_clip_B = torch.stack(
         [F.kl_div((head.float() / temperature).log_softmax(-1), soft_BK, reduction="none").sum(-1) for head in logits]
@@ -115,12 +118,12 @@ def distill(
     target_BMD = GridResize(answer.grid, features.compressed_grid).to(answer.tokens.device)(answer.tokens.float())
     dim = target_BMD.shape[-1:]
     error_BMD = F.layer_norm(features.compressed.float(), dim) - F.layer_norm(target_BMD, dim)
-    return total + cfg.DISTILL.FEATURE_WEIGHT * mean_over_clips(error_BMD.square().mean((1, 2)), valid_B)
+    return total + feature_weight * mean_over_clips(error_BMD.square().mean((1, 2)), valid_B)
 
 
 def mean_over_clips(per_clip_B: Tensor, valid_B: Tensor) -> Tensor:
-    """Return the mean over all clips, in which those that are not valid (bool) count as 0.
+    """Return the mean over all clips, of which those that are not valid (bool) count as 0.
 
-    Not the mean over the valid ones: a clip must weigh the same in whatever process and accumulation part it is.
+    Not the mean over the valid ones: a clip must weigh the same in every process and accumulation part.
     """
     return (per_clip_B * valid_B).mean()

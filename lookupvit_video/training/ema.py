@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class Ema:
     """Follows the trained parameters of a model: average = decay * average + (1 - decay) * weights after each step.
 
-    It begins as the weights are. Buffers are not averaged. Under sharding each process averages its own shards.
+    It starts from the weights. Buffers are not averaged. Under sharding each process averages its own shards, which
+    torch.optim.swa_utils.AveragedModel cannot do: it copies the model, and FSDP2 refuses that.
 
     Args:
         model: what ``parallelize`` returned.
@@ -24,14 +25,14 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights after an optimiser step."""
+        """Update the averages after an optimizer step."""
         torch._foreach_lerp_(self._averages, self._weights, 1 - self.decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model have the averages in place of its weights, inside the block.
+        """Exchange the model's weights for the averages inside the block.
 
-        What is read from the model, or loaded into it, is then the averages, under any kind of parallelism.
+        What is read from the model, or loaded into it, are then the averages, under any kind of parallelism.
         """
         self._swap()
         try:

@@ -1,6 +1,7 @@
-"""Parameter groups, optimiser, learning-rate schedule, and what is frozen for a while."""
+"""Parameter groups, optimizer, learning-rate schedule, and freezing."""
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,13 +14,12 @@ from fvcore.common.param_scheduler import (
 )
 from torch import nn
 
-from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.models.contract import VideoModel
 
 logger = logging.getLogger(__name__)
 
-FUSED = ("cpu", "cuda", "mps", "xpu")  # devices for which torch has fused optimisers
+FUSED = ("cpu", "cuda", "mps", "xpu")  # devices for which torch has fused optimizers
 
 
 def parameter_groups(model: VideoModel, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
@@ -38,25 +38,21 @@ def parameter_groups(model: VideoModel, weight_decay: float, layer_decay: float 
         decaying = parameter.ndim > 1 and name not in not_decayed
         group = groups.setdefault(
             (layer if layer_decay != 1.0 else 0, decaying),
-            {
-                "params": [],
-                "weight_decay": weight_decay if decaying else 0.0,
-                "lr_scale": layer_decay ** (top - layer),
-            },
+            {"params": [], "weight_decay": weight_decay if decaying else 0.0, "lr_scale": layer_decay ** (top - layer)},
         )
         group["params"].append(parameter)
     return list(groups.values())
 
 
 def build_optimizer(cfg: CfgNode, model: VideoModel) -> torch.optim.Optimizer:
-    """Make the optimiser of SOLVER over the groups of ``parameter_groups``, and log what it trains."""
+    """Build the optimizer of SOLVER over the groups of ``parameter_groups``, and log what it trains."""
     solver = cfg.SOLVER
     groups = parameter_groups(model, solver.WEIGHT_DECAY, solver.LAYER_DECAY)
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = all(parameter.device.type in FUSED for parameter in parameters) or None  # None: torch chooses
     if solver.FREEZE_EPOCHS and solver.OPTIMIZING_METHOD == "sgd":
         fused = None  # torch's fused SGD takes momenta of all parameters in a group or of none
-    rate = solver.BASE_LR * learning_rate_factor(cfg)
+    rate = solver.BASE_LR * learning_rate_factor(cfg.TRAIN.BATCH_SIZE, solver.BASE_LR_BATCH)
     optimizer: torch.optim.Optimizer
     if solver.OPTIMIZING_METHOD == "sgd":
         momentum = solver.MOMENTUM
@@ -73,46 +69,42 @@ def build_optimizer(cfg: CfgNode, model: VideoModel) -> torch.optim.Optimizer:
     return optimizer
 
 
-def freeze_or_thaw(cfg: CfgNode, model: nn.Module, epoch: float) -> None:
-    """Freeze a model's parameters as long as SOLVER.FREEZE_EPOCHS last, and thaw them after; call it before each step.
+def set_trainable(model: nn.Module, names: Collection[str], trains: bool) -> None:
+    """Freeze some parameters of a model, or let them train (again).
 
-    The backward pass ends where everything below is frozen, and nothing is kept for it there. A frozen parameter has no
+    The backward pass ends where everything below is frozen, and keeps nothing there. A frozen parameter has no
     gradient: it is in no norm, does not decay, and its moments begin when it thaws.
+    """
+    for name, parameter in model.named_parameters() if names else ():
+        if name in names:
+            parameter.requires_grad_(trains)
+
+
+def learning_rate_factor(batch_size: int, written_for: int) -> float:
+    """Return the factor of SOLVER's learning rates (first, peak and last): the linear scaling rule.
+
+    See Goyal et al., arXiv 1706.02677; VideoMAE and MAE write their rates for 256 clips.
 
     Args:
-        epoch: of the step about to be made: optimiser steps done / steps of an epoch. Nothing else is remembered.
+        batch_size: clips of an optimizer step, over all processes.
+        written_for: SOLVER.BASE_LR_BATCH; 0: rates are not scaled.
     """
-    if cfg.SOLVER.FREEZE_EPOCHS:
-        spec = model_spec(cfg)
-        for name, parameter in model.named_parameters():
-            if spec.is_frozen(name):
-                parameter.requires_grad_(epoch >= cfg.SOLVER.FREEZE_EPOCHS)
+    return batch_size / written_for if written_for else 1.0
 
 
-def learning_rate_factor(cfg: CfgNode) -> float:
-    """Return what SOLVER's learning rates (peak, first and last) are multiplied with: the linear scaling rule.
-
-    TRAIN.BATCH_SIZE / BASE_LR_BATCH, in clips of an optimiser step over all processes (Goyal et al., arXiv 1706.02677;
-    VideoMAE and MAE write their rates for 256); 1 where BASE_LR_BATCH is 0.
-    """
-    return cfg.TRAIN.BATCH_SIZE / cfg.SOLVER.BASE_LR_BATCH if cfg.SOLVER.BASE_LR_BATCH else 1.0
-
-
-def build_schedule(cfg: CfgNode) -> ParamScheduler:
+def build_schedule(
+    first: float, peak: float, last: float, *, warmup_epochs: float, epochs: float, factor: float = 1.0
+) -> ParamScheduler:
     """Return the learning rate as a function of the share of training done (0 to 1): linear warm-up, then cosine."""
-    factor = learning_rate_factor(cfg)
-    start, peak, end = (
-        factor * rate for rate in (cfg.SOLVER.WARMUP_START_LR, cfg.SOLVER.BASE_LR, cfg.SOLVER.COSINE_END_LR)
-    )
-    cosine = CosineParamScheduler(peak, end)
-    warmup = cfg.SOLVER.WARMUP_EPOCHS / cfg.SOLVER.MAX_EPOCH
+    first, peak, last = factor * first, factor * peak, factor * last
+    cosine, warmup = CosineParamScheduler(peak, last), warmup_epochs / epochs
     if warmup == 0:
         return cosine
-    ramp = LinearParamScheduler(start, peak)
+    ramp = LinearParamScheduler(first, peak)
     return CompositeParamScheduler([ramp, cosine], [warmup, 1 - warmup], ["rescaled", "rescaled"])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group ``rate`` times its own factor."""
+    """Set the learning rate of each group to ``rate`` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]

@@ -1,8 +1,8 @@
-"""One training run: what it is made of, where it starts, and its state, which a checkpoint holds."""
+"""One training run: what it is made of, and where it starts."""
 
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from fvcore.common.param_scheduler import ParamScheduler
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch import nn
 
 from lookupvit_video.checkpoints.async_checkpoint import Saver
 from lookupvit_video.checkpoints.checkpoint import (
@@ -24,38 +23,38 @@ from lookupvit_video.checkpoints.checkpoint import (
     set_aside_after,
     training_checkpoints,
 )
-from lookupvit_video.checkpoints.random_state import random_state, restore_random_state
 from lookupvit_video.config import differences, get_key
 from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
-from lookupvit_video.distributed.parallel import autocast_dtype, full_state, load_optimizer, parallelize
+from lookupvit_video.distributed.parallel import autocast_dtype, parallelize
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.metrics import Metric, chosen_metrics
 from lookupvit_video.log import Journal, forget_bad_videos
-from lookupvit_video.models.build import build_model
+from lookupvit_video.models.build import ModelSpec, build_model, model_spec
 from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.preparation.coverage import warnings_of_run
 from lookupvit_video.processes.stop_signals import StopSignals
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.distill import Teacher, load_teacher
 from lookupvit_video.training.ema import Ema
-from lookupvit_video.training.optim import build_optimizer, build_schedule
+from lookupvit_video.training.optim import build_optimizer, build_schedule, learning_rate_factor
+from lookupvit_video.training.state import TrainingState
 from lookupvit_video.training.step_log import StepLog
-from lookupvit_video.training.utilisation import clip_macs
 
 logger = logging.getLogger(__name__)
-# What decides which clips a step sees; a run that goes on must have it as it was.
+# These decide which clips a step sees, so a run that resumes must have them unchanged.
 FIXED_ON_RESUME = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE",
-        "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
-# What changes no result, so that nothing is said where it is another than before.
+                   "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
+# These change no result, so a change is not reported.
 IGNORED_ON_RESUME = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
-             "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE", "MODEL.INIT_INFLATE")  # fmt: skip
+                     "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE", "MODEL.INIT_INFLATE")  # fmt: skip
 
 
 @dataclass
 class Run:
-    """What the loop works on; made by ``prepare``."""
+    """What the loop works on: the state, which checkpoints hold, and what it works with. Made by ``prepare``."""
 
     cfg: CfgNode
     world: World
@@ -63,47 +62,36 @@ class Run:
     train_videos: list[Video]
     val_videos: list[Video]
     model: nn.Module
-    parallel_model: nn.Module
-    optimizer: torch.optim.Optimizer
+    """The plain model; ``state.model`` is what ``parallelize`` made of it."""
+    spec: ModelSpec
+    state: TrainingState
     schedule: ParamScheduler
-    scaler: torch.amp.GradScaler
     augment: BatchAugment
+    metrics: list[Metric]
     steps: StepLog
     journal: Journal
     watch: DataWatch
     saver: Saver
     stop: StopSignals
     teacher: Teacher | None = None
-    ema: Ema | None = None
-    step: int = 0
-    """Optimiser steps done."""
-    best_top1: float = -1.0
-    bad_rows: set[int] = field(default_factory=set)
+    frozen_at_first: frozenset[str] = frozenset()
+    """Parameters that train from SOLVER.FREEZE_EPOCHS on."""
     damaged_rows: set[int] = field(default_factory=set)
-    """Training videos that could not be read."""
-    bad_steps: int = 0
-    """Steps that were left out because their numbers were not finite."""
-    to_validate: bool = False
-    """An epoch is done, but not what comes after it."""
+    """Training videos that are used although they are damaged."""
     dry: bool = False
     """Nothing is written."""
     _macs: dict[tuple[int, ...] | None, int] = field(default_factory=dict)
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps of a pass over the training list."""
-        return len(self.train_videos) // (self.cfg.TRAIN.BATCH_SIZE // self.cfg.AUG.NUM_SAMPLE)
+    def total_steps(self) -> int:
+        """Optimizer steps of the complete training."""
+        return self.state.steps_per_epoch * self.cfg.SOLVER.MAX_EPOCH
 
     @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.steps_per_epoch * self.cfg.SOLVER.MAX_EPOCH
-
-    def clip_macs(self, grid: tuple[int, ...] | None) -> int:
-        """Return ``utilisation.clip_macs``, counted once for each grid."""
-        if grid not in self._macs:
-            self._macs[grid] = clip_macs(self.cfg, grid)
-        return self._macs[grid]
+    def peak_rate(self) -> float:
+        """The highest learning rate."""
+        factor = learning_rate_factor(self.cfg.TRAIN.BATCH_SIZE, self.cfg.SOLVER.BASE_LR_BATCH)
+        return float(self.cfg.SOLVER.BASE_LR * factor)
 
     @property
     def folder(self) -> Path:
@@ -115,134 +103,78 @@ class Run:
         """What the model computes in."""
         return autocast_dtype(self.cfg.TRAIN.PRECISION, self.world.device)
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Let the model have the weights that are tested and handed out: the averaged ones where there are such."""
-        return self.ema.in_place() if self.ema else nullcontext()
+    @property
+    def looks_at_each_step(self) -> bool:
+        """Whether a step whose loss or gradient is not finite is left out, so that the device must be waited for."""
+        return self.cfg.TRAIN.MAX_BAD_STEPS > 0 or self.state.scaler.is_enabled()
 
-    def weights_for_use(self) -> dict[str, Tensor]:
-        """Return these weights; all processes must call it, and the main one gets them."""
-        with self.averaged():
-            return full_state(self.parallel_model)[0]
+    def clip_macs(self, grid: tuple[int, ...] | None) -> int:
+        """Return the closed-form multiply-accumulates of a training forward pass of one clip; 0 for models without one.
 
-    def inference_state(self) -> dict[str, Any]:
-        """Return what model.pt and best.pt hold; called like ``weights_for_use``."""
-        return {
-            "cfg": self.cfg,
-            "classes": self.classes,
-            "model": self.weights_for_use(),
-            "step": self.step,
-            "best_top1": self.best_top1,
-        }
+        Args:
+            grid: of the compressed tokens; None: the config's.
+        """
+        if grid not in self._macs:
+            changed = {"compressed_grid": grid} if grid else {}
+            # all heads, not only those that answer
+            self._macs[grid] = sum(self.spec.macs(inference_head="average", **changed).values())
+        return self._macs[grid]
 
-    def training_state(self) -> dict[str, Any]:
-        """Return all that going on needs, as ``save_checkpoint`` takes it; all processes must call it."""
-        self.steps.settle(self.step, tolerant=self.looks_at_each_step)
-        weights, optimizer = full_state(self.parallel_model, self.optimizer)
-        epoch, within = divmod(self.step, self.steps_per_epoch)
-        of_each = gather_objects((random_state(self.world.device), self.bad_rows, torch.get_num_threads()), self.world)
-        state = {
-            # The loader's position follows from the step: see data.loader.TrainBatchSampler.
-            "position": {"epoch": epoch, "step_in_epoch": within, "videos": len(self.train_videos)},
-            "to_validate": self.to_validate,
-            "scaler": self.scaler.state_dict(),
-            "random": [state for state, _, _ in of_each],
-            "losses": self.steps.settled,
-            "bad_rows": sorted(set().union(*(rows for _, rows, _ in of_each))),
-            "bad_steps": self.bad_steps,
-            "world_size": self.world.size,
-            "threads": [threads for _, _, threads in of_each],
-        }
-        return {
-            "cfg": self.cfg,
-            "classes": self.classes,
-            "model": weights,
-            "optimizer": optimizer,
-            "ema": self.weights_for_use() if self.ema else None,
-            "step": self.step,
-            "best_top1": self.best_top1,
-            "state": state,
-        }
+    def new_log(self) -> None:
+        """Begin a new log line."""
+        self.state.losses = []
+        self.steps = StepLog(self.world, self.train_videos, self.state.losses)
+
+    def checkpoint(self, *, inference: bool = False) -> dict[str, Any]:
+        """Return what ``save_checkpoint`` takes, for a file to resume from or for inference; all processes call it."""
+        if not inference:
+            self.steps.settle(self.state.step, tolerant=self.looks_at_each_step)
+        state = self.state.inference_state() if inference else self.state.state_dict()
+        return {"cfg": self.cfg, "classes": self.classes, **state}
 
     def close(self) -> None:
-        """Let what is being written come to its end, whatever happened to the run."""
+        """Finish writing what is being written, also after a failure."""
         self.saver.close()
         self.journal.close()
 
-    @property
-    def looks_at_each_step(self) -> bool:
-        """Whether a step whose numbers are not finite is left out, so that the device must be waited for."""
-        return self.cfg.TRAIN.MAX_BAD_STEPS > 0 or self.scaler.is_enabled()
 
-    def resume(self, resumed: Checkpoint) -> None:
-        """Put back everything but the weights, which the model began with; all processes must call it."""
-        state = resumed.state
-        load_optimizer(self.parallel_model, self.optimizer, resumed.optimizer or {"state": {}, "param_groups": []})
-        if self.ema and resumed.ema:
-            with self.ema.in_place():
-                set_model_state_dict(
-                    self.parallel_model, {**resumed.ema}, options=StateDictOptions(full_state_dict=True)
-                )
-        elif self.ema:
-            logger.warning("%s has no averaged weights; SOLVER.EMA_DECAY begins with those of now", resumed.path)
-        self.step, self.best_top1 = resumed.step, resumed.best_top1
-        if self.scaler.is_enabled() and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        self.steps.settled = [(loss, norm) for loss, norm in state.get("losses", [])]
-        same_list = state.get("position", {}).get("videos") == len(self.train_videos)
-        self.bad_rows = set(state.get("bad_rows", [])) if same_list else set()  # rows of another list are other videos
-        self.bad_steps = state.get("bad_steps", 0)
-        self.to_validate = state.get("to_validate", False)
-        restore_random_state(state.get("random", []), self.world)
-        threads = gather_objects(torch.get_num_threads(), self.world)
-        if self.world.is_main:
-            self._tell_what_differs(resumed, threads)
+def describe_world(
+    world: World, *, batch_size: int, parts: int, parallel: str, dtype: torch.dtype, peak_rate: float, num_videos: int
+) -> list[str]:
+    """Return a line for each process and one for what a step is; all processes must call it.
 
-    def _tell_what_differs(self, resumed: Checkpoint, threads: list[int]) -> None:
-        videos = resumed.state.get("position", {}).get("videos", len(self.train_videos))
-        if videos != len(self.train_videos):
-            logger.warning(
-                "the training list had %d videos and has %d now: %d of %d steps are done, the next samples are others",
-                videos, len(self.train_videos), self.step, self.total_steps,
-            )  # fmt: skip
-        versions = library_versions()
-        others = [f"{name} {old}, now {versions.get(name)}" for name, old in resumed.versions.items()
-                  if versions.get(name) != old]  # fmt: skip
-        if others:
-            logger.warning(
-                "%s was written with %s: results may differ in the last bits", resumed.path, ", ".join(others)
-            )
-        changed = [
-            f"{name} {before}, now {now}" for name, before, now in differences(resumed.config, self.cfg)
-            if not name.startswith(IGNORED_ON_RESUME)
-        ]  # fmt: skip
-        if changed:
-            logger.warning("settings that were others before, the new ones hold from here: %s", "; ".join(changed))
-        before = resumed.state.get("world_size", self.world.size)
-        if before != self.world.size:
-            logger.info("world size was %d and is %d; batch and schedule stay", before, self.world.size)
-        old = resumed.state.get("threads", threads)
-        if before == self.world.size and old != threads and self.world.device.type == "cpu":
-            logger.warning(
-                "%s was computed on %s threads, now there are %s: results may differ in the last bits; set "
-                "OMP_NUM_THREADS to what it was",
-                resumed.path, *(", ".join(map(str, numbers)) for numbers in (old, threads)),
-            )  # fmt: skip
+    Args:
+        parts: accumulation steps.
+        num_videos: of the training list.
+    """
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else ""
+    places = gather_objects(f"host {socket.gethostname()}, device {world.device} {gpu}".rstrip(), world)
+    kind = "" if world.size == 1 else f", {parallel}"
+    return [
+        *(f"process {rank} of {world.size}: {place}" for rank, place in enumerate(places)),
+        f"a step: {batch_size} clips = world size {world.size} x {parts} accumulation steps x "
+        f"{batch_size // (world.size * parts)}{kind}, {str(dtype).removeprefix('torch.')}; peak learning rate "
+        f"{peak_rate:g} for any world size; {num_videos} training videos",
+    ]
 
 
-def newest_checkpoint(cfg: CfgNode, world: World) -> Checkpoint | None:
+def newest_checkpoint(folder: str, world: World, *, resume: bool = True) -> Checkpoint | None:
     """Return the newest sound training checkpoint in OUTPUT_DIR, the same in all processes: the main one chooses.
 
+    Args:
+        resume: TRAIN.AUTO_RESUME.
+
     Raises:
-        UserError: none can be read, not all machines see it, or there is one that is not to be gone on from.
+        UserError: no checkpoint can be read, not all machines see it, or one exists but ``resume`` is off.
     """
-    if not cfg.TRAIN.AUTO_RESUME:
-        if training_checkpoints(cfg.OUTPUT_DIR):
+    if not resume:
+        if training_checkpoints(folder):
             raise UserError(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} has checkpoints, and TRAIN.AUTO_RESUME is False: those of a new run "
-                "would mix with them; choose another OUTPUT_DIR or remove them"
+                f"OUTPUT_DIR {folder} has checkpoints, but TRAIN.AUTO_RESUME is False: those of a new run would mix "
+                "with them; choose another OUTPUT_DIR or remove them"
             )
         return None
-    found = latest_checkpoint(cfg.OUTPUT_DIR) if world.is_main else None
+    found = latest_checkpoint(folder) if world.is_main else None
     chosen = gather_objects(found and str(found.path), world)[0]
     return checkpoint_seen_by_main(Path(chosen)) if chosen and not world.is_main else found
 
@@ -251,14 +183,14 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
     """Load the weights that the run starts from, in order of priority.
 
     1. The newest training checkpoint in OUTPUT_DIR whose checksums are right (TRAIN.AUTO_RESUME), with all of its
-       state: the run goes on, also in the middle of an epoch. A damaged one is named and the one before it is taken;
-       where none is sound the run does not start. Returned.
+       state: the run resumes, also in the middle of an epoch. A damaged one is named and the one before it is taken;
+       if all are damaged the run does not start. Returned.
     2. MODEL.INIT_FROM: as many weights as fit, this project's or other people's; the run begins at step 0.
     3. Random weights from RNG_SEED.
 
-    best.pt and model.pt are results and never looked at; to go on from one in another OUTPUT_DIR is 2.
+    best.pt and model.pt are results, from which no run resumes; to start from one, see 2.
     """
-    resumed = newest_checkpoint(cfg, world)
+    resumed = newest_checkpoint(cfg.OUTPUT_DIR, world, resume=cfg.TRAIN.AUTO_RESUME)
     if resumed:
         if resumed.classes != classes:
             raise UserError(f"{resumed.path}: its classes are not those of the data; choose another OUTPUT_DIR")
@@ -266,11 +198,11 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
             before, now = get_key(resumed.config, name), get_key(cfg, name)
             if before != now:
                 raise UserError(
-                    f"{resumed.path}: {name} was {before} and is now {now}; its steps would be others. "
+                    f"{resumed.path}: {name} was {before} and is now {now}; this would change the training steps. "
                     "Keep it, or choose another OUTPUT_DIR"
                 )
-        _check_source(cfg, resumed)
-        check_settings(cfg, resumed)
+        _check_source(resumed.path, resumed.config.MODEL, cfg.MODEL)
+        check_settings(model_spec(cfg).settings_not_in_weights, resumed)
         load_weights(model, resumed)
         logger.info("resume: %s, step %d", resumed.path, resumed.step)
     elif cfg.MODEL.INIT_FROM:
@@ -278,74 +210,120 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
     return resumed
 
 
-def _check_source(cfg: CfgNode, resumed: Checkpoint) -> None:
-    """Raise ValueError where a run that resumes is asked to start from other weights than it did."""
-    before, now = (c.MODEL.INIT_FROM and os.path.expanduser(c.MODEL.INIT_FROM) for c in (resumed.config, cfg))
-    same = os.path.abspath(before) == os.path.abspath(now) if before and now else before == now
-    if same and (not now or resumed.config.MODEL.INIT_INFLATE == cfg.MODEL.INIT_INFLATE):
+def _check_source(path: Path, then: Any, now: Any) -> None:
+    """Raise UserError where a run that resumes is asked to start from other weights than it did.
+
+    Args:
+        then, now: the MODEL keys of the checkpoint and of the config.
+    """
+    sources = [keys.INIT_FROM and os.path.abspath(os.path.expanduser(keys.INIT_FROM)) for keys in (then, now)]
+    same = sources[0] == sources[1]
+    if same and (not now.INIT_FROM or then.INIT_INFLATE == now.INIT_INFLATE):
         return
     name = "INIT_INFLATE" if same else "INIT_FROM"
     raise UserError(
-        f"{resumed.path}: this run was started with MODEL.{name} {resumed.config.MODEL[name]!r}, the config says "
-        f"{cfg.MODEL[name]!r}, which a run that resumes does not read; choose another OUTPUT_DIR to start from it, or "
-        "keep the former value to resume"
+        f"{path}: this run was started with MODEL.{name} {then[name]!r}, the config says {now[name]!r}, which a run "
+        "that resumes does not read; choose another OUTPUT_DIR to start from it, or keep the former value to resume"
     )
 
 
+def report_changes(run: Run, resumed: Checkpoint, threads: list[int]) -> None:
+    """Log what differs between a checkpoint and the run that resumes from it.
+
+    Args:
+        threads: torch's threads in each process.
+    """
+    size, then = run.world.size, resumed.state
+    videos = then.get("position", {}).get("videos", len(run.train_videos))
+    if videos != len(run.train_videos):
+        logger.warning(
+            "the training list had %d videos and has %d now: %d of %d steps are done, and the sample order will differ",
+            videos, len(run.train_videos), run.state.step, run.total_steps,
+        )  # fmt: skip
+    versions = library_versions()
+    others = [f"{name} {old}, now {versions.get(name)}" for name, old in resumed.versions.items()
+              if versions.get(name) != old]  # fmt: skip
+    if others:
+        logger.warning("%s was written with %s: results may differ in the last bits", resumed.path, ", ".join(others))
+    changed = [
+        f"{name} {before}, now {now}" for name, before, now in differences(resumed.config, run.cfg)
+        if not name.startswith(IGNORED_ON_RESUME)
+    ]  # fmt: skip
+    if changed:
+        logger.warning("these settings changed; using the new values: %s", "; ".join(changed))
+    before = then.get("world_size", size)
+    if before != size:
+        logger.info("world size was %d and is now %d; batch size and schedule do not change", before, size)
+    old = then.get("threads", threads)
+    if before == size and old != threads and run.world.device.type == "cpu":
+        logger.warning(
+            "%s was computed with %s threads, this run has %s: results may differ in the last bits; set "
+            "OMP_NUM_THREADS to the former number",
+            resumed.path, *(", ".join(map(str, numbers)) for numbers in (old, threads)),
+        )  # fmt: skip
+
+
 def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *, dry: bool = False) -> Run:
-    """Make everything of a run, up to the point where it starts or goes on.
+    """Make everything of a run, up to the point where it starts or resumes.
 
     Args:
         dry: write nothing.
     """
+    metrics = chosen_metrics(cfg.TEST.METRICS)
     train_videos = load_split(cfg, "train", classes)
     val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
     if world.is_main:
         for warning in warnings_of_run(cfg, classes, train_videos, val_videos):
             logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
-    model = build_model(cfg)
+    spec, model = model_spec(cfg), build_model(cfg)
     resumed = starting_point(cfg, classes, model, world)
     parallel_model = parallelize(model.to(world.device), cfg, world)
-    writes = world.is_main and not dry
+    writes, train, solver = world.is_main and not dry, cfg.TRAIN, cfg.SOLVER
+    float16 = autocast_dtype(train.PRECISION, world.device) == torch.float16
+    state = TrainingState(
+        model=parallel_model, optimizer=build_optimizer(cfg, model), world=world, num_videos=len(train_videos),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=float16),
+        steps_per_epoch=len(train_videos) // (train.BATCH_SIZE // cfg.AUG.NUM_SAMPLE), best_metric=train.BEST_METRIC,
+    )  # fmt: skip
     run = Run(
-        cfg=cfg,
-        world=world,
-        classes=classes,
-        train_videos=train_videos,
-        val_videos=val_videos,
-        model=model,
-        parallel_model=parallel_model,
-        optimizer=build_optimizer(cfg, model),
-        schedule=build_schedule(cfg),
-        scaler=torch.amp.GradScaler(
-            world.device.type, enabled=autocast_dtype(cfg.TRAIN.PRECISION, world.device) == torch.float16
+        cfg=cfg, world=world, classes=classes, train_videos=train_videos, val_videos=val_videos, model=model, spec=spec,
+        state=state, augment=BatchAugment(cfg), metrics=metrics, stop=stop, dry=dry,
+        schedule=build_schedule(
+            solver.WARMUP_START_LR, solver.BASE_LR, solver.COSINE_END_LR, warmup_epochs=solver.WARMUP_EPOCHS,
+            epochs=solver.MAX_EPOCH, factor=learning_rate_factor(train.BATCH_SIZE, solver.BASE_LR_BATCH),
         ),
-        augment=BatchAugment(cfg),
-        steps=StepLog(world, train_videos),
-        journal=Journal(cfg, enabled=writes, step=resumed.step if resumed else 0),
+        steps=StepLog(world, train_videos, state.losses),
+        journal=Journal(cfg.OUTPUT_DIR, tensorboard=cfg.TENSORBOARD.ENABLE, enabled=writes,
+                        step=resumed.step if resumed else 0),
         watch=DataWatch(cfg.DATA_LOADER.NUM_WORKERS),
-        saver=Saver(cfg, enabled=writes),
-        stop=stop,
+        saver=Saver(cfg.OUTPUT_DIR, steps=train.CHECKPOINT_STEPS, minutes=train.CHECKPOINT_MINUTES,
+                    keep=train.KEEP_CHECKPOINTS, enabled=writes),
         teacher=load_teacher(cfg, classes, world.device) if cfg.DISTILL.TEACHER else None,
-        ema=Ema(parallel_model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None,
-        dry=dry,
-    )
-    if writes and not resumed:
-        forget_bad_videos(run.folder, ("train", "val"), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
+        frozen_at_first=frozenset(
+            name for name, _ in model.named_parameters() if solver.FREEZE_EPOCHS and spec.is_frozen(name)
+        ),
+    )  # fmt: skip
+    if solver.EMA_DECAY:
+        state.ema = Ema(parallel_model, solver.EMA_DECAY)
     if resumed:
         if writes:
             set_aside_after(cfg.OUTPUT_DIR, resumed.step)
-        run.resume(resumed)
+        state.load_state_dict(resumed)
+        threads = gather_objects(torch.get_num_threads(), world)
+        if world.is_main:
+            report_changes(run, resumed, threads)
+    elif writes:
+        forget_bad_videos(run.folder, ("train", "val"), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
     return run
 
 
 def train_batches(run: Run) -> Loader:
-    """Return the loader of all steps that are left."""
+    """Return the loader of all remaining steps."""
     cfg, world = run.cfg, run.world
     mirror, reason = mirrored_labels(run.classes) if cfg.DATA.RANDOM_FLIP else (None, "off, as DATA.RANDOM_FLIP says")
     logger.info("flip: %s", reason)
     return build_train_loader(
-        cfg, run.train_videos, total_steps=run.total_steps, start_step=run.step, mirror=mirror, rank=world.rank,
+        cfg, run.train_videos, total_steps=run.total_steps, start_step=run.state.step, mirror=mirror, rank=world.rank,
         world_size=world.size, pin_memory=world.device.type == "cuda",
     )  # fmt: skip

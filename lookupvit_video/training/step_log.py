@@ -1,4 +1,4 @@
-"""What is measured of the steps between two log lines."""
+"""Measures the steps between two log lines."""
 
 import statistics
 import time
@@ -25,11 +25,10 @@ class StepLog:
     world: World
     videos: Sequence[Video]
     settled: list[tuple[float, float]] = field(default_factory=list)
-    """Loss and gradient norm of each step so far, over all processes; a checkpoint holds them, so that the line that a
-    resumed run writes is the same."""
+    """Loss and gradient norm of each step so far, over all processes, see ``TrainingState.losses``."""
     start: float = field(default_factory=time.perf_counter)
     steps: int = 0
-    """Timed ones: those since the start, or the resumption, of this process."""
+    """Steps of this process, which are timed."""
     data_seconds: float = 0.0
     forward_seconds: float = 0.0
     macs: int = 0
@@ -42,7 +41,7 @@ class StepLog:
 
     @contextmanager
     def forward_timed(self) -> Iterator[None]:
-        """Time a forward pass; on a GPU by events, which are read when the device is waited for anyway."""
+        """Time a forward pass; on a GPU by events, which ``settle`` reads."""
         if self.world.device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
@@ -55,17 +54,17 @@ class StepLog:
             self.forward_seconds += time.perf_counter() - before
 
     def add(self, loss: Tensor, norm: Tensor, rows: list[int]) -> None:
-        """Take in a step: this process's loss, the gradient's norm, the videos read; nothing is computed yet."""
+        """Add a step: this process's loss, the gradient norm and rows of the videos read; computes nothing."""
         self._losses.append(loss)
         self._norms.append(norm)
         self._rows.append(rows)
 
     def settle(self, last_step: int, tolerant: bool = False) -> None:
-        """Average what was added over the processes; all must call it. Waits for the device.
+        """Average the added steps over the processes; all must call it. Waits for the device.
 
         Args:
             last_step: number of the last step added.
-            tolerant: the steps were looked at already, see ``bad_step``.
+            tolerant: steps that are not finite are allowed.
 
         Raises:
             RunFailure: a loss or gradient is not finite; names the step, the processes and their videos.
@@ -81,18 +80,17 @@ class StepLog:
         finite = values.isfinite().all(0).tolist()
         if not tolerant and not all(finite):
             first = finite.index(False)
-            told = self.bad_step(last_step - len(pairs) + 1 + first, own_losses[first], pairs[first][1], first)
-            raise RunFailure(f"{told}; {ADVICE}")
+            report = self.bad_step(last_step - len(pairs) + 1 + first, own_losses[first], pairs[first][1], first)
+            raise RunFailure(f"{report}; {ADVICE}")
         self.settled += pairs
         self.forward_seconds += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
         self._losses, self._norms, self._rows, self._events = [], [], [], []
 
     def bad_step(self, step: int, loss: float, norm: float, index: int = -1) -> str:
-        """Say what is known of a step that is not finite; all processes must call it.
+        """Describe a step that is not finite; all processes must call it.
 
         Args:
-            step: its number.
-            loss: this process's.
+            loss: of this process.
             norm: of the gradient.
             index: of the step among those added.
         """
@@ -100,14 +98,14 @@ class StepLog:
         return bad_step_text(step, norm, gather_objects(own, self.world), self.world)
 
     def summary(self, batch_size: int) -> tuple[dict[str, Any], list[str]]:
-        """Return the means of what was settled, by name, and what to warn of; all processes must call it.
+        """Return means over the settled steps, by name, and warnings; all processes must call it.
 
         Args:
             batch_size: clips a step, over all processes.
 
         Returns:
-            loss and grad_norm over the steps that have finite ones; seconds a step as step_time and, of them, data_time
-            in the process that waited longest.
+            loss and grad_norm over the finite ones; step_time in seconds, and data_time, its part in the process that
+            waited longest for data.
         """
         seconds, steps = time.perf_counter() - self.start, max(self.steps, 1)
         own = (self.data_seconds / steps, self.forward_seconds / steps)
@@ -127,26 +125,25 @@ class StepLog:
 
 
 class Reading(NamedTuple):
-    """What one process knows of a step whose numbers went bad."""
+    """What one process knows of a step whose loss or gradient is not finite."""
 
     loss: float
-    """Its own, before any mean over the processes."""
+    """Of this process."""
     videos: list[str]
-    """That it read for the step."""
+    """Read for the step."""
 
 
 def bad_step_text(step: int, norm: float, readings: Sequence[Reading], world: World) -> str:
-    """Say where a loss or gradient became nan or infinite: the step, the processes, and the videos they had.
+    """Describe where a loss or gradient became nan or infinite: the step, the processes and their videos.
 
     Args:
-        step: counted as the log lines do.
         norm: of the gradient, the mean over the processes.
         readings: by rank.
     """
     bad = [rank for rank, reading in enumerate(readings) if not torch.isfinite(torch.tensor(reading.loss))]
     if bad:
         what = f"the loss is {readings[bad[0]].loss:g} in " + ", ".join(f"rank {rank}" for rank in bad)
-    else:  # the mean over the processes does not tell whose gradient it was
+    else:  # the mean over the processes does not show whose gradient it was
         what, bad = "all losses are finite", list(range(world.size))
     named = []
     for rank in bad:
@@ -160,17 +157,17 @@ def slow_processes(times: Sequence[tuple[float, float]], world: World, factor: f
     """Name the processes for which the others wait.
 
     Args:
-        times: by rank, the seconds of a step that went into waiting for data, and into the forward pass.
-        factor: to be told, a process must take so much longer for both than the median, and 20 ms.
+        times: by rank, seconds of a step spent waiting for data and in the forward pass.
+        factor: a process is slow if both together take this many times the median, and 20 ms more.
     """
     totals = [data + forward for data, forward in times]
     usual = statistics.median_low(totals)
-    told = []
+    slow = []
     for rank, (data, forward) in enumerate(times):
         if data + forward > factor * usual + 0.02:
             cause = "its data" if data > forward else "its forward pass"
-            told.append(
+            slow.append(
                 f"{world.name(rank)} is slow: data and forward pass of a step take {1000 * (data + forward):.0f} ms "
                 f"({1000 * max(data, forward):.0f} ms are {cause}), the median is {1000 * usual:.0f} ms"
             )
-    return told
+    return slow

@@ -44,7 +44,9 @@ def saver_of(tmp_path):
     made = []
 
     def make(enabled=True, **changes):
-        made.append(Saver(load_config("tests/small.yaml", settings("", tmp_path, **changes)), enabled))
+        train = load_config("tests/small.yaml", settings("", tmp_path, **changes)).TRAIN
+        made.append(Saver(tmp_path, steps=train.CHECKPOINT_STEPS, minutes=train.CHECKPOINT_MINUTES,
+                          keep=train.KEEP_CHECKPOINTS, enabled=enabled))  # fmt: skip
         return made[-1]
 
     yield make

@@ -24,7 +24,7 @@ from lookupvit_video.checkpoints.checkpoint import (
     training_checkpoints,
 )
 from lookupvit_video.config import load_config
-from lookupvit_video.models.build import build_model
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.tokenizer import GridResize
 from tests.models.test_models import SMALL
 
@@ -77,7 +77,7 @@ def test_missing_file_directory_and_other_projects(tmp_path):
     with pytest.raises(ValueError, match="cannot be read"):
         load_checkpoint(tmp_path)
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="no checkpoint of this project"):
+    with pytest.raises(ValueError, match="not a checkpoint of this project"):
         load_checkpoint(tmp_path / "other.pt")
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, capl
     assert "trying the one before" in caplog.text
     remove_old_checkpoints(tmp_path, keep=1)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000003.pt"]
-    with pytest.raises(ValueError, match="no checkpoint here can be read"):
+    with pytest.raises(ValueError, match="none of these checkpoints can be read"):
         latest_checkpoint(tmp_path)
 
 
@@ -229,14 +229,14 @@ def test_older_files_lack_what_came_later_and_others_are_refused(tmp_path):
     assert (found.step, found.ema, found.state, found.versions) == (4, None, {}, {})
     for change in ({"format": "lookupvit_video/2"}, {"format": None}):
         torch.save(content | change, tmp_path / "other.pt")
-        with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
+        with pytest.raises(ValueError, match=r"other\.pt: not a checkpoint of this project"):
             load_checkpoint(tmp_path / "other.pt")
     for name in ("config", "classes", "model", "optimizer", "step", "best_top1"):
         torch.save({key: value for key, value in content.items() if key != name}, tmp_path / "other.pt")
-        with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
+        with pytest.raises(ValueError, match=r"other\.pt: not a checkpoint of this project"):
             load_checkpoint(tmp_path / "other.pt")
     torch.save([content], tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt: no checkpoint of this project"):
+    with pytest.raises(ValueError, match=r"other\.pt: not a checkpoint of this project"):
         load_checkpoint(tmp_path / "other.pt")
 
 
@@ -259,11 +259,15 @@ def test_torch_that_cannot_write_is_an_error_of_the_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def settings_of(cfg):
+    return model_spec(cfg).settings_not_in_weights
+
+
 def test_settings_that_no_shape_tells(tmp_path):
     saved(tmp_path / "x.pt")
     checkpoint = load_checkpoint(tmp_path / "x.pt")
-    check_settings(checkpoint.config, checkpoint)
-    check_settings(load_config(None, [*SMALL, "SOLVER.BASE_LR", "1", "MODEL.DROP_PATH", "0.5"]), checkpoint)
+    check_settings(settings_of(checkpoint.config), checkpoint)
+    check_settings(settings_of(load_config(None, [*SMALL, "MODEL.DROP_PATH", "0.5"])), checkpoint)
     for change, told in (
         ("NUM_HEADS 4", "NUM_HEADS 3, the config says 4"),
         ("NORM_EPS 1e-5", "NORM_EPS 1e-06, the config says 1e-05"),
@@ -273,8 +277,8 @@ def test_settings_that_no_shape_tells(tmp_path):
         ("REVERSE_WEIGHTS scaled", "REVERSE_WEIGHTS softmax, the config says scaled"),
     ):
         with pytest.raises(ValueError, match=f"it was trained with MODEL.{told}"):
-            check_settings(load_config(None, [*SMALL, *f"MODEL.{change}".split()]), checkpoint)
-    check_settings(load_config(None, [*SMALL, "MODEL.ARCH", "mvit", "MODEL.VARIANT", "Ti"]), checkpoint)
+            check_settings(settings_of(load_config(None, [*SMALL, *f"MODEL.{change}".split()])), checkpoint)
+    check_settings(settings_of(load_config(None, [*SMALL, "MODEL.ARCH", "mvit", "MODEL.VARIANT", "Ti"])), checkpoint)
 
 
 def test_weights_of_more_or_fewer_parameters_are_named(tmp_path):

@@ -155,7 +155,7 @@ def test_a_file_of_answers_resumes_with_what_is_whole(tmp_path, columns):
     with AnswerFile(path, columns, resume=True) as file:
         assert file.done == {"d", *(row["path"] for row in rows)}
     if columns:
-        with pytest.raises(ValueError, match="its columns are others"):
+        with pytest.raises(ValueError, match="the file has other columns"):
             AnswerFile(path, ["path"], resume=True)
     with AnswerFile(path, columns) as file:
         assert not file.done
@@ -185,7 +185,7 @@ def test_budgets_pick_the_grid(folder, tmp_path, monkeypatch):
     cascade = Cascade(((1, 1, 1), (2, 4, 4)), (1.5,))
     save_cascade(tmp_path / "x.json", cascade, model.model, {})
     found = grids("--adaptive", "--calibration", tmp_path / "x.json")
-    assert found == ({"2x4x4"}, pytest.approx(cascade_macs(cascade, model.cfg)[1] / 1e9))
+    assert found == ({"2x4x4"}, pytest.approx(cascade_macs(cascade, model.costs)[1] / 1e9))
     save_cascade(folder / "model.adaptive.json", Cascade(((1, 1, 1), (2, 4, 4)), (0.0,)), model.model, {})
     assert grids("--adaptive") == ({"1x1x1"}, pytest.approx(model.grids["1x1x1"]))
 
@@ -215,7 +215,7 @@ def odd_arguments(folder, tmp):
         (["--grid", "1x1x1", "--gmacs", 1, clip], "not allowed with"),
         (["--gmacs", "nan", clip], "must be above 0"), (["--gmacs", 1e-30, clip], "the cheapest grid"),
         (["--gmacs", -1, clip], "must be above 0"), (["--latency-ms", "nan", clip], "must be above 0"),
-        (["--adaptive", "--calibration", junk, clip], "these are no thresholds"),
+        (["--adaptive", "--calibration", junk, clip], "not a file of thresholds"),
         (["--adaptive", "--calibration", tmp / "pipe", clip], "no such file"),
         (["--adaptive", "--calibration", tmp / "none.json", clip], "tools/calibrate.py"),
         (["--calibration", junk, clip], "--calibration is for --adaptive"),

@@ -48,7 +48,7 @@ def test_a_time_line_its_picture_and_the_video(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--annotate", "x.txt"], "x.txt: the name of a video to be written must end in .mp4"),
+        (["--annotate", "x.txt"], "x.txt: an output video's name must end in .mp4"),
         (["--stride", "0"], "--stride must be a number of seconds from 0.01 on"),
         (["--stride", "nan"], "--stride must be a number of seconds from 0.01 on"),
         (["--window", "2"], "--window: this model sees clips of a fixed length"),

@@ -53,6 +53,8 @@ from lookupvit_video.errors import UserError
         ("TRAIN.ACCUMULATION_STEPS 4 AUG.NUM_SAMPLE 3", r"TRAIN\.BATCH_SIZE is 64; it must be divisible by .* = 12"),
         ("MIXUP.ENABLE True MIXUP.ALPHA 0 MIXUP.CUTMIX_ALPHA 0", r"MIXUP\.ENABLE is True with MIXUP\.ALPHA"),
         ("SOLVER.WARMUP_EPOCHS 30", r"SOLVER\.WARMUP_EPOCHS is 30\.0; it must be below SOLVER\.MAX_EPOCH 30"),
+        ("TEST.METRICS [top5]", r"TEST\.METRICS is \['top5'\]; add top1"),
+        ("TRAIN.BEST_METRIC nll", r"TRAIN\.BEST_METRIC is 'nll'; add it to TEST\.METRICS, or choose one of"),
         ("SOLVER.MAX_EPOCH 3", r"SOLVER\.WARMUP_EPOCHS is 5\.0; it must be below SOLVER\.MAX_EPOCH 3"),
     ],
 )
@@ -74,6 +76,7 @@ def test_what_does_not_fit_together(overrides, message):
         "MODEL.ARCH lookupvit MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] TEST.GRIDS [[3,3],[5,5]]",
         "MODEL.COMPRESSED_GRIDS [[4,7,7],[2,5,5]] MODEL.COMPRESSED_GRID_WEIGHTS [1,0.5]",
         "MODEL.ARCH x3d MODEL.VARIANT XS",
+        "TEST.METRICS [nll,top1] TRAIN.BEST_METRIC nll",
         "AUG.RE_PROB 1 SOLVER.LAYER_DECAY 1 TEST.NUM_SPATIAL_CROPS 3",
     ],
 )

@@ -18,10 +18,10 @@ from lookupvit_video.distributed.world import World, init_world
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
-from lookupvit_video.training.description import describe_world
 from lookupvit_video.training.optim import build_optimizer
 from lookupvit_video.training.train import train
 from tests.small import make_videos, run_command, run_net, run_tool, settings
+from tests.training.processes import description
 
 ALONE = World(0, 1, torch.device("cpu"))
 CURVE = {
@@ -162,7 +162,7 @@ def test_what_is_frozen_at_first_thaws_in_all_processes(two, data17, tmp_path):
 def test_the_first_lines_say_who_does_what(alone, two):
     cfg = load_config("tests/small.yaml", settings("", "", **CURVE, SOLVER__BASE_LR_BATCH=32))
     host = socket.gethostname()
-    assert describe_world(cfg, ALONE, 17).splitlines() == [
+    assert description(cfg, ALONE, 17) == [
         f"process 0 of 1: host {host}, device cpu",
         "a step: 16 clips = world size 1 x 1 accumulation steps x 16, float32; peak learning rate 0.0005 for any world "
         "size; 17 training videos",
@@ -213,7 +213,7 @@ def test_a_start_that_fails_says_why_and_what_to_check(monkeypatch):
     with pytest.raises(ValueError, match="WORLD_SIZE is set but not MASTER_ADDR, MASTER_PORT; start with torchrun"):
         init_world()
     as_torchrun(monkeypatch, WORLD_SIZE=2, RANK=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    told = rf"process 1 of 2 on .* did not meet the others at 127.0.0.1:{port} \(.* timed out .*\); check .* see docs"
+    told = rf"process 1 of 2 on .* cannot reach the others at 127.0.0.1:{port} \(.* timed out .*\); check .* see docs"
     with pytest.raises(RunFailure, match=told):
         init_world(join_timeout=0.5)
     as_torchrun(monkeypatch, WORLD_SIZE=3, RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
@@ -223,7 +223,7 @@ def test_a_start_that_fails_says_why_and_what_to_check(monkeypatch):
     server = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)  # as torchrun's
     as_torchrun(monkeypatch, WORLD_SIZE=3, RANK=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
                 TORCHELASTIC_USE_AGENT_STORE=True, TORCHELASTIC_RESTART_COUNT=0)  # fmt: skip
-    with pytest.raises(RunFailure, match=r"process 1 of 3 .* waited 0.5 s in vain for process 0; check"):
+    with pytest.raises(RunFailure, match=r"process 1 of 3 .* timed out after 0.5 s waiting for process 0; check"):
         init_world(join_timeout=0.5)
     del server
 
@@ -233,9 +233,8 @@ def test_a_start_that_fails_says_why_and_what_to_check(monkeypatch):
 def test_a_process_that_hangs_is_named(hanging):
     done = torchrun(3, "hang", hanging)
     assert done.returncode == 1
-    assert (
-        f"no answer within 2 s from process {hanging} of 3 on {socket.gethostname()}: hangs or is gone" in done.stderr
-    )
+    place = f"process {hanging} of 3 on {socket.gethostname()}"
+    assert f"no answer within 2 s from {place}: it is not responding or has exited" in done.stderr
     assert "processes.py: error: lost contact (" in done.stderr
 
 

@@ -28,10 +28,10 @@ from lookupvit_video.distributed.parallel import (
 )
 from lookupvit_video.distributed.world import World
 from lookupvit_video.models.build import build_model
-from lookupvit_video.training import description
-from lookupvit_video.training.description import describe_world
+from lookupvit_video.training import run as run_module
 from lookupvit_video.training.optim import build_optimizer
 from tests.small import settings
+from tests.training.processes import description
 
 ALONE = World(0, 1, torch.device("cpu"))
 TWO = World(0, 2, torch.device("cpu"))
@@ -134,7 +134,7 @@ def test_one_process_has_nothing_to_spread(caplog):
     cfg = load_config("tests/small.yaml", settings("", "", TRAIN__PARALLEL="fsdp"))
     model = build_model(cfg)
     assert parallelize(model, cfg, ALONE) is model
-    assert "TRAIN.PARALLEL fsdp: one process has nothing to spread, ignored" in caplog.text
+    assert "TRAIN.PARALLEL fsdp is ignored: there is only one process" in caplog.text
     caplog.clear()
     cfg = load_config("tests/small.yaml", settings("", ""))
     assert parallelize(model, cfg, ALONE) is model
@@ -196,7 +196,7 @@ def sharded(**changes):
     cfg = load_config("tests/small.yaml", settings("", "", TRAIN__PARALLEL="fsdp", **changes))
     torch.manual_seed(0)
     model = build_model(cfg)
-    return cfg, _shard(model, list(model.blocks), cfg, ALONE)
+    return cfg, _shard(model, list(model.blocks), ALONE, autocast_dtype(cfg.TRAIN.PRECISION, ALONE.device))
 
 
 def test_a_sharded_model_clips_saves_and_loads_as_a_plain_one(group):
@@ -275,12 +275,12 @@ def test_limits_of_the_compiler_are_raised_and_never_lowered(monkeypatch):
 
 
 def test_what_a_step_is_in_words(monkeypatch):
-    monkeypatch.setattr(description, "gather_objects", lambda value, world: [value] * world.size)
+    monkeypatch.setattr(run_module, "gather_objects", lambda value, world: [value] * world.size)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     cfg = load_config("tests/small.yaml", settings("", "", TRAIN__BATCH_SIZE=24, TRAIN__ACCUMULATION_STEPS=3,
                                                    SOLVER__BASE_LR=0.5, SOLVER__BASE_LR_BATCH=48))  # fmt: skip
-    first, _, last = describe_world(cfg, World(0, 2, torch.device("cuda", 0)), 17).splitlines()
+    first, _, last = description(cfg, World(0, 2, torch.device("cuda", 0)), 17)
     assert first == f"process 0 of 2: host {socket.gethostname()}, device cuda:0 A GPU"
     assert last == (
         "a step: 24 clips = world size 2 x 3 accumulation steps x 4, ddp, bfloat16; peak learning rate 0.25 for any "

@@ -48,5 +48,5 @@ def test_a_start_with_another_number_of_processes(server):
 def test_who_does_not_come_is_named(server, rank, missing):
     start(server, 3)  # what they left does not count as coming
     client = TCPStore("localhost", server.port, is_master=False)
-    with pytest.raises(RunFailure, match=f"^waited 0.3 s in vain for {missing}$"):
+    with pytest.raises(RunFailure, match=f"^timed out after 0.3 s waiting for {missing}$"):
         restart_safe_store(client, rank, 3, 0.3)

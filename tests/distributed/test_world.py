@@ -154,8 +154,8 @@ def test_half_of_what_torchrun_sets_is_no_start(monkeypatch, missing):
 @pytest.mark.parametrize(
     ("stage", "error", "message"),
     [
-        ("rendezvous", RuntimeError("timed out.\nmore"), r"did not meet the others at node1:1234 \(timed out\); check"),
-        ("rendezvous", OSError(), r"did not meet the others at node1:1234 \(OSError\); check that torchrun"),
+        ("rendezvous", RuntimeError("timed out.\nmore"), r"cannot reach the others at node1:1234 \(timed out\); check"),
+        ("rendezvous", OSError(), r"cannot reach the others at node1:1234 \(OSError\); check that torchrun"),
         (
             "restart_safe_store",
             RunFailure("waited for process 1"),
@@ -296,7 +296,7 @@ def test_a_process_that_is_lost_is_named():
 def test_where_all_answer_it_is_the_network(store):
     met = distributed.HashStore()
     met.set("lost contact/1", "there")
-    with pytest.raises(RunFailure, match=r"^lost contact \(reset\); all processes answer"), \
+    with pytest.raises(RunFailure, match=r"^lost contact \(reset\); all processes respond"), \
             report_lost_processes(World(0, 2, CPU, store=met if store else None), seconds=0.1):  # fmt: skip
         raise distributed.DistNetworkError("reset")
 

@@ -20,6 +20,10 @@ from tests.models.test_models import SMALL
 CPU = torch.device("cpu")
 
 
+def options_of(cfg):
+    return {"mean": cfg.DATA.MEAN, "std": cfg.DATA.STD, "precision": cfg.TRAIN.PRECISION}
+
+
 def test_a_video_that_could_not_be_read_is_wrong_even_where_the_likeliest_class_would_be_right():
     labels = np.array([0, 1, 1, 0])
     probabilities = np.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1], [0.0, 0.0, 0.0]])
@@ -39,7 +43,7 @@ def test_softmax_is_averaged_over_the_views_of_a_video():
     videos = [Video("a", 4), Video("b", 2), Video("c", 0)]
     (results,) = evaluate(model, [batch], videos, cfg, World(0, 1, CPU), "test")
     assert model.training  # its mode is kept
-    by_clip = predict_clips(model.eval(), cfg, clips, CPU).numpy()
+    by_clip = predict_clips(model.eval(), clips, CPU, **options_of(cfg)).numpy()
     np.testing.assert_allclose(results.probabilities[1], by_clip[:2].mean(0), rtol=1e-6)
     np.testing.assert_allclose(results.probabilities[0], by_clip[4:].mean(0), rtol=1e-6)
     assert results.probabilities[2].tolist() == [0] * 5  # no answer is made up for what was not seen
@@ -77,7 +81,7 @@ def test_top_k_by_hand():
     probabilities = np.array([[0.5, 0.3, 0.2], [0.2, 0.3, 0.5], [0.4, 0.4, 0.2], [0.1, 0.8, 0.1]])
     results = Results(np.array([1, 0, 1, 1]), probabilities, [])
     assert [results.top(k) for k in (1, 2, 3, 5)] == [25, 75, 100, 100]  # of equal ones the first class is likelier
-    assert results.read.tolist() == [True] * 4
+    assert results.readable.tolist() == [True] * 4
     assert results.confusion().tolist() == [[0, 0, 1], [2, 1, 0], [0, 0, 0]]
     assert results.per_class() == [0, pytest.approx(100 / 3), None]
 
@@ -85,7 +89,7 @@ def test_top_k_by_hand():
 def test_unread_videos_count_as_wrong_for_their_class_and_have_no_place_in_the_confusion():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.0, 0.0], [0.1, 0.9]])
     results = Results(np.array([0, 0, 0, 1]), probabilities, [(2, "empty")])
-    assert results.read.tolist() == [True, True, False, True]
+    assert results.readable.tolist() == [True, True, False, True]
     assert results.top(1) == 75
     assert results.top(2) == 75
     assert results.confusion().tolist() == [[2, 0], [0, 1]]
@@ -110,10 +114,10 @@ def test_clips_are_normalised_and_answers_are_softmaxed_in_float32(precision):
     logits = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 5.0]])
     model = Constant(logits.to(getattr(torch, precision)))
     clips = torch.full((2, 3, 4, 32, 32), 51, dtype=torch.uint8)
-    found = predict_clips(model, cfg, clips, CPU)
+    found = predict_clips(model, clips, CPU, **options_of(cfg))
     torch.testing.assert_close(found, logits.exp() / logits.exp().sum(1, keepdim=True))
     assert found.dtype == torch.float32
-    predict_clips(model, cfg, clips, CPU, (1, 2, 2))
+    predict_clips(model, clips, CPU, **options_of(cfg), grid=(1, 2, 2))
     (inputs, grid, *_), (_, other, *_) = model.calls
     assert (grid, other) == ((), ((1, 2, 2),))
     wanted = (0.2 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
@@ -205,7 +209,7 @@ def test_damaged_videos_are_listed_or_stop_the_test(tmp_path, damaged):
             evaluate(build_model(cfg), [batch], videos, cfg, World(0, 1, CPU), "test")
         return
     (results,) = evaluate(build_model(cfg), [batch], videos, cfg, World(0, 1, CPU), "test")
-    assert results.read.all()
+    assert results.readable.all()
     assert results.used_damaged == [(1, "damaged, used: picture data: torn")]
     summary = write_results(results, videos, classes, tmp_path, {})
     assert summary["damaged_videos"] == [{"path": "b", "damage": "picture data: torn"}]

@@ -137,10 +137,11 @@ def test_a_model_whose_positions_cannot_be_resized_says_so(data, tmp_path):
 def test_classes_must_be_the_checkpoints_in_its_order(tmp_path):
     write_checkpoint(tmp_path)
     checkpoint = load_checkpoint(tmp_path / "model.pt")
-    test_module._check_fit(checkpoint.config, CLASSES, checkpoint)
+    theirs = model_spec(checkpoint.config).settings_not_in_weights
+    test_module._check_fit(theirs, CLASSES, checkpoint)
     for others in (CLASSES[::-1], CLASSES[:2], [*CLASSES, "class 3"], ["class 0", "class 2", "class 1"]):
         with pytest.raises(ValueError, match=r"model\.pt: its classes are not those of the data"):
-            test_module._check_fit(checkpoint.config, others, checkpoint)
+            test_module._check_fit(theirs, others, checkpoint)
 
 
 @pytest.mark.parametrize(("macs", "wanted"), [(8_512_345_678, 8.512), (180_280_000_000, 180.3), (12_345_678, 0.01235)])
@@ -149,9 +150,9 @@ def test_billions_have_four_digits(macs, wanted):
 
 
 def test_only_a_lookupvit_is_tested_with_several_grids():
-    cfg = load_config("tests/small.yaml", settings("", "", TEST__GRIDS="[[2,4,4],[1,2,2],[1,1,1]]"))
-    assert test_module._grids(cfg) == [(1, 2, 2), (2, 4, 4), (1, 1, 1)]
-    assert test_module._grids(load_config("tests/small.yaml", settings("", "", MODEL__ARCH="vit"))) == [None]
+    grids = [1, 2, 2], [[2, 4, 4], [1, 2, 2], [1, 1, 1]]
+    assert test_module._grids("lookupvit", *grids) == [(1, 2, 2), (2, 4, 4), (1, 1, 1)]
+    assert test_module._grids("vit", *grids) == [None]
 
 
 def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch):
@@ -169,9 +170,11 @@ def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch
         assert [video.path for video in videos] == [str(data / f"{number}.mp4") for number in range(9)]
         return [results]
 
-    loaders, plain_loader = [], test_module.build_eval_loader
+    loaders, plain_loader = [], evaluate_module.build_eval_loader
     monkeypatch.setattr(test_module, "evaluate", watched)
-    monkeypatch.setattr(test_module, "build_eval_loader", lambda *a, **g: loaders.append(g) or plain_loader(*a, **g))
+    monkeypatch.setattr(
+        evaluate_module, "build_eval_loader", lambda *a, **g: loaders.append(g) or plain_loader(*a, **g)
+    )
     (tmp_path / "run").mkdir()
     assert test_module.run_test(cfg, CLASSES, World(1, 2, torch.device("cpu"))) is None
     assert list((tmp_path / "run").iterdir()) == []
@@ -200,13 +203,12 @@ def test_the_runs_own_model_is_tested_unless_another_is_named(data, tmp_path, mo
 def test_a_line_for_each_grid_the_cheapest_first():
     probabilities = np.linspace(0, 1, 7)[None].repeat(3, axis=0)  # seven classes, the last the likeliest
     few, many = (Results(np.array(labels), probabilities, []) for labels in ([6, 5, 1], [6, 6, 2]))
-    cfg = load_config("tests/small.yaml", settings("", "", MODEL__NUM_CLASSES=7))
-    assert test_module._grid_table(cfg, [(2, 3, 1), (1, 1, 2)], [4_567_800_000, 1_234_560_000], [many, few]) == [
+    names = ["top1", "top5"]
+    assert test_module._grid_table(1, [(2, 3, 1), (1, 1, 2)], [4_567_800_000, 1_234_560_000], [many, few], names) == [
         {"grid": "1x1x2", "tokens": 2, "gmacs_per_view": 1.235, "top1": 33.33, "top5": 66.67},
         {"grid": "2x3x1", "tokens": 6, "gmacs_per_view": 4.568, "top1": 66.67, "top5": 100.0},
     ]
-    cfg = load_config("tests/small.yaml", settings("", "", **FACTORISED))
-    rows = test_module._grid_table(cfg, [(2, 3)], [10**9], [few])
+    rows = test_module._grid_table(2, [(2, 3)], [10**9], [few], names)
     assert [(row["grid"], row["tokens"]) for row in rows] == [("2x3", 12)]  # at each of two times
 
 

@@ -121,7 +121,7 @@ def test_narrow_videos_are_enlarged_to_480_pixels(container, monkeypatch, size, 
         def __exit__(self, *_):
             pass
 
-    monkeypatch.setattr(annotate, "open_forward", lambda path, cfg: Reader())
+    monkeypatch.setattr(annotate, "open_forward", lambda path, plan: Reader())
     monkeypatch.setattr(annotate, "atomic_write", lambda path: open_writer_nowhere())
     monkeypatch.setattr(annotate.av, "open", lambda path, mode: container)
     annotate_video(timeline(1.0), [], None, "out.mp4")
@@ -198,26 +198,26 @@ def place(panel, name):
 def test_the_bar_is_as_long_as_the_label_is_probable(width):
     panel = Panel(timeline(share=0.75), SEGMENTS, width)
     left, right = place(panel, "left"), width - place(panel, "left")
-    for seconds, colour in ((2.0, panel.colours["a"]), (7.0, panel.colours["b"])):
+    for seconds, color in ((2.0, panel.colors["a"]), (7.0, panel.colors["b"])):
         drawn = panel.draw(seconds)
         assert drawn.shape == (panel.height, width, 3)
         row = drawn[place(panel, "bar") + 2]
-        filled = (row == colour).all(-1)
+        filled = (row == color).all(-1)
         assert np.flatnonzero(filled)[[0, -1]].tolist() == [left, left + round(0.75 * (right - left))]
         assert (row[left : right + 1][~filled[left : right + 1]] == (90, 90, 96)).all()
         assert (row[:left] == (22, 22, 26)).all()
-        column = (drawn[:, left] == colour).all(-1)
+        column = (drawn[:, left] == color).all(-1)
         assert np.flatnonzero(column)[[0, -1]].tolist()[0] == place(panel, "bar")
         assert column[place(panel, "bar") : place(panel, "bar end") + 1].all()
         assert not column[place(panel, "bar end") + 1]
     # The share is that of the window that speaks for the time, not of the segment.
     drawn = Panel(timeline(share=0.5), [Segment(0.0, 10.0, "a", 0.9)], width).draw(9.0)
-    filled = (drawn[place(panel, "bar") + 2] == panel.colours["a"]).all(-1)
+    filled = (drawn[place(panel, "bar") + 2] == panel.colors["a"]).all(-1)
     assert filled.sum() == round(0.25 * (right - left)) + 1
 
 
 @pytest.mark.parametrize("width", [480, 960])
-def test_the_strip_has_the_colour_of_each_segment_and_a_cursor(width):
+def test_the_strip_has_the_color_of_each_segment_and_a_cursor(width):
     panel = Panel(timeline(), SEGMENTS, width)
     left = place(panel, "left")
     length = width - 2 * left
@@ -225,7 +225,7 @@ def test_the_strip_has_the_colour_of_each_segment_and_a_cursor(width):
     columns = np.full((length, 3), (90, 90, 96))
     for segment in SEGMENTS:
         middles = (np.arange(length) + 0.5) / length * 10.0
-        columns[(middles >= segment.start) & (middles < segment.end)] = panel.colours[segment.label]
+        columns[(middles >= segment.start) & (middles < segment.end)] = panel.colors[segment.label]
     for seconds in (0.0, 2.5, 10.0):
         drawn = panel.draw(seconds)
         cursor = left + round(seconds / 10.0 * (length - 1))
@@ -270,7 +270,7 @@ def test_a_long_name_leaves_room_for_the_percentage():
     assert annotate._fitted("abc", font, font.getlength("abc")) == "abc"  # exactly its room
     assert annotate._fitted("abc", font, 0.0) == "…"
     image = Image.new("RGB", (panel.width, panel.height))
-    panel.colours["w" * 99] = (1, 2, 3)
+    panel.colors["w" * 99] = (1, 2, 3)
     panel._write_answer(ImageDraw.Draw(image), "w" * 99, 0.75)
     letters = (np.asarray(image)[10:30] == 240).all(-1).any(0)
     percent = int(font.getlength("75%"))

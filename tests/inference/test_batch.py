@@ -1,15 +1,20 @@
 """Lists of videos, and files of answers; without a model. The command itself: tests/commands/test_predict.py."""
 
 import csv
+import dataclasses
 import io
 import json
+import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
 
+from lookupvit_video.config import load_config
+from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.decoding.backends import DecodeError
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference import batch
 from lookupvit_video.inference.batch import (
     AnswerFile,
@@ -20,7 +25,9 @@ from lookupvit_video.inference.batch import (
     read_or_fail,
     read_videos,
 )
-from lookupvit_video.inference.views import Failure, Views
+from lookupvit_video.inference.views import Failure, Views, make_plan
+from tests.models.test_models import SMALL
+from tests.videos import write_video
 
 
 @pytest.fixture
@@ -90,7 +97,7 @@ def test_a_list_may_be_as_long_as_the_limit(monkeypatch):
 
 
 def test_a_list_that_cannot_be_read_is_named(folder):
-    with pytest.raises(ValueError, match="this list is no regular file; for a pipe, write - for standard input"):
+    with pytest.raises(ValueError, match=r"this list is not a regular file; for a pipe, use - \(standard input\)"):
         find_videos([], [str(folder)])
     with pytest.raises(ValueError, match=r"none.txt: this list cannot be read \(No such file or directory\)"):
         find_videos([], [str(folder / "none.txt")])
@@ -132,6 +139,37 @@ def test_reading_in_processes_has_a_limit_and_lost_files_are_failures(monkeypatc
         found = list(read_videos(["bad", "b", "c"], types.SimpleNamespace(timeout=timeout), 3))
         assert found == [Failure("b", "crashed"), "views"]
         assert given.pop() == (Failure("bad", "is text"), 3, limit)
+
+
+# Bugs -----------------------------------------------------------------------------------------------------------------
+
+
+class Mistaken(TimeSampler):
+    """A sampler with a bug."""
+
+    def __call__(self, duration):
+        return list(zip([duration], [], strict=True))
+
+
+def mistaken_plan():
+    return dataclasses.replace(make_plan(load_config(None, SMALL)), times=Mistaken(4, 0.1))
+
+
+def read_with_a_bug(path):
+    print(list(read_videos([path, path], mistaken_plan(), 1)))
+
+
+def test_a_bug_in_a_reader_keeps_its_traceback(tmp_path):
+    video = write_video(tmp_path / "x.mp4", frames=6)
+    with pytest.raises(ValueError, match=r"zip\(\) argument 2 is shorter") as raised:
+        list(read_videos([video], mistaken_plan(), 0))
+    assert not isinstance(raised.value, UserError)
+    code = f"from tests.inference.test_batch import read_with_a_bug as read; read({video!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # workers keep the first stderr
+    assert done.returncode == 0
+    assert done.stdout.count("internal error, ValueError: zip() argument 2 is shorter") == 2
+    assert done.stderr.count("Traceback") == 1  # once for each place
+    assert "return list(zip([duration], [], strict=True))" in done.stderr
 
 
 # Answers ------------------------------------------------------------------------------------------------------------
@@ -197,7 +235,7 @@ def test_a_table_resumes_with_whole_rows_and_the_same_columns(tmp_path):
     with AnswerFile(str(path), columns, resume=True) as file:
         assert file.done == {"a"}
     assert path.read_bytes() == b"path,label_1,error\r\na,x,\r\n"
-    with pytest.raises(ValueError, match=r"a.csv: --resume: its columns are others; use the same --topk"):
+    with pytest.raises(ValueError, match=r"a.csv: --resume: the file has other columns; use the same --topk"):
         AnswerFile(str(path), ["path", "error"], resume=True)
     path.write_text("")
     with AnswerFile(str(path), columns, resume=True) as file:
@@ -215,5 +253,5 @@ def test_standard_output_stays_open(capsys):
 def test_answers_go_into_regular_files_only(tmp_path):
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
     for path in (tmp_path, tmp_path / "broken", "/dev/null"):
-        with pytest.raises(ValueError, match="answers go into a regular file, or to standard output"):
+        with pytest.raises(ValueError, match="not a regular file; write answers to a file, or to standard output"):
             AnswerFile(str(path))

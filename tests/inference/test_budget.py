@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from lookupvit_video.config import load_config
+from lookupvit_video.data.transforms import normalize
+from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import predict_clips
-from lookupvit_video.inference import budget
+from lookupvit_video.inference import budget, predictor
 from lookupvit_video.inference.budget import (
     Cascade,
     Point,
@@ -19,17 +22,14 @@ from lookupvit_video.inference.budget import (
     choose,
     fingerprint,
     frontier,
-    grid_costs,
-    grid_within_latency,
-    grid_within_macs,
+    largest_within,
     load_cascade,
-    macs_a_view,
     measure,
     measured_latencies,
-    parse_grid,
     run_cascade,
     save_cascade,
 )
+from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import measured_macs
 from tests.models.test_models import SMALL
@@ -51,6 +51,11 @@ def model(cfg):
 
 
 @pytest.fixture(scope="module")
+def costs(cfg, model):
+    return Predictor(model, cfg, list("abcde"), CPU).costs
+
+
+@pytest.fixture(scope="module")
 def clips():
     return torch.randint(0, 256, (5, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
@@ -62,35 +67,30 @@ def quick(monkeypatch):
     monkeypatch.setattr(budget, "_milliseconds", lambda work: float(next(numbers) + 0 * len(work())))
 
 
-def test_grids_are_read_as_people_write_them():
-    assert parse_grid("4x7x7") == (4, 7, 7)
-    assert parse_grid("7x7") == (7, 7)
-    for text in ("", "4", "4x", "axb", "4x7x7x7", "-1x2x2", "1 x2x2", "²x2x2", "1" * 30 + "x1"):
-        with pytest.raises(ValueError, match="write t x h x w as 4x7x7"):
-            parse_grid(text)
-
-
 def test_costs_are_those_that_running_counts(cfg, model, clips):
-    costs = grid_costs(cfg)
+    whole = Predictor(model, cfg, list("abcde"), CPU)
+    costs = {grid: sum(parts.values()) for grid, parts in whole.costs.items()}
     assert list(costs) == GRIDS
     assert [*costs.values()] == sorted(costs.values())
     for grid, macs in costs.items():
-        assert macs == measured_macs(model, clips[:1].float(), grid) == macs_a_view(model, cfg, grid)
+        assert macs == measured_macs(model, clips[:1].float(), grid) == whole.macs_a_view(grid)
 
 
-def test_the_dearest_grid_within_a_budget_is_taken(cfg):
-    costs = [macs / 1e9 for macs in grid_costs(cfg).values()]
-    assert grid_within_macs(cfg, costs[1]) == GRIDS[1]
-    assert grid_within_macs(cfg, costs[2] * 0.999) == GRIDS[1]
-    assert grid_within_macs(cfg, float("inf")) == GRIDS[2]
-    assert grid_within_latency({GRIDS[0]: 5.0, GRIDS[1]: 4.0}, 4.5) == GRIDS[1]
+def test_the_dearest_grid_within_a_budget_is_taken(cfg, model):
+    whole = Predictor(model, cfg, list("abcde"), CPU)
+    macs = list(whole.grids.values())
+    assert whole.grid_within(gmacs=macs[1]) == "1x2x2"
+    assert whole.grid_within(gmacs=macs[2] * 0.999) == "1x2x2"
+    assert whole.grid_within(gmacs=float("inf")) == "2x4x4"
+    assert largest_within({"1x1x1": 5.0, "1x2x2": 4.0}, 4.5, "ms") == "1x2x2"
     with pytest.raises(ValueError, match=r"budget of 1e-09 GMACs a view: the cheapest grid, 1x1x1, takes"):
-        grid_within_macs(cfg, 1e-9)
+        whole.grid_within(gmacs=1e-9)
     for none in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="must be above 0"):
-            grid_within_macs(cfg, none)
-    with pytest.raises(ValueError, match=r"MODEL.ARCH vit has no compressed grids"):
-        grid_costs(load_config(None, [*SMALL, "MODEL.ARCH", "vit"]))
+            whole.grid_within(gmacs=none)
+    vit = load_config(None, [*SMALL, "MODEL.ARCH", "vit"])
+    with pytest.raises(UserError, match="this checkpoint's model has no compressed grids, hence a single budget"):
+        Predictor(build_model(vit), vit, list("abcde"), CPU).grid_within(gmacs=1.0)
 
 
 def test_latencies_are_measured_once(cfg, quick, tmp_path):
@@ -100,20 +100,21 @@ def test_latencies_are_measured_once(cfg, quick, tmp_path):
         asked.append(grid)
         return clip
 
-    first = measured_latencies(answer, cfg, CPU, tmp_path / "cache")
-    assert list(first) == GRIDS
+    first = latencies(answer, cfg, CPU, tmp_path / "cache")
+    assert list(first) == ["1x1x1", "1x2x2", "2x4x4"]
     assert set(asked) == set(GRIDS)
     count = len(asked)
-    assert measured_latencies(answer, cfg, CPU, tmp_path / "cache") == first
+    assert latencies(answer, cfg, CPU, tmp_path / "cache") == first
     assert len(asked) == count
     (kept,) = (tmp_path / "cache" / "latency").iterdir()
     assert json.loads(kept.read_text())["milliseconds"].keys() == {"1x1x1", "1x2x2", "2x4x4"}
     assert kept.read_text().count("\n") > 8  # for people too
     kept.write_text('{"milliseconds": {"1x1x1": "soon"}}')
-    measured_latencies(answer, cfg, CPU, tmp_path / "cache")
+    latencies(answer, cfg, CPU, tmp_path / "cache")
     assert len(asked) > count
     (tmp_path / "file").write_text("")
-    assert list(measured_latencies(answer, cfg, CPU, tmp_path / "file")) == GRIDS  # and no cache to write to
+    kept = latencies(answer, cfg, CPU, tmp_path / "file")  # and no cache to write to
+    assert list(kept) == ["1x1x1", "1x2x2", "2x4x4"]
 
 
 def test_tokens_stand_in_for_clips(model, clips):
@@ -124,18 +125,35 @@ def test_tokens_stand_in_for_clips(model, clips):
     assert type(model.tokenizer).__name__ == "TubeletTokenizer"
 
 
+def cascade_run(model, cfg, cascade, clips, counts, batch_size):
+    """Run a cascade as a ``Predictor`` does."""
+    inputs = (normalize(part, cfg.DATA.MEAN, cfg.DATA.STD) for part in clips.split(batch_size))
+    return run_cascade(model, cascade, inputs, counts, batch_size, autocast_dtype(cfg.TRAIN.PRECISION, CPU))
+
+
+def latencies(answer, cfg, device, folder=None):
+    """Measure the grids of a config as a ``Predictor`` does."""
+    size = cfg.DATA.TEST_CROP_SIZE
+    clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, size, size, dtype=torch.uint8)
+    facts = {"precision": str(autocast_dtype(cfg.TRAIN.PRECISION, device)), "model": cfg.MODEL.dump()}
+    return measured_latencies(answer, clip, GRIDS, facts, device, folder)
+
+
 def by_grid(model, cfg, clips, counts):
     """Each grid's probabilities (videos, K), by the test's own function."""
-    tables = {grid: predict_clips(model, cfg, clips, CPU, grid).split(counts) for grid in GRIDS}
+    tables = {
+        grid: predict_clips(model, clips, CPU, mean=cfg.DATA.MEAN, std=cfg.DATA.STD, grid=grid).split(counts)
+        for grid in GRIDS
+    }
     return {grid: np.stack([part.mean(0).numpy() for part in parts]) for grid, parts in tables.items()}
 
 
-def test_a_cascade_goes_on_while_the_mean_over_the_views_is_not_confident(cfg, model, clips):
+def test_a_cascade_goes_on_while_the_mean_over_the_views_is_not_confident(cfg, model, costs, clips):
     counts = [2, 1, 2]
     tables = by_grid(model, cfg, clips, counts)
     first, second = (np.sort(tables[grid].max(1)) for grid in GRIDS[:2])
     cascade = Cascade(tuple(GRIDS), (float(first[1:].mean()), float(second.mean())))
-    answers = list(run_cascade(model, cfg, CPU, cascade, clips, counts, batch_size=2))
+    answers = list(cascade_run(model, cfg, cascade, clips, counts, batch_size=2))
     steps = [step for _, step in answers]
     assert len(set(steps)) > 1
     for video, (share, step) in enumerate(answers):
@@ -144,37 +162,37 @@ def test_a_cascade_goes_on_while_the_mean_over_the_views_is_not_confident(cfg, m
             assert tables[GRIDS[earlier]][video].max() < cascade.thresholds[earlier]
         if step < 2:
             assert tables[GRIDS[step]][video].max() >= cascade.thresholds[step]
-    found = measure(cascade, cfg, tables, np.zeros(3, dtype=int))
-    assert found.macs == pytest.approx(np.mean([cascade_macs(cascade, cfg)[step] for step in steps]))
+    found = measure(cascade, costs, tables, np.zeros(3, dtype=int))
+    assert found.macs == pytest.approx(np.mean([cascade_macs(cascade, costs)[step] for step in steps]))
     assert found.ended == pytest.approx([100 * steps.count(step) / 3 for step in range(3)])
 
 
-def test_the_tokenizer_runs_once_for_all_passes(cfg, model, clips):
+def test_the_tokenizer_runs_once_for_all_passes(cfg, model, costs, clips):
     calls = []
     handle = model.tokenizer.register_forward_hook(lambda *_: calls.append(1))
-    list(run_cascade(model, cfg, CPU, Cascade(tuple(GRIDS), (2.0, 2.0)), clips, [1] * 5, batch_size=8))
+    list(cascade_run(model, cfg, Cascade(tuple(GRIDS), (2.0, 2.0)), clips, [1] * 5, batch_size=8))
     handle.remove()
     assert len(calls) == 1
-    all_passes = sum(grid_costs(cfg).values())
+    all_passes = sum(sum(parts.values()) for parts in costs.values())
     tokenizer = measured_macs(model.tokenizer, clips[:1].float())
-    assert cascade_macs(Cascade(tuple(GRIDS), (2.0, 2.0)), cfg)[-1] == all_passes - 2 * tokenizer
+    assert cascade_macs(Cascade(tuple(GRIDS), (2.0, 2.0)), costs)[-1] == all_passes - 2 * tokenizer
 
 
-def test_measure_counts_what_ran_and_what_was_right(cfg):
+def test_measure_counts_what_ran_and_what_was_right(costs):
     labels = np.array([0, 1, 2, 0])
     small = np.array([[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.4, 0.3, 0.3], [0.0, 0.0, 0.0]])
     large = np.array([[0.1, 0.9, 0.0], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7], [0.0, 0.0, 0.0]])
     tables = {GRIDS[0]: small, GRIDS[2]: large}
     cascade = Cascade((GRIDS[0], GRIDS[2]), (0.8,))
-    found = measure(cascade, cfg, tables, labels)
+    found = measure(cascade, costs, tables, labels)
     assert found.top1 == 75.0  # the last could not be read
     assert found.ended == [25.0, 75.0]
-    costs = cascade_macs(cascade, cfg)
-    assert found.macs == pytest.approx(0.25 * costs[0] + 0.75 * costs[1])
-    assert measure(Cascade((GRIDS[2],), ()), cfg, tables, labels).top1 == 50.0
+    by_step = cascade_macs(cascade, costs)
+    assert found.macs == pytest.approx(0.25 * by_step[0] + 0.75 * by_step[1])
+    assert measure(Cascade((GRIDS[2],), ()), costs, tables, labels).top1 == 50.0
 
 
-def test_the_cheapest_cascade_of_the_wanted_accuracy_is_chosen(cfg):
+def test_the_cheapest_cascade_of_the_wanted_accuracy_is_chosen(costs):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, 400)
     tables = {}
@@ -182,8 +200,8 @@ def test_the_cheapest_cascade_of_the_wanted_accuracy_is_chosen(cfg):
         logits = rng.normal(size=(400, 5)) + strength * np.eye(5)[labels]
         shares = np.exp(2 * logits)
         tables[grid] = shares / shares.sum(1, keepdims=True)
-    points = [measure(cascade, cfg, tables, labels) for cascade in candidates(cfg, tables, steps=50)]
-    largest = measure(Cascade((GRIDS[2],), ()), cfg, tables, labels)
+    points = [measure(cascade, costs, tables, labels) for cascade in candidates(tables, steps=50)]
+    largest = measure(Cascade((GRIDS[2],), ()), costs, tables, labels)
     chosen = choose(points, largest.top1 - 2)
     assert chosen.top1 >= largest.top1 - 2
     assert chosen.macs < 0.9 * largest.macs
@@ -198,43 +216,37 @@ def test_thresholds_belong_to_the_weights_they_were_found_with(cfg, model, tmp_p
     cascade = Cascade((GRIDS[0], GRIDS[2]), (0.75,))
     path = tmp_path / "x.adaptive.json"
     save_cascade(path, cascade, model, {"videos": 3})
-    assert load_cascade(path, model, cfg) == cascade
+    assert load_cascade(path, model, GRIDS) == cascade
     other = build_model(cfg)
-    with pytest.raises(ValueError, match="thresholds are of other weights"):
-        load_cascade(path, other, cfg)
+    with pytest.raises(ValueError, match="thresholds of other weights"):
+        load_cascade(path, other, GRIDS)
     content = json.loads(path.read_text())
     for change in ({"format": "x"}, {"grids": 3}, {"thresholds": []}, {"thresholds": ["a"]}, {"grids": [["a"], [1]]}):
         (tmp_path / "y.json").write_text(json.dumps({**content, **change}))
-        with pytest.raises(ValueError, match=r"y.json: these are no thresholds"):
-            load_cascade(tmp_path / "y.json", model, cfg)
+        with pytest.raises(ValueError, match=r"y.json: not a file of thresholds"):
+            load_cascade(tmp_path / "y.json", model, GRIDS)
     (tmp_path / "y.json").write_text(json.dumps({**content, "grids": [[1, 1, 1], [2, 2, 2]]}))
     with pytest.raises(ValueError, match=r"grid 2x2x2: this checkpoint has 1x1x1, 1x2x2, 2x4x4"):
-        load_cascade(tmp_path / "y.json", model, cfg)
+        load_cascade(tmp_path / "y.json", model, GRIDS)
     for text in ("", "[]", "[" * 5000, "\ud800"):
         (tmp_path / "y.json").write_text(text, errors="surrogatepass")
-        with pytest.raises(ValueError, match="these are no thresholds"):
-            load_cascade(tmp_path / "y.json", model, cfg)
+        with pytest.raises(ValueError, match="not a file of thresholds"):
+            load_cascade(tmp_path / "y.json", model, GRIDS)
     with pytest.raises(ValueError, match=r"no such file; make it with tools/calibrate\.py"):
-        load_cascade(tmp_path / "none", model, cfg)
+        load_cascade(tmp_path / "none", model, GRIDS)
 
 
 # Small things that hold, whatever the model ---------------------------------------------------------------------------
-
-
-def test_the_longest_grids_that_are_read():
-    assert parse_grid("99999x1") == (99999, 1)
-    with pytest.raises(ValueError, match="write t x h x w"):
-        parse_grid("100000x1")
 
 
 def test_a_view_of_another_model_has_its_macs_in_closed_form_where_there_is_one(monkeypatch):
     cfg, asked = load_config(None, [*SMALL, "MODEL.ARCH", "vit"]), []
     model = build_model(cfg)
     counted = measured_macs(model, torch.zeros(1, 3, 4, 32, 32))
-    monkeypatch.setattr(budget, "measured_macs", lambda of, clips: asked.append((of, clips.shape)) or 17)
-    assert (macs_a_view(model, cfg), asked) == (counted, [])
+    monkeypatch.setattr(predictor, "measured_macs", lambda of, clips: asked.append((of, clips.shape)) or 17)
+    assert (Predictor(model, cfg, list("abcde"), CPU).macs_a_view(), asked) == (counted, [])
     other = load_config(None, [*SMALL, "MODEL.ARCH", "x3d", "MODEL.VARIANT", "XS"])
-    assert (macs_a_view(model, other), asked) == (17, [(model, (1, 3, 4, 32, 32))])
+    assert (Predictor(model, other, list("abcde"), CPU).macs_a_view(), asked) == (17, [(model, (1, 3, 4, 32, 32))])
 
 
 def test_where_measurements_are_kept(monkeypatch):
@@ -250,8 +262,8 @@ def test_where_measurements_are_kept(monkeypatch):
 
 def test_a_latency_is_of_one_view_of_the_tests_size(cfg, quick, tmp_path):
     asked = []
-    found = measured_latencies(lambda clip, grid: asked.append((clip, grid)) or clip, cfg, CPU, tmp_path)
-    assert found == dict(zip(GRIDS, (1.0, 2.0, 3.0), strict=True))
+    found = latencies(lambda clip, grid: asked.append((clip, grid)) or clip, cfg, CPU, tmp_path)
+    assert found == {"1x1x1": 1.0, "1x2x2": 2.0, "2x4x4": 3.0}
     assert [grid for _, grid in asked] == GRIDS
     for clip, _ in asked:
         assert (clip.shape, clip.dtype) == ((1, 3, 4, 32, 32), torch.uint8)
@@ -260,7 +272,7 @@ def test_a_latency_is_of_one_view_of_the_tests_size(cfg, quick, tmp_path):
 def test_a_latency_is_measured_for_each_model_precision_device_and_number_of_threads(cfg, quick, tmp_path, monkeypatch):
     def measured(*overrides, device=CPU):
         changed = load_config(None, [*SMALL, *SEVERAL, *overrides])
-        return list(measured_latencies(lambda clip, grid: clip, changed, device, tmp_path).values())
+        return list(latencies(lambda clip, grid: clip, changed, device, tmp_path).values())
 
     first = measured()
     assert measured() == measured("OUTPUT_DIR", "elsewhere") == first == [1, 2, 3]
@@ -285,29 +297,30 @@ def test_a_graphics_card_is_named_and_its_host_threads_do_not_matter(cfg, quick,
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device}")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     card = torch.device("cuda:1")
-    first = measured_latencies(lambda clip, grid: clip, cfg, card, tmp_path)
+    first = latencies(lambda clip, grid: clip, cfg, card, tmp_path)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    assert measured_latencies(lambda clip, grid: clip, cfg, card, tmp_path) == first
+    assert latencies(lambda clip, grid: clip, cfg, card, tmp_path) == first
     (kept,) = (tmp_path / "latency").iterdir()
     assert json.loads(kept.read_text())["device"] == "card cuda:1"
     assert json.loads(kept.read_text())["threads"] == 0
 
 
 def test_latencies_that_are_kept_may_be_of_more_grids_but_not_of_fewer(cfg, quick, tmp_path):
-    measured_latencies(lambda clip, grid: clip, cfg, CPU, tmp_path)
+    latencies(lambda clip, grid: clip, cfg, CPU, tmp_path)
     (kept,) = (tmp_path / "latency").iterdir()
     for known, expected in (
         ({"1x1x1": 7, "1x2x2": 8, "2x4x4": 9, "9x9x9": 1}, [7, 8, 9]),
         ({"1x1x1": 7, "1x2x2": 8, "2x4x4": 9}, [7, 8, 9]),
         ({"1x1x1": 7, "1x2x2": 8}, [4, 5, 6]),
+        ({"1x1x1": 7, "9x9x9": 8}, [7, 8, 9]),
     ):
         kept.write_text(json.dumps({"milliseconds": known}))
-        assert [*measured_latencies(lambda clip, grid: clip, cfg, CPU, tmp_path).values()] == expected
+        assert [*latencies(lambda clip, grid: clip, cfg, CPU, tmp_path).values()] == expected
 
 
 def test_measurements_lie_in_the_users_cache(cfg, quick, tmp_path, monkeypatch):
     monkeypatch.setenv("LOOKUPVIT_CACHE", str(tmp_path / "cache"))
-    measured_latencies(lambda clip, grid: clip, cfg, CPU)
+    latencies(lambda clip, grid: clip, cfg, CPU)
     assert len(list((tmp_path / "cache" / "latency").glob("*.json"))) == 1
 
 
@@ -335,16 +348,16 @@ def test_a_cascade_has_a_threshold_for_each_grid_but_the_last():
             Cascade(((1, 2, 2), (2, 4, 4)), thresholds)
 
 
-def test_a_confidence_equal_to_the_threshold_is_enough(cfg, model, clips):
-    first = next(iter(run_cascade(model, cfg, CPU, Cascade((GRIDS[0],), ()), clips[:2], [2], 8)))[0]
+def test_a_confidence_equal_to_the_threshold_is_enough(cfg, model, costs, clips):
+    first = next(iter(cascade_run(model, cfg, Cascade((GRIDS[0],), ()), clips[:2], [2], 8)))[0]
     exact = float(first.max())
     for enough, step in ((exact, 0), (np.nextafter(np.float32(exact), np.float32(2)).item(), 1)):
         cascade = Cascade((GRIDS[0], GRIDS[2]), (enough,))
-        ((_, found),) = run_cascade(model, cfg, CPU, cascade, clips[:2], [2], 8)
+        ((_, found),) = cascade_run(model, cfg, cascade, clips[:2], [2], 8)
         assert found == step
         table = first.numpy()[None].astype(np.float64)
         tables = {GRIDS[0]: table, GRIDS[2]: table}
-        assert measure(cascade, cfg, tables, np.array([0])).ended == [100.0 * (step == 0), 100.0 * step]
+        assert measure(cascade, costs, tables, np.array([0])).ended == [100.0 * (step == 0), 100.0 * step]
 
 
 def test_grids_after_the_last_decision_are_not_run(cfg, model, clips):
@@ -352,7 +365,7 @@ def test_grids_after_the_last_decision_are_not_run(cfg, model, clips):
     handle = model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
     for thresholds, count in (((0.0, 0.0), 1), ((2.0, 0.0), 2), ((2.0, 2.0), 3)):
         passes.clear()
-        steps = [s for _, s in run_cascade(model, cfg, CPU, Cascade(tuple(GRIDS), thresholds), clips, [5], 8)]
+        steps = [s for _, s in cascade_run(model, cfg, Cascade(tuple(GRIDS), thresholds), clips, [5], 8)]
         assert (len(passes), steps) == (count, [count - 1])
     handle.remove()
 
@@ -364,7 +377,7 @@ def test_a_cascade_runs_in_the_precision_of_the_config(cfg, model, clips):
     for precision, expected in (("float32", False), ("bfloat16", True)):
         seen.clear()
         changed = load_config(None, [*SMALL, *SEVERAL, "TRAIN.PRECISION", precision])
-        list(run_cascade(model, changed, CPU, Cascade((GRIDS[0],), ()), clips, [5], 8))
+        list(cascade_run(model, changed, Cascade((GRIDS[0],), ()), clips, [5], 8))
         assert seen == [expected] * 2
     handle.remove()
     token.remove()
@@ -374,7 +387,7 @@ def test_batches_of_a_cascade_are_no_larger_than_asked(cfg, model, clips):
     sizes = []
     hooks = [part.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
              for part in (model.tokenizer, model.blocks[0].refine)]  # fmt: skip
-    list(run_cascade(model, cfg, CPU, Cascade((GRIDS[0],), ()), clips, [2, 3], 2))
+    list(cascade_run(model, cfg, Cascade((GRIDS[0],), ()), clips, [2, 3], 2))
     for hook in hooks:
         hook.remove()
     assert sizes == [2, 2, 1, 2, 2, 1]
@@ -383,10 +396,10 @@ def test_batches_of_a_cascade_are_no_larger_than_asked(cfg, model, clips):
 # Calibration ----------------------------------------------------------------------------------------------------------
 
 
-def test_every_chain_is_tried_with_thresholds_from_never_to_always(cfg):
+def test_every_chain_is_tried_with_thresholds_from_never_to_always():
     tables = {grid: np.array([[0.2 + shift, 0.8 - shift], [0.6, 0.4], [0.1, 0.9]]) for grid, shift in
               zip(GRIDS, (0.0, 0.1, 0.2), strict=True)}  # fmt: skip
-    found = list(candidates(cfg, tables, steps=3))
+    found = list(candidates(tables, steps=3))
     assert [c.grids for c in found[:3]] == [(grid,) for grid in GRIDS]
     assert all(c.thresholds == () for c in found[:3])
     pairs = {chain: [c.thresholds for c in found if c.grids == chain] for chain in {c.grids for c in found[3:]}}
@@ -395,7 +408,7 @@ def test_every_chain_is_tried_with_thresholds_from_never_to_always(cfg):
     assert pairs[GRIDS[1], GRIDS[2]] == [(pytest.approx(0.6),), (pytest.approx(0.7),), (pytest.approx(0.9),)]
     assert pairs[tuple(GRIDS)] == [(t, t) for t in (0.6, pytest.approx(0.75), 0.9)]  # one for all steps
     many = dict.fromkeys(GRIDS, np.random.default_rng(0).uniform(size=(1000, 2)))
-    assert sum(c.grids == tuple(GRIDS[:2]) for c in candidates(cfg, many)) == 200
+    assert sum(c.grids == tuple(GRIDS[:2]) for c in candidates(many)) == 200
 
 
 def points(*pairs):

@@ -8,9 +8,10 @@ from lookupvit_video.config import load_config
 from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.inference import draw
 from lookupvit_video.inference.annotate import Panel, annotate_video, as_clock, open_writer, write_overlay
-from lookupvit_video.inference.draw import class_colours, draw_sheet, draw_timeline, shortened
+from lookupvit_video.inference.draw import class_colors, draw_prediction, draw_timeline, shortened
 from lookupvit_video.inference.predictor import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline
+from lookupvit_video.inference.views import make_plan
 from tests.videos import draw_frame, read_number, write_video
 
 CLASSES = ["pouring $5 of _milk_", "a very long name of a class that has no room at all anywhere here", "牛乳を注ぐ"]
@@ -32,7 +33,7 @@ def test_a_sheet_has_a_row_for_each_heat_map(tmp_path):
     classes = [(name, 0.3) for name in CLASSES]
     sizes = []
     for count in (0, 1, 3):
-        draw_sheet(frames, maps[:count], classes, "_x$.mp4", tmp_path / "s.png")
+        draw_prediction(prediction_of(frames, classes, "_x$.mp4"), maps[:count], tmp_path / "s.png")
         data = (tmp_path / "s.png").read_bytes()
         assert data.startswith(b"\x89PNG")
         sizes.append((int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")))
@@ -47,10 +48,10 @@ def test_a_time_line_of_any_length_is_drawn(tmp_path):
         assert (tmp_path / "t.png").stat().st_size > 10_000
 
 
-def test_every_label_has_a_colour_of_its_own():
+def test_every_label_has_a_color_of_its_own():
     many = Timeline("x", 2.0, 2.0, np.zeros(1), np.full((1, 40), 0.025), [str(i) for i in range(40)])
-    colours = class_colours(many, [Segment(0, 1, str(i), 1.0) for i in range(40)])
-    assert len(set(colours.values())) == len(colours) == 40
+    colors = class_colors(many, [Segment(0, 1, str(i), 1.0) for i in range(40)])
+    assert len(set(colors.values())) == len(colors) == 40
 
 
 def test_the_panel_tells_label_probability_and_place():
@@ -61,13 +62,13 @@ def test_the_panel_tells_label_probability_and_place():
     assert panel.segment_at(6.0).label == panel.segment_at(10.0).label == CLASSES[1]
     early, late, unsure = (panel.draw(seconds) for seconds in (1.0, 9.0, 5.7))
     assert early.shape == (panel.height, 480, 3)
-    bar = (early[40] == panel.colours[CLASSES[0]]).all(-1).sum()
+    bar = (early[40] == panel.colors[CLASSES[0]]).all(-1).sum()
     assert bar == pytest.approx(0.9 * 464, abs=3)
-    assert (late[40] == panel.colours[CLASSES[1]]).all(-1).sum() == pytest.approx(0.9 * 464, abs=3)
+    assert (late[40] == panel.colors[CLASSES[1]]).all(-1).sum() == pytest.approx(0.9 * 464, abs=3)
     assert not (unsure[:50] > 100).any()  # no label, no bar
     strip = early[59, 8:-8]
-    assert (strip[100] == panel.colours[CLASSES[0]]).all()
-    assert (strip[-30] == panel.colours[CLASSES[1]]).all()
+    assert (strip[100] == panel.colors[CLASSES[0]]).all()
+    assert (strip[-30] == panel.colors[CLASSES[1]]).all()
     cursors = [np.flatnonzero((picture[52] > 200).all(-1)).mean() for picture in (early, late)]
     assert cursors == pytest.approx([8 + 46.3, 8 + 416.7], abs=1)
 
@@ -75,8 +76,8 @@ def test_the_panel_tells_label_probability_and_place():
 def test_an_annotated_video_keeps_pictures_and_times(tmp_path):
     times = [0.0, 0.04, 0.1, 0.3, 0.34, 1.0, 1.7, 1.74]  # pictures that are not evenly spread
     path = write_video(tmp_path / "x.mp4", frames=8, size=(66, 48), times=times)
-    cfg = load_config(None, [])
-    annotate_video(timeline(path, 1.8), [Segment(0, 1.8, CLASSES[0], 0.9)], cfg, tmp_path / "a.mp4")
+    plan = make_plan(load_config(None, []))
+    annotate_video(timeline(path, 1.8), [Segment(0, 1.8, CLASSES[0], 0.9)], plan, tmp_path / "a.mp4")
     with open_video(tmp_path / "a.mp4") as reader:
         assert reader.times.tolist() == pytest.approx(times, abs=1e-4)
         assert reader.info.codec == "h264"
@@ -88,7 +89,9 @@ def test_an_annotated_video_keeps_pictures_and_times(tmp_path):
 
 def test_an_annotated_video_of_odd_size_has_its_frame_rate(tmp_path):
     path = write_video(tmp_path / "x.mkv", frames=12, size=(501, 333), fps=30, pix_fmt="yuv444p")
-    annotate_video(timeline(path, 0.4), [Segment(0, 0.4, CLASSES[0], 0.9)], load_config(None, []), tmp_path / "a.mp4")
+    annotate_video(
+        timeline(path, 0.4), [Segment(0, 0.4, CLASSES[0], 0.9)], make_plan(load_config(None, [])), tmp_path / "a.mp4"
+    )
     with open_video(tmp_path / "a.mp4") as reader, open_video(path) as original:
         assert reader.info.fps == pytest.approx(original.info.fps, rel=2e-3)  # mkv counts in milliseconds
         assert len(reader.times) == 12
@@ -112,7 +115,7 @@ def test_an_overlay_has_the_frames_beside_the_heat(tmp_path):
 
 def test_names_of_videos_and_clocks(tmp_path):
     with (
-        pytest.raises(ValueError, match=r"x\.gif: the name of a video to be written must end in \.mp4"),
+        pytest.raises(ValueError, match=r"x\.gif: an output video's name must end in \.mp4"),
         open_writer(tmp_path / "x.gif", width=64, height=48, fps=8),
     ):
         pass
@@ -130,6 +133,11 @@ def test_a_video_that_fails_midway_leaves_nothing(tmp_path):
     with pytest.raises((ValueError, OSError)):
         write_half()
     assert not list(tmp_path.iterdir())
+
+
+def prediction_of(frames, classes, path="x.mp4"):
+    clip = torch.from_numpy(frames).permute(3, 0, 1, 2)
+    return Prediction(path, [name for name, _ in classes], [share for _, share in classes], clip)
 
 
 # What is in a picture -----------------------------------------------------------------------------------------------
@@ -151,7 +159,7 @@ def test_a_sheet_shows_up_to_eight_frames_from_the_first_to_the_last(figures):
         (16, [0, 2, 4, 6, 9, 11, 13, 15]),
     ):
         frames = np.stack([np.full((4, 4, 3), number, dtype=np.uint8) for number in range(count)])
-        draw_sheet(frames, [], [("a", 0.7)], "x.mp4", None)
+        draw_prediction(prediction_of(frames, [("a", 0.7)]), [], None)
         pictures = [axis for axis in figures.pop().axes if axis.images]
         assert [axis.get_title() for axis in pictures] == [f"frame {number}" for number in shown]
         assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in pictures] == shown
@@ -161,7 +169,9 @@ def test_a_sheet_has_the_heat_of_each_frame_and_bars_of_the_classes(figures):
     frames = np.full((4, 8, 8, 3), 100, dtype=np.uint8)
     heat = torch.zeros(2, 2, 2)
     heat[1, 0, 0] = 4.0
-    draw_sheet(frames, [("one", heat), ("two", heat.flip(0))], [("cat", 0.756), ("dog_$", 0.2)], "x.mp4", None)
+    draw_prediction(
+        prediction_of(frames, [("cat", 0.756), ("dog_$", 0.2)]), [("one", heat), ("two", heat.flip(0))], None
+    )
     (figure,) = figures
     assert figure.get_suptitle() == "x.mp4: cat (76%)"
     assert figure.get_size_inches().tolist() == [1.5 * 4 + 3.2, 1.6 * 3 + 0.5]
@@ -181,7 +191,7 @@ def test_names_are_drawn_as_they_stand(figures):
     """A dollar in a name starts no formula, wherever the name is drawn."""
     frames, heat = np.zeros((2, 4, 4, 3), dtype=np.uint8), torch.ones(1, 2, 2)
     for rows in (0, 1, 2):
-        draw_sheet(frames, [("$map", heat)] * rows, [("$a", 0.7)], "$x.mp4", None)
+        draw_prediction(prediction_of(frames, [("$a", 0.7)], "$x.mp4"), [("$map", heat)] * rows, None)
         figure = figures[-1]
         assert not figure._suptitle.get_parse_math()
         titles = [axis.title if axis.get_title() else axis._left_title for axis in figure.axes]
@@ -192,16 +202,13 @@ def test_names_are_drawn_as_they_stand(figures):
     assert not figures[-1]._suptitle.get_parse_math()
 
 
-def test_the_sheet_of_a_prediction_names_the_file_and_its_classes(monkeypatch):
-    given = []
-    monkeypatch.setattr(draw, "draw_sheet", lambda *arguments: given.append(arguments))
+def test_the_sheet_of_a_prediction_names_the_file_and_shows_its_clip(figures):
     clip = torch.arange(3 * 2 * 4 * 5, dtype=torch.uint8).view(3, 2, 4, 5)
-    prediction = Prediction("/videos/x.mp4", ["a", "b"], [0.75, 0.25], clip)
-    for heat, rows in ((None, []), ("heat", [("attention", "heat")])):
-        draw.draw_prediction(prediction, heat, "out.png")
-        frames, found, bars, title, path = given.pop()
-        assert (found, bars, title, path) == (rows, [("a", 0.75), ("b", 0.25)], "x.mp4", "out.png")
-        assert np.array_equal(frames, clip.permute(1, 2, 3, 0).numpy())
+    draw_prediction(Prediction("/videos/x.mp4", ["a", "b"], [0.75, 0.25], clip), [], None)
+    (figure,) = figures
+    assert figure.get_suptitle() == "x.mp4: a (75%)"
+    pictures = [axis.images[0].get_array() for axis in figure.axes if axis.images]
+    assert np.array_equal(np.stack(pictures), clip.permute(1, 2, 3, 0).numpy())
 
 
 def test_heat_darkens_and_warms():
@@ -235,13 +242,13 @@ def test_text_is_cut_where_it_has_no_room():
     assert draw._plain("x" * 29) == "x" * 27 + "…"
 
 
-def test_colours_step_around_the_circle_of_hues_by_the_golden_ratio():
+def test_colors_step_around_the_circle_of_hues_by_the_golden_ratio():
     found = Timeline("x", 2.0, 2.0, np.zeros(1), np.linspace(1, 0, 12)[None], list("abcdefghijkl"))
-    colours = class_colours(found, [Segment(0, 1, "l", 1.0), Segment(1, 2, "b", 1.0)])
-    assert list(colours) == [*"abcdefghij", "l"]  # ten leading ones and what segments bear
-    assert colours["a"] == pytest.approx(colorsys.hls_to_rgb(0.58, 0.45, 0.75))
-    assert colours["b"] == pytest.approx(colorsys.hls_to_rgb(0.198034, 0.55, 0.75))
-    assert colours["c"] == pytest.approx(colorsys.hls_to_rgb(0.816068, 0.45, 0.75))
+    colors = class_colors(found, [Segment(0, 1, "l", 1.0), Segment(1, 2, "b", 1.0)])
+    assert list(colors) == [*"abcdefghij", "l"]  # ten leading ones and what segments bear
+    assert colors["a"] == pytest.approx(colorsys.hls_to_rgb(0.58, 0.45, 0.75))
+    assert colors["b"] == pytest.approx(colorsys.hls_to_rgb(0.198034, 0.55, 0.75))
+    assert colors["c"] == pytest.approx(colorsys.hls_to_rgb(0.816068, 0.45, 0.75))
 
 
 def test_a_time_line_draws_the_leading_classes_and_the_segments(figures):
@@ -250,9 +257,9 @@ def test_a_time_line_draws_the_leading_classes_and_the_segments(figures):
     (figure,) = figures
     upper, lower = figure.axes
     assert figure.get_suptitle() == "x.mp4"
-    assert [line.get_color() for line in upper.lines] == [class_colours(found, SEGMENTS)[CLASSES[i]] for i in (0, 1)]
+    assert [line.get_color() for line in upper.lines] == [class_colors(found, SEGMENTS)[CLASSES[i]] for i in (0, 1)]
     for line, label in zip(upper.lines, (0, 1), strict=True):
-        assert line.get_xdata() == pytest.approx(found.centres)
+        assert line.get_xdata() == pytest.approx(found.centers)
         assert line.get_ydata() == pytest.approx(found.probabilities[:, label])
         assert line.get_marker() == "None"
     assert upper.get_ylim() == (-0.02, 1.02)
@@ -289,18 +296,18 @@ def test_a_time_line_counts_in_minutes_from_three_on_and_keeps_short_peaks(figur
 
 
 def test_letters_are_light_on_dark_segments(figures, monkeypatch):
-    for grey, ink in ((0.59, "white"), (0.61, "black")):
-        monkeypatch.setattr(draw, "class_colours", lambda *_, grey=grey: dict.fromkeys(CLASSES, (grey,) * 3))
+    for gray, ink in ((0.59, "white"), (0.61, "black")):
+        monkeypatch.setattr(draw, "class_colors", lambda *_, gray=gray: dict.fromkeys(CLASSES, (gray,) * 3))
         draw_timeline(timeline(), [Segment(0, 10.0, CLASSES[2], 0.9)], None)
         assert figures[-1].axes[1].texts[0].get_color() == ink
-    for colour, ink in (((1.0, 0.5, 0.0), "white"), ((0.0, 1.0, 0.2), "black")):  # 0.595 and 0.612 of the brightness
-        monkeypatch.setattr(draw, "class_colours", lambda *_, colour=colour: dict.fromkeys(CLASSES, colour))
+    for color, ink in (((1.0, 0.5, 0.0), "white"), ((0.0, 1.0, 0.2), "black")):  # 0.595 and 0.612 of the brightness
+        monkeypatch.setattr(draw, "class_colors", lambda *_, color=color: dict.fromkeys(CLASSES, color))
         draw_timeline(timeline(), [Segment(0, 10.0, CLASSES[2], 0.9)], None)
         assert figures[-1].axes[1].texts[0].get_color() == ink
 
 
 @pytest.mark.parametrize(("count", "listed", "more"), [(16, 16, None), (17, 16, "and 1 more"), (40, 16, "and 24 more")])
-def test_the_legend_names_sixteen_colours(count, listed, more):
+def test_the_legend_names_sixteen_colors(count, listed, more):
     figure = draw.new_figure(4, 4)
     draw._add_legend(figure, {f"_{number}": (0.1, 0.2, 0.3) for number in range(count)})
     texts = [text.get_text() for text in figure.legends[0].get_texts()]

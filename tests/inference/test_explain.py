@@ -19,6 +19,7 @@ from lookupvit_video.inference.explain import (
     without_time,
 )
 from lookupvit_video.inference.predictor import load_model
+from lookupvit_video.models.attention import using_kernel
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.small import make_videos
@@ -55,9 +56,10 @@ def test_the_weights_are_those_that_the_blocks_mix_with(tmp_path, reverse):
     }
     for name, module in parts.items():
         module.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0]}))
-    with torch.no_grad(), watched(model) as kept:
+    with torch.no_grad(), watched(model.blocks) as kept:
         model(torch.randn(1, 3, 4, 32, 32))
-    weights, notes = mixing(block, kept[0]), kept[0]
+    with torch.no_grad(), using_kernel(model, "eager"):
+        weights, notes = mixing(block, kept[0]), kept[0]
     values = notes["key_value"].chunk(2, -1)[1], notes["refine"].chunk(3, -1)[2], notes["infuse"]
     for found, matrix, value in zip(("gathered", "refined", "infused"), weights, values, strict=True):
         torch.testing.assert_close(seen[found], matrix @ value, rtol=1e-3, atol=1e-4)
@@ -86,14 +88,31 @@ def test_maps_are_shares_of_the_clip(tmp_path, overrides):
     for shares in (*found.gather, *found.compressed_rollout, found.lookup_rollout):
         assert shares.min() >= 0
         torch.testing.assert_close(shares.sum(1), torch.ones(len(shares)))
-    torch.testing.assert_close(found.gather_map(-1), model.attention_maps(clip), rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        weights = model.model.forward_features(model.inputs(clip[None]), return_attention=True).attention[-1]
+    looked_GN = weights.mean((1, 2)) / len(weights)
+    torch.testing.assert_close(found.gather_map(), looked_GN.view(2, 4, 4), rtol=1e-3, atol=1e-5)
     for heat in (found.rollout_map(), found.lookup_map(), found.answer_map(), found.gather_map(0, (1, 1, 1)) if
                  found.compressed_grid[0] > 1 else found.gather_map(0, (0, 1, 1))):  # fmt: skip
         assert heat.shape == (2, 4, 4)
         assert float(heat.sum()) == pytest.approx(1, abs=1e-5)
-    read = [found.rollout_map()] + [found.lookup_map()] * ("lookup" in found.read)
+    read = [found.rollout_map()] + [found.lookup_map()] * ("lookup" in found.inference_heads)
     torch.testing.assert_close(found.answer_map(), torch.stack(read).mean(0))
     assert found.rollout_map((0, 0, 1)).tolist() != found.rollout_map((0, 1, 0)).tolist()
+
+
+def test_gather_maps_of_a_factorised_encoder_have_every_time(tmp_path):
+    model = predictor(tmp_path, FACTORISED)
+    clip = torch.randint(0, 256, (3, 4, 32, 32), dtype=torch.uint8)
+    maps = explain_attention(model, clip).gather_map()
+    assert maps.shape == model.model.tokenizer.grid == (2, 4, 4)
+    assert maps.min() >= 0
+    assert maps.sum() == pytest.approx(1, abs=1e-5)
+    assert maps.sum((1, 2)).tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
+    clip[:, 2:] = 0  # the second time index sees black, the first what it saw
+    dark = explain_attention(model, clip).gather_map()
+    torch.testing.assert_close(dark[0], maps[0])
+    assert not torch.allclose(dark[1], maps[1])
 
 
 def test_a_compressed_token_of_a_factorised_encoder_sees_its_own_time_only(tmp_path):
@@ -113,7 +132,7 @@ def test_what_cannot_be_explained_is_a_clear_error(tmp_path):
         found.rollout_map((0, 1))
     with pytest.raises(ValueError, match=r"compressed grid 2x2x2: this model was made with 1x2x2"):
         explain_attention(model, some_clip(), (2, 2, 2))
-    with pytest.raises(ValueError, match=r"MODEL.ARCH vit: only a LookupViT"):
+    with pytest.raises(ValueError, match=r"MODEL.ARCH vit: this model has no compressed tokens to explain"):
         explain_attention(predictor(tmp_path, "MODEL.ARCH vit"), some_clip())
 
 

@@ -1,11 +1,12 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from lookupvit_video import Predictor, load_model
-from lookupvit_video.checkpoints.checkpoint import save_checkpoint
+from lookupvit_video.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.inference import hub
 from lookupvit_video.inference.hub import is_hub_id
@@ -92,7 +93,7 @@ def test_damaged_folders_are_one_clear_error(model, tmp_path):
     (folder / "model.safetensors").write_bytes(weights)
     for text in ("", "[]", "{}", "[" * 9999, '{"id2label": 3, "lookupvit_video": {}}', '{"id2label": {"5": "a"}}'):
         (folder / "config.json").write_text(text)
-        fails("config.json: no config of this project")
+        fails("config.json: not a config of this project")
     (folder / "config.json").write_text(config.replace('"DIM": 24', '"DIM": 48'))
     fails("geometry must be those of the checkpoint")
     (folder / "config.json").write_text(config.replace('"DIM": 24', '"DIMM": 24'))
@@ -109,7 +110,7 @@ def test_ids_of_the_hub_are_told_from_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ValueError, match=r"nobody/nothing: no such file or folder, and it cannot be fetched"):
         load_model("nobody/nothing", "cpu")
-    with pytest.raises(ValueError, match=r"a/b/c: no such folder, and no id of the Hugging Face Hub"):
+    with pytest.raises(ValueError, match=r"a/b/c: no such folder, and not an id of the Hugging Face Hub"):
         Predictor.from_pretrained("a/b/c", "cpu")
 
 
@@ -117,8 +118,8 @@ def test_ids_of_the_hub_are_told_from_paths(tmp_path, monkeypatch):
 
 
 def card_of(overrides=(), *, classes=CLASSES, costs=None, results=None):
-    cfg = load_config(None, [*SMALL, *overrides])
-    return hub.model_card("my-model", cfg, classes, costs or {"1x2x2": 0.123456}, 1234567, results)
+    loaded = Checkpoint(Path(), load_config(None, [*SMALL, *overrides]), classes, {}, None, step=0, best_top1=-1.0)
+    return hub.model_card("my-model", loaded, costs or {"1x2x2": 0.123456}, 1234567, results)
 
 
 def test_a_card_says_what_the_model_takes_and_costs():
@@ -157,7 +158,7 @@ def test_results_are_those_of_the_checkpoint_beside_them(tmp_path):
     assert hub.test_results(tmp_path / "model.pt") == RESULTS
     assert hub.test_results(tmp_path / "best.pt") is None
     assert hub.test_results(tmp_path / "elsewhere" / "model.pt") is None
-    assert hub.test_results(None) is None
+    assert hub.test_results(Path()) is None
     for name in ("top1", "top5", "videos", "views", "precision", "checkpoint"):
         (tmp_path / "test_results.json").write_text(json.dumps({k: v for k, v in RESULTS.items() if k != name}))
         assert hub.test_results(tmp_path / "model.pt") is None

@@ -17,7 +17,7 @@ from lookupvit_video.inference import predictor as predictor_module
 from lookupvit_video.inference.budget import Cascade, cascade_macs
 from lookupvit_video.inference.draw import attention_at, draw_prediction, overlay
 from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
-from lookupvit_video.inference.views import Failure, Views, make_plan, read_views
+from lookupvit_video.inference.views import Failure, Views, read_views
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.videos import write_video
@@ -38,7 +38,7 @@ class Rows(torch.nn.Module):
 
     def forward(self, clips):
         self.sizes.append(len(clips))
-        pixel = clips[:, 0, 0, 0, 0] * 0.229 + 0.485  # as it was before normalisation, of 1
+        pixel = clips[:, 0, 0, 0, 0] * 0.229 + 0.485  # as it was before normalization, of 1
         return self.table[(255 * pixel).round().long()].log()
 
 
@@ -57,7 +57,7 @@ TABLE = [[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.6, 0.3, 0.1], [0.25, 0.25, 0.5]]
 
 @pytest.fixture
 def closed_form(monkeypatch):
-    monkeypatch.setattr("lookupvit_video.inference.predictor.macs_a_view", lambda *_: 2_000_000_000)
+    monkeypatch.setattr("lookupvit_video.inference.predictor.Predictor.macs_a_view", lambda *_: 2_000_000_000)
 
 
 def test_an_answer_is_the_mean_over_the_views_and_shows_the_middle_one(closed_form):
@@ -87,7 +87,7 @@ def test_a_single_number_that_is_none_makes_an_answer_unfit(closed_form, monkeyp
     model = made_up(TABLE, source="x.pt")
     shares = torch.tensor([[0.5, bad, 0.5]])
     monkeypatch.setattr(model, "predict_clips", lambda clips, grid: shares)
-    with pytest.raises(ValueError, match=r"x\.pt: its answer to y\.mp4 is not finite: damaged weights"):
+    with pytest.raises(ValueError, match=r"x\.pt: the answer to y\.mp4 is not finite; the weights are damaged"):
         list(model.answers([some_views("y.mp4", 0)]))
     model.source = None
     with pytest.raises(ValueError, match=r"model: its answer to"):
@@ -188,16 +188,16 @@ def test_a_latency_budget_is_checked_before_it_is_measured():
 def test_a_model_without_grids_has_no_budget(tmp_path):
     model = made_up(TABLE)
     for wrong in ({"latency_ms": 5.0}, {"gmacs": 5.0}):
-        with pytest.raises(ValueError, match=r"MODEL\.ARCH vit has no compressed grids"):
+        with pytest.raises(ValueError, match=r"this checkpoint's model has no compressed grids"):
             model.grid_within(**wrong)
-    with pytest.raises(ValueError, match=r"MODEL\.ARCH vit has no compressed grids"):
+    with pytest.raises(ValueError, match=r"this checkpoint's model has no compressed grids"):
         model.answers([], grid="1x2x2")
     with pytest.raises(ValueError, match="grid and adaptive: give one of them"):
         model.answers([], grid="1x2x2", adaptive=Cascade(((1, 2, 2),), ()))
     with pytest.raises(ValueError, match=r"none\.json: no such file; make it with"):
         model.answers([], adaptive=tmp_path / "none.json")
     model._compiled_batch = 3
-    with pytest.raises(ValueError, match="latency_ms: choose the grid before the model is compiled"):
+    with pytest.raises(ValueError, match="latency_ms: choose the grid before compiling the model"):
         model.grid_within(latency_ms=5.0)
 
 
@@ -222,7 +222,7 @@ def sound_state():
 
 
 def test_a_sound_checkpoint_is_taken(sound_state):
-    predictor_module._check_whole(checkpoint_of(sound_state))
+    predictor_module._check_consistent(checkpoint_of(sound_state))
 
 
 def test_weights_may_be_up_to_twice_what_the_file_holds(sound_state):
@@ -233,10 +233,10 @@ def test_weights_may_be_up_to_twice_what_the_file_holds(sound_state):
         shared = torch.zeros(stored)
         state = {name: shared[: value.numel()].view(value.shape) for name, value in sound_state.items()}
         if is_sound:
-            predictor_module._check_whole(checkpoint_of(state))
+            predictor_module._check_consistent(checkpoint_of(state))
         else:
-            with pytest.raises(ValueError, match=r"x\.pt: its weights are larger than what the file holds of them"):
-                predictor_module._check_whole(checkpoint_of(state))
+            with pytest.raises(ValueError, match=r"x\.pt: its weights are larger than the file's data"):
+                predictor_module._check_consistent(checkpoint_of(state))
 
 
 @pytest.mark.parametrize("spoil", [
@@ -245,30 +245,30 @@ def test_weights_may_be_up_to_twice_what_the_file_holds(sound_state):
 ])  # fmt: skip
 def test_a_single_weight_that_is_no_plain_tensor_is_refused(sound_state, spoil):
     state = {**sound_state, "tokenizer.projection.bias": spoil(sound_state["tokenizer.projection.bias"])}
-    with pytest.raises(ValueError, match=r"x\.pt: its weights are no plain tensors by name"):
-        predictor_module._check_whole(checkpoint_of(state))
+    with pytest.raises(ValueError, match=r"x\.pt: its weights are not plain tensors by name"):
+        predictor_module._check_consistent(checkpoint_of(state))
 
 
 @pytest.mark.parametrize(("classes", "message"), [
-    (["a", "b", "c", "d", ""], "holds other things than names"), (["a", "b", "c", "d", None], "holds other things"),
-    (("a", "b", "c", "d", "e"), "holds other things"), (["a", "b", "c", "d", "a"], "names a class twice"),
+    (["a", "b", "c", "d", ""], "holds something other than names"), (["a", "b", "c", "d", None], "something other"),
+    (("a", "b", "c", "d", "e"), "holds something other"), (["a", "b", "c", "d", "a"], "has duplicates"),
     (["a", "b", "c", "d", "e", "f"], "names 6 classes, but its MODEL.NUM_CLASSES is 5"),
 ])  # fmt: skip
 def test_class_lists_that_do_not_fit(sound_state, classes, message):
     with pytest.raises(ValueError, match=message):
-        predictor_module._check_whole(checkpoint_of(sound_state, classes=classes))
+        predictor_module._check_consistent(checkpoint_of(sound_state, classes=classes))
 
 
 def test_a_config_may_not_have_more_blocks_than_there_are_weights():
     few = {"a": torch.zeros(1), "b": torch.zeros(1), "c": torch.zeros(1)}
     factorised = ["MODEL.ENCODER", "factorised", "MODEL.COMPRESSED_GRID", "[2,2]", "MODEL.DEPTH", "2"]
     for overrides in (["MODEL.DEPTH", "4"], [*factorised, "MODEL.TEMPORAL_DEPTH", "4"]):
-        with pytest.raises(ValueError, match="its config has more blocks than it holds weights"):
-            predictor_module._check_whole(checkpoint_of(few, *overrides))
+        with pytest.raises(ValueError, match="its config has more blocks than the file has weights"):
+            predictor_module._check_consistent(checkpoint_of(few, *overrides))
     for overrides in (["MODEL.DEPTH", "3"], ["MODEL.DEPTH", "2", "MODEL.TEMPORAL_DEPTH", "9"],
                       [*factorised, "MODEL.TEMPORAL_DEPTH", "3"]):  # fmt: skip
         with pytest.raises(ValueError, match=r"x\.pt") as raised:
-            predictor_module._check_whole(checkpoint_of(few, *overrides))
+            predictor_module._check_consistent(checkpoint_of(few, *overrides))
         assert "more blocks" not in str(raised.value)  # what is missing is named instead
 
 
@@ -280,7 +280,9 @@ def test_a_folder_of_a_checkpoint_is_no_file(tmp_path, monkeypatch):
         load_model(tmp_path / "none.pt", "cpu")
     for kind in (TypeError, AttributeError, KeyError, RecursionError):
         monkeypatch.setattr(predictor_module, "load_checkpoint", lambda _, kind=kind: (_ for _ in ()).throw(kind("x")))
-        with pytest.raises(ValueError, match=r"x\.pt: no checkpoint of this project: what is in it has the wrong type"):
+        with pytest.raises(
+            ValueError, match=r"x\.pt: not a checkpoint of this project: its contents have the wrong type"
+        ):
             load_model(tmp_path / "x.pt", "cpu")
 
 
@@ -313,14 +315,6 @@ def test_a_video_shorter_than_the_clip_repeats_its_last_frame(tmp_path):
     assert len(answer.labels) == 5
 
 
-def test_attention_maps_show_where_the_compressed_tokens_look(tmp_path):
-    clip = torch.randint(0, 256, (3, 4, 32, 32), dtype=torch.uint8)
-    maps = predictor(tmp_path).attention_maps(clip)
-    assert maps.shape == (2, 4, 4)
-    assert maps.sum() == pytest.approx(1, abs=1e-5)
-    assert predictor(tmp_path, "MODEL.ARCH", "vit").attention_maps(clip) is None
-
-
 def test_the_sheet_warms_what_is_looked_at(tmp_path):
     frame = torch.full((32, 32, 3), 128, dtype=torch.uint8).numpy()
     attention = torch.zeros(2, 4, 4)
@@ -330,8 +324,10 @@ def test_the_sheet_warms_what_is_looked_at(tmp_path):
     drawn = overlay(frame, attention[1] / 0.5).astype(int)
     assert drawn[0, 0, 0] > 190 > 60 > drawn[31, 31, 0]
     clip = torch.zeros(3, 4, 32, 32, dtype=torch.uint8)
-    draw_prediction(Prediction("x.mp4", ["a", "b"], [0.8, 0.2], clip), attention, tmp_path / "s" / "x.png")
-    draw_prediction(Prediction("x.mp4", ["a"], [1.0], clip), None, tmp_path / "y.png")
+    draw_prediction(
+        Prediction("x.mp4", ["a", "b"], [0.8, 0.2], clip), [("attention", attention)], tmp_path / "s" / "x.png"
+    )
+    draw_prediction(Prediction("x.mp4", ["a"], [1.0], clip), [], tmp_path / "y.png")
     assert (tmp_path / "s" / "x.png").stat().st_size > 5000
     assert (tmp_path / "y.png").stat().st_size > 3000
 
@@ -369,22 +365,7 @@ def test_every_model_predicts(tmp_path, video, name):
         shares = model.model(normalize(answer.clip[None], model.cfg.DATA.MEAN, model.cfg.DATA.STD)).softmax(-1)[0]
     torch.testing.assert_close(torch.tensor(answer.probabilities), shares.sort(descending=True).values)
     assert answer.labels[0] == CLASSES[shares.argmax()]
-    maps = model.attention_maps(answer.clip)
-    assert (maps is None) == (name not in ("lookupvit", "factorised"))
-
-
-def test_attention_maps_of_a_factorised_encoder_have_every_time(tmp_path):
-    model = predictor(tmp_path, *FACTORISED.split())
-    clip = torch.randint(0, 256, (3, 4, 32, 32), dtype=torch.uint8)
-    maps = model.attention_maps(clip)
-    assert maps.shape == model.model.tokenizer.grid == (2, 4, 4)
-    assert maps.min() >= 0
-    assert maps.sum() == pytest.approx(1, abs=1e-5)
-    assert maps.sum((1, 2)).tolist() == pytest.approx([0.5, 0.5], abs=1e-5)
-    clip[:, 2:] = 0  # the second time index sees black, the first what it saw
-    dark = model.attention_maps(clip)
-    torch.testing.assert_close(dark[0], maps[0])
-    assert not torch.allclose(dark[1], maps[1])
+    assert bool(model.costs) == (name in ("lookupvit", "factorised"))
 
 
 # Sources --------------------------------------------------------------------------------------------------------------
@@ -418,23 +399,23 @@ def test_a_tensor_without_a_rate_is_the_clip_itself(tmp_path, video):
     answer = model.predict(frames_THWC)
     assert torch.equal(answer.clip, model.predict(frames_THWC.permute(3, 0, 1, 2)).clip)
     assert (answer.clip[:, 0] != answer.clip[:, 1]).any()
-    with pytest.raises(ValueError, match=r"the model takes 4 frames, got 3; fps= says how to sample"):
+    with pytest.raises(ValueError, match=r"the model takes 4 frames, got 3; set fps= to sample"):
         model.predict(frames_THWC[:3])
     for wrong in (torch.zeros(4, 8, 8, 3), torch.zeros(4, 8, 8, dtype=torch.uint8), torch.zeros(4, 0, 8, 3).byte()):
-        with pytest.raises(ValueError, match=r"frames are uint8 of shape \(T, H, W, 3\) or \(3, T, H, W\)"):
+        with pytest.raises(ValueError, match=r"frames must be uint8 RGB of shape \(T, H, W, 3\) or \(3, T, H, W\)"):
             model.predict(wrong)
     with pytest.raises(ValueError, match="frames a second must be above 0"):
         model.predict(frames_THWC, fps=0)
     with pytest.raises(ValueError, match="a video is a path, a file opened for reading bytes, or a uint8 tensor"):
         model.predict(5)
-    with pytest.raises(ValueError, match="open this file for reading bytes"):
+    with pytest.raises(ValueError, match="open this file with mode"):
         model.predict(io.StringIO("x"))
 
 
 @pytest.mark.parametrize("sampling", ["clip", "segments"])
 def test_clips_are_those_of_the_test_loop(tmp_path, video, sampling, monkeypatch):
     model = predictor(tmp_path, "DATA.SAMPLING", sampling, "DATA.TEST_SHORT_SIDE", "40")
-    plan = make_plan(model.cfg, num_views=5, num_crops=3)
+    plan = model.plan.changed(num_views=5, num_crops=3)
     transform = eval_transform(plan.size, plan.short_side, plan.num_crops)
     expected = torch.stack(read_clips(Video(video, 0), plan.times, transform, "pyav")).numpy()
     views = read_views(video, plan)
@@ -462,7 +443,7 @@ def test_what_cannot_be_read_names_itself(tmp_path, video, monkeypatch):
         model.predict(io.BytesIO(b"not a video"))
     with pytest.raises(DecodeError, match="null"):
         model.predict("a\0b.mp4")
-    plan = make_plan(model.cfg)
+    plan = model.plan
     monkeypatch.setattr("lookupvit_video.inference.views.MAX_BYTES", 3 * 64 * 48 * 3)
     with pytest.raises(DecodeError, match=r"frames of 64 x 48 pixels are too large: a clip of 4 takes"):
         read_views(video, plan)
@@ -475,7 +456,7 @@ SEVERAL = ["MODEL.COMPRESSED_GRIDS", "[[1,1,1],[1,2,2],[2,4,4]]"]
 
 def test_batches_do_not_change_answers_and_failures_pass_through(tmp_path, video):
     model = predictor(tmp_path, *SEVERAL)
-    plan = make_plan(model.cfg, num_views=3)
+    plan = model.plan.changed(num_views=3)
     other = write_video(tmp_path / "other.mp4", frames=30, first_number=500)
     views = [read_views(path, plan) for path in (video, other)]
     for budget in ({}, {"grid": "2x4x4"}, {"adaptive": Cascade(((1, 1, 1), (2, 4, 4)), (0.3,))}):
@@ -503,7 +484,7 @@ def test_a_compiled_model_answers_alike_and_compiles_once_for_each_grid(tmp_path
             assert found.labels == expected.labels
             assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
     assert counter.frame_count == 2
-    with pytest.raises(ValueError, match="before the model is compiled"):
+    with pytest.raises(ValueError, match="before compiling the model"):
         model.grid_within(latency_ms=1e6)
     torch._dynamo.reset()
 
@@ -520,11 +501,11 @@ def test_budgets_choose_the_grid_and_tell_what_it_took(tmp_path, video):
     cascade = Cascade(((1, 1, 1), (2, 4, 4)), (2.0,))
     sure = model.predict(video, num_views=2, adaptive=cascade)
     assert sure.probabilities == pytest.approx(large.probabilities, abs=1e-5)
-    assert sure.gmacs == pytest.approx(2 * cascade_macs(cascade, model.cfg)[1] / 1e9)
+    assert sure.gmacs == pytest.approx(2 * cascade_macs(cascade, model.costs)[1] / 1e9)
     assert sure.as_dict()["classes"] == dict(zip(sure.labels, sure.probabilities, strict=True))
     for wrong, message in (({"grid": "2x2x2"}, "this checkpoint has 1x1x1"), ({"batch_size": 0}, "at least 1"),
                            ({"grid": "1x1x1", "adaptive": cascade}, "give one of them"),
-                           ({"num_views": 10**12}, "ask for fewer views"), ({"num_crops": 2}, "1 or 3 crops"),
+                           ({"num_views": 10**12}, "use fewer views"), ({"num_crops": 2}, "1 or 3 crops"),
                            ({"backend": "vlc"}, "DECODING_BACKEND is 'vlc'")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             model.predict(video, **wrong)
@@ -584,21 +565,21 @@ def huge(state):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda c: {"classes": c["classes"][:-1]}, r"names 4 classes, but its MODEL.NUM_CLASSES is 5"),
-    (lambda c: {"classes": ["a"] * 5}, "names a class twice"),
-    (lambda c: {"classes": 5}, "holds other things than names"),
-    (lambda c: {"classes": [1, 2, 3, 4, 5]}, "holds other things than names"),
-    (lambda c: {"model": 5}, "no plain tensors by name"),
-    (lambda c: {"model": {**c["model"], "tokenizer.projection.bias": [0.0]}}, "no plain tensors"),
+    (lambda c: {"classes": ["a"] * 5}, "has duplicates"),
+    (lambda c: {"classes": 5}, "holds something other than names"),
+    (lambda c: {"classes": [1, 2, 3, 4, 5]}, "holds something other than names"),
+    (lambda c: {"model": 5}, "not plain tensors by name"),
+    (lambda c: {"model": {**c["model"], "tokenizer.projection.bias": [0.0]}}, "not plain tensors"),
     (lambda c: {"model": {}}, "x.pt: "),
-    (lambda c: {"model": huge(c["model"])}, "larger than what the file holds"),
+    (lambda c: {"model": huge(c["model"])}, "larger than the file's data"),
     (lambda c: {"config": 5}, "x.pt"),
     (lambda c: {"config": "MODEL: 5"}, r"x.pt \(config in it\): MODEL is a group of keys"),
     (lambda c: {"config": changed(c["config"], "DIM", 48)}, "geometry must be those of the checkpoint"),
-    (lambda c: {"config": changed(c["config"], "DIM", 3 * 10**9)}, "no model that can be built"),
-    (lambda c: {"config": changed(c["config"], "DEPTH", 10**9)}, "more blocks than it holds weights"),
+    (lambda c: {"config": changed(c["config"], "DIM", 3 * 10**9)}, "the model of its config cannot be built"),
+    (lambda c: {"config": changed(c["config"], "DEPTH", 10**9)}, "more blocks than the file has weights"),
     (lambda c: {"config": changed(c["config"], "ARCH", "vit")}, "missing in the"),
     (lambda c: {"config": changed(c["config"], "NUM_FRAMES", 8)}, r"has shape \(1, 32, 24\)"),
-    (lambda c: {"format": "other"}, "no checkpoint of this project"),
+    (lambda c: {"format": "other"}, "not a checkpoint of this project"),
 ])  # fmt: skip
 def test_a_checkpoint_that_contradicts_itself_is_one_clear_error(tmp_path, change, message):
     content = content_of(tmp_path)
@@ -613,5 +594,5 @@ def test_weights_that_are_no_numbers_are_told(tmp_path, video):
     content = content_of(tmp_path)
     content["model"]["tokenizer.projection.bias"][:] = float("nan")
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x.pt: its answer to .* is not finite: damaged weights"):
+    with pytest.raises(ValueError, match=r"x.pt: the answer to .* is not finite; the weights are damaged"):
         load_model(tmp_path / "x.pt", "cpu").predict(video)

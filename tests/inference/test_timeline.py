@@ -42,11 +42,12 @@ from lookupvit_video.inference.timeline import (
     timeline_as_json,
     window_clips,
 )
+from lookupvit_video.inference.views import make_plan
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.videos import read_number, write_video
 
-COLOURS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200)}
+COLORS = {"red": (200, 40, 40), "green": (40, 180, 40), "blue": (40, 40, 200)}
 
 
 def segment_f1(found, true, overlap=0.5):
@@ -125,17 +126,17 @@ def test_the_walk_goes_on_where_a_decode_contradicts_the_packets(tmp_path):
 
 def test_windows_cover_a_video_once_and_end_where_it_ends():
     cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "12", "DATA.TARGET_FPS", "24"])
-    starts, window = plan_windows(cfg, 9.3, None, None)
+    starts, window = plan_windows(make_plan(cfg).clip_seconds, 9.3, None, None)
     assert window == 2.0
     assert starts[:3].tolist() == [0, 0.5, 1]
     assert starts[-1] == pytest.approx(7.3)
     assert np.diff(starts).max() <= 0.5
-    assert plan_windows(cfg, 10.0, 2.0, None)[0].tolist() == [0, 2, 4, 6, 8]
-    assert plan_windows(cfg, 1.0, None, None)[0].tolist() == [0]
+    assert plan_windows(make_plan(cfg).clip_seconds, 10.0, 2.0, None)[0].tolist() == [0, 2, 4, 6, 8]
+    assert plan_windows(make_plan(cfg).clip_seconds, 1.0, None, None)[0].tolist() == [0]
     with pytest.raises(ValueError, match=r"--stride must .* from 0.01 on, got 0"):
-        plan_windows(cfg, 10.0, 0.0, None)
+        plan_windows(make_plan(cfg).clip_seconds, 10.0, 0.0, None)
     with pytest.raises(ValueError, match="--window: this model sees clips of a fixed length"):
-        plan_windows(cfg, 10.0, None, 3.0)
+        plan_windows(make_plan(cfg).clip_seconds, 10.0, None, 3.0)
     segments = load_config(None, [*SMALL, "DATA.SAMPLING", "segments"])
     assert plan_windows(segments, 10.0, None, None)[1] == 4
     assert plan_windows(segments, 10.0, None, 3.0)[0].tolist() == [0.75 * i for i in range(10)] + [7.0]
@@ -205,7 +206,7 @@ def test_the_labels_are_those_of_the_best_path():
 
 
 def _worth(path, scores, before, cost):
-    """The sum that is maximised, of a path with -1 for windows left out; -inf where a change comes too soon."""
+    """The sum that is maximized, of a path with -1 for windows left out; -inf where a change comes too soon."""
     total, last = 0.0, None
     if path[-1] < 0:
         return -np.inf
@@ -241,9 +242,9 @@ def test_lengths_that_the_documentation_names():
     assert module._SMALLEST == 0.01
 
 
-def test_a_window_speaks_for_the_time_that_its_centre_is_nearest_to():
+def test_a_window_speaks_for_the_time_that_its_center_is_nearest_to():
     found = Timeline("x", 5.0, 2.0, np.array([0.0, 1.0, 3.0]), np.zeros((3, 2)), ["a", "b"])
-    assert found.centres.tolist() == [1.0, 2.0, 4.0]
+    assert found.centers.tolist() == [1.0, 2.0, 4.0]
     assert found.borders.tolist() == [0.0, 1.5, 3.0, 5.0]
     assert [found.at(seconds) for seconds in (-1.0, 0.0, 1.49, 1.5, 2.99, 3.0, 4.9, 5.0, 9.0)] == [
         0,
@@ -257,7 +258,7 @@ def test_a_window_speaks_for_the_time_that_its_centre_is_nearest_to():
         2,
     ]
     short = Timeline("x", 0.5, 2.0, np.array([0.0]), np.zeros((1, 2)), ["a", "b"])
-    assert (short.centres.tolist(), short.borders.tolist(), short.at(0.4)) == ([0.5], [0.0, 0.5], 0)
+    assert (short.centers.tolist(), short.borders.tolist(), short.at(0.4)) == ([0.5], [0.0, 0.5], 0)
 
 
 def test_windows_have_the_models_length_or_one_of_their_own():
@@ -288,9 +289,9 @@ def test_how_long_a_video_may_take(monkeypatch):
         (0, 7.0, 7.0),
     ):
         cfg = load_config(None, [*SMALL, "DATA.DECODE_TIMEOUT", str(usual), "DATA.INDEX_CACHE", "index"])
-        module.open_forward("x.mp4", cfg, timeout)
+        module.open_forward("x.mp4", make_plan(cfg), timeout)
         assert opened.pop() == (("x.mp4",), {"timeout": limit, "index_cache": "index"})
-    module.open_forward("x.mp4", cfg)
+    module.open_forward("x.mp4", make_plan(cfg))
     assert opened.pop()[1]["timeout"] == 0.0
 
 
@@ -349,6 +350,7 @@ class Answers:
 
     def __init__(self, *overrides):
         self.cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "4", "DATA.TARGET_FPS", "8", *overrides])
+        self.plan = make_plan(self.cfg)
         self.batches = []
 
     def predict_clips(self, clips, grid):
@@ -386,13 +388,13 @@ def test_windows_are_cropped_as_in_the_test(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def colour_model(tmp_path_factory):
-    """A model that has learned to tell three colours, from clips as a camera would see them."""
+def color_model(tmp_path_factory):
+    """A model that has learned to tell three colors, from clips as a camera would see them."""
     cfg = load_config(None, [*SMALL, "MODEL.NUM_CLASSES", "3", "DATA.SAMPLING_RATE", "4", "DATA.TARGET_FPS", "8"])
     torch.manual_seed(0)
     model = build_model(cfg).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    paints = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+    paints = torch.tensor(list(COLORS.values()), dtype=torch.float32)
     for _ in range(40):
         labels = torch.arange(12) % 3
         clips = paints[labels].view(12, 3, 1, 1, 1) + 30 * torch.randn(12, 3, 4, 32, 32)
@@ -402,24 +404,24 @@ def colour_model(tmp_path_factory):
         loss.backward()
         optimizer.step()
     path = tmp_path_factory.mktemp("model") / "model.pt"
-    save_checkpoint(path, cfg=cfg, classes=list(COLOURS), model=model)
+    save_checkpoint(path, cfg=cfg, classes=list(COLORS), model=model)
     return load_model(path, "cpu")
 
 
-def test_a_minute_of_colours(colour_model, tmp_path):
+def test_a_minute_of_colors(color_model, tmp_path):
     draw, fps, true, at = random.Random(1), 8, [], 0
     noise = np.random.default_rng(0)
     path = tmp_path / "minute.mp4"
     with open_writer(path, width=64, height=48, fps=fps) as writer:
         while at < 60 * fps:
-            name = draw.choice([name for name in COLOURS if not true or name != true[-1][2]])
+            name = draw.choice([name for name in COLORS if not true or name != true[-1][2]])
             end = min(at + draw.randrange(2 * fps + 1, 7 * fps), 60 * fps)
             true.append((at / fps, end / fps, name))
             for frame in range(at, end):
-                picture = np.array(COLOURS[name]) + noise.normal(0, 30, (48, 64, 3))
+                picture = np.array(COLORS[name]) + noise.normal(0, 30, (48, 64, 3))
                 writer.write(picture.clip(0, 255).astype(np.uint8), frame / fps)
             at = end
-    found = read_timeline(colour_model, path, batch_size=7)
+    found = read_timeline(color_model, path, batch_size=7)
     assert found.duration == pytest.approx(60, abs=0.01)
     assert found.probabilities.shape == (len(found.starts), 3)
     assert found.probabilities.sum(1) == pytest.approx(1, abs=1e-5)
@@ -429,10 +431,10 @@ def test_a_minute_of_colours(colour_model, tmp_path):
     assert segments[-1][1] == pytest.approx(60, abs=0.01)
 
 
-def test_what_a_window_is_told_is_what_the_predictor_says(colour_model, tmp_path):
+def test_what_a_window_is_told_is_what_the_predictor_says(color_model, tmp_path):
     path = write_video(tmp_path / "x.mp4", frames=16, fps=8)  # as long as the clip
-    found = read_timeline(colour_model, path)
-    answer = colour_model.predict(path, topk=3, num_views=1, num_crops=1)
+    found = read_timeline(color_model, path)
+    answer = color_model.predict(path, topk=3, num_views=1, num_crops=1)
     for name, share in zip(answer.labels, answer.probabilities, strict=True):
         assert found.probabilities[0, found.classes.index(name)] == pytest.approx(share, abs=1e-6)
 
@@ -451,18 +453,18 @@ def test_windows_are_answered_on_the_grid_asked_for(tmp_path):
     assert np.abs(told[None] - told[2, 4, 4]).max() > 1e-5
 
 
-def test_a_time_line_that_takes_too_long_is_a_clear_error(colour_model, tmp_path, monkeypatch):
+def test_a_time_line_that_takes_too_long_is_a_clear_error(color_model, tmp_path, monkeypatch):
     path = write_video(tmp_path / "x.mp4", frames=40, fps=8)
     monkeypatch.setattr("lookupvit_video.inference.timeline.monotonic", iter(range(100)).__next__)
-    assert len(read_timeline(colour_model, path, batch_size=1).starts) == 7
-    with pytest.raises(DecodeError, match=r"x.mp4: a time line of its 5 s took longer than 3.5 s"):
-        read_timeline(colour_model, path, batch_size=1, timeout=3.5)
+    assert len(read_timeline(color_model, path, batch_size=1).starts) == 7
+    with pytest.raises(DecodeError, match=r"x.mp4: a timeline of 5 s took longer than 3.5 s"):
+        read_timeline(color_model, path, batch_size=1, timeout=3.5)
 
 
-def test_a_file_that_is_no_video_is_a_clear_error(colour_model, tmp_path):
+def test_a_file_that_is_no_video_is_a_clear_error(color_model, tmp_path):
     (tmp_path / "x.mp4").write_text("no video\n")
     with pytest.raises(DecodeError, match="is text, not a video"):
-        read_timeline(colour_model, tmp_path / "x.mp4")
+        read_timeline(color_model, tmp_path / "x.mp4")
 
 
 @pytest.mark.skipif("LOOKUPVIT_HOUR" not in os.environ, reason="LOOKUPVIT_HOUR names a checkpoint of Moving Digits")

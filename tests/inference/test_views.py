@@ -59,9 +59,9 @@ def test_a_plan_is_that_of_the_checkpoints_test_unless_told():
     overrides = "TEST.NUM_ENSEMBLE_VIEWS 5 TEST.NUM_SPATIAL_CROPS 3 DATA.TEST_SHORT_SIDE 40 DATA.DECODE_TIMEOUT 12"
     cfg = load_config(None, [*SMALL, *overrides.split(), "DATA.TARGET_FPS", "24", "DATA.SAMPLING_RATE", "3"])
     plan = make_plan(cfg)
-    assert plan == Plan(TimeSampler(T, 0.125, num_clips=5), 32, 40, 3, "pyav", 12.0, 24)
+    assert plan == Plan(TimeSampler(T, 0.125, num_clips=5), 32, 40, 3, "pyav", 12.0, 24, clip_seconds=0.5)
     assert plan.num_views == 15
-    other = make_plan(cfg, 2, 1, "pyav", 0)
+    other = make_plan(cfg).changed(2, 1, "pyav", 0)
     assert (other.times.num_clips, other.num_crops, other.num_views, other.timeout) == (2, 1, 2, 0)
     assert make_plan(load_config(None, SMALL)).short_side == 32  # the crop's own size
 
@@ -69,20 +69,20 @@ def test_a_plan_is_that_of_the_checkpoints_test_unless_told():
 @pytest.mark.parametrize(("num_views", "num_crops"), [(0, 1), (-1, 3), (1, 0), (1, 2), (1, 4)])
 def test_views_that_there_are_not(num_views, num_crops):
     with pytest.raises(ValueError, match=rf"{num_views} x {num_crops} views: there must be at least 1 in time"):
-        make_plan(load_config(None, SMALL), num_views, num_crops)
+        make_plan(load_config(None, SMALL)).changed(num_views, num_crops)
 
 
 def test_a_plan_must_fit_into_memory(monkeypatch):
     needed = 2 * 3 * 3 * T * 32 * 32  # views, crops, channels, frames, pixels: a byte each
     monkeypatch.setattr(views, "MAX_BYTES", needed)
     cfg = load_config(None, SMALL)
-    assert make_plan(cfg, 2, 3).num_views == 6
+    assert make_plan(cfg).changed(2, 3).num_views == 6
     monkeypatch.setattr(views, "MAX_BYTES", needed - 1)
     with pytest.raises(ValueError, match="2 x 3 views of 4 frames of 32 x 32 pixels take more than 0 GiB"):
-        make_plan(cfg, 2, 3)
+        make_plan(cfg).changed(2, 3)
     monkeypatch.setattr(views, "MAX_BYTES", 2 << 30)
-    with pytest.raises(ValueError, match="take more than 2 GiB; ask for fewer views"):
-        make_plan(cfg, 10**6, 3)
+    with pytest.raises(ValueError, match="take more than 2 GiB; use fewer views"):
+        make_plan(cfg).changed(10**6, 3)
 
 
 # Frames in memory ---------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_a_tensor_without_a_rate_is_one_clip():
         assert found.note == ""
     assert plan.times.durations == []
     for count in (T - 1, T + 1):
-        with pytest.raises(ValueError, match=rf"the model takes 4 frames, got {count}; fps= says how to sample"):
+        with pytest.raises(ValueError, match=rf"the model takes 4 frames, got {count}; set fps= to sample"):
             read_views(flat_frames(count), plan)
 
 
@@ -146,7 +146,9 @@ def test_channels_are_last_where_both_ends_could_be():
     ],
 )  # fmt: skip
 def test_frames_of_a_wrong_shape_or_type(wrong):
-    with pytest.raises(ValueError, match=r"frames are uint8 of shape \(T, H, W, 3\) or \(3, T, H, W\).*got torch"):
+    with pytest.raises(
+        ValueError, match=r"frames must be uint8 RGB of shape \(T, H, W, 3\) or \(3, T, H, W\).*got torch"
+    ):
         read_views(wrong, plan_of([0.0] * T), fps=1)
 
 
@@ -297,7 +299,7 @@ def test_an_open_file_that_cannot_be_read_names_itself(monkeypatch):
         read_views(io.BytesIO(b"x"), plan_of([0.0]))
     assert (raised.value.path, raised.value.reason) == ("open file", "is text")
     text = io.StringIO("x")
-    with pytest.raises(ValueError, match="open file: open this file for reading bytes, with mode 'rb'"):
+    with pytest.raises(ValueError, match="open file: open this file with mode 'rb'"):
         read_views(text, plan_of([0.0]))
     with pytest.raises(ValueError, match="or a uint8 tensor of frames; got int"):
         read_views(5, plan_of([0.0]))

@@ -9,7 +9,7 @@ from torch import nn
 from lookupvit_video.config import load_config
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.lookupvit import LookupViT, grid_name
+from lookupvit_video.models.lookupvit import LookupViT
 from tests.models.test_models import clips, small_model
 
 SMALL = {"num_classes": 2, "num_frames": 4, "size": 32, "tubelet": (2, 8, 8), "dim": 24, "depth": 4, "num_heads": 3,
@@ -134,11 +134,6 @@ def test_features_returned_with_the_answer_are_those_of_all_blocks(name, trainin
         read = model.forward_features(clips(), heads=("compressed",))
         torch.testing.assert_close(read.compressed, whole.compressed)
         assert not torch.allclose(read.tokens, whole.tokens)  # the last block wrote nothing back
-
-
-def test_names_of_grids():
-    assert grid_name((4, 7, 7)) == grid_name([4, 7, 7]) == "4x7x7"
-    assert grid_name((10, 10)) == "10x10"
 
 
 def test_the_head_that_answers():

@@ -1,4 +1,4 @@
-"""One writer at a time: two real processes, kill -9, other machines by their signs of life."""
+"""One writer at a time: two real processes, kill -9, other machines by their heartbeats."""
 
 import contextlib
 import dataclasses
@@ -42,7 +42,7 @@ def take(path):
 
 
 def record(path, **changes):
-    """Write the record of a process on another machine that gave a sign of life just now."""
+    """Write the record of a process on another machine with a fresh heartbeat."""
     now = time.time()
     owner = Owner("token", 7, "node2", "node2 boot ns", "123", now, now)
     path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(owner, **changes))).ljust(1023) + "\n")
@@ -128,7 +128,7 @@ def test_another_machine_is_believed_by_its_signs_of_life(tmp_path, monkeypatch,
     threading.Timer(0.3, record, [path], {"beat": time.time() + 9}).start()
     with pytest.raises(InUseError, match="process 7 on node2 is writing there since"), take(path):
         pass
-    assert "waiting up to 1 s for a sign of life" in caplog.text
+    assert "waiting up to 1 s for its heartbeat" in caplog.text
     record(path)
     began = time.monotonic()
     with take(path):  # it gives none: a lost node
@@ -149,7 +149,7 @@ def test_one_that_was_paused_and_replaced_leaves_without_writing(tmp_path):
         process.send_signal(signal.SIGCONT)
         assert process.wait(30) == 1
         assert process.stderr.read() == (
-            "the folder: another process took over, as this one gave no sign of life; leaving\n"
+            "the folder: another process took over, since this one had no heartbeat; leaving\n"
         )
         assert json.loads((tmp_path / ".lock").read_text())["token"] == "token"
 

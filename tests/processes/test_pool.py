@@ -79,7 +79,7 @@ def test_what_dies_or_fails_costs_one_task():
         str(task): {"raise": "error", "memory": "memory"}.get(task, "crash") for task in bad
     }
     assert "SIGSEGV" in lost[str(signal.SIGSEGV)].detail
-    assert "SIGKILL, perhaps for want of memory" in lost[str(signal.SIGKILL)].detail
+    assert "SIGKILL, perhaps because memory ran out" in lost[str(signal.SIGKILL)].detail
     assert "exit code 3" in lost["exit"].detail
     assert lost["raise"].detail == "internal error, KeyError: 'a bug'"
     assert [found[number].answer[0] for number in (0, 8, 16)] == ["a", "b", "c"]

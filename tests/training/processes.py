@@ -12,8 +12,10 @@ import torch
 from lookupvit_video.commands.run_command import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.distributed.world import gather_objects, init_world, report_lost_processes
-from lookupvit_video.training.description import describe_world
+from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.world import World, gather_objects, init_world, report_lost_processes
+from lookupvit_video.training.optim import learning_rate_factor
+from lookupvit_video.training.run import describe_world
 from lookupvit_video.training.train import train
 
 
@@ -29,10 +31,19 @@ def train_all(plan: list[dict[str, Any]]) -> int:
                 shutil.copy(entry["begin"], checkpoints)
         gather_objects(None, world)
         train(cfg, load_classes(cfg), world)
-        told = describe_world(cfg, world, 17)
+        lines = description(cfg, world, 17)
         if world.is_main:
-            (Path(cfg.OUTPUT_DIR) / "world.txt").write_text(told)
+            (Path(cfg.OUTPUT_DIR) / "world.txt").write_text("\n".join(lines))
     return 0
+
+
+def description(cfg: Any, world: World, num_videos: int) -> list[str]:
+    """Return the lines of ``describe_world`` as a run has them."""
+    return describe_world(
+        world, batch_size=cfg.TRAIN.BATCH_SIZE, parts=cfg.TRAIN.ACCUMULATION_STEPS, parallel=cfg.TRAIN.PARALLEL,
+        dtype=autocast_dtype(cfg.TRAIN.PRECISION, world.device), num_videos=num_videos,
+        peak_rate=cfg.SOLVER.BASE_LR * learning_rate_factor(cfg.TRAIN.BATCH_SIZE, cfg.SOLVER.BASE_LR_BATCH),
+    )  # fmt: skip
 
 
 def hang(rank: int) -> int:

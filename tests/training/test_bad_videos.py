@@ -19,7 +19,7 @@ def run(tmp_path):
     return SimpleNamespace(
         cfg=SimpleNamespace(DATA=SimpleNamespace(DAMAGED_TRAIN="use", MAX_BAD_FRACTION=0.5)),
         train_videos=[Video(str(tmp_path / name), 0) for name in "abc"],
-        bad_rows=set(), damaged_rows=set(), folder=tmp_path, dry=False,
+        state=SimpleNamespace(bad_rows=set()), damaged_rows=set(), folder=tmp_path, dry=False,
     )  # fmt: skip
 
 
@@ -36,14 +36,14 @@ def test_a_damaged_video_is_listed_once_with_its_kind_and_counts_as_read(run, ca
     for _ in range(2):
         note_bad_videos(run, batch([], [(1, "picture data: torn")]))
     assert listed(run) == [("b", "damaged, used: picture data: torn")]
-    assert run.bad_rows == set()
-    assert len([record for record in caplog.records if "damaged, used all the same" in record.message]) == 1
+    assert run.state.bad_rows == set()
+    assert len([record for record in caplog.records if "damaged, but used" in record.message]) == 1
 
 
 def test_one_that_is_skipped_is_listed_as_bad_alone(run):
     note_bad_videos(run, batch([(1, "b: damaged: torn")], [(1, "torn")]))
     assert listed(run) == [("b", "b: damaged: torn")]
-    assert run.bad_rows == {1}
+    assert run.state.bad_rows == {1}
 
 
 def test_a_damaged_video_stops_a_run_that_refuses_them(run):

@@ -26,6 +26,12 @@ def config(overrides=""):
     return load_config(None, [*SMALL, *overrides.split()])
 
 
+def mixed_by(cfg, *arguments):
+    weights = cfg.DISTILL
+    return distill(*arguments, weight=weights.WEIGHT, temperature=weights.TEMPERATURE,
+                   feature_weight=weights.FEATURE_WEIGHT)  # fmt: skip
+
+
 def softmax(values, temperature):
     shares = [math.exp(value / temperature) for value in values]
     return [share / sum(shares) for share in shares]
@@ -51,7 +57,7 @@ def test_soft_targets_are_mixed_in(temperature, weight):
         divergence(answer[clip].tolist(), head[clip].tolist(), temperature) for head in logits for clip in (0, 2, 3)
     ]
     expected = (1 - weight) * 1.75 + weight * temperature**2 * sum(distances) / 8
-    found = distill(cfg, torch.tensor(1.75), logits, None, Answer(answer, None, None), valid)
+    found = mixed_by(cfg, torch.tensor(1.75), logits, None, Answer(answer, None, None), valid)
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -60,7 +66,7 @@ def test_the_teachers_own_logits_leave_nothing_to_learn():
     logits = tuple(answer.clone().requires_grad_() for _ in range(2))
     cfg = config("DISTILL.TEMPERATURE 2.0 DISTILL.WEIGHT 1.0")
     on_labels = torch.nn.functional.cross_entropy(logits[0], torch.tensor([0, 1, 2, 3]))
-    total = distill(cfg, on_labels, logits, None, Answer(answer, None, None), valid)
+    total = mixed_by(cfg, on_labels, logits, None, Answer(answer, None, None), valid)
     total.backward()
     assert total.item() == pytest.approx(0, abs=1e-6)
     for head in logits:
@@ -76,7 +82,7 @@ def test_answers_in_16_bits_are_compared_in_32():
         features = Features(torch.zeros(4, 8, 6), (2, 2, 2), None, kind(compressed), (2, 1, 1))
         heads = [kind(head.detach().bfloat16()) for head in logits]
         theirs = Answer(kind(answer.bfloat16()), kind(tokens), (2, 2, 2))
-        losses.append(distill(cfg, torch.tensor(1.75), heads, features, theirs, valid))
+        losses.append(mixed_by(cfg, torch.tensor(1.75), heads, features, theirs, valid))
     assert losses[0].dtype == torch.float32
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
 
@@ -86,16 +92,16 @@ def test_tokens_are_compared_only_where_both_have_them():
     cfg = config("DISTILL.FEATURE_WEIGHT 0.7 DISTILL.TEACHER x.pt")
     tokens = torch.randn(4, 8, 6)
     features = Features(tokens, (2, 2, 2), None, torch.randn(4, 2, 6), (2, 1, 1))
-    without = distill(cfg, torch.tensor(1.0), logits, None, Answer(answer, None, None), valid)
+    without = mixed_by(cfg, torch.tensor(1.0), logits, None, Answer(answer, None, None), valid)
     for own, theirs in ((None, Answer(answer, tokens, (2, 2, 2))), (features, Answer(answer, None, None)),
                         (features, Answer(answer, tokens, None))):  # fmt: skip
-        assert torch.equal(distill(cfg, torch.tensor(1.0), logits, own, theirs, valid), without)
-    assert distill(cfg, torch.tensor(1.0), logits, features, Answer(answer, tokens, (2, 2, 2)), valid) > without
+        assert torch.equal(mixed_by(cfg, torch.tensor(1.0), logits, own, theirs, valid), without)
+    assert mixed_by(cfg, torch.tensor(1.0), logits, features, Answer(answer, tokens, (2, 2, 2)), valid) > without
 
 
 def test_where_no_clip_is_valid_nothing_is_learned():
     logits, answer, _ = example()
-    distill(config(), torch.tensor(0.0), logits, None, Answer(answer, None, None), torch.zeros(4).bool()).backward()
+    mixed_by(config(), torch.tensor(0.0), logits, None, Answer(answer, None, None), torch.zeros(4).bool()).backward()
     assert all(head.grad.eq(0).all() for head in logits)
 
 
@@ -119,7 +125,7 @@ def test_compressed_tokens_are_compared_with_the_teachers_resized_ones():
     parts = {}
     for weight in (0.0, 0.7):
         cfg = config(f"DISTILL.WEIGHT 0.25 DISTILL.FEATURE_WEIGHT {weight} DISTILL.TEACHER x.pt")
-        parts[weight] = distill(cfg, loss, logits, features, Answer(answer, tokens, (2, 2, 2)), valid)
+        parts[weight] = mixed_by(cfg, loss, logits, features, Answer(answer, tokens, (2, 2, 2)), valid)
     expected = 0.7 * sum(errors) / len(errors) * 3 / 4
     assert (parts[0.7] - parts[0.0]).item() == pytest.approx(expected, rel=1e-4)
     parts[0.7].backward()
@@ -182,11 +188,11 @@ def test_logits_can_be_learned_from_any_model(tmp_path, overrides):
     ("MODEL.ARCH x3d MODEL.VARIANT XS", "DISTILL.FEATURE_WEIGHT 1", "must keep all its tokens"),
     ("MODEL.ARCH mvit MODEL.VARIANT Ti", "DISTILL.FEATURE_WEIGHT 1", "must keep all its tokens"),
     ("MODEL.TUBELET [4,16,16] MODEL.COMPRESSED_GRID [1,1,1]", "DISTILL.FEATURE_WEIGHT 1 MODEL.COMPRESSED_GRID [1,3,2]",
-     r"grid of tokens \(1, 2, 2\) is smaller than \[1, 3, 2\]"),
+     r"token grid \(1, 2, 2\) is smaller than \(1, 3, 2\)"),
     ("MODEL.TUBELET [4,8,8]", "DISTILL.FEATURE_WEIGHT 1 MODEL.COMPRESSED_GRIDS [[1,2,2],[2,2,2]]",
-     r"grid of tokens \(1, 4, 4\) is smaller than \[2, 2, 2\]"),
+     r"token grid \(1, 4, 4\) is smaller than \(2, 2, 2\)"),
     ("MODEL.TUBELET [4,8,8]", f"DISTILL.FEATURE_WEIGHT 1 {FACTORISED}",
-     r"grid of tokens \(1, 4, 4\) is smaller than \(2, 2, 2\)"),
+     r"token grid \(1, 4, 4\) is smaller than \(2, 2, 2\)"),
 ])  # fmt: skip
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path, theirs, own, message):
     with pytest.raises(ValueError, match=message) as caught:
@@ -247,10 +253,10 @@ def test_a_run_with_a_teacher(data, vit, tmp_path, monkeypatch, feature_weight):
             clips_seen["student"].append(clips)
         return plain_forward(model, clips, *arguments, **options)
 
-    def mixed(cfg, loss, logits, features, found, valid):
+    def mixed(loss, logits, features, found, valid, **weights):
         assert (features is None) == (found.tokens is None) == (feature_weight == 0)
         assert len(logits) == 2
-        losses.append(plain_distill(cfg, loss, logits, features, found, valid))
+        losses.append(plain_distill(loss, logits, features, found, valid, **weights))
         return losses[-1]
 
     monkeypatch.setattr(run_module, "load_teacher", load)

@@ -157,7 +157,7 @@ def test_torchrun_passes_a_signal_on_and_fewer_processes_finish(data, tmp_path):
     assert len(training_checkpoints(tmp_path / "run")) == 1
     again = run_net(settings(data, tmp_path / "run", **SHORT))
     assert again.returncode == 0, again.stderr
-    assert "world size was 2 and is 1; batch and schedule stay" in again.stderr
+    assert "world size was 2 and is now 1; batch size and schedule do not change" in again.stderr
     assert load_checkpoint(tmp_path / "run" / "model.pt").step == 4
 
 
@@ -215,7 +215,7 @@ def test_a_process_that_hangs_is_named(data, tmp_path):
         told = [line for line in fleet.log.read_text().splitlines() if "error: " in line and "process 1 of 2" in line]
     print(told)
     assert "process 1 of 2 on " in told[0]
-    assert "hangs or is gone" in told[0]
+    assert "is not responding or has exited" in told[0]
 
 
 # Numbers ----------------------------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def test_bad_steps_are_left_out_up_to_a_limit(data, tmp_path, monkeypatch, allow
     assert all(torch.equal(value, second.model[name]) for name, value in first.model.items())
     if allowed == 1:
         assert done.returncode == 1
-        assert "TRAIN.MAX_BAD_STEPS 1" in done.stderr.splitlines()[-1]
+        assert "TRAIN.MAX_BAD_STEPS is 1" in done.stderr.splitlines()[-1]
     else:
         assert done.returncode == 0, done.stderr
         assert load_checkpoint(tmp_path / "model.pt").step == 4
@@ -360,7 +360,7 @@ def test_data_whose_disk_is_gone_stops_the_run_and_no_video_is_called_bad(tmp_pa
             if " step 3/" in line:
                 videos.rename(tmp_path / "elsewhere")
         assert process.wait(60) == 1, told
-    assert f"error: {videos} is gone or empty: is the disk or the share with the videos still mounted?" in told[-1]
+    assert f"error: {videos} is missing or empty: is the disk or the share with the videos still mounted?" in told[-1]
     assert not (tmp_path / "run" / "bad_videos.csv").exists()
     assert training_checkpoints(tmp_path / "run")
 

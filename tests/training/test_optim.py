@@ -8,14 +8,14 @@ from lookupvit_video.checkpoints.checkpoint import load_checkpoint, training_che
 from lookupvit_video.config import load_config
 from lookupvit_video.distributed.parallel import clip_gradients, full_state, load_optimizer
 from lookupvit_video.models.adapters import is_adapter
-from lookupvit_video.models.build import build_model
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.training.optim import (
     build_optimizer,
     build_schedule,
-    freeze_or_thaw,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
+    set_trainable,
 )
 from tests.models.test_models import MODELS, SMALL, clips, config, loss, small_model
 from tests.small import make_videos, run_net, settings
@@ -103,19 +103,31 @@ def test_layer_decay_of_base_models(overrides, powers):
         assert scales[name] == pytest.approx(0.75**power), name
 
 
+def schedule_of(cfg):
+    solver, factor = cfg.SOLVER, learning_rate_factor(cfg.TRAIN.BATCH_SIZE, cfg.SOLVER.BASE_LR_BATCH)
+    return build_schedule(solver.WARMUP_START_LR, solver.BASE_LR, solver.COSINE_END_LR,
+                          warmup_epochs=solver.WARMUP_EPOCHS, epochs=solver.MAX_EPOCH, factor=factor)  # fmt: skip
+
+
+def frozen_at_first(cfg, model):
+    """Return the names of the parameters that a run freezes for SOLVER.FREEZE_EPOCHS."""
+    spec = model_spec(cfg)
+    return {name for name, _ in model.named_parameters() if cfg.SOLVER.FREEZE_EPOCHS and spec.is_frozen(name)}
+
+
 def test_schedule_warms_up_then_falls_as_a_cosine():
     settings = ["SOLVER.BASE_LR", "1.0", "SOLVER.MAX_EPOCH", "10", "SOLVER.WARMUP_EPOCHS", "2",
                 "SOLVER.WARMUP_START_LR", "0.1", "SOLVER.COSINE_END_LR", "0.0"]  # fmt: skip
-    rate = build_schedule(load_config(None, settings))
+    rate = schedule_of(load_config(None, settings))
     assert rate(0.0) == pytest.approx(0.1)
     assert rate(0.1) == pytest.approx(0.55)
     assert rate(0.2) == pytest.approx(1.0)
     assert rate(0.6) == pytest.approx(0.5)
     assert rate(1.0 - 1e-9) == pytest.approx(0.0, abs=1e-6)
-    no_warmup = build_schedule(load_config(None, ["SOLVER.WARMUP_EPOCHS", "0", "SOLVER.BASE_LR", "1.0"]))
+    no_warmup = schedule_of(load_config(None, ["SOLVER.WARMUP_EPOCHS", "0", "SOLVER.BASE_LR", "1.0"]))
     assert no_warmup(0.0) == pytest.approx(1.0)
     # Written for 256 clips and run with 64: a quarter, from the first rate to the last.
-    scaled = build_schedule(load_config(None, [*settings, "SOLVER.BASE_LR_BATCH", "256", "TRAIN.BATCH_SIZE", "64"]))
+    scaled = schedule_of(load_config(None, [*settings, "SOLVER.BASE_LR_BATCH", "256", "TRAIN.BATCH_SIZE", "64"]))
     for share in (0.0, 0.1, 0.2, 0.6, 0.9):
         assert scaled(share) == pytest.approx(rate(share) / 4)
 
@@ -198,14 +210,13 @@ def test_steps_are_fused_where_torch_can(method, freeze, fused, caplog):
 
 def test_the_linear_scaling_rule():
     for batch, written_for, factor in ((64, 256, 0.25), (512, 256, 2.0), (64, 0, 1.0)):
-        cfg = load_config(None, ["TRAIN.BATCH_SIZE", str(batch), "SOLVER.BASE_LR_BATCH", str(written_for)])
-        assert learning_rate_factor(cfg) == factor
+        assert learning_rate_factor(batch, written_for) == factor
 
 
 def test_warmup_is_counted_in_epochs():
     cfg = load_config(None, "SOLVER.MAX_EPOCH 8 SOLVER.WARMUP_EPOCHS 2 SOLVER.BASE_LR 1.0 SOLVER.WARMUP_START_LR 0.5 \
                              SOLVER.COSINE_END_LR 0.2".split())  # fmt: skip
-    rate = build_schedule(cfg)
+    rate = schedule_of(cfg)
     wanted = {0: 0.5, 1 / 8: 0.75, 2 / 8: 1.0, 3.5 / 8: 0.6 + 0.4 * 2**-0.5, 5 / 8: 0.6, 6.5 / 8: 0.6 - 0.4 * 2**-0.5}
     assert [rate(share) for share in wanted] == pytest.approx(list(wanted.values()))
     assert rate(1 - 1e-9) == pytest.approx(0.2)
@@ -232,7 +243,7 @@ def take_steps(training, first, last, steps_per_epoch=2):
     for step in range(first, last):
         torch.manual_seed(step)
         set_learning_rate(optimizer, 0.01)
-        freeze_or_thaw(cfg, model, step / steps_per_epoch)
+        set_trainable(model, frozen_at_first(cfg, model), step / steps_per_epoch >= cfg.SOLVER.FREEZE_EPOCHS)
         loss(model(torch.randn(2, 3, 4, 32, 32))).backward()
         norms.append(clip_gradients(model, 1.0))
         optimizer.step()
@@ -278,11 +289,11 @@ def test_what_is_frozen_at_first_stays_as_if_it_had_no_gradients_and_then_trains
 def test_nothing_is_kept_for_a_backward_pass_through_what_is_frozen_at_first():
     cfg, model, _ = start("lookupvit", "MODEL.FREEZE_ENCODER True SOLVER.FREEZE_EPOCHS 1.5")
     for epoch, thawed in ((0.0, False), (1.4, False), (1.5, True)):
-        freeze_or_thaw(cfg, model, epoch)
+        set_trainable(model, frozen_at_first(cfg, model), epoch >= cfg.SOLVER.FREEZE_EPOCHS)
         features = model.forward_features(clips())
         assert features.compressed.requires_grad is features.tokens.requires_grad is thawed
     cfg, model, _ = start("lookupvit", "")
-    freeze_or_thaw(cfg, model, 0.0)
+    set_trainable(model, frozen_at_first(cfg, model), False)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

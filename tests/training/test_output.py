@@ -70,7 +70,7 @@ def test_a_second_run_is_refused_and_a_killed_one_makes_room(data, tmp_path, mon
 def test_a_dry_run_may_look_on(data, tmp_path):
     (tmp_path / ".lock").write_text("{}")
     cfg = load_config("tests/small.yaml", settings(data, tmp_path))
-    with sole_writer(cfg, World(0, 1, torch.device("cpu"))):
+    with sole_writer(cfg.OUTPUT_DIR, World(0, 1, torch.device("cpu"))):
         done = call_tool(*NET[1:], "--dry-run", *settings(data, tmp_path))
     assert done.returncode == 0, done.stderr
 
@@ -79,7 +79,7 @@ def test_only_the_main_process_reports(data, tmp_path, monkeypatch):
     """The second of two processes leaves with the code that the first one has."""
     cfg = load_config("tests/small.yaml", settings(data, tmp_path))
     monkeypatch.setattr(output_module, "gather_objects", lambda value, world: [2, value])
-    with pytest.raises(SystemExit, match="2"), sole_writer(cfg, World(1, 2, torch.device("cpu"))):
+    with pytest.raises(SystemExit, match="2"), sole_writer(cfg.OUTPUT_DIR, World(1, 2, torch.device("cpu"))):
         raise AssertionError
     assert list(tmp_path.iterdir()) == []
 
@@ -194,7 +194,7 @@ def test_a_file_is_blamed_by_its_path(tmp_path):
 
     def raised(filename):
         try:
-            with report_disk_failures(cfg):
+            with report_disk_failures(cfg.OUTPUT_DIR):
                 raise OSError(errno.ENOSPC, "No space left on device", filename)
         except (OSError, RunFailure) as error:
             return error

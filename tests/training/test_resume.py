@@ -22,6 +22,7 @@ from lookupvit_video.checkpoints.random_state import random_state, restore_rando
 from lookupvit_video.config import load_config
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import read_json_lines
+from lookupvit_video.provenance import package_version
 from lookupvit_video.training import run as run_module
 from tests.small import run_net, settings, started
 
@@ -100,8 +101,8 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(data, whol
     damaged.write_bytes(content)
     done = run_net(settings(data, folder, **OPTIONS))
     assert done.returncode == 0, done.stderr
-    assert f"{damaged}: this checkpoint cannot be read (damaged: archive/data/" in done.stderr
-    assert "has another checksum than when it was written); give a .pt file" in done.stderr
+    assert f"{damaged}: this checkpoint cannot be read (damaged: the checksum of archive/data/" in done.stderr
+    assert "does not match); give a .pt file" in done.stderr
     assert "trying the one before" in done.stderr
     assert "step_00000005.pt, step 5" in done.stderr
     assert_same_end(whole, folder)
@@ -113,13 +114,13 @@ def test_what_differs_from_before_is_told_and_the_config_counts(data, whole, tmp
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
     done = run_net(settings(data, folder, **OPTIONS, SOLVER__WEIGHT_DECAY=0.3, TRAIN__CHECKPOINT_MINUTES=5))
     assert done.returncode == 0, done.stderr
-    assert "new ones hold from here: SOLVER.WEIGHT_DECAY 0.05, now 0.3\n" in done.stderr
-    assert f"was computed on {threads} threads, now there are {threads + 1}: results may differ" in done.stderr
+    assert "these settings changed; using the new values: SOLVER.WEIGHT_DECAY 0.05, now 0.3\n" in done.stderr
+    assert f"was computed with {threads} threads, this run has {threads + 1}: results may differ" in done.stderr
     groups = load_checkpoint(checkpoint_path(folder, 6)).optimizer["param_groups"]
     assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
     again = run_net(settings(data, folder, **OPTIONS, SOLVER__WEIGHT_DECAY=0.3))
     assert "threads" not in again.stderr
-    assert "hold from here" not in again.stderr
+    assert "settings changed" not in again.stderr
 
 
 def test_a_damaged_newest_checkpoint_takes_no_sound_ones_place(data, whole, tmp_path):
@@ -186,7 +187,8 @@ def test_the_average_is_the_papers_and_is_what_is_handed_out(whole):
 def test_a_checkpoint_has_all_it_promises(whole):
     checkpoint = load_checkpoint(checkpoint_path(whole, 11))
     assert checkpoint.versions == {
-        "python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__, "numpy": np.__version__
+        "python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__, "numpy": np.__version__,
+        "lookupvit_video": package_version(),
     }  # fmt: skip
     assert checkpoint.state["position"] == {"epoch": 2, "step_in_epoch": 3, "videos": 9}
     assert checkpoint.state["threads"] == [torch.get_num_threads()]

@@ -16,15 +16,18 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import IGNORED, BatchAugment
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
-from lookupvit_video.models.build import build_model
+from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training.distill import Teacher
 from lookupvit_video.training.ema import Ema
-from lookupvit_video.training.optim import build_optimizer, build_schedule
+from lookupvit_video.training.optim import build_optimizer
 from lookupvit_video.training.run import Run
-from lookupvit_video.training.step import draw_grid, forward, loss_of_heads, one_step, prepare_clips
+from lookupvit_video.training.state import TrainingState
+from lookupvit_video.training.step import forward, loss_of_heads, one_step, prepare_clips
 from lookupvit_video.training.step_log import StepLog
 from tests.small import settings
+from tests.training.test_optim import frozen_at_first, schedule_of
+from tests.training.test_train import grid_of
 
 CPU = torch.device("cpu")
 
@@ -46,8 +49,12 @@ def make_run(folder, world=None, videos=12, model=None, **changes):
     listed = [Video(str(folder / f"{number}.mp4"), number % 3) for number in range(videos)]
     parts = {
         "cfg": cfg, "world": world, "classes": ["a", "b", "c"], "train_videos": listed, "model": model,
-        "parallel_model": model, "optimizer": build_optimizer(cfg, model), "schedule": build_schedule(cfg),
-        "scaler": torch.amp.GradScaler("cpu", enabled=False), "augment": BatchAugment(cfg),
+        "spec": model_spec(cfg), "frozen_at_first": frozen_at_first(cfg, model), "schedule": schedule_of(cfg),
+        "augment": BatchAugment(cfg),
+        "state": TrainingState(
+            model, build_optimizer(cfg, model), torch.amp.GradScaler("cpu", enabled=False), world, videos,
+            videos // (cfg.TRAIN.BATCH_SIZE // cfg.AUG.NUM_SAMPLE),
+        ),
         "steps": StepLog(world, listed), "journal": Journal(),
     }  # fmt: skip
     needed = {field.name for field in dataclasses.fields(Run) if field.default is field.default_factory}
@@ -129,6 +136,12 @@ class Watched(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.blocks = []
         self.logits, self.calls = logits, []
+
+    def layer_ids(self):
+        return {"weight": 0}
+
+    def no_weight_decay(self):
+        return set()
 
     def forward(self, clips, **options):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
@@ -218,7 +231,7 @@ def seen_by(tmp_path, step, rank, seed, parts=1, **changes):
     model = Watched()
     run = make_run(tmp_path, World(rank, 1, CPU), model=model, RNG_SEED=seed, TRAIN__ACCUMULATION_STEPS=parts,
                    TRAIN__BATCH_SIZE=4, **changes)  # fmt: skip
-    run.step = step
+    run.state.step = step
     one_step(run, iter([noise_batch() for _ in range(parts)]))
     return model.calls
 
@@ -242,7 +255,7 @@ def test_what_a_step_draws_does_not_change_with_the_version_of_this_package(tmp_
     assert seen_by(tmp_path, 5, 1, 3)[0].seed == 6892395810180481299
     options = settings("", "", MODEL__COMPRESSED_GRIDS="[[1,2,2],[1,1,1],[2,3,3]]", RNG_SEED=3)
     cfg = load_config("tests/small.yaml", options)
-    assert [draw_grid(cfg, step)[1] for step in range(8)] == [2, 3, 1, 3, 3, 2, 1, 2]
+    assert [grid_of(cfg, step)[1] for step in range(8)] == [2, 3, 1, 3, 3, 2, 1, 2]
 
 
 def test_the_grid_is_the_same_for_every_rank_and_another_for_other_steps(tmp_path):
@@ -253,8 +266,8 @@ def test_the_grid_is_the_same_for_every_rank_and_another_for_other_steps(tmp_pat
     both = seen_by(tmp_path, 3, 0, 0, parts=2, **options)
     assert [call.options["grid"] for call in both] == [grids[0][3]] * 2
     cfg = load_config("tests/small.yaml", settings("", "", **options, RNG_SEED=5))
-    assert [draw_grid(cfg, step) for step in range(40)] != [draw_grid(cfg, step + 1) for step in range(40)]
-    assert max(Counter(draw_grid(cfg, step) for step in range(300)).values()) < 150
+    assert [grid_of(cfg, step) for step in range(40)] != [grid_of(cfg, step + 1) for step in range(40)]
+    assert max(Counter(grid_of(cfg, step) for step in range(300)).values()) < 150
 
 
 # The step ---------------------------------------------------------------------------------------------------------
@@ -320,11 +333,11 @@ def test_a_long_gradient_is_clipped_and_its_own_norm_is_logged(tmp_path):
 def test_the_learning_rate_is_that_of_the_steps_share_of_the_training(tmp_path):
     run = make_run(tmp_path, model=Watched(), TRAIN__BATCH_SIZE=4, SOLVER__MAX_EPOCH=4, SOLVER__WARMUP_EPOCHS=2,
                    SOLVER__BASE_LR=1.0, SOLVER__WARMUP_START_LR=0.0, SOLVER__COSINE_END_LR=0.0)  # fmt: skip
-    assert (run.steps_per_epoch, run.total_steps) == (3, 12)
+    assert (run.state.steps_per_epoch, run.total_steps) == (3, 12)
     rates = []
-    for run.step in range(12):
+    for run.state.step in range(12):
         one_step(run, iter([noise_batch()]))
-        rates.append(run.optimizer.param_groups[0]["lr"])
+        rates.append(run.state.optimizer.param_groups[0]["lr"])
     warmup = [step / 6 for step in range(6)]
     cosine = [(1 + torch.cos(torch.tensor(torch.pi * step / 6)).item()) / 2 for step in range(6)]
     assert rates == pytest.approx([*warmup, *cosine], abs=1e-6)
@@ -333,9 +346,9 @@ def test_the_learning_rate_is_that_of_the_steps_share_of_the_training(tmp_path):
 def test_what_is_frozen_at_first_thaws_after_whole_epochs(tmp_path):
     run = make_run(tmp_path, MODEL__FREEZE_ENCODER=True, SOLVER__FREEZE_EPOCHS=1, **SGD)
     first = run.model.tokenizer.positions.detach().clone()
-    for run.step in range(4):  # 12 videos, 4 a step
+    for run.state.step in range(4):  # 12 videos, 4 a step
         one_step(run, iter([noise_batch()]))
-        assert torch.equal(first, run.model.tokenizer.positions) == (run.step < 3)
+        assert torch.equal(first, run.model.tokenizer.positions) == (run.state.step < 3)
 
 
 def test_gradients_are_exchanged_with_the_last_part_only(tmp_path, monkeypatch):
@@ -361,19 +374,19 @@ def test_only_the_first_part_of_the_first_step_is_drawn(tmp_path, monkeypatch):
 
     monkeypatch.setattr(step_module, "forward", watched)
     run = make_run(tmp_path, model=Watched(), TRAIN__ACCUMULATION_STEPS=2)
-    for run.step in range(2):
+    for run.state.step in range(2):
         one_step(run, iter([noise_batch(2), noise_batch(2)]))
     assert drawn == [True, False, False, False]
 
 
 def test_the_average_takes_each_step_in_once(tmp_path):
     run = make_run(tmp_path, **SGD)
-    run.ema = Ema(run.model, 0.75)
+    run.state.ema = Ema(run.model, 0.75)
     old = run.model.heads["lookup"].linear.weight.detach().clone()
     one_step(run, iter([noise_batch()]))
     new = run.model.heads["lookup"].linear.weight.detach().clone()
     assert not torch.equal(old, new)
-    with run.ema.in_place():
+    with run.state.ema.in_place():
         torch.testing.assert_close(run.model.heads["lookup"].linear.weight.detach(), 0.75 * old + 0.25 * new)
 
 
@@ -395,21 +408,21 @@ NAN, INFINITE = float("nan"), float("inf")
 @pytest.mark.parametrize(("loss", "norm"), [(NAN, 1.0), (1.0, NAN), (1.0, INFINITE)])
 def test_a_step_with_bad_numbers_changes_nothing_and_counts(tmp_path, monkeypatch, caplog, loss, norm):
     run = make_run(tmp_path, TRAIN__MAX_BAD_STEPS=2, **SGD)
-    run.ema = Ema(run.model, 0.5)
-    run.step = 6
+    run.state.ema = Ema(run.model, 0.5)
+    run.state.step = 6
     before = [weight.detach().clone() for weight in run.model.parameters()]
     for count in (1, 2):
         spoilt_step(run, monkeypatch, loss, norm)
-        assert run.bad_steps == count
+        assert run.state.bad_steps == count
         assert f"left out, {count} of at most 2" in caplog.text
         assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
-        assert all(torch.equal(a, b) for a, b in zip(before, run.ema._averages, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(before, run.state.ema._averages, strict=True))
     assert [entry[:2] for entry in run.journal.entries] == [("bad_step", 7)] * 2
-    with pytest.raises(RunFailure, match=r"step 7: .*; 3 such steps, TRAIN\.MAX_BAD_STEPS 2; lower SOLVER\.BASE_LR"):
+    with pytest.raises(RunFailure, match=r"step 7: .*; 3 such steps, TRAIN\.MAX_BAD_STEPS is 2; lower SOLVER\.BASE_LR"):
         spoilt_step(run, monkeypatch, loss, norm)
     one_step(run := make_run(tmp_path, TRAIN__MAX_BAD_STEPS=2, **SGD), iter([noise_batch()]))
     assert not all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
-    assert run.bad_steps == 0
+    assert run.state.bad_steps == 0
 
 
 def test_without_a_limit_no_step_waits_for_the_device(tmp_path, monkeypatch):
@@ -417,7 +430,7 @@ def test_without_a_limit_no_step_waits_for_the_device(tmp_path, monkeypatch):
     run = make_run(tmp_path, model=Watched())
     monkeypatch.setattr(step_module, "in_any_process", lambda *_: pytest.fail("waited"))
     spoilt_step(run, monkeypatch, NAN)
-    assert run.bad_steps == 0
+    assert run.state.bad_steps == 0
 
 
 def test_a_step_that_is_bad_elsewhere_is_left_out_here_and_warned_of_by_the_main_process(tmp_path, monkeypatch, caplog):
@@ -428,7 +441,7 @@ def test_a_step_that_is_bad_elsewhere_is_left_out_here_and_warned_of_by_the_main
         before = [weight.detach().clone() for weight in run.model.parameters()]
         one_step(run, iter([noise_batch()]))
         assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
-        assert run.bad_steps == 1
+        assert run.state.bad_steps == 1
         assert ("left out" in caplog.text) == (rank == 0)
 
 
@@ -464,9 +477,9 @@ class Scaler:
 def test_a_scaled_loss_gives_the_same_step(tmp_path):
     run = make_run(tmp_path, **SGD)
     wanted, norm, loss = gradient_step(run, noise_batch())
-    run.scaler = Scaler(1024.0)
+    run.state.scaler = Scaler(1024.0)
     one_step(run, iter([noise_batch()]))
-    assert run.scaler.calls == ["unscale", "step", "update"]
+    assert run.state.scaler.calls == ["unscale", "step", "update"]
     assert_weights(run, wanted)
     run.steps.settle(1)
     assert run.steps.settled[0] == (pytest.approx(loss.item(), rel=1e-5), pytest.approx(norm.item(), rel=1e-4))
@@ -474,17 +487,17 @@ def test_a_scaled_loss_gives_the_same_step(tmp_path):
 
 def test_a_gradient_too_large_for_float16_lowers_the_scale_and_does_not_count(tmp_path, monkeypatch, caplog):
     run = make_run(tmp_path, **SGD)
-    run.scaler = Scaler(2.0)
+    run.state.scaler = Scaler(2.0)
     with caplog.at_level(logging.INFO):
         spoilt_step(run, monkeypatch, norm=INFINITE)
     assert "step 1: left out" in caplog.text
-    assert run.scaler.calls == ["unscale", "update"]
-    assert run.bad_steps == 0
-    run.scaler = Scaler(1.0)  # no lower than that
-    with pytest.raises(RunFailure, match=r"1 such steps, TRAIN\.MAX_BAD_STEPS 0"):
+    assert run.state.scaler.calls == ["unscale", "update"]
+    assert run.state.bad_steps == 0
+    run.state.scaler = Scaler(1.0)  # no lower than that
+    with pytest.raises(RunFailure, match=r"1 such steps, TRAIN\.MAX_BAD_STEPS is 0"):
         spoilt_step(run, monkeypatch, norm=INFINITE)
     run = make_run(tmp_path, **SGD)
-    run.scaler = Scaler(65536.0)
+    run.state.scaler = Scaler(65536.0)
     with pytest.raises(RunFailure, match="the loss is nan"):  # a loss is no matter of the scale
         spoilt_step(run, monkeypatch, loss=NAN)
 
@@ -501,7 +514,7 @@ def test_a_bad_video_is_recorded_once(tmp_path, caplog):
     (tmp_path / "0.mp4").touch()  # the folder is there
     for rows in ((3, 5), (5,), (3, 7)):
         one_step(run, iter([bad_batch(*rows)]))
-    assert run.bad_rows == {3, 5, 7}
+    assert run.state.bad_rows == {3, 5, 7}
     lines = (tmp_path / "bad_videos.csv").read_text().splitlines()[1:]
     assert [line.split(",")[:2] for line in lines] == [["train", str(tmp_path / f"{row}.mp4")] for row in (3, 5, 7)]
     assert all("damaged" in line for line in lines)
@@ -513,7 +526,7 @@ def test_a_dry_run_records_none(tmp_path):
     (tmp_path / "0.mp4").touch()
     run.dry = True
     one_step(run, iter([bad_batch(3)]))
-    assert run.bad_rows == {3}
+    assert run.state.bad_rows == {3}
     run.dry = False
     one_step(run, iter([noise_batch(), noise_batch()]))  # nor does one in which all could be read
     assert not (tmp_path / "bad_videos.csv").exists()
@@ -530,6 +543,6 @@ def test_as_many_bad_videos_as_allowed_and_no_more(tmp_path):
 
 def test_videos_of_a_lost_folder_are_not_called_bad(tmp_path):
     run = make_run(tmp_path / "gone", model=Watched(), videos=1000)
-    with pytest.raises(RunFailure, match="gone is gone or empty"):
+    with pytest.raises(RunFailure, match="gone is missing or empty"):
         one_step(run, iter([bad_batch(3)]))
-    assert run.bad_rows == set()
+    assert run.state.bad_rows == set()

@@ -14,11 +14,13 @@ from collections import Counter
 import pytest
 import torch
 
+from lookupvit_video import figures
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
+from lookupvit_video.evaluation.metrics import METRICS, metric
 from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
@@ -27,7 +29,7 @@ from lookupvit_video.training import step as step_module
 from lookupvit_video.training import train as train_module
 from lookupvit_video.training.step import draw_grid, loss_of_heads
 from lookupvit_video.training.step_log import StepLog
-from lookupvit_video.training.utilisation import peak_flops, utilisation
+from lookupvit_video.training.utilization import peak_flops, utilization
 from tests.small import call_tool, make_videos, run_net, run_tool, settings, started
 
 NET = ("tools/run_net.py", "--cfg", "tests/small.yaml")
@@ -86,9 +88,14 @@ def test_a_line_is_the_mean_of_its_steps_whether_settled_at_once_or_in_between()
     assert lines[0] == lines[1] == (pytest.approx(1.1 / 3), pytest.approx(2.2 / 3))
 
 
+def grid_of(cfg, step):
+    """Return the compressed grid that a run draws for a step."""
+    return draw_grid(cfg.MODEL.COMPRESSED_GRIDS, cfg.MODEL.COMPRESSED_GRID_WEIGHTS, cfg.RNG_SEED, step)
+
+
 def drawn(overrides="", steps=range(400)):
     cfg = load_config("tests/small.yaml", [*settings("", "", MODEL__COMPRESSED_GRIDS=GRIDS), *overrides.split()])
-    return [draw_grid(cfg, step) for step in steps]
+    return [grid_of(cfg, step) for step in steps]
 
 
 def test_grids_follow_from_seed_and_step_alone():
@@ -122,7 +129,7 @@ def test_all_parts_of_a_step_have_its_grid_and_validation_the_default(data, tmp_
     done = run_net(overrides)
     assert done.returncode == 0, done.stderr
     cfg = load_config("tests/small.yaml", overrides)
-    assert seen[True] == [draw_grid(cfg, step) for step in range(6) for _ in range(2)]
+    assert seen[True] == [grid_of(cfg, step) for step in range(6) for _ in range(2)]
     assert len(set(seen[True])) > 1
     assert set(seen[False]) == {None}
 
@@ -153,6 +160,40 @@ def test_a_run_leaves_everything_it_promises(data, tmp_path):
     assert (tmp_path / "config.yaml").read_text() == checkpoint.config.dump()
     again = run_net(settings(data, tmp_path, AUG__NUM_SAMPLE=2))
     assert "resume" in again.stderr  # finished: nothing is trained again
+
+
+def test_a_metric_added_at_run_time_chooses_the_best_and_is_in_logs_curves_and_results(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS, "made_up", None)  # removed after the test
+    values, pictures = iter([5.0, 1.0, 3.0, 7.0]), []
+
+    @metric("made up", higher_is_better=False, percent=False)
+    def made_up(scores, labels):
+        assert scores.shape == (9, 3)
+        return next(values)
+
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path, **_: pictures.append((path.name, figure)))
+    done = run_net(settings(data, tmp_path, SOLVER__MAX_EPOCH=3, TEST__METRICS="[top1,made_up]",
+                            TRAIN__BEST_METRIC="made_up"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [entry["made_up"] for entry in read_json_lines(tmp_path / "log.jsonl", "val")] == [5, 1, 3]
+    assert "top5" not in read_json_lines(tmp_path / "log.jsonl", "val")[0]
+    assert "made up 1.0000 of 9 videos" in done.stderr
+    assert load_checkpoint(tmp_path / "best.pt").step == 4  # the second of three epochs
+    last = load_checkpoint(training_checkpoints(tmp_path)[0])
+    assert last.best == {"metric": "made_up", "value": 1.0}
+    assert last.best_of("made_up") == 1.0
+    assert last.best_of("top1") is None
+    assert json.loads((tmp_path / "test_results.json").read_text())["made_up"] == 7
+    curves = dict(pictures)["curves.png"]
+    assert {"top1", "made_up"} == {line.get_label() for axis in curves.axes[1:] for line in axis.lines} - {"_child0"}
+
+
+def test_an_unknown_metric_is_reported_in_one_line_before_the_first_step(data, tmp_path):
+    done = run_net(settings(data, tmp_path, TEST__METRICS="[top1,top7]"))
+    assert done.returncode == 2
+    assert "TEST.METRICS: there is no metric 'top7'; choose from top1, top5, mean_class_accuracy, nll" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not training_checkpoints(tmp_path)
 
 
 def test_killed_and_resumed_equals_uninterrupted(data, vit, tmp_path):
@@ -313,7 +354,7 @@ def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path
     assert "8 = 2 epochs x 4, 0 done" in plan["steps"]
     assert "first 1e-06, peak 0.001" in plan["rate"]
     # parameters, gradients, two moments and the average, in float32
-    assert f"optimiser {20 * count_parameters(model) / 2**30:.3g}" in plan["memory"]
+    assert f"optimizer {20 * count_parameters(model) / 2**30:.3g}" in plan["memory"]
     assert "loss 1." in plan["one"]
     assert not (tmp_path / "run").exists()
     assert sorted(path.name for path in data.iterdir()) == before
@@ -334,14 +375,13 @@ def test_tensorboard_has_the_curves(data, tmp_path):
     assert [event.step for event in events.Scalars("val/top1")] == [2, 4]
 
 
-def test_utilisation_is_operations_over_the_peak(monkeypatch):
-    cfg = load_config("tests/small.yaml")
+def test_utilization_is_operations_over_the_peak(monkeypatch):
     world = World(0, 4, torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     macs = 10**15
-    assert utilisation(cfg, macs, 10.0, world, torch.bfloat16) == pytest.approx(6 * macs / (10 * 4 * 989e12))
-    assert utilisation(cfg, macs, 10.0, world, torch.float32) is None
-    assert utilisation(cfg, macs, 10.0, World(0, 1, torch.device("cpu")), torch.bfloat16) is None
+    assert utilization(macs, 10.0, world, torch.bfloat16) == pytest.approx(6 * macs / (10 * 4 * 989e12))
+    assert utilization(macs, 10.0, world, torch.float32) is None
+    assert utilization(macs, 10.0, World(0, 1, torch.device("cpu")), torch.bfloat16) is None
 
 
 @pytest.mark.parametrize(

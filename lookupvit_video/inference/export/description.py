@@ -1,24 +1,24 @@
-"""What a program that uses an exported model has to know, as `model.json` holds it: numbers, and rules in words.
+"""What a program needs to use an exported model, for `model.json`: numbers, and rules in words.
 
-`reference.py`, the script that is copied next to the model, takes its numbers from here. A change of how a video
-becomes clips (`lookupvit_video.inference.views` and what it calls) has to be made there and here as well; the test of
-the reference compares the answers.
+`reference.py`, the script next to an exported model, takes its numbers from here. A change in how a video becomes clips
+(`lookupvit_video.inference.views` and below) must be made there and here too; the reference's test compares answers.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import av
 import torch
-from fvcore.common.config import CfgNode
 
 from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
 from lookupvit_video.files import write_json
 from lookupvit_video.inference.predictor import Predictor
-from lookupvit_video.models.lookupvit import grid_name
+from lookupvit_video.inference.views import Plan
 from lookupvit_video.registry import MODELS
+from lookupvit_video.text import grid_name
 
-# Of the readers and of `read_file`; the steps below name them.
+# Constants of the readers and of `read_file`, which the steps below name.
 RULES = {
     "time_tolerance_seconds": 1e-6,
     "ascending_share": 0.8,
@@ -42,29 +42,29 @@ STEPS = {
     "second = (i + c) x duration / T. SINGLE_FRAME: the second of i = T // 2 for all i.",
     "frame": "The last frame with time <= second + TIME_TOLERANCE_SECONDS. So past the end the last frame is shown; a "
     "video shorter than the clip repeats it.",
-    "pixels": "Pixel aspect r = width of a pixel / height (av_guess_sample_aspect_ratio; 1 where it is not stated). If "
+    "pixels": "Pixel aspect r = width of a pixel / height (av_guess_sample_aspect_ratio; 1 where it is missing). If "
     "1/PIXEL_ASPECT_LIMIT <= r <= PIXEL_ASPECT_LIMIT and |r - 1| > PIXEL_ASPECT_TOLERANCE, the picture becomes "
-    "max(1, round(width x r)) wide; height stays. Every frame is scaled to the size so found for the first frame. "
+    "max(1, round(width x r)) wide; height stays. Every frame is scaled to that size of the first frame. "
     "Scaling and conversion to 8-bit RGB are one step of libswscale with its bicubic filter (PyAV: frame.reformat); "
-    "colour matrix and range are those that the frame states, BT.601 and 16 to 235 where it states none. Nothing is "
-    "deinterlaced: an interlaced frame is converted as if it were progressive.",
+    "color matrix and range are those of the frame's header, BT.601 and 16 to 235 where it has none. Nothing is "
+    "deinterlaced: an interlaced frame is converted like a progressive one.",
     "upright": "Display matrix (a b u / c d v / x y w) of a frame: a stored pixel (x, y) is shown at (a x + c y, "
     "b x + d y). If |b| + |c| > |a| + |d| (rows of length 1): exchange rows and columns, then a = c, d = b. "
     "Then reverse the rows if d < 0, and the columns if a < 0. So all eight orientations are upright; other angles are "
-    "rounded to them. A frame without a matrix: nothing is turned if it is a key frame, else as the frame before. "
-    "A matrix of zeros: nothing is turned. All upright frames have the size of the first one upright.",
+    "rounded to them. A frame without a matrix: not turned if it is a key frame, else turned as the frame before. "
+    "A matrix of zeros: not turned. All upright frames have the size of the first one upright.",
     "crop": "H, W: of the upright picture. side = max(1, round(min(H, W) x SIZE / SHORT_SIDE)); squares of that side. "
     "VIEWS_IN_SPACE 1: top (H - side) // 2, left (W - side) // 2. VIEWS_IN_SPACE 3: along the longer side (along the "
     "width where equal) at 0, (length - side) // 2 and length - side; along the other in the middle.",
     "resize": "Each square to SIZE x SIZE, first its width, then its height, rounded to 8 bits after each; no pass "
     "where the length is right. Antialiased bilinear: scale = old / SIZE, support = max(scale, 1); output n has its "
-    "centre at (n + 0.5) x scale and takes inputs max(int(centre - support + 0.5), 0) up to, without, "
-    "min(int(centre + support + 0.5), old), with weights max(0, 1 - |input + 0.5 - centre| / support) that are divided "
+    "center at (n + 0.5) x scale and takes inputs max(int(center - support + 0.5), 0) up to, without, "
+    "min(int(center + support + 0.5), old), with weights max(0, 1 - |input + 0.5 - center| / support) that are divided "
     "by their sum. Weights are integers: w = int(weight x 2^p + 0.5), p the largest (at most 22) for which "
     "int(largest weight x 2^p + 0.5) < 2^15; output = (sum of w x input + 2^(p-1)) >> p, limited to 0 .. 255. Equal to "
     "the bit to torch.nn.functional.interpolate(uint8, mode='bilinear', antialias=True) on processors with AVX2.",
     "layout": "clips[view, channel, frame, row, column], uint8, channels red, green, blue; view = clip in time x "
-    "VIEWS_IN_SPACE + crop. Give them to the model as they are: NORMALISATION is inside it.",
+    "VIEWS_IN_SPACE + crop. Pass them to the model as they are: NORMALIZATION is inside it.",
     "answer": "The mean of the probabilities over the views; class n is CLASSES[n].",
 }
 
@@ -92,7 +92,7 @@ def description(
             "dtype": "uint8",
             "layout": "BCTHW",
             "shape": [batch or "any", 3, cfg.DATA.NUM_FRAMES, size, size],
-            "colours": "RGB, 0 to 255",
+            "colors": "RGB, 0 to 255",
         },
         "output": {
             "name": "probabilities",
@@ -100,26 +100,25 @@ def description(
             "shape": [batch or "any", len(predictor.classes)],
             "meaning": "softmax of the class scores of each clip: sums to 1, in the order of classes",
         },
-        "preprocessing": preprocessing(cfg),
+        "preprocessing": preprocessing(predictor.plan, cfg.DATA.MEAN, cfg.DATA.STD),
         "classes": predictor.classes,
     }
 
 
-def preprocessing(cfg: CfgNode) -> dict[str, Any]:
-    """Return how a video becomes clips: `STEPS` in words, and the numbers and names that they mention."""
-    size = cfg.DATA.TEST_CROP_SIZE
+def preprocessing(plan: Plan, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Return how a video becomes clips: `STEPS`, and the numbers and names in them."""
     return {
         "steps": STEPS,
-        "sampling": cfg.DATA.SAMPLING,
-        "num_frames": cfg.DATA.NUM_FRAMES,
-        **({"step_seconds": cfg.DATA.SAMPLING_RATE / cfg.DATA.TARGET_FPS} if cfg.DATA.SAMPLING == "clip" else {}),
-        "single_frame": cfg.DATA.SINGLE_FRAME,
+        "sampling": plan.times.mode,
+        "num_frames": plan.times.num_frames,
+        **({"step_seconds": plan.times.step} if plan.times.mode == "clip" else {}),
+        "single_frame": plan.times.single_frame,
         **RULES,
-        "short_side": cfg.DATA.TEST_SHORT_SIDE or size,
-        "size": size,
-        "views_in_time": cfg.TEST.NUM_ENSEMBLE_VIEWS,
-        "views_in_space": cfg.TEST.NUM_SPATIAL_CROPS,
-        "normalisation": {"done": "inside the model", "mean": list(cfg.DATA.MEAN), "std": list(cfg.DATA.STD)},
+        "short_side": plan.short_side,
+        "size": plan.size,
+        "views_in_time": plan.times.num_clips,
+        "views_in_space": plan.num_crops,
+        "normalization": {"done": "inside the model", "mean": list(mean), "std": list(std)},
     }
 
 

@@ -1,7 +1,7 @@
-"""A checkpoint as one file that other runtimes read: torch.export, ONNX, or a compiled AOTInductor package.
+"""A checkpoint as one file for other runtimes: torch.export, ONNX, or a compiled AOTInductor package.
 
-What is exported takes uint8 clips and answers probabilities, so that neither normalisation nor softmax can be forgotten
-or done twice; how a video becomes clips is in a JSON file next to it (`description.py`, `reference.py`).
+An exported model maps uint8 clips to probabilities, so that nobody forgets normalization or softmax or does them twice;
+a JSON file next to it has the way from a video to clips (`description.py`, `reference.py`).
 Shape letters: B clips, C channels, T frames, H W pixels, K classes.
 """
 
@@ -9,7 +9,6 @@ import copy
 import importlib
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.progress import progress
 
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "aoti": "model_aoti.pt2"}
-TOLERANCE = 1e-4  # of a probability, between what was exported and this project's own answer
-_EXAMPLE_BATCH = 2  # for any batch: torch.export would take 1 for a constant
+TOLERANCE = 1e-4  # of a probability, between the exported model and the original
+_EXAMPLE_BATCH = 2  # where any batch size is allowed: torch.export treats 1 as a constant
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("torchao",)}
 
 Run = Callable[[Tensor], Tensor]
@@ -34,7 +33,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 class DeployedModel(nn.Module):
-    """Pixels in, probabilities out: normalisation, a model in float32, softmax.
+    """Pixels in, probabilities out: normalization, a model in float32, softmax.
 
     Args:
         grid: of the compressed tokens; None: the model's default.
@@ -58,17 +57,17 @@ class DeployedModel(nn.Module):
 
 
 def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, int8: bool = False) -> DeployedModel:
-    """Return a copy of a model as it is exported.
+    """Return a copy of a model, ready to export.
 
     Args:
-        int8: keep the weights of linear layers as 8-bit integers, a scale for each output channel (torchao); they are
-            multiplied as floats, so that the file shrinks and the operations do not.
+        int8: store the weights of linear layers as 8-bit integers with a scale for each output channel (torchao); they
+            are multiplied as floats, so the file shrinks but not the computation.
 
     Raises:
-        UserError: torchao is needed and not installed.
+        UserError: torchao is not installed.
     """
     model = copy.deepcopy(predictor.model).eval().requires_grad_(False)
-    set_kernel(model, "eager")  # plain operations, which every runtime has
+    set_kernel(model, "eager")  # plain operations, for every runtime
     if int8:
         check_installed("int8")
         torchao: Any = importlib.import_module("torchao.quantization")
@@ -80,18 +79,18 @@ def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, in
 def export_model(
     deployed: DeployedModel, example: Tensor, path: Path, kind: str, *, any_batch: bool = True
 ) -> dict[str, Any]:
-    """Write a model in one format and compare what the file answers with what the model does.
+    """Write a model in one format and compare the file's answers with the model's.
 
     Args:
         example: uint8 clips (B, C, T, H, W) to trace and compare with; two or more where ``any_batch``.
         kind: "pt2", "onnx" or "aoti".
-        any_batch: let the exported model take any number of clips; else as many as the example has.
+        any_batch: let the exported model take any number of clips; else exactly the example's.
 
     Returns:
         size of the file and the largest difference of a probability.
 
     Raises:
-        UserError: what the format needs is missing here, or the exported model answers otherwise.
+        UserError: the format's tools are missing, or the exported model's answers differ.
     """
     check_format(kind)
     shapes = {"clips": {0: torch.export.Dim("batch")}} if any_batch else None
@@ -100,24 +99,20 @@ def export_model(
         with atomic_write(path) as temporary:
             _WRITERS[kind](program, temporary)
             run = load_exported(temporary, kind)
-            # Another batch than the traced one, where any will do: a batch that was frozen in would show.
+            # Other batch sizes too, in case tracing froze the example's.
             batches = [example, example[:1], example.repeat(2, 1, 1, 1, 1)[:3]] if any_batch else [example]
-            # Of tensors: Python's max passes over what is no number.
+            # Maximum of tensors, since Python's ignores NaN.
             difference = float(torch.stack([(run(x).cpu() - deployed(x).cpu()).abs().max() for x in batches]).max())
             if not difference <= TOLERANCE:
                 raise UserError(
-                    f"{path}: as {kind} the model answers otherwise: a probability differs by {difference:.2g}, more "
-                    f"than {TOLERANCE:g}; nothing was written"
+                    f"{path}: a probability of the {kind} model differs by {difference:.2g}, more than {TOLERANCE:g}; "
+                    "nothing was written"
                 )
     return {"format": kind, "bytes": path.stat().st_size, "max_difference": difference}
 
 
-def _write_pt2(program: torch.export.ExportedProgram, path: Path) -> None:
-    torch.export.save(program, path)
-
-
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
-    for name in ("onnxscript", "onnx_ir"):  # which tell of every step that they take
+    for name in ("onnxscript", "onnx_ir"):  # which log every step
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.onnx.export(
         program,
@@ -131,15 +126,15 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
     )
 
 
-def _write_aoti(program: torch.export.ExportedProgram, path: Path) -> None:
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-
-
-_WRITERS = {"pt2": _write_pt2, "onnx": _write_onnx, "aoti": _write_aoti}
+_WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Path], Any]] = {
+    "pt2": torch.export.save,
+    "onnx": _write_onnx,
+    "aoti": lambda program, path: torch._inductor.aoti_compile_and_package(program, package_path=str(path)),
+}
 
 
 def load_exported(path: str | Path, kind: str) -> Run:
-    """Load an exported model. Load only files that you trust: those of torch hold code.
+    """Load an exported model; only files that you trust, since those of torch contain code.
 
     Args:
         kind: "pt2", "onnx" or "aoti".
@@ -147,22 +142,18 @@ def load_exported(path: str | Path, kind: str) -> Run:
     if kind == "onnx":
         onnxruntime: Any = importlib.import_module("onnxruntime")
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return partial(_run_onnx, session)
+        return lambda clips: torch.from_numpy(session.run(None, {"clips": clips.cpu().numpy()})[0])
     if kind == "aoti":
         return torch._inductor.aoti_load_package(str(path))
     return torch.export.load(path).module()
 
 
-def _run_onnx(session: Any, clips: Tensor) -> Tensor:
-    return torch.from_numpy(session.run(None, {"clips": clips.cpu().numpy()})[0])
-
-
 def check_format(kind: str) -> None:
-    """Raise ValueError where a format is unknown, or what writing it needs is missing on this machine."""
+    """Raise UserError where a format is unknown, or its tools are missing on this machine."""
     if kind not in FILES:
         raise UserError(f"format {kind!r}: choose from {', '.join(FILES)}")
     if kind == "onnx":
-        check_installed("onnx")
+        check_installed(kind)
     if kind == "aoti":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -171,13 +162,13 @@ def check_format(kind: str) -> None:
             get_cpp_compiler()
         except InvalidCxxCompiler:
             raise UserError(
-                "format aoti compiles C++, and there is no compiler here: install g++ (apt install g++) or name one in "
-                "the environment variable CXX; pt2 and onnx need none"
+                "format aoti needs a C++ compiler: install g++ (apt install g++), or set the environment variable CXX; "
+                "pt2 and onnx need none"
             ) from None
 
 
 def check_installed(need: str) -> None:
-    """Raise ValueError where a package of the extra ``export`` is missing."""
+    """Raise UserError where a package of the extra ``export`` is missing."""
     for name in _NEEDS[need]:
         try:
             importlib.import_module(name)
@@ -186,10 +177,10 @@ def check_installed(need: str) -> None:
 
 
 def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str) -> float:
-    """Return the share of videos, in percent, whose centre clip a model answers rightly; bad videos count as wrong.
+    """Return the top-1 accuracy in percent on each video's center clip; bad videos count as wrong.
 
     Args:
-        label: what the progress line says.
+        label: of the progress line.
     """
     loader = build_eval_loader(predictor.cfg, videos, num_views=1, num_crops=1)
     right = 0
@@ -197,14 +188,12 @@ def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str
         step = predictor.cfg.TEST.BATCH_SIZE
         for batch in progress(loader, total=len(videos), label=label, unit="videos", step=step):
             answers = run(batch.clips.to(predictor.device)).argmax(-1).cpu()
-            right += int((answers == batch.labels).sum())  # the label of a clip that could not be read is no class
+            right += int((answers == batch.labels).sum())  # an unreadable clip's label matches no class
     return 100 * right / len(videos)
 
 
 def example_clips(predictor: Predictor, batch: int = _EXAMPLE_BATCH, seed: int = 0) -> Tensor:
     """Return random uint8 clips (B, C, T, H, W) of the test's size on the model's device."""
-    cfg = predictor.cfg
-    size = cfg.DATA.TEST_CROP_SIZE
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, 3, cfg.DATA.NUM_FRAMES, size, size)
+    size, generator = predictor.plan.size, torch.Generator().manual_seed(seed)
+    shape = (batch, 3, predictor.plan.times.num_frames, size, size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(predictor.device)

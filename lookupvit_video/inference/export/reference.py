@@ -2,13 +2,13 @@
 """From a video file to class probabilities with an exported model, without the package that trained it.
 
 This file is copied next to every exported model. It needs numpy and PyAV (`pip install numpy av`), and onnxruntime for
-`model.onnx` or torch for `model.pt2` and `model_aoti.pt2`; nothing else. `model.json` holds every number and class
-name, and the rules in words (`preprocessing.steps`). This is the same in code, written to be read and ported rather
-than to be fast: it decodes each file twice, from its first packet on.
+`model.onnx` or torch for `model.pt2` and `model_aoti.pt2`; nothing else. `model.json` has every number and class name,
+and the rules in words (`preprocessing.steps`). This is the same in code, written to be read and ported, not for speed:
+it decodes each file twice, from its first packet on.
 
   python reference.py                    answer the test vectors and compare with their stored probabilities
   python reference.py a.mp4 b.webm       classify videos
-  python reference.py a.mp4 --clips c.npy    also save what the model was given, to compare a port step by step
+  python reference.py a.mp4 --clips c.npy    also save the model's input, to compare a port step by step
 
 Exit code 0: done; 1: a test vector differs by more than its tolerance; 2: invalid input.
 Shape letters: V views (times x crops), T frames, H W pixels, K classes.
@@ -40,8 +40,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 """uint8 clips (V, 3, T, size, size) -> probabilities (V, K), float32."""
 
 RUNTIMES = {"model.onnx": "onnxruntime", "model.pt2": "torch", "model_aoti.pt2": "torch"}
-CLIPS_A_CALL = 8  # where the model takes any number
-FIXED_POINT_BITS = 15  # of a signed 16-bit integer: what the resize stores its weights in
+CLIPS_A_CALL = 8  # where the batch size is free
+FIXED_POINT_BITS = 15  # the resize stores its weights in signed 16-bit integers
 
 
 # Video file -> frames ---------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ FIXED_POINT_BITS = 15  # of a signed 16-bit integer: what the resize stores its 
 
 @contextmanager
 def open_video(path: str) -> Iterator[tuple[Any, Any]]:
-    """Open a file and give (container, video stream); ValueError where it is not a video."""
+    """Open a file and yield (container, video stream); ValueError where it is not a video."""
     try:
         container = av.open(f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
     except av.FFmpegError as error:
@@ -57,31 +57,31 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     with container:
         stream: Any = container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic or stream.codec_context is None:
-            raise ValueError(f"{path}: holds no video stream that can be decoded")
-        if container.format.name == "tty":  # FFmpeg draws any text file as a picture
+            raise ValueError(f"{path}: has no video stream that can be decoded")
+        if container.format.name == "tty":  # FFmpeg renders any text file as video
             raise ValueError(f"{path}: is text, not a video")
-        stream.thread_type = "NONE"  # with threads, the pictures made up for damaged ones vary
+        stream.thread_type = "NONE"  # with threads, the replacements of damaged frames vary
         stream.codec_context.thread_count = 1
         yield container, stream
 
 
 def decoded(container: Any, stream: Any, warn: bool = False) -> Iterator[Any]:
-    """Every frame that can be decoded, in the order shown; with a warning, where asked for, if there is damage."""
+    """Yield every frame that can be decoded, in the order shown; ``warn``: of damage."""
     packets = container.demux(stream)
     while True:
         packet: Any = None
         frames, is_damaged = [], False
         try:
             packet = next(packets, None)
-        except (av.FFmpegError, IndexError):  # IndexError: PyAV, where damage made a stream appear midway
+        except (av.FFmpegError, IndexError):  # IndexError: PyAV, where damage adds a stream midway
             is_damaged = True
         try:
-            if packet is None or packet.size:  # both None and an empty packet ask for the frames still held back
+            if packet is None or packet.size:  # None and an empty packet flush the decoder
                 frames = stream.decode(packet)
         except av.FFmpegError:
             is_damaged = True
         if warn and (is_damaged or any(frame.is_corrupt for frame in frames)):
-            warnings.warn(f"{container.name}: is damaged; what can be decoded is used", stacklevel=2)
+            warnings.warn(f"{container.name}: is damaged; using the frames that can be decoded", stacklevel=2)
             warn = False
         yield from frames
         if packet is None:
@@ -89,8 +89,8 @@ def decoded(container: Any, stream: Any, warn: bool = False) -> Iterator[Any]:
 
 
 def longest_rise(stamps: Sequence[int | None]) -> list[int]:
-    """Positions of the longest strictly ascending subsequence; None is in no subsequence."""
-    tails: list[int] = []  # for each length, the lowest stamp in which a rise of that length can end
+    """Return the positions of the longest strictly ascending subsequence, which has no None."""
+    tails: list[int] = []  # for each length, the lowest last stamp of a rise of that length
     lengths = []
     for stamp in stamps:
         length = -1
@@ -107,11 +107,11 @@ def longest_rise(stamps: Sequence[int | None]) -> list[int]:
 
 
 def timeline(path: str, rules: dict[str, Any]) -> tuple[list[int], np.ndarray, float]:
-    """When the frames of a file are shown.
+    """Return when the frames of a file are shown.
 
     Returns:
-        positions of the frames that have a time, in the order decoded; their times in seconds, float64 (N,), the first
-        0; the time at which the last one ends.
+        positions of the frames with a time, in the order decoded; their times in seconds, float64 (N,), the first 0;
+        the end of the last one.
     """
     with open_video(path) as (container, stream):
         stamps = [frame.pts for frame in decoded(container, stream, warn=True)]
@@ -136,7 +136,7 @@ def timeline(path: str, rules: dict[str, Any]) -> tuple[list[int], np.ndarray, f
 
 
 def filtered(frame: Any, *filters: tuple[str, str]) -> Any:
-    """A frame after filters of libav, (name, arguments) each."""
+    """Return a frame after filters of libav, (name, arguments) each."""
     graph = av.filter.Graph()
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format.name, time_base=frame.time_base
@@ -147,10 +147,10 @@ def filtered(frame: Any, *filters: tuple[str, str]) -> Any:
 
 
 def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
-    """How a frame is to be turned and mirrored: (a, b, c, d) of ISO 14496-12, x 2^16; None: it does not say."""
+    """Return a frame's display matrix: (a, b, c, d) of ISO 14496-12, x 2^16; None where it has none."""
     try:
         side_data = frame.side_data
-    except ValueError:  # PyAV, where a frame carries a kind that it has no name for
+    except ValueError:  # PyAV, where a frame has side data of a kind unknown to it
         unknown = set(range(64)) - {kind.value for kind in SideData}
         side_data = filtered(frame, *(("sidedata", f"mode=delete:type={kind}") for kind in unknown)).side_data
     for data in side_data:
@@ -161,17 +161,16 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
 
 
 def orientation(matrix: tuple[int, int, int, int]) -> tuple[bool, bool, bool]:
-    """What makes a picture upright: whether rows become columns, and then whether rows and columns are reversed.
+    """Return what makes a picture upright: whether to transpose it, and then to reverse its rows and its columns.
 
-    The matrix shows a stored pixel (x, y) at (a x + c y, b x + d y). Angles between the right ones are rounded to the
-    nearest.
+    The matrix shows a stored pixel (x, y) at (a x + c y, b x + d y). Other angles are rounded to right ones.
     """
     a, b, c, d = matrix
     along_x, along_y = math.hypot(a, b), math.hypot(c, d)
     transposed = abs(b) * along_y + abs(c) * along_x > abs(a) * along_y + abs(d) * along_x
     to_row, to_column = (b, c) if transposed else (d, a)
     if not to_row or not to_column:
-        return False, False, False  # it shows nothing
+        return False, False, False  # such a matrix shows nothing
     return transposed, to_row < 0, to_column < 0
 
 
@@ -184,7 +183,7 @@ def upright(picture: np.ndarray, turn: tuple[bool, bool, bool]) -> np.ndarray:
 
 
 def shown_size(frame: Any, stream: Any, rules: dict[str, Any]) -> tuple[int, int]:
-    """Width and height of a stored picture once its pixels are square."""
+    """Return width and height of a stored picture with square pixels."""
     ratio = float(stream.sample_aspect_ratio or 1)
     widest = rules["pixel_aspect_limit"]
     if not 1 / widest <= ratio <= widest or abs(ratio - 1) <= rules["pixel_aspect_tolerance"]:
@@ -198,13 +197,13 @@ def frames_at(path: str, positions: Sequence[int], rules: dict[str, Any]) -> Ite
     with open_video(path) as (container, stream):
         for position, frame in enumerate(decoded(container, stream)):
             matrix = display_matrix(frame)
-            if matrix is not None or frame.key_frame:  # else that of the frame before holds
+            if matrix is not None or frame.key_frame:  # else as the frame before
                 turn = orientation(matrix or (1, 0, 0, 1))
-            if position == 0:  # a stream may change its size midway, a clip may not
+            if position == 0:  # a stream may change its size midway, a clip does not
                 size, transposed = shown_size(frame, stream, rules), turn[0]
             if position in wanted:
                 width, height = size if turn[0] == transposed else size[::-1]
-                if frame.interlaced_frame:  # else the colours of each field would be brought to full size by themselves
+                if frame.interlaced_frame:  # else each field's colors are scaled separately
                     frame = filtered(frame, ("setfield", "prog"))
                 picture = frame.reformat(
                     width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1
@@ -213,33 +212,36 @@ def frames_at(path: str, positions: Sequence[int], rules: dict[str, Any]) -> Ite
                 wanted.remove(position)
             if not wanted:
                 return
-    raise ValueError(f"{path}: does not decode the same twice; is it being written?")
+    raise ValueError(f"{path}: decodes differently the second time; is it being written?")
 
 
 # Times and pixels of the clips ------------------------------------------------------------------------------------
 
 
 def clip_times(duration: float, rules: dict[str, Any]) -> np.ndarray:
-    """Seconds at which the frames of each clip in time are taken (clips, T); they may lie past the end."""
+    """Return the seconds of the frames of each clip in time (clips, T); they may lie past the end."""
+    times: np.ndarray
     clips, frames = rules["views_in_time"], rules["num_frames"]
-    centres = (np.arange(clips)[:, None] + 0.5) / clips
+    centers = (np.arange(clips)[:, None] + 0.5) / clips
     if rules["sampling"] == "segments":
-        times = (np.arange(frames) + centres) * (duration / frames)
+        times = (np.arange(frames) + centers) * (duration / frames)
     else:
         length = rules["step_seconds"] * frames
-        times = centres * max(duration - length, 0.0) + np.arange(frames) * rules["step_seconds"]
+        times = centers * max(duration - length, 0.0) + np.arange(frames) * rules["step_seconds"]
     if rules["single_frame"]:
         times = np.repeat(times[:, frames // 2 : frames // 2 + 1], frames, axis=1)
     return times
 
 
 def shown_at(times: np.ndarray, seconds: np.ndarray, rules: dict[str, Any]) -> np.ndarray:
-    """Indices of the frames shown at some seconds; past the end the last one."""
-    return np.maximum(np.searchsorted(times, seconds + rules["time_tolerance_seconds"], side="right") - 1, 0)
+    """Return the indices of the frames shown at some seconds; past the end the last one."""
+    begun = np.searchsorted(times, seconds + rules["time_tolerance_seconds"], side="right")
+    indices: np.ndarray = np.maximum(begun - 1, 0)
+    return indices
 
 
 def crops(picture: np.ndarray, rules: dict[str, Any]) -> list[np.ndarray]:
-    """The squares of a picture (H, W, 3) that the model sees: the centre, or three along the longer side."""
+    """Return the squares of a picture (H, W, 3) for the model: the center, or three along the longer side."""
     height, width = picture.shape[:2]
     side = max(1, round(min(height, width) * rules["size"] / rules["short_side"]))
     low, left = height - side, width - side
@@ -253,14 +255,14 @@ def crops(picture: np.ndarray, rules: dict[str, Any]) -> list[np.ndarray]:
 
 @lru_cache(maxsize=64)
 def resize_weights(old: int, new: int) -> tuple[np.ndarray, int]:
-    """Fixed-point weights (new, old) of an antialiased bilinear resize, and how many bits lie behind the point."""
+    """Return fixed-point weights (new, old) of an antialiased bilinear resize, and their fractional bits."""
     scale = old / new
     support = max(scale, 1.0)
     weights = np.zeros((new, old))
     for row in range(new):
-        centre = scale * (row + 0.5)
-        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), old)
-        triangle = np.maximum(1 - np.abs((np.arange(first, last) - centre + 0.5) / support), 0)
+        center = scale * (row + 0.5)
+        first, last = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), old)
+        triangle = np.maximum(1 - np.abs((np.arange(first, last) - center + 0.5) / support), 0)
         weights[row, first:last] = triangle / triangle.sum()
     bits = 0
     while bits < 22 and int(0.5 + weights.max() * 2 ** (bits + 1)) < 2**FIXED_POINT_BITS:
@@ -273,9 +275,10 @@ def resized_along(picture: np.ndarray, axis: int, new: int) -> np.ndarray:
     if picture.shape[axis] == new:
         return picture
     weights, bits = resize_weights(picture.shape[axis], new)
-    # Integers in float64: exact, and numpy multiplies those fast.
+    # Integers in float64 are exact and fast in numpy.
     sums = np.moveaxis(np.tensordot(weights, picture.astype(np.float64), (1, axis)), 0, axis)
-    return np.clip(np.floor((sums + 2 ** (bits - 1)) / 2**bits), 0, 255).astype(np.uint8)
+    found: np.ndarray = np.clip(np.floor((sums + 2 ** (bits - 1)) / 2**bits), 0, 255).astype(np.uint8)
+    return found
 
 
 def resized(picture: np.ndarray, size: int) -> np.ndarray:
@@ -284,7 +287,7 @@ def resized(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def read_clips(path: str, rules: dict[str, Any]) -> np.ndarray:
-    """Return what the model is given of a video file: uint8 (V, 3, T, size, size), the crops of a time side by side.
+    """Return the model's input for a video file: uint8 (V, 3, T, size, size), the crops of one time next to each other.
 
     Args:
         rules: `preprocessing` of model.json.
@@ -307,7 +310,7 @@ def read_clips(path: str, rules: dict[str, Any]) -> np.ndarray:
 
 
 def load_run(folder: Path, facts: dict[str, Any], name: str | None = None) -> Run:
-    """Load an exported model of a folder, by default the first of `RUNTIMES` that is there and can run."""
+    """Load an exported model of a folder, by default the first of `RUNTIMES` that exists and can run."""
     there = [name] if name else [file for file in RUNTIMES if (folder / file).exists()]
     missing = ""
     for file in there:
@@ -319,7 +322,7 @@ def load_run(folder: Path, facts: dict[str, Any], name: str | None = None) -> Ru
             missing = missing or f"{file} needs {RUNTIMES[file]}: pip install {RUNTIMES[file]}"
             continue
         return partial(_in_calls, _loader(runtime, folder / file, facts), facts["input"]["shape"][0])
-    raise ValueError(missing or f"{folder}: holds none of {', '.join(RUNTIMES)}")
+    raise ValueError(missing or f"{folder}: has none of {', '.join(RUNTIMES)}")
 
 
 def _loader(runtime: Any, path: Path, facts: dict[str, Any]) -> Run:
@@ -334,13 +337,14 @@ def _loader(runtime: Any, path: Path, facts: dict[str, Any]) -> Run:
 
     def run(clips: np.ndarray) -> np.ndarray:
         with runtime.no_grad():
-            return module(runtime.from_numpy(clips).to(device)).cpu().numpy()
+            answer: np.ndarray = module(runtime.from_numpy(clips).to(device)).cpu().numpy()
+        return answer
 
     return run
 
 
 def _in_calls(run: Run, batch: int | str, clips: np.ndarray) -> np.ndarray:
-    """Give a model as many clips at a time as it takes; the last call is filled up where that number is fixed."""
+    """Run a model on batches of its size; the last batch is padded where the size is fixed."""
     step = batch if isinstance(batch, int) else CLIPS_A_CALL
     answers = []
     for start in range(0, len(clips), step):
@@ -352,7 +356,8 @@ def _in_calls(run: Run, batch: int | str, clips: np.ndarray) -> np.ndarray:
 
 def predict(path: str, rules: dict[str, Any], run: Run) -> np.ndarray:
     """Return the probability of each class (K,): the mean over the views of a video file."""
-    return run(read_clips(path, rules)).astype(np.float64).mean(0)
+    mean: np.ndarray = run(read_clips(path, rules)).astype(np.float64).mean(0)
+    return mean
 
 
 def check_vectors(folder: Path, facts: dict[str, Any], run: Run) -> list[tuple[str, float, float]]:
@@ -371,7 +376,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="none: check the test vectors")
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="of the exported model")
-    parser.add_argument("--model", choices=tuple(RUNTIMES), help="which file to run (default: the first that can)")
+    parser.add_argument("--model", choices=tuple(RUNTIMES), help="file to run (default: the first that can)")
     parser.add_argument("--topk", type=int, default=5, help="classes to print (default 5)")
     parser.add_argument("--clips", metavar="FILE", help="save the clips of a video as .npy")
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""What proves that an exported model is used rightly: two small videos with their probabilities, and a script.
+"""Evidence that an exported model is used correctly: small videos with their probabilities, and a script.
 
-The script is `reference.py` of this folder, which imports nothing of this package; it is copied next to the model and
-answers the videos, here at once and later wherever the model is used.
+The script, `reference.py` of this folder, imports nothing of this package. It is copied next to the model and answers
+the videos, here at once and later wherever the model runs.
 """
 
 import math
@@ -20,15 +20,16 @@ from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.export import reference
 from lookupvit_video.inference.export.export import DeployedModel
 from lookupvit_video.inference.predictor import Predictor
-from lookupvit_video.inference.views import make_plan, read_views
+from lookupvit_video.inference.views import read_views
 
-TOLERANCE = 1e-3  # of a probability: other builds of FFmpeg may round a colour differently
+TOLERANCE = 1e-3  # of a probability: builds of FFmpeg may round a color differently
 _TICKS = 90_000  # a second
 _QUARTER_TURN = (0, 1, -1, 0)  # a, b, c, d of the display matrix: clockwise, as phones write it
+_MIRROR = (-1, 0, 0, 1)  # left and right exchanged, as front cameras write it
 
 
 class Comparison(NamedTuple):
-    """One video, answered by this package and by the reference; a refusal is the reason, else None."""
+    """One video, answered by this package and by the reference; a refusal is its reason, else None."""
 
     path: str
     difference: float
@@ -40,8 +41,8 @@ class Comparison(NamedTuple):
 def add_test_vectors(predictor: Predictor, deployed: DeployedModel, folder: Path, facts: dict[str, Any]) -> None:
     """Write the test videos and add them, with what the model answers, to its description as `test_vectors`.
 
-    The long video has irregular times, pixels that are not square and a quarter turn; the short one ends before the
-    clip does.
+    The long video has irregular times, pixels that are not square and a quarter turn; the short one is mirrored and
+    ends before the clip does.
     """
     rules = facts["preprocessing"]
     frames, size = rules["num_frames"], rules["size"]
@@ -49,7 +50,7 @@ def add_test_vectors(predictor: Predictor, deployed: DeployedModel, folder: Path
     irregular = step * np.cumsum(np.resize([0.6, 1.4, 0.9, 1.1], max(2, math.ceil(1.6 * frames))))
     videos = {
         "test_long.mp4": (irregular - irregular[0], Fraction(4, 3), _QUARTER_TURN, {"views_in_time": 2}),
-        "test_short.mp4": (step * np.arange(max(2, math.ceil(0.6 * frames))), None, None, {"views_in_time": 1}),
+        "test_short.mp4": (step * np.arange(max(2, math.ceil(0.6 * frames))), None, _MIRROR, {"views_in_time": 1}),
     }
     facts["test_vectors"] = []
     for name, (times, aspect, turn, views) in videos.items():
@@ -68,11 +69,11 @@ def add_test_vectors(predictor: Predictor, deployed: DeployedModel, folder: Path
 def _answer(
     predictor: Predictor, deployed: DeployedModel, path: Path, views: dict[str, int], batch: int | str
 ) -> list[float]:
-    """What the exported model is to answer, from clips that this package reads."""
-    plan = make_plan(predictor.cfg, views["views_in_time"], views["views_in_space"], "pyav")
+    """Return the exported model's probabilities for clips that this package reads."""
+    plan = predictor.plan.changed(views["views_in_time"], views["views_in_space"], "pyav")
     clips = torch.from_numpy(read_views(path, plan).clips).to(predictor.device)
     with torch.no_grad():
-        parts = [deployed(part).cpu() for part in clips.split(batch if isinstance(batch, int) else 8)]
+        parts = [deployed(part).cpu() for part in torch.split(clips, batch if isinstance(batch, int) else 8)]
     return torch.cat(parts).double().mean(0).tolist()
 
 
@@ -83,10 +84,10 @@ def write_test_video(
     aspect: Fraction | None = None,
     turn: tuple[int, int, int, int] | None = None,
 ) -> None:
-    """Write pictures with something to see in every place and at every time, as H.264 in MP4.
+    """Write frames that differ in every place and at every time, as H.264 in MP4.
 
     Args:
-        times: seconds at which they are shown, ascending from 0.
+        times: seconds of the frames, ascending from 0.
         size: (W, H) as stored, even.
         aspect: width of a pixel / height.
         turn: a, b, c, d of the display matrix.
@@ -109,7 +110,7 @@ def write_test_video(
 
 
 def _picture(share: float, size: tuple[int, int]) -> np.ndarray:
-    """Waves of three colours that move at different speeds, and a bright square: uint8 (H, W, 3)."""
+    """Return waves of three colors that move at different speeds, and a bright square: uint8 (H, W, 3)."""
     width, height = size
     y, x = np.mgrid[:height, :width] / np.array([height, width]).reshape(2, 1, 1)
     waves = [
@@ -131,10 +132,10 @@ def set_display_matrix(path: Path, turn: tuple[int, int, int, int]) -> None:
 
 
 def add_reference(folder: Path, facts: dict[str, Any]) -> float:
-    """Copy the reference next to a model, and have it answer the test vectors; return the largest difference.
+    """Copy the reference next to a model and answer the test vectors with it; return the largest difference.
 
     Raises:
-        UserError: it answers otherwise than this package.
+        UserError: its answers differ from this package's.
     """
     with atomic_write(folder / "reference.py") as temporary:
         temporary.write_bytes(Path(reference.__file__).read_bytes())
@@ -150,7 +151,7 @@ def add_reference(folder: Path, facts: dict[str, Any]) -> float:
 def compare(
     predictor: Predictor, grid: tuple[int, ...] | None, folder: Path, facts: dict[str, Any], paths: Sequence[str]
 ) -> list[Comparison]:
-    """Answer videos with the checkpoint and this package, and with the exported model and the reference."""
+    """Answer videos with this package's checkpoint, and with the exported model and the reference."""
     run, names = reference.load_run(folder, facts), predictor.classes
     found = []
     for path in paths:

@@ -13,11 +13,12 @@ from typing import Any
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.page.page import Page, Shown
 
+App = Callable[..., Awaitable[None]]
 HOST = "127.0.0.1"
 FIRST_PORT = 7860  # Gradio's own
-QUEUE_LENGTH = 16  # who comes later is told to try again
-KEPT = 3600  # seconds that uploads and pictures are kept
-# The browser is to ask no other machine for anything, whatever Gradio's own pages would like to load.
+QUEUE_LENGTH = 16  # further requests are rejected
+KEPT = 3600  # seconds until uploads and pictures are removed
+# The browser must not contact other machines, whatever Gradio's own pages load.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:"
 CSS = """
 h1 { font-size: 1.6rem; margin: 0; }
@@ -31,7 +32,7 @@ h3 { font-size: 1.05rem; margin: 0.4rem 0; }
 #steps td:last-child { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 #steps tr:last-child td { border-top: 1px solid var(--border-color-primary); font-weight: 600; }
 """
-# Gradio warns where the browser cannot play an upload; what is wrong with it, if anything, the page says itself.
+# Gradio warns if the browser cannot play an upload; the page itself reports problems that matter.
 SCRIPT = """() => new MutationObserver(() => {
   for (const toast of document.querySelectorAll(".toast-body"))
     if (toast.textContent.includes("Video not playable")) toast.style.display = "none";
@@ -39,13 +40,13 @@ SCRIPT = """() => new MutationObserver(() => {
 
 
 def import_gradio(folder: Path) -> Any:
-    """Import Gradio so that it asks nobody and writes only below a folder.
+    """Import Gradio so that it contacts no other machine and writes below one folder only.
 
     Raises:
         UserError: it is not installed.
     """
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder / "files")}
-    for name in ("no_proxy", "NO_PROXY"):  # or its own look at the page would go through the proxy, and fail
+    for name in ("no_proxy", "NO_PROXY"):  # or its own request to the page would fail in the proxy
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
     try:
         return importlib.import_module("gradio")
@@ -57,7 +58,7 @@ def build(gradio: Any, page: Page, title: str, folder: Path) -> Any:
     """Return the page as ``gradio.Blocks``.
 
     Args:
-        title: says which checkpoint answers; plain text.
+        title: plain text.
         folder: for the pictures of an answer, until Gradio has copied them.
     """
     limits = page.limits
@@ -98,7 +99,7 @@ def build(gradio: Any, page: Page, title: str, folder: Path) -> Any:
 
 
 def _section(gradio: Any, heading: str, kind: Any, name: str, buttons: list[str], **settings: Any) -> tuple[Any, Any]:
-    """Return a part of the page that is not shown yet, and the picture or video below its heading."""
+    """Return a hidden part of the page, and the picture or video below its heading."""
     with gradio.Column(visible=False) as part:
         gradio.HTML(f"<h3>{heading}</h3>")
         media = kind(show_label=False, interactive=False, elem_id=name, buttons=buttons, **settings)
@@ -106,7 +107,11 @@ def _section(gradio: Any, heading: str, kind: Any, name: str, buttons: list[str]
 
 
 def keep_local(component: Any) -> None:
-    """Make a component refuse addresses in the place of uploaded files: Gradio would fetch them."""
+    """Make a component refuse addresses in place of uploaded files, which Gradio would fetch.
+
+    Gradio (6.31) has no setting for this, and its own check only refuses private addresses; so replace the two methods
+    that every file passes through.
+    """
     move = component.move_resource_to_block_cache
 
     def move_local(path: Any) -> Any:
@@ -122,7 +127,7 @@ def keep_local(component: Any) -> None:
 
 
 def status_line(shown: Shown) -> str:
-    """Return the line as HTML; names of files and classes are strangers' text."""
+    """Return the status line as HTML; names of files and classes are escaped."""
     return f'<p class="{"failed" if shown.failed else "plain"}">{html.escape(shown.status)}</p>'
 
 
@@ -134,21 +139,18 @@ def table_of(shown: Shown) -> str:
     return f"<h3>Time of each step</h3><table>{cells}</table>"
 
 
-class Policy:
-    """ASGI middleware that sends ``POLICY`` with every answer."""
+def with_policy(app: App) -> App:
+    """Return an ASGI app that adds ``POLICY`` to every response of another."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]]):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request."""
-
+    async def respond(scope: Any, receive: Any, send: Any) -> None:
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        await app(scope, receive, send_with_policy)
+
+    return respond
 
 
 def serve(gradio: Any, blocks: Any, port: int, megabytes: int) -> None:
@@ -156,19 +158,19 @@ def serve(gradio: Any, blocks: Any, port: int, megabytes: int) -> None:
 
     Args:
         port: 0: the first free one from 7860 on.
-        megabytes: that an upload may have, 2^20 bytes each.
+        megabytes: largest upload, of 2^20 bytes.
 
     Raises:
         UserError: the port is taken.
     """
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every look that Gradio takes at itself
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # logs every request of Gradio to itself
     middleware = importlib.import_module("starlette.middleware").Middleware
     try:
         _, address, _ = blocks.launch(
             server_name=HOST, server_port=port or None, share=False, quiet=True, prevent_thread_lock=True,
             max_file_size=megabytes << 20, show_error=False, footer_links=[], run_history=False, ssr_mode=False,
             pwa=False, mcp_server=False, enable_monitoring=False, css=CSS, js=SCRIPT, theme=gradio.themes.Default(),
-            app_kwargs={"middleware": [middleware(Policy)]},
+            app_kwargs={"middleware": [middleware(with_policy)]},
         )  # fmt: skip
     except OSError:
         raise UserError(

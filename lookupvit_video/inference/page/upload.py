@@ -1,6 +1,6 @@
-"""What a stranger uploads -> its clips, if it keeps to the limits; read in a process apart, which may crash or hang.
+"""An uploaded file -> its clips, within limits; read in a worker process, which may crash or hang.
 
-Nothing heavy is imported here: the process that reads imports this module.
+Nothing heavy is imported here, since the worker imports this module.
 """
 
 import contextlib
@@ -13,21 +13,21 @@ from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
 from lookupvit_video.processes.pool import run_isolated
 
-_SLACK = 5.0  # seconds beyond the decoder's own limits, after which its process is ended
+_SLACK = 5.0  # seconds beyond the decoder's own limits before its process is killed
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload may cost."""
+    """The largest upload."""
 
     megabytes: int = 200
-    """Of the file, 2^20 bytes each."""
+    """Of 2^20 bytes."""
     seconds: float = 600.0
-    """That the video lasts."""
+    """Duration of the video."""
 
 
 class Upload(NamedTuple):
-    """A video that keeps to the limits."""
+    """A video within the limits."""
 
     views: Views
     duration: float
@@ -38,14 +38,17 @@ def read_upload(path: str, plan: Plan, limits: Limits) -> Upload:
     """Return the clips of an uploaded file.
 
     Args:
-        plan: its timeout holds for looking at the file, for opening it, and for decoding its clips.
+        plan: its timeout is for inspecting the file, for opening it, and for decoding its clips.
 
     Raises:
-        DecodeError: the file breaks a limit, cannot be read, or crashes or hangs what reads it.
+        DecodeError: the file exceeds a limit, cannot be read, or crashes or hangs its reader.
         RunFailure: no process can be started.
+        RuntimeError: a bug; the worker has printed its traceback.
     """
     timeout = 3 * plan.timeout + _SLACK
-    for outcome in run_isolated(partial(_read, plan, limits), [path], processes=1, timeout=timeout):
+    for outcome in run_isolated(partial(_read_within_limits, plan, limits), [path], processes=1, timeout=timeout):
+        if outcome.lost is not None and outcome.lost.cause == "error":
+            raise RuntimeError(outcome.lost.detail)
         if outcome.lost is not None:
             raise DecodeError(path, outcome.lost.detail)
         if isinstance(outcome.answer, Upload):
@@ -56,7 +59,7 @@ def read_upload(path: str, plan: Plan, limits: Limits) -> Upload:
 
 
 def warm_up(plan: Plan) -> None:
-    """Start what starts the processes, so that the first upload does not wait for its imports.
+    """Start the server that forks workers, so that the first upload does not wait for its imports.
 
     Raises:
         RunFailure: no process can be started.
@@ -65,7 +68,7 @@ def warm_up(plan: Plan) -> None:
         read_upload("", plan, Limits())
 
 
-def _read(plan: Plan, limits: Limits, path: str) -> Upload | Failure:
+def _read_within_limits(plan: Plan, limits: Limits, path: str) -> Upload | Failure:
     try:
         if os.path.isfile(path) and os.path.getsize(path) > limits.megabytes << 20:
             raise DecodeError(path, f"larger than {limits.megabytes} MB, the limit here (--max-mb)")

@@ -13,7 +13,7 @@ def test_the_description_holds_the_numbers(tmp_path):
     assert facts["output"]["shape"] == ["any", 3]
     assert facts["preprocessing"]["step_seconds"] == 0.25
     assert facts["preprocessing"]["short_side"] == 40
-    assert facts["preprocessing"]["normalisation"]["mean"] == [0.485, 0.456, 0.406]
+    assert facts["preprocessing"]["normalization"]["mean"] == [0.485, 0.456, 0.406]
     assert facts["classes"] == CLASSES
     assert facts["compressed_grid"] == "1x2x2"
     assert description(model, batch=4, grid=None, int8=True, device=model.device)["input"]["shape"][0] == 4

@@ -70,10 +70,13 @@ def config(overrides: str = RATE):
     return load_config(None, [*SMALL, *frames.split(), *overrides.split()])
 
 
+def rules_of(overrides: str = RATE):
+    return preprocessing(make_plan(config(overrides)), [0.5] * 3, [0.5] * 3)
+
+
 def both(path: str, overrides: str = RATE) -> tuple[np.ndarray, np.ndarray]:
     """The clips of a video as this package and as the reference read them."""
-    cfg = config(overrides)
-    return read_views(path, make_plan(cfg)).clips, reference.read_clips(path, preprocessing(cfg))
+    return read_views(path, make_plan(config(overrides))).clips, reference.read_clips(path, rules_of(overrides))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -108,7 +111,7 @@ MATRICES = {  # of ISO 14496-12: (a, b, c, d), and what a player makes of a stor
 @pytest.mark.parametrize("matrix", MATRICES, ids=str)
 def test_all_eight_orientations_are_upright(tmp_path, matrix):
     path = write_video(tmp_path / "a.mp4", frames=3, codec_options={"qp": "0"})
-    rules = preprocessing(config())
+    rules = rules_of()
     [(_, stored)] = reference.frames_at(path, [1], rules)
     assert np.abs(stored.astype(int) - draw_frame(1)).mean() < 12
     set_display_matrix(Path(path), matrix)
@@ -125,7 +128,7 @@ def test_other_matrices_are_rounded_or_left_alone():
 
 
 def test_interlaced_frames_are_converted_as_progressive_ones(tmp_path):
-    rules = preprocessing(config())
+    rules = rules_of()
     same = {"codec_options": {"qp": "0"}, "frames": 4, "size": (64, 64)}
     plain = write_video(tmp_path / "a.mp4", **same)
     same["codec_options"] |= {"x264-params": "tff=1"}
@@ -153,7 +156,7 @@ def test_a_frame_whose_stamp_is_out_of_order_is_left_out(tmp_path):
     data = path.read_bytes()
     block = b"\x81" + (167).to_bytes(2, "big") + b"\x80"  # of track 1, 167 ms after its cluster: the fifth picture
     path.write_bytes(data.replace(block, b"\x81" + (900).to_bytes(2, "big") + b"\x80", 1))
-    positions, times, _ = reference.timeline(str(path), preprocessing(config()))
+    positions, times, _ = reference.timeline(str(path), rules_of())
     assert positions == [*range(4), *range(5, 30)]
     assert times[3:5].tolist() == pytest.approx([0.125, 0.208])
     own, others = both(str(path))
@@ -168,11 +171,11 @@ def test_the_longest_rise():
 
 def test_damage_and_missing_ends_are_reported(tmp_path):
     path = write_video(tmp_path / "a.mp4", frames=60, gop=60)
-    rules = preprocessing(config())
+    rules = rules_of()
     data = Path(path).read_bytes()
     middle = data.index(b"mdat") + 3000
     Path(path).write_bytes(data[:middle] + bytes(400) + data[middle + 400 :])
-    with pytest.warns(UserWarning, match="is damaged; what can be decoded is used"):
+    with pytest.warns(UserWarning, match="is damaged; using the frames that can be decoded"):
         reference.read_clips(path, rules)
     path = write_video(tmp_path / "b.mkv", frames=120)
     data = Path(path).read_bytes()
@@ -233,7 +236,7 @@ def test_a_stranger_gets_the_same_probabilities(checkpoint, tmp_path):
         answer = model.predict(path)
         best = ", ".join(f"{label} {p:.4f}" for label, p in zip(answer.labels, answer.probabilities, strict=True))
         assert done.stdout == f"{path}: {best}\n"
-        np.testing.assert_array_equal(np.load(tmp_path / "clips.npy"), read_views(path, make_plan(model.cfg)).clips)
+        np.testing.assert_array_equal(np.load(tmp_path / "clips.npy"), read_views(path, model.plan).clips)
         answers.append(sorted(zip(answer.labels, answer.probabilities, strict=True)))
     assert np.ptp([[p for _, p in answer] for answer in answers], axis=0).max() > 0.02  # they depend on the video
     for arguments, message in (
@@ -246,7 +249,7 @@ def test_a_stranger_gets_the_same_probabilities(checkpoint, tmp_path):
         assert done.stderr.startswith(message)
 
 
-def test_the_test_vectors_notice_other_answers(checkpoint, tmp_path):
+def test_the_test_vectors_notice_other_answers(checkpoint, tmp_path, monkeypatch):
     export(checkpoint, tmp_path, "--batch", "4")  # which 6 views are not divisible by
     facts = json.loads((tmp_path / "model.json").read_text(encoding="utf-8"))
     assert [vector["file"] for vector in facts["test_vectors"]] == ["test_long.mp4", "test_short.mp4"]
@@ -257,6 +260,9 @@ def test_the_test_vectors_notice_other_answers(checkpoint, tmp_path):
     for key, value in (("step_seconds", 0.1), ("short_side", 40)):
         changed = {**facts, "preprocessing": {**facts["preprocessing"], key: value}}
         assert reference.check_vectors(tmp_path, changed, run)[0][1] > 1e-3
+    with monkeypatch.context() as changed:  # the long one lies on its side, the short one is mirrored
+        changed.setattr(reference, "orientation", lambda matrix: (False, False, False))
+        assert min(difference for _, difference, _ in reference.check_vectors(tmp_path, facts, run)) > 1e-3
     facts["test_vectors"][1]["probabilities"][2] += 0.002
     with pytest.raises(ValueError, match=r"test_short\.mp4: the reference and this package differ by 0\.002"):
         add_reference(tmp_path, facts)

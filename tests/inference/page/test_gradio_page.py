@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
-from lookupvit_video.inference.page.gradio_page import POLICY, Policy, import_gradio, keep_local, status_line, table_of
+from lookupvit_video.inference.page.gradio_page import (
+    POLICY,
+    import_gradio,
+    keep_local,
+    status_line,
+    table_of,
+    with_policy,
+)
 from lookupvit_video.inference.page.page import Shown
 
 
@@ -53,7 +60,7 @@ def test_every_answer_bears_the_policy():
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Policy(app)({}, None, send))
+    asyncio.run(with_policy(app)({}, None, send))
     assert sent[0]["headers"] == [(b"a", b"b"), (b"content-security-policy", POLICY.encode())]
     assert sent[1] == {"type": "http.response.body", "body": b"x"}
 

@@ -17,6 +17,7 @@ from lookupvit_video.inference.page.upload import Limits
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
 from tests.damage import FEW, tree, write_byte_damage, write_no_videos, write_originals
+from tests.inference.test_batch import mistaken_plan
 from tests.models.test_models import FACTORISED, IMAGE, SMALL
 from tests.videos import write_video
 
@@ -63,14 +64,14 @@ def test_answer_pictures_and_the_time_of_each_step(model, video, tmp_path):
         "reading",
         "answering",
         "drawing",
-        "time",
+        "timeline",
         f"{expected.label},",
     ]
     assert shown[-1].status == f"x.mp4: {expected.label}, {expected.probability:.0%} (mean of 2 clips over time)"
     assert not any(state.failed for state in shown)
     assert shown[-1].classes == pytest.approx(dict(zip(expected.labels, expected.probabilities, strict=True)), abs=1e-5)
     assert [name.split(":")[0] for name, _ in shown[-1].steps] == [
-        "read", "answer on grid 2x4x4", "draw where the model looked", "time line",
+        "read", "answer on grid 2x4x4", "draw where the model looked", "timeline",
     ]  # fmt: skip
     assert "read: 6 clips of 4 frames" in shown[-1].steps[0][0]
     assert all(0 < seconds < 60 for _, seconds in shown[-1].steps)
@@ -89,7 +90,7 @@ def test_a_video_of_one_clip_has_no_time_line(model, tmp_path):
 def test_a_time_line_has_a_bounded_number_of_windows(model, video, tmp_path, monkeypatch):
     monkeypatch.setattr(page_module, "MAX_WINDOWS", 5)
     shown = last(Page(model, Limits()), video, None, tmp_path / "out")
-    assert shown.steps[-1][0] == "time line: 5 windows of 0.333333 s"
+    assert shown.steps[-1][0] == "timeline: 5 windows of 0.333333 s"
 
 
 def test_budgets_are_the_grids_and_the_calibration(model, video, tmp_path):
@@ -148,7 +149,7 @@ def test_an_answer_stays_where_the_time_line_takes_too_long(model, video, tmp_pa
     monkeypatch.setattr("lookupvit_video.inference.timeline.monotonic", lambda: next(ticking))
     shown = last(page, video, None, tmp_path / "out")
     assert shown.failed
-    assert shown.status == "x.mp4: a time line of its 2 s took longer than 60 s"
+    assert shown.status == "x.mp4: a timeline of 2 s took longer than 60 s"
     assert len(shown.classes) == 5
     assert shown.sheet.exists()
     assert shown.timeline is None
@@ -158,7 +159,7 @@ def test_an_answer_stays_where_the_time_line_takes_too_long(model, video, tmp_pa
     ("error", "line"),
     [
         (KeyError("secret"), "x.mp4: internal error; see the server log"),
-        (MemoryError(), "x.mp4: needs more memory than there is"),
+        (MemoryError(), "x.mp4: not enough memory"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
         (UserError("one\ntwo"), "one"),
         (ValueError("zip() argument 2 is shorter"), "x.mp4: internal error; see the server log"),
@@ -172,6 +173,19 @@ def test_whatever_goes_wrong_is_a_line(model, video, tmp_path, monkeypatch, capl
     shown = last(Page(model, Limits()), video, None, tmp_path / "out")
     assert replace(shown, steps=()) == Shown(line, failed=True)
     assert ("secret" in caplog.text) == isinstance(error, KeyError)  # for whoever runs the page
+
+
+def test_a_bug_in_a_model_or_a_reading_process_is_in_the_log_alone(model, video, tmp_path, monkeypatch, caplog):
+    line = Shown("x.mp4: internal error; see the server log", failed=True)
+    page = Page(model, Limits())
+    monkeypatch.setattr(type(model.model), "forward", lambda *_: [][0])
+    assert replace(last(page, video, None, tmp_path / "out"), steps=()) == line
+    assert "Traceback" in caplog.text
+    assert "IndexError: list index out of range" in caplog.text
+    caplog.clear()
+    page.plan = mistaken_plan()
+    assert last(page, video, None, tmp_path / "out") == line
+    assert "internal error, ValueError: zip() argument 2 is shorter" in caplog.text
 
 
 # Hostile and broken input -------------------------------------------------------------------------------------------
@@ -211,7 +225,7 @@ def test_hostile_files_neither_crash_nor_hang_nor_write_outside(model, tmp_path,
     (tmp_path / "home").mkdir()
     monkeypatch.chdir(tmp_path / "home")
     for draw in (
-        "draw_sheet",
+        "draw_prediction",
         "draw_timeline",
     ):  # they see decoded pictures and answers only, and take most of the time
         monkeypatch.setattr(page_module, draw, lambda *_: None)

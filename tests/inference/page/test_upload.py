@@ -14,7 +14,7 @@ from tests.videos import write_audio, write_video
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(load_config(None, SMALL), 2, 3)
+    return make_plan(load_config(None, SMALL)).changed(2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_clips_and_duration_of_what_keeps_to_the_limits(plan, video):
 
 def test_what_is_too_long_is_not_decoded(plan, video, monkeypatch):
     monkeypatch.setattr(upload, "read_file", lambda *_: pytest.fail("decoded"))
-    assert upload._read(plan, Limits(seconds=1.9), video) == Failure(
+    assert upload._read_within_limits(plan, Limits(seconds=1.9), video) == Failure(
         video, "lasts 2 s; the limit here is 1.9 s (--max-seconds)"
     )
 
@@ -41,7 +41,7 @@ def test_what_is_too_large_is_not_opened(plan, tmp_path, monkeypatch):
     large.touch()
     os.truncate(large, (2 << 20) + 1)
     monkeypatch.setattr(upload, "open_video", lambda *_, **__: pytest.fail("opened"))
-    reason = upload._read(plan, Limits(megabytes=2), str(large)).reason
+    reason = upload._read_within_limits(plan, Limits(megabytes=2), str(large)).reason
     assert reason == "larger than 2 MB, the limit here (--max-mb)"
 
 
@@ -64,7 +64,17 @@ def hangs(plan, limits, path):
 
 @pytest.mark.parametrize(("read", "reason"), [(dies, "died .SIGABRT"), (hangs, "took longer than 1 s")])
 def test_what_crashes_or_hangs_its_reader_is_a_reason_too(plan, monkeypatch, read, reason):
-    monkeypatch.setattr(upload, "_read", read)
+    monkeypatch.setattr(upload, "_read_within_limits", read)
     monkeypatch.setattr(upload, "_SLACK", 1 - 3 * plan.timeout)
     with pytest.raises(DecodeError, match=reason):
+        read_upload("x.mp4", plan, Limits())
+
+
+def mistaken(plan, limits, path):
+    raise IndexError("planted")
+
+
+def test_a_bug_in_the_reader_is_no_fault_of_the_file(plan, monkeypatch):
+    monkeypatch.setattr(upload, "_read_within_limits", mistaken)
+    with pytest.raises(RuntimeError, match="internal error, IndexError: planted"):
         read_upload("x.mp4", plan, Limits())
