@@ -34,7 +34,8 @@ class TokenMLP(VideoModel):
             tokens_BND = tokens_BND + block(tokens_BND)
         return Features(tokens_BND, self.tokenizer.grid)
 '''
-ENTRY = """    "token_mlp": ModelEntry("lookupvit_video.models.token_mlp:TokenMLP", {"Ti": ("token_mlp_tiny", {})}, tubelets=True),
+ENTRY = """\
+    "token_mlp": ModelEntry("lookupvit_video.models.token_mlp:TokenMLP", {"Ti": ("token_mlp_tiny", {})}, tubelets=True),
 """
 
 

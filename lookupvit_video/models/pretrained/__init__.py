@@ -6,7 +6,8 @@ kernels and positions of another size.
 """
 
 from lookupvit_video.models.pretrained.files import load_safetensors, read_state
-from lookupvit_video.models.pretrained.load import Report, init_from
+from lookupvit_video.models.pretrained.load import init_from
 from lookupvit_video.models.pretrained.names import to_vit_names
+from lookupvit_video.models.pretrained.report import Report
 
 __all__ = ["Report", "init_from", "load_safetensors", "read_state", "to_vit_names"]

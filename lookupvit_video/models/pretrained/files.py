@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
+from lookupvit_video.models.pretrained.report import State
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.text import is_utf8
 
@@ -40,6 +41,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_content(source: str) -> Any:
+    """Read everything in a source that ``read_state`` takes, as it was saved."""
     path = _local(source)
     try:
         if path.suffix == ".safetensors":
@@ -89,6 +91,7 @@ def _downloaded(repository: str) -> Path:
 
 
 def flat(content: Any, source: str) -> State:
+    """Return the named tensors in what was read, without what they are wrapped in."""
     while isinstance(content, dict) and (nest := next((n for n in _NESTS if isinstance(content.get(n), dict)), None)):
         content = content[nest]
     items = content.items() if isinstance(content, dict) else ()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.models.pretrained.names import State
+from lookupvit_video.models.pretrained.report import Report, State
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer, interpolation_matrix
 from lookupvit_video.text import grid_name
 

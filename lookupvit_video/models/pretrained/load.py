@@ -1,60 +1,27 @@
 """Load the weights of a source into a ViT or LookupViT, and report what happened to them."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.blocks import ACTIVATIONS, TransformerBlock
-from lookupvit_video.models.contract import VideoModel
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.pretrained.families import EXTRA, FAMILIES, OWN_LOOKUPVIT, OWN_VIT, PRE_NORM, Family
 from lookupvit_video.models.pretrained.files import flat, own_grid, read_content
 from lookupvit_video.models.pretrained.fitting import fit_tokenizer
-from lookupvit_video.models.pretrained.names import State, rename, stacked, to_vit_names
+from lookupvit_video.models.pretrained.names import rename, stacked, to_vit_names
 from lookupvit_video.models.pretrained.places import spread
+from lookupvit_video.models.pretrained.report import Report, State
 from lookupvit_video.models.vit import ViT
 
 INFLATIONS = ("central", "average")
 
 
-@dataclass
-class Report:
-    """What happened to the weights; each parameter of the model is ``loaded``, ``made``, ``resized`` or ``fresh``."""
-
-    kind: str
-    """Whose weights they are, by their names."""
-    loaded: list[str] = field(default_factory=list)
-    """Unchanged from the source."""
-    made: dict[str, str] = field(default_factory=dict)
-    """Derived -> how."""
-    resized: dict[str, str] = field(default_factory=dict)
-    """Resized -> from what to what."""
-    fresh: list[str] = field(default_factory=list)
-    """What keeps its initialization."""
-    left_out: list[str] = field(default_factory=list)
-    """Keys of the source that were not used."""
-    warnings: list[str] = field(default_factory=list)
-    """Why the model computes something else than the source, and the setting that fixes it."""
-
-    def __str__(self) -> str:
-        lines = [f"initialized from {self.kind}"]
-        for title in ("loaded", "made", "resized", "fresh", "left_out"):
-            entries = getattr(self, title)
-            how = entries if isinstance(entries, dict) else dict.fromkeys(entries, "")
-            groups = Counter((re.sub(r"(blocks|layers?)\.\d+\.", r"\1.*.", name), text) for name, text in how.items())
-            counted = [(name + (f" x{n}" if n > 1 else ""), text) for (name, text), n in groups.items()]
-            each = [f"{name} ({text})" if text else name for name, text in counted]
-            lines.append(f"  {title.replace('_', ' ')} {len(entries)}: {', '.join(each) or '-'}")
-        return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings)])
-
-
-def init_from(model: VideoModel, source: str, *, inflate: str = "central") -> Report:
+def init_from(model: nn.Module, source: str, *, inflate: str = "central") -> Report:
     """Load the weights of a source into a ViT or LookupViT, as far as they fit; the rest keeps its initialization.
 
     Args:
@@ -107,8 +74,8 @@ def _check_fits(names: State, kind: str, model: ViT | LookupViT, state: State, s
     kernel = names.get("tokenizer.projection.weight")
     if kernel is None or not any(name.startswith("blocks.0.") for name in names):
         raise UserError(
-            f"{source}: not a ViT with known parameter names (timm, Hugging Face, CLIP, VideoMAE, ViViT, this project); "
-            f"its keys are {', '.join(list(state)[:4])}, ..."
+            f"{source}: not a ViT with known parameter names (timm, Hugging Face, CLIP, VideoMAE, ViViT, this "
+            f"project); its keys are {', '.join(list(state)[:4])}, ..."
         )
     gated = [key for key in state if re.search(r"mlp\.(w12|w1|weights_in|gate_proj|fc1_g)\.", key)]
     if gated:

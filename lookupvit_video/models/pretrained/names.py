@@ -7,11 +7,9 @@ import math
 import re
 
 import torch
-from torch import Tensor
 
 from lookupvit_video.models.pretrained.families import EXTRA, OWN_LOOKUPVIT, OWN_VIT, VIDEO, kind_of
-
-State = dict[str, Tensor]
+from lookupvit_video.models.pretrained.report import State
 
 _WRAPPERS = re.compile(
     r"((module|_orig_mod|model|encoder|backbone|vit|deit|videomae|vivit|dinov2(_with_registers)?|dinov3_vit|visual|trunk"
@@ -53,6 +51,7 @@ def _vit_name(key: str) -> str:
 
 
 def stacked(name: str) -> str:
+    """Return the name after ``_stack_qkv``."""
     return re.sub(r"attention\.[qkv]\.", "attention.qkv.", name)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lookupvit_video.models.lookupvit import HEADS
-from lookupvit_video.models.pretrained.names import State
+from lookupvit_video.models.pretrained.report import State
 
 _SCALED = {
     "scale_attention.gamma": "attention.projection",
@@ -31,7 +31,7 @@ def _fold_layer_scale(names: State) -> dict[str, str]:
 
 
 def spread(names: State, own: State) -> tuple[State, dict[str, str], dict[str, str]]:
-    """Place the tensors of a dense ViT wherever the model takes them (those of this project's LookupViT keep their names).
+    """Place the tensors of a dense ViT wherever the model takes them (our LookupViT's keep their names).
 
     Returns:
         the placed tensors; the name in ``names`` that each is from; how those that are not plain copies were made.

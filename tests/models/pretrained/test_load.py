@@ -14,9 +14,8 @@ from torch import nn
 
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.models.pretrained import fitting, names
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.pretrained import init_from, read_state, to_vit_names
+from lookupvit_video.models.pretrained import fitting, init_from, read_state, to_vit_names
 from lookupvit_video.models.tokenizer import GridResize
 from tests.models.vits import CLASSES, DEPTH, DIM, HEADS, PATCH, SIZE, complete, lookupvit, randomised, saved, vit
 
@@ -614,7 +613,7 @@ def test_other_widths_and_shapes_are_refused(tmp_path):
 
 def test_other_networks_are_refused(tmp_path):
     convolutions = timm.create_model("resnet10t", num_classes=2)
-    with pytest.raises(ValueError, match=r"x\.pth: not a ViT with known parameter names .* its keys are conv1.0.weight"):
+    with pytest.raises(ValueError, match=r"x\.pth: not a ViT with known parameter .* its keys are conv1.0.weight"):
         init_from(vit(), saved(tmp_path / "x.pth", convolutions))
     for content in ({}, {"model": {}}, [torch.zeros(2)], torch.zeros(2), {"epoch": 3}):
         with pytest.raises(ValueError, match=r"y\.pth: it holds no named tensors"):

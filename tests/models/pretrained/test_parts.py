@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lookupvit_video.models.pretrained import families, fitting, load, names, places
-from lookupvit_video.models.pretrained import init_from, to_vit_names
+from lookupvit_video.models.pretrained import Report, families, fitting, init_from, load, places, to_vit_names
+from lookupvit_video.models.pretrained import names as naming
 from tests.models.vits import DEPTH, DIM, PATCH, complete, lookupvit, randomised, saved, vit
 
 # --- what the files cannot tell ---
@@ -15,7 +15,7 @@ from tests.models.vits import DEPTH, DIM, PATCH, complete, lookupvit, randomised
 def said_of(kind, *, names=(), state=(), options=None, model=None, **lists):
     """Return what is said of a source of a kind in a model whose heads are 64 wide."""
     model = model or vit(dim=128, num_heads=2, options=options)
-    report = load.Report(kind, **{"made": {}, **lists})
+    report = Report(kind, **{"made": {}, **lists})
     names = {f"blocks.{n}.x": torch.zeros(1) for n in range(DEPTH)} | dict.fromkeys(names, torch.zeros(1))
     return " ".join(load.advice(report, model, names, dict.fromkeys(state, torch.zeros(1))))
 
@@ -145,7 +145,7 @@ def test_an_image_kernel_goes_to_the_central_frame_or_is_shared_out(frames, cent
     ],
 )  # fmt: skip
 def test_rows_of_tokens_without_a_place(n, class_token, others, video, extra):
-    assert names._extra_rows(n, class_token, others, video) == extra
+    assert naming._extra_rows(n, class_token, others, video) == extra
 
 
 def test_queries_keys_and_values_become_one_and_what_is_missing_is_zero():
@@ -153,7 +153,7 @@ def test_queries_keys_and_values_become_one_and_what_is_missing_is_zero():
     names = {"blocks.0.attention.q.weight": ones, "blocks.0.attention.k.weight": 2 * ones,
              "blocks.0.attention.v.weight": 3 * ones, "blocks.0.attention.q.bias": ones[0],
              "blocks.0.attention.v.bias": 3 * ones[0], "blocks.1.attention.qkv.weight": 5 * ones}  # fmt: skip
-    names._stack_qkv(names)
+    naming._stack_qkv(names)
     assert names.keys() == {f"blocks.{end}" for end in ("0.attention.qkv.weight", "0.attention.qkv.bias",
                                                         "1.attention.qkv.weight")}  # fmt: skip
     assert names["blocks.0.attention.qkv.weight"][:, 0].tolist() == [1, 1, 2, 2, 3, 3]
@@ -182,8 +182,8 @@ def test_whose_weights_they_are():
         ({kernel: four, positions: 0, "blocks.0.scale_mlp.gamma": 0}, "", "ViT with layer scale (as DINOv2)"),
         ({positions: 0}, "", "ViT"),
     )  # fmt: skip
-    for names, left_out, kind in cases:
-        assert families.kind_of({}, names, left_out) == kind
+    for found, left_out, kind in cases:
+        assert families.kind_of({}, found, left_out) == kind
     own = {"x.tokenizer.projection.weight": four}
     assert families.kind_of(own, {}, "") == "this project's ViT"
     assert families.kind_of(own, {"blocks.0.cross_attention.query.weight": four}, "") == "this project's LookupViT"
@@ -195,9 +195,9 @@ def test_whose_weights_they_are():
 def test_of_two_keys_for_one_place_the_first_counts():
     """VideoMAE's files may have both a norm of all tokens and one of their mean."""
     state = {"norm.weight": torch.ones(2), "fc_norm.weight": torch.zeros(2), "mask_token": torch.zeros(1)}
-    assert names.rename(state) == {"norm.weight": "head.norm.weight", "fc_norm.weight": "", "mask_token": ""}
+    assert naming.rename(state) == {"norm.weight": "head.norm.weight", "fc_norm.weight": "", "mask_token": ""}
     backwards = dict(reversed(state.items()))
-    assert names.rename(backwards)["fc_norm.weight"] == "head.norm.weight"
+    assert naming.rename(backwards)["fc_norm.weight"] == "head.norm.weight"
     names, _, left_out = to_vit_names(state)
     assert names["head.norm.weight"].tolist() == [1, 1]
     assert left_out == ["fc_norm.weight", "mask_token"]
@@ -205,15 +205,15 @@ def test_of_two_keys_for_one_place_the_first_counts():
 
 def test_only_what_stands_before_a_name_is_taken_off():
     for key in ("blocks.2.norm1.weight", "module.encoder.blocks.2.norm1.weight", "vit.encoder.layer.2.ln_1.weight"):
-        assert names._vit_name(key) == "blocks.2.norm_attention.weight"
-    assert names._vit_name("module.model.patch_embed.proj.bias") == "tokenizer.projection.bias"
+        assert naming._vit_name(key) == "blocks.2.norm_attention.weight"
+    assert naming._vit_name("module.model.patch_embed.proj.bias") == "tokenizer.projection.bias"
     for key in ("blocks.2.module.norm1.weight", "decoder.blocks.2.norm1.weight", "text.blocks.2.norm1.weight", "norm"):
-        assert names._vit_name(key) == ""
+        assert naming._vit_name(key) == ""
 
 
 def test_own_files_keep_their_names_whatever_wrapped_them():
     own = {"module._orig_mod.tokenizer.projection.weight": torch.ones(1), "_orig_mod.anything.else": torch.ones(1)}
-    assert list(names.rename(own).values()) == ["tokenizer.projection.weight", "anything.else"]
+    assert list(naming.rename(own).values()) == ["tokenizer.projection.weight", "anything.else"]
 
 
 def test_weights_in_half_precision_become_float32():
