@@ -1,7 +1,7 @@
 """Parameter-efficient tuning: AdaptFormer's adapters or LoRA in the blocks of a model whose own weights are frozen.
 
-Both leave the names of the weights beneath them as they are, so that MODEL.INIT_FROM fills them as it fills the plain
-model; both start as that model; and what they add is known by name (``is_adapter``).
+Both keep the names of the adapted weights, so that MODEL.INIT_FROM fills them as in the plain model; both start as that
+model; and their parameters are known by name (``is_adapter``).
 Reading order: ``add_adapters``, AdaptFormer, LoRA, ``merge_lora``.
 """
 
@@ -19,10 +19,10 @@ SCALES = {"adaptformer": 0.1, "lora": 1.0}
 
 
 def add_adapters(blocks: nn.Module, kind: str, width: int = 0, scale: float = 0.0) -> None:
-    """Put adapters into every block of a list, in place; the output stays what it was.
+    """Put adapters into every block of a list, in place; the output does not change.
 
     Args:
-        kind: "adaptformer": beside each MLP, those of the lookup tokens included; "lora": on each linear layer.
+        kind: "adaptformer": parallel to each MLP, also those of the lookup tokens; "lora": on each linear layer.
         width: inner width or rank; 0: that of ``WIDTHS``.
         scale: 0: that of ``SCALES``.
 
@@ -61,9 +61,9 @@ class Adapter(nn.Module):
 
 
 class AdaptedMLP(nn.Sequential):
-    """A block's MLP with an adapter beside it, on the same normalised tokens (AdaptFormer, equation 2).
+    """A block's MLP with a parallel adapter on the same normalized tokens (AdaptFormer, equation 2).
 
-    It lies within the residual branch, so that layer scale and drop path, where there are any, act on both.
+    Both are in one residual branch, so that layer scale and drop path act on both.
     """
 
     def __init__(self, mlp: nn.Sequential, width: int, scale: float):
@@ -105,7 +105,7 @@ class LoRALinear(nn.Linear):
 def merge_lora(model: nn.Module) -> nn.Module:
     """Turn every ``LoRALinear`` of a model into the plain layer that computes the same, in place; return the model.
 
-    What is left is the plain model, with its names and its cost. AdaptFormer's adapters have a ReLU inside: they stay.
+    The result is the plain model, with its names and its cost. AdaptFormer's adapters have a ReLU inside: they stay.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):

@@ -38,7 +38,7 @@ POOLS = ("average", "average_norm", "class")
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What a block may have beyond the plain one; the same for all blocks of a model."""
+    """Options of a block; the same for all blocks of a model."""
 
     activation: str = "gelu"
     """gelu, gelu_tanh (ViViT's published weights) or quick_gelu (OpenAI's CLIP)."""
@@ -47,7 +47,7 @@ class BlockOptions:
     """Initial value of a learned factor per channel on each residual branch (CaiT, arXiv 2103.17239); 0: none."""
     qk_norm: bool = False
     reverse: str = "softmax"
-    """See ``BidirectionalCrossAttention``; dense blocks have no use for it."""
+    """See ``BidirectionalCrossAttention``; dense blocks ignore it."""
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""
@@ -78,10 +78,10 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training, leave a residual branch out for some clips of a batch.
+    """Stochastic depth (arXiv 1603.09382): in training, a residual branch is dropped for some clips of a batch.
 
-    As torchvision's ``StochasticDepth``, but with the rate in a buffer: compiled code takes a number for part of the
-    code, and blocks that differ in nothing else would be compiled one by one.
+    As torchvision's ``StochasticDepth``, but with the rate in a buffer: a number is part of compiled code,
+    and blocks that differ in nothing else would be compiled one by one.
     """
 
     def __init__(self, rate: float):
@@ -180,7 +180,7 @@ class LookupViTBlock(nn.Module):
 
 
 class TemporalEncoder(nn.Module):
-    """The second stage of a factorised encoder: a transformer over one vector per time index (ViViT, model 2)."""
+    """The second stage of a factorized encoder: a transformer over one vector per time index (ViViT, model 2)."""
 
     def __init__(self, *, length: int, dim: int, depth: int, num_heads: int, options: BlockOptions = PLAIN):
         super().__init__()
@@ -244,10 +244,10 @@ def drop_path_rates(highest: float, depth: int) -> list[float]:
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise a linear layer as ViT's JAX code and MAE do (Xavier, uniform; biases 0); for ``Module.apply``.
+    """Initialize a linear layer as ViT's JAX code and MAE do (Xavier, uniform; biases 0); for ``Module.apply``.
 
     The normal distribution of deviation 0.02 that is common in PyTorch suits a width of 768. In narrow models it leaves
-    each branch nearly linear and attention nearly even, and what takes products to tell apart is learned much later.
+    each branch nearly linear and attention nearly even, and what depends on products is learned much later.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

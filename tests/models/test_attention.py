@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from operator import attrgetter
 
 import pytest
 import torch
@@ -237,14 +238,11 @@ def test_heads_are_averaged_in_float32_without_gradient():
 
 def noted(monkeypatch, *names):
     """Note each call of a kernel by its name; those that need a GPU or a compiler are the plain ones here."""
-    calls = []
+    calls, plain = [], {name: attrgetter(name.replace("flex", "fused"))(kernels) for name in names}
     for name in names:
         module, function = name.split(".")
-        plain = getattr(kernels.fused if module == "flex" else getattr(kernels, module), function)
-        monkeypatch.setattr(
-            getattr(kernels, module), function,
-            lambda *given, name=name, plain=plain: calls.append(name) or plain(*given),
-        )  # fmt: skip
+        replacement = lambda *given, name=name: calls.append(name) or plain[name](*given)  # noqa: E731
+        monkeypatch.setattr(getattr(kernels, module), function, replacement)
     return calls
 
 
