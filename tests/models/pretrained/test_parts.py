@@ -1,4 +1,4 @@
-"""What others' weights become, function by function; with their real classes: test_pretrained.py."""
+"""What others' weights become, function by function; with their real classes: test_load.py."""
 
 import math
 
