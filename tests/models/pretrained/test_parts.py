@@ -88,7 +88,7 @@ def test_a_classifier_wants_the_pooling_it_was_trained_with(names, state, pool):
         ({"fresh": ["blocks.0.attention.norm_key.weight"]}, "set MODEL.QK_NORM False"),
         ({"left_out": ["blocks.0.attn.k_norm.weight"]}, "set MODEL.QK_NORM True"),
         ({"left_out": ["blocks.0.attention.norm_key.bias"]}, "set MODEL.QK_NORM True"),
-        ({"made": {"tokenizer.positions": "VideoMAE's"}}, "its published weights know them 56x56 per time"),
+        ({"made": {"tokenizer.positions": "VideoMAE's"}}, "whose published weights have 56x56 per time"),
         ({"loaded": ["tokenizer.positions"]}, ""),
     ],
 )
