@@ -82,6 +82,14 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def shortened(text: str, length: int, keep_end: bool = False) -> str:
+    """Return printable text of at most ``length`` letters: its beginning, or its end."""
+    text = printable(text)
+    if len(text) <= length:
+        return text
+    return "…" + text[len(text) - length + 1 :] if keep_end else text[: length - 1] + "…"
+
+
 def one_line(text: str) -> str:
     r"""Return text that a terminal shows on one line: control characters and bytes of no alphabet as \n, \x1b, \xff."""
     return "".join(map(_visible, text))

@@ -82,6 +82,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "decoding/timeline": ("decoding/test_backends.py", "decoding/test_exactness.py"),
     "decoding/opening": ("decoding/test_pyav_reader.py", "decoding/test_backends.py", "decoding/test_encryption.py"),
     "decoding/pyav_reader": ("decoding/test_backends.py", "decoding/test_exactness.py"),
+    "decoding/orientation": ("decoding/test_backends.py",),
     "inference/predictor": (),
     "inference/views": ("inference/test_predictor.py",),
     "inference/budget": ("commands/test_calibrate.py",),

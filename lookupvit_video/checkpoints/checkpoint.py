@@ -25,7 +25,7 @@ from torch import nn
 
 from lookupvit_video.config import config_from_text, token_grid
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import atomic_write
+from lookupvit_video.files import atomic_write, local_copy
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 from lookupvit_video.provenance import package_version
@@ -127,16 +127,16 @@ class _ErrorKeepingFile(io.BufferedWriter):
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU; nothing in the file is executed (``weights_only=True``).
+    """Read a checkpoint, which may be remote, onto the CPU; nothing in it is executed (``weights_only=True``).
 
     Raises:
         UserError: the file is missing, damaged (by its checksums), no checkpoint, or of another project.
     """
-    path = Path(path)
     try:
-        damaged = _damaged_part(path)
+        local = local_copy(path)
+        damaged = _damaged_part(local)
         if not damaged:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(local, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged pickle may raise anything
         if isinstance(error, OSError) and error.strerror:
             damaged = error.strerror
@@ -151,7 +151,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
         raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that tools/run_net.py wrote")
     return Checkpoint(
-        path=path,
+        path=Path(path),
         config=config_from_text(content["config"], f"{path} (config in it)"),
         **{name: content[name] for name in ("classes", "model", "optimizer", "step", "best_top1")},
         **{name: content[name] for name in ("ema", "state", "versions", "best") if name in content},  # newer

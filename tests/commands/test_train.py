@@ -80,7 +80,7 @@ def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
     ({"DATA__TRAIN_LIST": "none.csv"}, ["none.csv", "No such file", "DATA.PATH_TO_DATA_DIR"]),
     ({"DATA__CLASS_LIST": "short.txt"}, ["short.txt", "MODEL.NUM_CLASSES is 3", "set MODEL.NUM_CLASSES 2"]),
     ({"DATA__TRAIN_LIST": "range.csv"}, ["range.csv, line 3", "label 3 is out of range", "0 to 2"]),
-    ({"DATA__TRAIN_LIST": "lost.csv"}, ["lost.csv, line 2", "lost.mp4 does not exist", "mend the list"]),
+    ({"DATA__TRAIN_LIST": "lost.csv"}, ["lost.csv, line 2", "lost.mp4 does not exist", "fix the list"]),
     ({"MODEL__COMPRESED_GRID": "[1,1,1]"}, ["MODEL.COMPRESED_GRID", "did you mean MODEL.COMPRESSED_GRID"]),
     ({"MODEL__COMPRESSED_GRID": "[9,9,9]"}, ["MODEL.COMPRESSED_GRID", "larger than"]),
     ({"TRAIN__BATCH_SIZE": "64"}, ["TRAIN.BATCH_SIZE", "64 videos a step", "holds 9"]),

@@ -11,7 +11,7 @@ from typing import Any
 import av
 import torch
 
-from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
+from lookupvit_video.decoding.orientation import NEARLY_SQUARE, ODDEST_PIXEL
 from lookupvit_video.files import write_json
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import Plan

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
+from lookupvit_video.files import is_remote, local_copy
 from lookupvit_video.models.pretrained.report import State
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.text import is_utf8
@@ -57,6 +58,8 @@ def read_content(source: str) -> Any:
 
 
 def _local(source: str) -> Path:
+    if is_remote(source):
+        return local_copy(source)
     path = Path(source).expanduser()
     if path.is_file():
         return path
