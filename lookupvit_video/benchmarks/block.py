@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.benchmarks.machine import seconds_per_run
-from lookupvit_video.distributed.parallel import checkpoint_activations
+from lookupvit_video.distributed.parallel import autocast, checkpoint_activations
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
@@ -149,10 +149,7 @@ def kept_bytes(block: nn.Module, inputs: list[Tensor], dtype: torch.dtype, compi
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-        torch.autocast(inputs[0].device.type, dtype, enabled=dtype != torch.float32),
-    ):
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(inputs[0].device, dtype):
         out = run(*inputs)
     del out
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
