@@ -36,6 +36,12 @@ TIMM = {
 }
 
 
+def all_tokens(model, clip):
+    """The class token, where there is one, and the tokens."""
+    features = model.forward_features(clip)
+    return features.tokens if features.class_token is None else torch.cat([features.class_token, features.tokens], 1)
+
+
 def clip(num_frames=4, batch=2):
     return torch.randn(batch, 3, num_frames, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
 
@@ -196,7 +202,7 @@ def test_hugging_face_vit_and_dinov2(tmp_path):
 
     theirs = randomised(transformers.Dinov2Model(transformers.Dinov2Config(**HF, patch_size=PATCH)))
     init_from(ours, saved(tmp_path / "c.safetensors", theirs))
-    same(ours.head.norm(ours._encode(clip(1))), theirs(images()).last_hidden_state)
+    same(ours.head.norm(all_tokens(ours, clip(1))), theirs(images()).last_hidden_state)
 
     theirs = randomised(
         transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**HF, patch_size=PATCH, mask_ratio=0.0))
@@ -205,7 +211,7 @@ def test_hugging_face_vit_and_dinov2(tmp_path):
     report = complete(init_from(ours, saved(tmp_path / "d.safetensors", theirs)), ours)
     assert all(key.startswith("decoder.") for key in report.left_out)
     order = torch.arange(16.0).expand(2, -1)
-    same(ours.head.norm(ours._encode(clip(1))), theirs.vit(images(), noise=order).last_hidden_state)
+    same(ours.head.norm(all_tokens(ours, clip(1))), theirs.vit(images(), noise=order).last_hidden_state)
 
 
 @torch.no_grad()
@@ -267,7 +273,7 @@ def test_clip(tmp_path, naming):
     plain = vit(pool="class")
     assert "MODEL.ACTIVATION quick_gelu" in " ".join(init_from(plain, str(tmp_path / "x.pt")).warnings)
     ours.blocks[0] = WithPreNorm()
-    same(ours.head.norm(ours._encode(clip(1))[:, 0]), theirs(images()).pooler_output)
+    same(ours.head.norm(all_tokens(ours, clip(1))[:, 0]), theirs(images()).pooler_output)
 
 
 # --- images to video ---
@@ -604,7 +610,7 @@ def test_other_widths_and_shapes_are_refused(tmp_path):
     gated = saved(tmp_path / "z.safetensors", transformers.Dinov2Model(config))
     with pytest.raises(ValueError, match=r"mlp\.\w+\.\w+ belongs to a gated MLP"):
         init_from(model, gated)
-    with pytest.raises(ValueError, match=r"MODEL\.ARCH makes a Linear"):
+    with pytest.raises(ValueError, match=r"MODEL\.ARCH vit or lookupvit, not for a Linear"):
         init_from(nn.Linear(2, 2), path)
     grey = saved(tmp_path / "g.safetensors", VisionTransformer(**TIMM, in_chans=1))
     with pytest.raises(ValueError, match=r"has shape \(24, 1, 1, 4, 4\)"):
