@@ -133,8 +133,8 @@ def read_or_fail(plan: Plan, path: str) -> Views | Failure:
     """Return the clips of a file, or the reason for none."""
     try:
         return read_file(path, plan)
-    except DecodeError as error:
-        return Failure(path, error.reason)
+    except UserError as error:
+        return Failure(path, error.reason if isinstance(error, DecodeError) else str(error))
 
 
 # Answers ------------------------------------------------------------------------------------------------------------
