@@ -306,7 +306,7 @@ def test_a_dense_vit_begins_a_lookupvit(data, vit, tmp_path):
     overrides = settings(data, tmp_path, **ONE_EPOCH, **NO_STEP, MODEL__INIT_FROM=start)
     done = run_net(overrides)
     assert done.returncode == 0, done.stderr
-    assert "initialised from this project's ViT" in done.stderr
+    assert "initialized from this project's ViT" in done.stderr
     loaded = next(line for line in done.stderr.splitlines() if line.startswith("  loaded"))
     assert "tokenizer.positions" in loaded
     assert "blocks.*.refine.attention.qkv.weight x2" in loaded
