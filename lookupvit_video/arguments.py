@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common: settings in any place and form, and "~" in paths."""
+"""Command lines: settings in any place and form, and "~" in paths."""
 
 import argparse
 import difflib
@@ -48,7 +48,7 @@ def _expanded(word: str) -> str:
 def parse_with_settings(
     parser: argparse.ArgumentParser, dest: str = "overrides", arguments: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Parse a command line on which settings may stand before, between and after the options.
+    """Parse a command line on which settings may be before, between and after the options.
 
     Args:
         parser: with a positional argument ``dest`` of ``nargs="*"``, which takes the settings.
@@ -69,7 +69,7 @@ def setting_pairs(words: Sequence[str], keys: Collection[str]) -> list[tuple[str
     """Return the (key, text of the value) pairs of a command line's settings: ``KEY VALUE`` or ``KEY=VALUE``.
 
     Args:
-        keys: all that exist; none of them is taken for the value of another.
+        keys: all that exist; none of them is read as the value of another.
 
     Raises:
         UserError: a key has no value, or a value no key.
@@ -79,7 +79,7 @@ def setting_pairs(words: Sequence[str], keys: Collection[str]) -> list[tuple[str
     while rest:
         name, equals, text = rest.pop(0).partition("=")
         if not _KEY.fullmatch(name.rstrip(":")):
-            raise UserError(f"command line: {name + equals + text!r} is no key; {_EXAMPLE}")
+            raise UserError(f"command line: {name + equals + text!r} is not a key; {_EXAMPLE}")
         if not equals:
             if not rest:
                 raise UserError(f"command line: settings come in pairs 'KEY value'; {name!r} has no value")

@@ -1,4 +1,4 @@
-"""Pictures of a run: what the model sees, learning curves and the confusion matrix."""
+"""Pictures of a run: the clips that the model sees, learning curves and the confusion matrix."""
 
 import itertools
 import warnings
@@ -18,21 +18,21 @@ SHOWN_CLIPS, SHOWN_FRAMES = 8, 4
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return a figure of so many inches that needs no display and no global pyplot state."""
+    """Return a figure of a size in inches that needs no display and no global pyplot state."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, completely or not at all."""
     with atomic_write(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box stands in its place
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # an empty box is drawn
         figure.savefig(temporary, dpi=dpi, format="png")
 
 
 def plain(name: str) -> str:
-    """Return a name that matplotlib draws as it stands: a dollar would start a formula, some bytes are an error."""
+    """Return a name that matplotlib draws literally: a dollar would start a formula, some bytes are an error."""
     return printable(name).replace("$", r"\$")
 
 
@@ -86,8 +86,8 @@ def plot_clips(
     """Draw some frames of the first clips of a batch, as the model gets them after all augmentation and mixing.
 
     Args:
-        clips_BCTHW: normalised by ``mean`` and ``std``.
-        targets_BK: over each clip stand the two classes with the most weight.
+        clips_BCTHW: normalized by ``mean`` and ``std``.
+        targets_BK: the title of each clip names its two classes of the most weight.
     """
     clips = clips_BCTHW[:SHOWN_CLIPS].detach().float().cpu()
     times = np.linspace(0, clips.shape[2] - 1, min(SHOWN_FRAMES, clips.shape[2])).round().astype(int)

@@ -1,5 +1,6 @@
-"""Write files completely or not at all."""
+"""Paths that may be remote, and files that are written completely or not at all."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,34 @@ from pathlib import Path
 from typing import Any
 
 import simplejson
+from iopath.common.file_io import PathManager
+
+path_manager = PathManager()
+"""Opens lists, class lists, configs and checkpoints. A handler registered here adds its prefix, such as "s3://"."""
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path names a place that a handler of ``path_manager`` fetches from."""
+    return "://" in str(path)
+
+
+def joined(folder: str | Path, name: str) -> str:
+    """Return the path of a file in a folder, either of which may be remote; an absolute name stays."""
+    if is_remote(name) or not is_remote(folder):
+        return name if is_remote(name) else os.path.join(folder, name)
+    return name if os.path.isabs(name) else f"{folder}{'' if str(folder).endswith('/') else '/'}{name}"
+
+
+def local_copy(path: str | Path) -> Path:
+    """Return where a file is on this machine, after fetching it if it is remote.
+
+    Raises:
+        OSError: it cannot be fetched, or no handler is registered for its prefix.
+    """
+    local = Path(path_manager.get_local_path(str(path)))
+    if is_remote(path) and not local.exists():
+        raise FileNotFoundError(errno.ENOENT, "not found; is a handler registered in lookupvit_video.files", str(path))
+    return local
 
 
 @contextmanager

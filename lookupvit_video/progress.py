@@ -18,7 +18,7 @@ def progress(
     """Pass items through and show how many of ``total`` units are done, units a second and the time left.
 
     Args:
-        items: each stands for ``step`` units (the last one for what is left).
+        items: each is ``step`` units (the last one what is left).
         every: seconds between two lines where stderr is not a terminal.
     """
     if sys.stderr.isatty():

@@ -3,7 +3,6 @@
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ import numpy
 import torch
 import torchvision
 
+from lookupvit_video import __version__
+
 PACKAGES = (torch, torchvision, av, numpy)
 
 
 def measured_with(device: torch.device) -> dict[str, Any]:
     """Return the version and commit of this package, versions, processor or GPU, and threads, as JSON holds them."""
     return {
-        "version": package_version(),
+        "version": __version__,
         "commit": commit(),
         **{package.__name__: package.__version__ for package in PACKAGES},  # "+cu130" and the like with it
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
@@ -27,21 +28,13 @@ def measured_with(device: torch.device) -> dict[str, Any]:
 
 
 @cache
-def commit(folder: Path = Path(__file__).parents[2]) -> str:
+def commit(folder: Path = Path(__file__).parents[1]) -> str:
     """Return the commit that a folder has checked out, "+changes" where files differ from it; else this version."""
     if (folder / ".git").exists():  # else git would look in the folders above, which may be another repository
         found = _git(folder, "rev-parse", "--short=7", "HEAD")
         if found:
             return found + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    return f"version {package_version()}"
-
-
-def package_version() -> str:
-    """Return the version of this package; "unknown" where it runs without being installed."""
-    try:
-        return version("lookupvit_video")
-    except PackageNotFoundError:
-        return "unknown"
+    return f"version {__version__}"
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -82,6 +82,14 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
+def shortened(text: str, length: int, keep_end: bool = False) -> str:
+    """Return printable text of at most ``length`` letters: its beginning, or its end."""
+    text = printable(text)
+    if len(text) <= length:
+        return text
+    return "…" + text[len(text) - length + 1 :] if keep_end else text[: length - 1] + "…"
+
+
 def one_line(text: str) -> str:
     r"""Return text that a terminal shows on one line: control characters and bytes of no alphabet as \n, \x1b, \xff."""
     return "".join(map(_visible, text))
@@ -120,7 +128,7 @@ def parse_grid(text: str) -> tuple[int, ...]:
     """
     parts = text.split("x")
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
-        raise UserError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorised encoder")
+        raise UserError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorized encoder")
     return tuple(map(int, parts))
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lookupvit_video.data.transforms import BatchAugment
 from tests.videos import write_video
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,12 @@ SMALL = {
     "SOLVER.BASE_LR": "1e-3", "TRAIN.BATCH_SIZE": 4, "LOG_PERIOD": 1,
     "DATA_LOADER.TIMEOUT": 60, "DIST_TIMEOUT": 100,  # what hangs in a test is to say so
 }  # fmt: skip
+
+
+def batch_augment(cfg: Any) -> BatchAugment:
+    """What a run makes of its config."""
+    mix = cfg.MIXUP.PROB if cfg.MIXUP.ENABLE else None
+    return BatchAugment(cfg.AUG.RE_PROB, mix, (cfg.MIXUP.ALPHA, cfg.MIXUP.CUTMIX_ALPHA), cfg.MIXUP.SWITCH_PROB)
 
 
 def make_videos(

@@ -35,7 +35,8 @@ def imports_of(module: Path) -> set[str]:
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             parts = (node.module or "").split(".")
-            names = [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+            imported = [alias.name for alias in node.names if alias.name != "__version__"]  # a constant
+            names = [parts[1]] if len(parts) > 1 else imported
         elif isinstance(node, ast.Import):
             parts = [alias.name for alias in node.names if alias.name.startswith("lookupvit_video.")]
             names, parts = [name.split(".")[1] for name in parts], ["lookupvit_video"] if parts else [""]

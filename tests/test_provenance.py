@@ -1,8 +1,11 @@
+import inspect
 import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
+import lookupvit_video
 from lookupvit_video.provenance import commit, measured_with, processor
 
 
@@ -25,6 +28,11 @@ def test_the_commit_of_a_folder_and_whether_files_differ_from_it(tmp_path):
     assert commit(tmp_path) == f"{head[:7]}+changes"
     (tmp_path / "inside").mkdir()  # as an installed package in somebody's repository
     assert commit(tmp_path / "inside") == f"version {version('lookupvit_video')}"
+
+
+def test_the_commit_is_that_of_the_folder_with_this_package():
+    default = inspect.signature(commit).parameters["folder"].default
+    assert default == Path(lookupvit_video.__file__).parents[1]
 
 
 def test_versions_and_processor():

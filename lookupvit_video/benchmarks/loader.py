@@ -30,7 +30,7 @@ from lookupvit_video.benchmarks.pipelines import (
 )
 from lookupvit_video.benchmarks.videos import GEOMETRIES, Geometry, make_videos
 from lookupvit_video.config import load_config
-from lookupvit_video.data.dataset import Sample, collate, read_crops, seeded
+from lookupvit_video.data.dataset import Sample, clip_times, collate, read_crops, seeded
 from lookupvit_video.data.loader import TrainBatchSampler
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
@@ -84,11 +84,7 @@ def stage_seconds(
     with watches["open"]:
         reader = open_video(video.path, backend, timeout=timeout, index_cache=index_cache)
     with reader:
-        start = video.start or 0.0
-        end = min(video.end or float("inf"), reader.duration)
-        if start >= end:
-            raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
-        seconds_VT = (start + times(end - start)).clip(max=max(start, end - 1e-4))
+        seconds_VT = clip_times(video, times, reader.duration)
         with watches["decode"]:
             crops = read_crops(reader, seconds_VT, transform)
         info = reader.info

@@ -23,12 +23,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from lookupvit_video import __version__
 from lookupvit_video.config import config_from_text, token_grid
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import atomic_write
+from lookupvit_video.files import atomic_write, local_copy
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
-from lookupvit_video.provenance import package_version
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
@@ -54,21 +54,13 @@ class Checkpoint:
     """The rest of a run's state, see ``training.state``; empty in a file for inference."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of Python, the libraries and this package that wrote it."""
-    best: dict[str, Any] | None = None
-    """{"metric": name, "value": best so far} where another metric than top-1 chooses best.pt."""
-
-    def best_of(self, metric: str) -> float | None:
-        """Return the best value of TRAIN.BEST_METRIC so far; None where there is none of that metric."""
-        if metric == "top1":
-            return self.best_top1 if self.best_top1 >= 0 else None
-        return self.best["value"] if self.best and self.best["metric"] == metric else None
 
 
 def library_versions() -> dict[str, str]:
     """Return the versions that decide whether results can be equal to the bit."""
     return {
         "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
-        "lookupvit_video": package_version(),
+        "lookupvit_video": __version__,
     }  # fmt: skip
 
 
@@ -82,7 +74,6 @@ def save_checkpoint(
     ema: Mapping[str, torch.Tensor] | None = None,
     step: int = 0,
     best_top1: float = -1.0,
-    best: dict[str, Any] | None = None,
     state: dict[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint; without ``optimizer`` it is one for inference, from which no run can resume.
@@ -104,7 +95,6 @@ def save_checkpoint(
         "best_top1": best_top1,
         "state": state or {},
         "versions": library_versions(),
-        **({"best": best} if best else {}),
     }
     with atomic_write(path) as temporary, _ErrorKeepingFile(io.FileIO(temporary, "w")) as file:
         try:
@@ -127,16 +117,16 @@ class _ErrorKeepingFile(io.BufferedWriter):
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU; nothing in the file is executed (``weights_only=True``).
+    """Read a checkpoint, which may be remote, onto the CPU; nothing in it is executed (``weights_only=True``).
 
     Raises:
         UserError: the file is missing, damaged (by its checksums), no checkpoint, or of another project.
     """
-    path = Path(path)
     try:
-        damaged = _damaged_part(path)
+        local = local_copy(path)
+        damaged = _damaged_part(local)
         if not damaged:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(local, map_location="cpu", weights_only=True)
     except Exception as error:  # reading a damaged pickle may raise anything
         if isinstance(error, OSError) and error.strerror:
             damaged = error.strerror
@@ -145,16 +135,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         else:
             damaged = "damaged, or not a checkpoint"
     if damaged:
-        raise UserError(
-            f"{path}: this checkpoint cannot be read ({damaged}); give a .pt file that tools/run_net.py wrote"
-        )
+        raise UserError(f"{path}: this checkpoint cannot be read ({damaged}); give a .pt file that training wrote")
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
-        raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that tools/run_net.py wrote")
+        raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that training wrote")
     return Checkpoint(
-        path=path,
+        path=Path(path),
         config=config_from_text(content["config"], f"{path} (config in it)"),
         **{name: content[name] for name in ("classes", "model", "optimizer", "step", "best_top1")},
-        **{name: content[name] for name in ("ema", "state", "versions", "best") if name in content},  # newer
+        **{name: content[name] for name in ("ema", "state", "versions") if name in content},  # newer
     )
 
 

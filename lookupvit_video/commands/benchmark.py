@@ -124,12 +124,10 @@ def loader() -> int:
     from lookupvit_video.benchmarks.loader import benchmark_made_videos, benchmark_own_videos
     from lookupvit_video.benchmarks.machine import describe_machine, show_versions
     from lookupvit_video.config import load_config
-    from lookupvit_video.data.loader import keep_freed_memory
     from lookupvit_video.log import setup_logging
 
     setup_logging()
     torch.set_num_threads(1)  # as in a worker
-    keep_freed_memory()  # likewise; it helps all pipelines alike
     facts: dict[str, Any] = {"command": command_line(), **describe_machine()}
     if arguments.cfg:
         cfg = load_config(arguments.cfg, arguments.overrides)
@@ -191,14 +189,12 @@ def model() -> int:
 
     from lookupvit_video.benchmarks.machine import describe_machine
     from lookupvit_video.benchmarks.model import benchmark, check, plot_scaling, report
-    from lookupvit_video.data.loader import keep_freed_memory
     from lookupvit_video.log import setup_logging
 
     arguments.device = _device(arguments.device)
     arguments.threads = arguments.threads or [torch.get_num_threads()]
     check(arguments)
     setup_logging()
-    keep_freed_memory()  # as in a worker; it helps all models alike
     torch.manual_seed(0)
     machine = describe_machine(arguments.device)
     facts = benchmark(arguments)
@@ -233,10 +229,8 @@ def block() -> int:
 
     from lookupvit_video.benchmarks.block import kept_table, time_blocks
     from lookupvit_video.benchmarks.machine import describe_machine
-    from lookupvit_video.data.loader import keep_freed_memory
 
     device, dtype = _device(arguments.device), getattr(torch, arguments.precision)
-    keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     dim, _, num_heads = VIT_SIZES[arguments.variant]

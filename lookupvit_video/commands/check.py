@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
-from lookupvit_video.files import write_json
+from lookupvit_video.files import joined, write_json
 from lookupvit_video.report import aligned_table
 from lookupvit_video.text import printable, write_csv
 
 if TYPE_CHECKING:
-    from lookupvit_video.preparation.check import Row
+    from lookupvit_video.preparation.check import ListedVideo
 
 CHECK_EXAMPLES = """  lookupvit check --cfg demo_motion
   lookupvit check --cfg k400_lvit --split train --thorough DATA.PATH_TO_DATA_DIR /data/k400
@@ -64,12 +64,14 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def inspect(rows: "Sequence[Row]", spans: "Callable[[Sequence[Row]], None]", arguments: argparse.Namespace) -> None:
+def inspect(
+    rows: "Sequence[ListedVideo]", spans: "Callable[[Sequence[ListedVideo]], None]", arguments: argparse.Namespace
+) -> None:
     """Note in the rows the problems of their files, of the spans they take, and of rows that repeat one another."""
-    from lookupvit_video.preparation.check import check_files, check_repeats, file_digests
+    from lookupvit_video.preparation.check import check_repeats, file_digests, inspect_files
     from lookupvit_video.progress import progress
 
-    check_files(
+    inspect_files(
         rows,
         processes=arguments.processes,
         timeout=arguments.timeout,
@@ -85,14 +87,18 @@ def inspect(rows: "Sequence[Row]", spans: "Callable[[Sequence[Row]], None]", arg
 
 
 def make_sheet(
-    chosen: "Sequence[Row]", views: dict[bool, Any], classes: Sequence[str], title: str, arguments: argparse.Namespace
+    chosen: "Sequence[ListedVideo]",
+    views: dict[bool, Any],
+    classes: Sequence[str],
+    title: str,
+    arguments: argparse.Namespace,
 ) -> bool:
     """Draw the contact sheet; return whether there was a video to draw.
 
     Args:
         views: see ``model_views``; empty: the first to the last frame of each file.
     """
-    from lookupvit_video.preparation.contact_sheet import Strip, draw_sheet, strip_as_seen, strip_of_file
+    from lookupvit_video.preparation.contact_sheet import Strip, draw_contact_sheet, strip_as_seen, strip_of_file
     from lookupvit_video.processes.pool import run_isolated
     from lookupvit_video.progress import progress
 
@@ -107,15 +113,15 @@ def make_sheet(
         if strip is not None
     ]
     if shown:
-        draw_sheet(shown, arguments.out / "contact_sheet.png", f"{len(shown)} of {title}")
+        draw_contact_sheet(shown, arguments.out / "contact_sheet.png", f"{len(shown)} of {title}")
     return bool(shown)
 
 
-def write_reports(rows: "Sequence[Row]", summary: dict[str, Any], out: Path) -> None:
+def write_reports(rows: "Sequence[ListedVideo]", summary: dict[str, Any], out: Path) -> None:
     """Write report.csv, report.json and, where there are bad videos, bad_videos.csv."""
-    from lookupvit_video.preparation.check import report_of
+    from lookupvit_video.preparation.check import table_row
 
-    table = [report_of(row) for row in rows]
+    table = [table_row(row) for row in rows]
     bad = [
         (row.split, os.path.abspath(row.video.path), report["problems"])
         for row, report in zip(rows, table, strict=True)
@@ -129,7 +135,7 @@ def write_reports(rows: "Sequence[Row]", summary: dict[str, Any], out: Path) -> 
     write_json(out / "report.json", {"summary": summary, "files": table})
 
 
-def show(rows: "Sequence[Row]", summary: dict[str, Any]) -> None:
+def show(rows: "Sequence[ListedVideo]", summary: dict[str, Any]) -> None:
     """Print the counts of a data set."""
 
     def spread(values: Sequence[float]) -> str:
@@ -169,9 +175,9 @@ def most_common(counts: dict[str, int], shown: int = 5) -> str:
     return ", ".join(parts) or "-"
 
 
-def show_problems(rows: "Sequence[Row]", summary: dict[str, Any]) -> None:
+def show_problems(rows: "Sequence[ListedVideo]", summary: dict[str, Any]) -> None:
     """Print each kind of problem with its fix and some of its files."""
-    from lookupvit_video.preparation.check import KINDS
+    from lookupvit_video.preparation.inspect_file import KINDS
 
     for kind, numbers in summary["problems"].items():
         print(f"\n{kind}: {len(numbers)}{'' if KINDS[kind].bad else ' (can be used as they are)'}")
@@ -188,22 +194,26 @@ def check() -> int:
     arguments = parse_arguments()
     from lookupvit_video.config import load_config
     from lookupvit_video.data.manifest import load_classes
+    from lookupvit_video.data.sampling import build_time_sampler
     from lookupvit_video.data.transforms import mirrored_labels
     from lookupvit_video.log import setup_logging
-    from lookupvit_video.preparation.check import check_spans, rows_of_config, rows_of_path, summarize
+    from lookupvit_video.preparation.check import check_spans, rows_of_lists, rows_of_path, summarize
     from lookupvit_video.preparation.contact_sheet import model_views, pick_rows
-    from lookupvit_video.preparation.coverage import classes_beside, warnings_of_rows
+    from lookupvit_video.preparation.coverage import classes_of_inputs, warnings_of_rows
 
     setup_logging()
     cfg = load_config(arguments.cfg, arguments.inputs) if arguments.cfg else None
     classes = load_classes(cfg) if cfg else []
     if cfg:
-        rows = rows_of_config(cfg, classes, arguments.split)
+        folder = cfg.DATA.PATH_TO_DATA_DIR
+        lists = {split: joined(folder, cfg.DATA[f"{split.upper()}_LIST"]) for split in arguments.split}
+        rows = rows_of_lists(lists, classes, cfg.DATA.PATH_PREFIX)
     else:
         rows = [row for path in arguments.inputs for row in rows_of_path(path)]
-    inspect(rows, partial(check_spans, cfg=cfg), arguments)
+    times = build_time_sampler(cfg, training=False, num_clips=1) if cfg else None
+    inspect(rows, partial(check_spans, times=times), arguments)
     summary = summarize(rows, classes)
-    summary["class_warnings"] = warnings_of_rows(rows, classes or classes_beside(arguments.inputs))
+    summary["class_warnings"] = warnings_of_rows(rows, classes or classes_of_inputs(arguments.inputs))
     write_reports(rows, summary, arguments.out)
     chosen = pick_rows(rows, arguments.sheet, arguments.seed)
     views, how = {}, "first to last frame"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.errors import UserError
+from lookupvit_video.files import write_json
 from lookupvit_video.text import parse_grid
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def export() -> int:
     """Run `lookupvit export`."""
     arguments = parse_arguments()
     from lookupvit_video.data.manifest import read_manifest
-    from lookupvit_video.inference.export.description import description, write_description
+    from lookupvit_video.inference.export.description import description
     from lookupvit_video.inference.export.export import (
         FILES,
         accuracy,
@@ -126,7 +127,7 @@ def export() -> int:
             )
         facts["accuracy"] = measured
     add_test_vectors(predictor, deployed, arguments.out, facts)
-    write_description(facts, arguments.out / "model.json")
+    write_json(arguments.out / "model.json", facts)
     difference = add_reference(arguments.out, facts)
     print(f"{arguments.out / 'reference.py'}: answers the test videos, probabilities equal to {difference:.1g}")
     if arguments.compare:

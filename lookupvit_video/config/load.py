@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from lookupvit_video.arguments import expand_user, setting_pairs
 from lookupvit_video.config.checks import get_key, validate
 from lookupvit_video.config.keys import KEYS
 from lookupvit_video.errors import UserError
+from lookupvit_video.files import is_remote, joined, local_copy
 from lookupvit_video.text import decode
 
 
@@ -60,23 +62,24 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{where}: {getattr(error, 'problem', None) or error}") from None
 
 
-def _read_tree(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
-    """Return (source, tree) of a file, preceded by those of each file that ``_BASE_`` names."""
-    path = path.resolve()
+def _read_tree(path: str | Path, seen: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """Return (source, tree) of a file preceded by those of each file that ``_BASE_`` names."""
+    path = str(path) if is_remote(path) else str(Path(path).resolve())
     if path in seen:
         raise UserError(f"{path}: _BASE_ leads back to this file; remove the circle")
     try:
-        text = decode(path.read_bytes())
+        text = decode(local_copy(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: this config cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    tree = parse_yaml(text, str(path))
+    tree = parse_yaml(text, path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a config holds 'KEY: value' lines; this file holds {type(tree).__name__}")
     base = tree.pop("_BASE_", None)
     if base is not None and not isinstance(base, str):
         raise UserError(f"{path}: _BASE_ must be the path of one file")
-    parents = _read_tree(path.parent / expand_user(base), (*seen, path)) if base else []
-    return [*parents, (str(path), tree)]
+    folder = path[: path.rfind("/") + 1] if is_remote(path) else os.path.dirname(path)
+    parents = _read_tree(joined(folder, expand_user(base)), (*seen, path)) if base else []
+    return [*parents, (path, tree)]
 
 
 def _coerce(value: Any, default: Any, where: str) -> Any:
@@ -161,7 +164,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         UserError: names the file, line or key, and what to write instead.
     """
     cfg = get_defaults()
-    for source, tree in _read_tree(find_config(path)) if path else []:
+    for source, tree in _read_tree(path if is_remote(path) else find_config(path)) if path else []:
         _merge(cfg, tree, source)
     for name, text in setting_pairs(overrides, KEYS.keys()):
         _merge(cfg, _override_tree(name, text), "command line")

@@ -4,7 +4,7 @@ Shape letters: B batch of videos, V clips (views) per video, C channels, T frame
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.sampling import TimeSampler
+from lookupvit_video.data.sampling import TimeSampler, within
 from lookupvit_video.data.transforms import IGNORED, ClipTransform, CropTransform, mirror_half, side_by_side
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.reader import Box, DamageList, VideoReader
@@ -60,7 +60,7 @@ class Batch:
 
 @contextmanager
 def seeded(*parts: int) -> Iterator[None]:
-    """Seed Python's and torch's CPU random state from integers, and put the old state back afterwards."""
+    """Seed Python's and torch's CPU random state from integers, and restore the old state afterwards."""
     seed = mix_seed(*parts)
     before, torch_before = random.getstate(), torch.default_generator.get_state()
     random.seed(seed)
@@ -73,7 +73,7 @@ def seeded(*parts: int) -> Iterator[None]:
 
 
 class VideoDataset(Dataset[Sample]):
-    """Opens a video, decodes the frames that the sampler asks for, transforms them, closes it.
+    """Reads the clips of one video for each index: frames at the sampler's times, transformed.
 
     Args:
         videos: rows of a list.
@@ -84,8 +84,8 @@ class VideoDataset(Dataset[Sample]):
         cache: keep every decoded video in memory, see ``open_video``.
         timeout: seconds that decoding one video may take, see ``open_video``.
         index_cache: folder of time stamps and key frames, see ``open_video``.
-        damaged: what becomes of a video with damage: "use" its clips, or "skip" it as one that cannot be read
-            ("refuse": likewise; whoever takes the batches stops).
+        damaged: what to do with a damaged video: "use" its clips, or "skip" it as one that cannot be read ("refuse":
+            likewise, and the run stops at its batch).
         seed: with (epoch, index) it decides everything random about a sample.
         mirror: mirror half of the clips, and give those of label i the label ``mirror[i]``; None: mirror none.
     """
@@ -113,7 +113,7 @@ class VideoDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """Read the video of ``key``: its row, or (epoch, row). A video that cannot be read is told, not raised."""
+        """Read the video of ``key``: its row, or (epoch, row). A failure is reported in the sample, not raised."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         video, damage = self.videos[index], DamageList()
         try:
@@ -163,12 +163,7 @@ def read_clips(
         DecodeError: the video cannot be read.
     """
     with open_video(video.path, backend, cache, timeout=timeout, index_cache=index_cache) as reader:
-        start = video.start or 0.0
-        end = min(video.end or float("inf"), reader.duration)
-        if start >= end:
-            raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
-        # At the end itself the first frame after the span is shown; 0.1 ms is less than any frame lasts.
-        seconds_VT = (start + times(end - start)).clip(max=max(start, end - 1e-4))
+        seconds_VT = clip_times(video, times, reader.duration)
         if isinstance(transform, CropTransform):
             clips = [transform.clip(crop_THWC) for crop_THWC in read_crops(reader, seconds_VT, transform)]
         else:
@@ -177,6 +172,18 @@ def read_clips(
         if damage is not None:
             damage += reader.damage
         return clips
+
+
+def clip_times(video: Video, times: Callable[[float], np.ndarray], duration: float) -> np.ndarray:
+    """Return the times (V, T) of a row's clips, in seconds of its file, which lasts ``duration`` seconds.
+
+    Raises:
+        DecodeError: the row's span begins after the end of the file.
+    """
+    start, end = video.span(duration)
+    if start >= end:
+        raise DecodeError(video.path, f"starts at {start:g} s, but the video ends at {end:g} s")
+    return within(start + times(end - start), start, end)
 
 
 def read_crops(reader: VideoReader, seconds_VT: np.ndarray, transform: CropTransform) -> list[Tensor]:

@@ -1,12 +1,12 @@
 """Samplers and loaders. The order of samples follows from (seed, step) alone: not from ranks, workers or restarts."""
 
-import ctypes
 import errno
 import multiprocessing.util
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -22,7 +22,6 @@ from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to
 from lookupvit_video.seeding import mix_seed
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
 _MORE_SHARED_MEMORY = (
     "make /dev/shm larger (docker run --shm-size=8g, or mount -o remount,size=8g /dev/shm as root) or " + _FEWER
@@ -55,7 +54,7 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
     ):
         if batch_size > num_videos:
             raise UserError(
-                f"TRAIN.BATCH_SIZE asks for {batch_size} videos a step, but the training list holds {num_videos}"
+                f"TRAIN.BATCH_SIZE needs {batch_size} videos a step, but the training list holds {num_videos}"
             )
         if batch_size % (parts * world_size):
             raise UserError(
@@ -83,24 +82,12 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
                 yield [(epoch, row) for row in order[first : first + share]]
 
 
-def keep_freed_memory(_worker: int = 0) -> None:
-    """Make this process use memory again that it has freed, where the C library would give it back at once.
-
-    Clips are of the size that glibc maps anew each time (or trims off its heap), and the kernel's page faults then take
-    longer than what fills the pages. Up to 256 MiB stay; pieces of more than 32 MiB are glibc's to give back.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # no glibc: another system, or another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
-
-
 @contextmanager
 def report_worker_failures() -> Iterator[None]:
-    """Turn what torch raises when a decoding worker dies, hangs or finds no room into one line that says what to do.
+    """Turn what torch raises when a decoding worker dies, hangs or runs out of space into one line with the fix.
 
     Raises:
-        RunFailure: in its place. Torch may raise at any line of this process, not only where a batch is asked for.
+        RunFailure: in its place. Torch may raise at any line of this process, not only where it waits for a batch.
     """
     try:
         yield
@@ -109,15 +96,15 @@ def report_worker_failures() -> Iterator[None]:
         raise
     except (RuntimeError, OSError) as error:
         of_system = isinstance(error, OSError) and error.errno is not None  # not one that a worker sent here
-        told = "" if of_system else _told_plainly(f"{error.__cause__ or error}".strip())
-        if not told:
+        reason = "" if of_system else _worker_failure(f"{error.__cause__ or error}".strip())
+        if not reason:
             raise
-    # Out here, so that no traceback keeps torch's iterator: as long as it lives, torch goes on raising for its dead.
-    raise RunFailure(told)
+    # Out here, so that no traceback keeps torch's iterator: while it lives, torch keeps raising for its dead workers.
+    raise RunFailure(reason)
 
 
-def _told_plainly(text: str) -> str:
-    """What became of a worker and what to do, from torch's message; empty where it is about something else."""
+def _worker_failure(text: str) -> str:
+    """What happened to a worker and how to fix it, from torch's message; empty where it is about something else."""
     if text.startswith("DataLoader timed out"):
         return f"{text}; does the disk hang? Otherwise raise DATA_LOADER.TIMEOUT"
     if any(sign in text for sign in _SIGNS_OF_NO_SHARED_MEMORY):
@@ -146,19 +133,18 @@ def _report_start_failures() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:  # of a semaphore
-            told = f"there is no shared memory for the decoding workers; {_MORE_SHARED_MEMORY}"
+            reason = f"there is no shared memory for the decoding workers; {_MORE_SHARED_MEMORY}"
         elif error.errno in (errno.EMFILE, errno.ENFILE):
-            told = f"no more open files are allowed for the decoding workers; raise `ulimit -n`, or {_FEWER}"
+            reason = f"no more open files are allowed for the decoding workers; raise `ulimit -n`, or {_FEWER}"
         elif error.errno in (errno.EAGAIN, errno.ENOMEM):
-            told = f"the system allows no more processes or memory for decoding workers ({error.strerror}); {_FEWER}"
+            reason = f"the system allows no more processes or memory for decoding workers ({error.strerror}); {_FEWER}"
         else:
             raise
-        raise RunFailure(told) from None
+        raise RunFailure(reason) from None
 
 
-def _prepare_worker(worker: int) -> None:
-    """What each decoding worker does first."""
-    keep_freed_memory(worker)
+def _prepare_worker(_worker: int) -> None:
+    """Prepare the process of a decoding worker."""
     multiprocessing.util.get_temp_dir()  # batches travel by a socket in it: better an error here than a thread's later
 
 
@@ -177,34 +163,37 @@ class Loader(DataLoader[Sample]):
     """A DataLoader of ``Batch``es whose workers' deaths are ``RunFailure``s.
 
     Its workers run torch and the decoders on one thread each, and live as long as one pass over the loader, which for
-    training is the whole run.
+    training is the complete run.
     """
 
     def __init__(
-        self, cfg: CfgNode, dataset: VideoDataset, batches: Sampler[list[tuple[int, int]]] | list[list[int]], pin: bool
+        self,
+        dataset: VideoDataset,
+        batches: Sampler[list[tuple[int, int]]] | list[list[int]],
+        *,
+        workers: int,
+        prefetch: int,
+        timeout: float,
+        pin_memory: bool,
     ):
-        check_backend(cfg.DATA.DECODING_BACKEND)
-        workers = cfg.DATA_LOADER.NUM_WORKERS
-        if not workers:
-            keep_freed_memory()
         super().__init__(
             dataset,
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=collate,
             worker_init_fn=_prepare_worker,
-            pin_memory=pin and cfg.DATA_LOADER.PIN_MEMORY,
-            prefetch_factor=cfg.DATA_LOADER.PREFETCH_FACTOR if workers else None,
-            timeout=cfg.DATA_LOADER.TIMEOUT if workers else 0,
-            # its own: torch draws a seed from it at each start, which a resumed run has one more of than another
+            pin_memory=pin_memory,
+            prefetch_factor=prefetch if workers else None,
+            timeout=timeout if workers else 0,
+            # its own: torch draws a seed from it at each start, and a resumed run starts once more than another
             generator=torch.Generator(),
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own iterator
-        # The step that is to be finished after a signal needs the workers; torch's own handler would end them.
+        # The step to be finished after a signal needs the workers; they must not end at the signal.
         with deaf_to(*STOP_SIGNALS), _report_start_failures():
-            batches = super().__iter__()  # the workers start now, not when the first batch is asked for
-        return self._told(batches)
+            batches = super().__iter__()  # the workers start now, not with the first batch
+        return self._batches(batches)
 
     def _get_iterator(self) -> _BaseDataLoaderIter:
         if not self.num_workers:
@@ -213,7 +202,7 @@ class Loader(DataLoader[Sample]):
         return _Workers(self)
 
     @staticmethod
-    def _told(batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _batches(batches: Iterator[Batch]) -> Iterator[Batch]:
         try:
             with report_worker_failures():
                 yield from batches
@@ -232,28 +221,23 @@ def build_train_loader(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> Loader:
-    """Return one loader for the whole rest of the training: ACCUMULATION_STEPS batches a step.
+    """Return one loader for all the rest of the training: ACCUMULATION_STEPS batches a step.
 
     Args:
         mirror: the label of each label's mirror image, see ``mirrored_labels``; None: no clip is mirrored.
 
     Raises:
-        UserError: TRAIN.BATCH_SIZE does not fit the number of videos or processes.
+        UserError: TRAIN.BATCH_SIZE does not fit the number of videos or processes, or there is no such backend here.
     """
     size, repeats = cfg.DATA.TRAIN_CROP_SIZE, cfg.AUG.NUM_SAMPLE
-    dataset = VideoDataset(
-        videos,
-        times=build_time_sampler(cfg, training=True, num_clips=repeats),
-        transform=train_transform(cfg),
-        shape=(repeats, 3, cfg.DATA.NUM_FRAMES, size, size),
-        backend=cfg.DATA.DECODING_BACKEND,
-        cache=cfg.DATA.CACHE_VIDEOS,
-        timeout=cfg.DATA.DECODE_TIMEOUT,
-        index_cache=cfg.DATA.INDEX_CACHE,
-        damaged=cfg.DATA.DAMAGED_TRAIN,
-        seed=cfg.RNG_SEED,
-        mirror=mirror,
-    )
+    clips = {
+        "times": build_time_sampler(cfg, training=True, num_clips=repeats),
+        "transform": train_transform(cfg),
+        "shape": (repeats, 3, cfg.DATA.NUM_FRAMES, size, size),
+        "damaged": cfg.DATA.DAMAGED_TRAIN,
+        "seed": cfg.RNG_SEED,
+        "mirror": mirror,
+    }
     batches = TrainBatchSampler(
         len(videos),
         batch_size=cfg.TRAIN.BATCH_SIZE // repeats,
@@ -264,7 +248,7 @@ def build_train_loader(
         rank=rank,
         world_size=world_size,
     )
-    return Loader(cfg, dataset, batches, pin_memory)
+    return _build_loader(cfg, videos, clips, batches, pin_memory)
 
 
 def build_eval_loader(
@@ -279,29 +263,50 @@ def build_eval_loader(
 ) -> Loader:
     """Return a loader over this rank's videos, ``num_views`` x ``num_crops`` clips each; every video exactly once."""
     size = cfg.DATA.TEST_CROP_SIZE
+    clips = {
+        "times": build_time_sampler(cfg, training=False, num_clips=num_views),
+        "transform": eval_transform(size, cfg.DATA.TEST_SHORT_SIDE or size, num_crops),
+        "shape": (num_views * num_crops, 3, cfg.DATA.NUM_FRAMES, size, size),
+        "damaged": cfg.DATA.DAMAGED_TEST,
+    }
+    rows = list(range(rank, len(videos), world_size))
+    batches = [rows[i : i + cfg.TEST.BATCH_SIZE] for i in range(0, len(rows), cfg.TEST.BATCH_SIZE)]
+    return _build_loader(cfg, videos, clips, batches, pin_memory)
+
+
+def _build_loader(
+    cfg: CfgNode,
+    videos: Sequence[Video],
+    clips: dict[str, Any],
+    batches: Sampler[list[tuple[int, int]]] | list[list[int]],
+    pin_memory: bool,
+) -> Loader:
+    check_backend(cfg.DATA.DECODING_BACKEND)
     dataset = VideoDataset(
         videos,
-        times=build_time_sampler(cfg, training=False, num_clips=num_views),
-        transform=eval_transform(size, cfg.DATA.TEST_SHORT_SIDE or size, num_crops),
-        shape=(num_views * num_crops, 3, cfg.DATA.NUM_FRAMES, size, size),
         backend=cfg.DATA.DECODING_BACKEND,
         cache=cfg.DATA.CACHE_VIDEOS,
         timeout=cfg.DATA.DECODE_TIMEOUT,
         index_cache=cfg.DATA.INDEX_CACHE,
-        damaged=cfg.DATA.DAMAGED_TEST,
+        **clips,
     )
-    rows = list(range(rank, len(videos), world_size))
-    batches = [rows[i : i + cfg.TEST.BATCH_SIZE] for i in range(0, len(rows), cfg.TEST.BATCH_SIZE)]
-    return Loader(cfg, dataset, batches, pin_memory)
+    return Loader(
+        dataset,
+        batches,
+        workers=cfg.DATA_LOADER.NUM_WORKERS,
+        prefetch=cfg.DATA_LOADER.PREFETCH_FACTOR,
+        timeout=cfg.DATA_LOADER.TIMEOUT,
+        pin_memory=pin_memory and cfg.DATA_LOADER.PIN_MEMORY,
+    )
 
 
 @dataclass
 class DataWatch:
-    """Tells, now and then, that training waits for data, and what can be done about it.
+    """Warns, now and then, that training waits for data, and says what can be done about it.
 
     Args:
         workers: DATA_LOADER.NUM_WORKERS.
-        share: of the time spent waiting, past which it is told.
+        share: of the time, above which waiting is reported.
         pause: log lines from one warning to the next.
     """
 
@@ -320,13 +325,13 @@ class DataWatch:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if processes * (self.workers + 1) < cores:
-            mend = f"raise DATA_LOADER.NUM_WORKERS, now {self.workers}: this machine has {cores} cores"
+            fix = f"raise DATA_LOADER.NUM_WORKERS, now {self.workers}: this machine has {cores} cores"
         else:
-            mend = (
+            fix = (
                 f"the {cores} cores here are busy: re-encode the videos (prepare.py --short-side, see datasets/), "
                 "draw more clips from each (AUG.NUM_SAMPLE) or use a machine with more cores"
             )
         return (
-            f"training waits for data {100 * data_seconds / step_seconds:.0f} % of the time; {mend}. "
+            f"training waits for data {100 * data_seconds / step_seconds:.0f} % of the time; {fix}. "
             "tools/benchmark.py loader --cfg CONFIG shows where the time goes"
         )

@@ -1,10 +1,11 @@
-"""Lists of videos: one table per split (path, label, optional start and end), class names beside it.
+"""Lists of videos: one table per split (path, label, optional start and end), and a list of class names.
 
 Three forms are read: a CSV with the header ``path,label[,start,end]``; the headerless ``path label`` lines of
 Kinetics' and SlowFast's files; a folder of class folders. ``tables.py`` says what else a CSV may look like.
 """
 
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -21,12 +22,13 @@ from lookupvit_video.data.tables import (
     labelled_lines,
     lines_of,
     looks_like_header,
+    possible_readings,
     read_list,
     table_rows,
-    ways_to_read,
 )
 from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line
 from lookupvit_video.errors import UserError
+from lookupvit_video.files import is_remote, joined
 from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,11 @@ class Video:
     end: float | None = None
     """Seconds; None: the end of the file."""
     source: str = ""
-    """Where the row stands, for messages: ``train.csv, line 3``."""
+    """Where the row is, for messages: ``train.csv, line 3``."""
+
+    def span(self, duration: float) -> tuple[float, float]:
+        """Return the first and last second of this row in a file of some duration."""
+        return self.start or 0.0, min(self.end or math.inf, duration)
 
 
 def read_class_list(path: str | Path) -> list[str]:
@@ -52,7 +58,6 @@ def read_class_list(path: str | Path) -> list[str]:
     Raises:
         UserError: the file is missing, empty, or names a class twice.
     """
-    path = Path(path)
     text = read_list(path, "the class list", "write one class name a line, or set DATA.CLASS_LIST")
     names = [_class_name(line) for line in lines_of(text)]
     while names and not names[-1]:
@@ -64,7 +69,7 @@ def read_class_list(path: str | Path) -> list[str]:
         if not name:
             raise UserError(f"{path}, line {number}: no class name; remove the empty line")
         if name in seen:
-            raise UserError(f"{path}, line {number}: class {name!r} stands on line {seen[name]} already")
+            raise UserError(f"{path}, line {number}: class {name!r} is on line {seen[name]} already")
         seen[name] = number
     return names
 
@@ -82,39 +87,41 @@ def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") ->
     from 0, or class names.
 
     Raises:
-        UserError: names the file and line of what is wrong, and the mend.
+        UserError: names the file, the line and how to fix it.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _read_class_folders(path, classes)
+    if os.path.isdir(path):
+        return _read_class_folders(Path(path), classes)
     text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys")
-    folder = Path(prefix) if prefix else path.parent
+    folder = Path(prefix or os.path.dirname(path))
     numbers = {name: label for label, name in enumerate(classes)}
     videos = []
     for line, fields in _rows(path, text, numbers):
         where = f"{path}, line {line}"
         if not fields["path"].strip():
             raise UserError(f"{where}: no path")
+        if is_remote(path) and not prefix and not os.path.isabs(fields["path"]):
+            raise UserError(f"{where}: videos are local files; set DATA.PATH_PREFIX to the folder that they are in")
         start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
             raise UserError(f"{where}: end {end} is not after start {start or 0.0}")
         label = _label(fields["label"], numbers, where)
-        videos.append(Video(str(located(folder, fields["path"])), label, start, end, where))
+        videos.append(Video(str(resolve(folder, fields["path"])), label, start, end, where))
     if not videos:
         raise UserError(f"{path}: the list holds no video")
     return videos
 
 
-def located(folder: Path, name: str) -> Path:
+def resolve(folder: Path, name: str) -> Path:
     """Return the path that a list names, relative to a folder: without blanks around it, unless a file has them."""
     return folder / (name if name == name.strip() or os.path.lexists(folder / name) else name.strip())
 
 
-def _rows(path: Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: str | Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, fields) of a table with header, or of headerless ``path label`` lines."""
     lines = lines_of(text)
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
-    is_row = any(_is_label(label, numbers) for _, label in ways_to_read(lines[first].strip()))  # "video 3": no header
+    # "video 3" is a row, not a header
+    is_row = any(_is_label(label, numbers) for _, label in possible_readings(lines[first].strip()))
     header = find_header(text, path)
     if header and not (is_row and "label" not in header.columns):
         if "label" not in header.columns:
@@ -203,13 +210,13 @@ def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
 def allowed_bad(count: int, max_fraction: float) -> int:
     """Return how many of ``count`` videos may be unreadable: DATA.MAX_BAD_FRACTION of them.
 
-    In a short list, of which 1 % is no video at all, a few may be in any case: 3, but no more than a tenth of it. A
+    In a short list, where 1 % is less than one video, a few may be in any case: 3, but no more than a tenth of it. A
     fraction of 0 allows none.
     """
     return max(int(max_fraction * count), min(3, count // 10)) if max_fraction else 0
 
 
-def check_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Video]:
+def missing_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Video]:
     """Return the videos whose file does not exist.
 
     Raises:
@@ -223,7 +230,7 @@ def check_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Vi
         more = f" (and {len(missing) - 1} more of {len(videos)})" if len(missing) > 1 else ""
         advice = "" if is_utf8(first.path) else "; its name is not UTF-8 in the list: is it on the disk?"
         raise UserError(
-            f"{first.source}: video {first.path} does not exist{more}; mend the list, set "
+            f"{first.source}: video {first.path} does not exist{more}; fix the list, set "
             f"DATA.PATH_PREFIX, or allow more with DATA.MAX_BAD_FRACTION{advice}"
         )
     return missing
@@ -237,12 +244,11 @@ def load_classes(cfg: CfgNode) -> list[str]:
     Raises:
         UserError: the names cannot be read or their number is not MODEL.NUM_CLASSES.
     """
-    folder = Path(cfg.DATA.PATH_TO_DATA_DIR)
-    path, train = folder / cfg.DATA.CLASS_LIST, folder / cfg.DATA.TRAIN_LIST
-    if path.is_file():
+    path, train = (joined(cfg.DATA.PATH_TO_DATA_DIR, name) for name in (cfg.DATA.CLASS_LIST, cfg.DATA.TRAIN_LIST))
+    if is_remote(path) or os.path.isfile(path):
         classes = read_class_list(path)
-    elif train.is_dir():
-        path, classes = train, class_folders(train)
+    elif os.path.isdir(train):
+        path, classes = train, class_folders(Path(train))
     else:
         logger.warning("%s: no class list; classes are named by their numbers (set DATA.CLASS_LIST)", path)
         classes = [str(label) for label in range(cfg.MODEL.NUM_CLASSES)]
@@ -254,20 +260,18 @@ def load_classes(cfg: CfgNode) -> list[str]:
     return classes
 
 
-def _without_skipped(cfg: CfgNode, path: Path, videos: Sequence[Video]) -> list[Video]:
-    """Leave out the videos whose path stands in DATA.SKIP_LIST, a CSV with a column ``path``, as in the list itself."""
-    skip = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA.SKIP_LIST
-    folder = path if path.is_dir() else Path(cfg.DATA.PATH_PREFIX or path.parent)
-    text = read_list(skip, "the list", "mend or empty DATA.SKIP_LIST")
+def _without_skipped(videos: Sequence[Video], folder: Path, skip: str) -> list[Video]:
+    """Leave out the videos that the list ``skip`` names, a CSV with a column ``path``, relative to ``folder``."""
+    text = read_list(skip, "the list", "fix or empty DATA.SKIP_LIST")
     header = find_header(text, skip)
     rows = [fields["path"] for _, fields in table_rows(header, skip)] if header else []
     if not header or not all(row.strip() for row in rows):
         raise UserError(f"{skip}: DATA.SKIP_LIST is a CSV with a header and a column path in every row")
-    skipped = {os.path.abspath(located(folder, row)) for row in rows}
+    skipped = {os.path.abspath(resolve(folder, row)) for row in rows}
     kept = [video for video in videos if os.path.abspath(video.path) not in skipped]
     if not kept:
-        raise UserError(f"{skip}: names every video of {path}; mend or empty DATA.SKIP_LIST")
-    logger.info("%s: %d of %d videos left out, as DATA.SKIP_LIST says", path, len(videos) - len(kept), len(videos))
+        raise UserError(f"{skip}: names every training video; fix or empty DATA.SKIP_LIST")
+    logger.info("%s: %d of %d training videos skipped", skip, len(videos) - len(kept), len(videos))
     return kept
 
 
@@ -277,13 +281,14 @@ def load_split(cfg: CfgNode, split: str, classes: Sequence[str]) -> list[Video]:
     DATA.SKIP_LIST takes videos out of training only: in validation and test those that cannot be read count as wrong.
 
     Raises:
-        UserError: names the file, line or key, and the mend.
+        UserError: names the file, line or key, and how to fix it.
     """
-    path = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA[f"{split.upper()}_LIST"]
+    path = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA[f"{split.upper()}_LIST"])
     videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX)
     if split == "train" and cfg.DATA.SKIP_LIST:
-        videos = _without_skipped(cfg, path, videos)
-    missing = check_files(videos, cfg.DATA.MAX_BAD_FRACTION)
+        folder = path if os.path.isdir(path) else cfg.DATA.PATH_PREFIX or os.path.dirname(path)
+        videos = _without_skipped(videos, Path(folder), joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
+    missing = missing_files(videos, cfg.DATA.MAX_BAD_FRACTION)
     if missing:
         logger.warning(
             "%s: %d of %d videos do not exist, the first %s", path, len(missing), len(videos), missing[0].path

@@ -24,7 +24,7 @@ class TimeSampler:
             Something-Something is read.
         num_clips: clips per video.
         training: random times; otherwise ``num_clips`` fixed ones, spread evenly.
-        single_frame: repeat one frame T times (a control in which time tells nothing).
+        single_frame: repeat one frame T times (a control without information in time).
     """
 
     num_frames: int
@@ -52,7 +52,7 @@ class TimeSampler:
             starts = [sampler(0, duration, {}).clip_start_sec for _ in range(self.num_clips)]
         else:
             # PyTorchVideo's sampler starts its clips at the left ends of equal parts of the possible starts, so one
-            # view would always be the video's beginning; every second of twice as many are the parts' centres.
+            # view would always be the video's beginning; every second of twice as many are the parts' centers.
             sampler = ConstantClipsPerVideoSampler(length, 2 * self.num_clips)
             starts = [sampler(0, duration, {}).clip_start_sec for _ in range(2 * self.num_clips)][1::2]
         return np.array([float(start) for start in starts])[:, None] + np.arange(self.num_frames) * self.step
@@ -65,6 +65,11 @@ class TimeSampler:
         else:
             offsets = (np.arange(self.num_clips)[:, None] + 0.5) / self.num_clips
         return starts + offsets * (duration / self.num_frames)
+
+
+def within(seconds_VT: np.ndarray, start: float, end: float) -> np.ndarray:
+    """Limit times to a span of a video: from its end on, its last frame is shown and none after it."""
+    return seconds_VT.clip(max=max(start, end - 1e-4))  # less than any frame lasts
 
 
 def build_time_sampler(cfg: CfgNode, *, training: bool, num_clips: int) -> TimeSampler:

@@ -1,6 +1,6 @@
-"""Lists as people have them: from Excel and other programs, in any usual encoding, delimiter and names of columns.
+"""Tables from Excel and other programs, in any usual encoding, with any usual delimiter and column names.
 
-What can be read in one way only is read; everything else is one error that names file and line.
+A table that can be read in one way only is read; anything else is an error that names file and line.
 """
 
 import csv
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lookupvit_video.errors import UserError
+from lookupvit_video.files import local_copy
 from lookupvit_video.text import decode
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
@@ -43,16 +44,16 @@ class Header(NamedTuple):
 
 
 def read_list(path: str | Path, what: str, advice: str) -> str:
-    """Return the text of a list that somebody or some program wrote.
+    """Return the text of a list; its path may be remote.
 
     Args:
         what, advice: "the class list", and how to fix it, for the error.
 
     Raises:
-        UserError: there is no such file, or it is no text.
+        UserError: there is no such file, or it is not text.
     """
     try:
-        return decode(Path(path).read_bytes())
+        return decode(local_copy(path).read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: {what} cannot be read ({getattr(error, 'strerror', None) or error}); {advice}"
@@ -175,7 +176,7 @@ def labelled_lines(text: str, source: str | Path, is_label: Callable[[str], bool
     """
     for number, line in _logical_lines(text, source):
         where = f"{source}, line {number}"
-        ways = dict.fromkeys(way for way in ways_to_read(line) if is_label(way[1]))
+        ways = dict.fromkeys(way for way in possible_readings(line) if is_label(way[1]))
         if len(ways) > 1:  # such as the classes "jump" and "long jump"
             named = [way for way in ways if _VIDEO_NAME.search(way[0])]
             if len(named) != 1:
@@ -210,7 +211,7 @@ def _logical_lines(text: str, source: str | Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{source}, line {begun}: a quote is left open")
 
 
-def ways_to_read(line: str) -> Iterator[tuple[str, str]]:
+def possible_readings(line: str) -> Iterator[tuple[str, str]]:
     """Yield each (path, label) that a line without header may mean, if what is the label is one."""
     quoted = _QUOTED.match(line)
     if quoted:

@@ -1,8 +1,8 @@
-"""What happens to the pixels: torchvision.transforms.v2, the same for all frames of a clip.
+"""Transforms of pixels, by torchvision.transforms.v2; the same for all frames of a clip.
 
 Frames come from the reader as (T, H, W, C) uint8; that memory layout is kept until after the resize (torch resizes
 channels-last uint8 fastest) and crops come before it. Clips leave as contiguous (C, T, H, W) uint8; what needs floats
-or the whole batch (normalisation, mixing, erasing) happens on the device.
+or the complete batch (normalization, mixing, erasing) happens on the device.
 """
 
 import math
@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from lookupvit_video.decoding.reader import Box
 
-FILL = [124.0, 116.0, 104.0]  # ImageNet's mean colour, for corners that rotations and shears uncover
+FILL = [124.0, 116.0, 104.0]  # ImageNet's mean color, for corners that rotations and shears uncover
 IGNORED = -100  # label of a clip that could not be read: it adds nothing to the loss
 
 ClipTransform = Callable[[Tensor], list[Tensor]]
@@ -64,7 +64,7 @@ class CropTransform:
     augment: nn.Module | None = None
 
     def __call__(self, frames_THWC: Tensor) -> list[Tensor]:
-        """Turn whole frames into the clip of each box."""
+        """Turn complete frames into the clip of each box."""
         return [self.clip(box.cut(frames_THWC)) for box in self.boxes(*frames_THWC.shape[1:3])]
 
     def clip(self, crop_THWC: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ class CropTransform:
         return frames_to_clip(self.augment(frames_TCHW) if self.augment else frames_TCHW)
 
 
-# What chooses boxes stands alone, not inside the functions that return it: workers that are spawned have to pickle it.
+# Module-level functions, since spawned workers have to pickle them.
 
 
 def _area_box(area: Sequence[float], aspect: Sequence[float], height: int, width: int) -> list[Box]:
@@ -116,7 +116,7 @@ def _fixed_boxes(size: int, short_side: int, num_crops: int, height: int, width:
 
 
 class ClipRandAugment(nn.Module):
-    """RandAugment (arXiv 1909.13719) on a scale of 0 to 10, its magnitude drawn anew for each clip."""
+    """RandAugment (arXiv 1909.13719) on a scale of 0 to 10, with a magnitude drawn for each clip."""
 
     def __init__(self, num_ops: int, magnitude: float, std: float):
         super().__init__()
@@ -160,7 +160,7 @@ def train_transform(cfg: CfgNode) -> CropTransform:
 def eval_transform(size: int, short_side: int, num_crops: int) -> CropTransform:
     """Return the fixed transform: frames (T, H, W, C) uint8 -> ``num_crops`` clips (C, T, size, size) uint8.
 
-    The crops are squares that measure ``size`` if the short side measures ``short_side``: one in the centre, or three
+    The crops are squares that measure ``size`` if the short side measures ``short_side``: one in the center, or three
     spread over the longer side.
     """
     return CropTransform(partial(_fixed_boxes, size, short_side, num_crops), size)
@@ -169,7 +169,7 @@ def eval_transform(size: int, short_side: int, num_crops: int) -> CropTransform:
 def mirrored_labels(classes: Sequence[str]) -> tuple[list[int] | None, str]:
     """Find the class that the mirror image of each class shows, by its name.
 
-    Left and right, clockwise and counter-clockwise (anticlockwise) are exchanged; other names stay what they are.
+    Left and right, clockwise and counter-clockwise (anticlockwise) are exchanged; other names stay.
 
     Returns:
         the label of the mirror image for each label, or None where some class has no mirror image in the list, so that
@@ -183,7 +183,7 @@ def mirrored_labels(classes: Sequence[str]) -> tuple[list[int] | None, str]:
             if mirror[label] < 0:
                 return None, f"off, since no class is the mirror image of {name!r}"
     if any(mirror[other] != label for label, other in enumerate(mirror)):
-        return None, "off, since two class names say the same side in different words"
+        return None, "off, since two class names name the same side in different words"
     swapped = [label for label, other in enumerate(mirror) if label != other]
     if swapped:
         one, other = classes[swapped[0]], classes[mirror[swapped[0]]]
@@ -192,7 +192,7 @@ def mirrored_labels(classes: Sequence[str]) -> tuple[list[int] | None, str]:
 
 
 def _named_sides(name: str, *, mirrored: bool) -> str:
-    """A class name in small letters, with one way to write each side, or with the other side in its place."""
+    """A class name in lower case with one spelling of each side, or with the other side instead."""
 
     def word(match: re.Match[str]) -> str:
         side = match[1] if match[1] in _OTHER_SIDE else "counter-clockwise"
@@ -230,21 +230,26 @@ def soft_targets(labels_B: Tensor, num_classes: int) -> Tensor:
 
 
 class BatchAugment:
-    """Random erasing per clip, then mixup or cutmix over the batch, on the device; random numbers from torch's CPU."""
+    """Random erasing per clip, then mixup or cutmix over the batch, on the device; random numbers from torch's CPU.
 
-    def __init__(self, cfg: CfgNode):
-        self.erase = v2.RandomErasing(p=cfg.AUG.RE_PROB, value="random", inplace=True) if cfg.AUG.RE_PROB else None
-        self.mixers: list[tuple[float, nn.Module]] = []  # (chance, mixer); what is left of 1 is no mixing
-        if cfg.MIXUP.ENABLE:
-            both = cfg.MIXUP.ALPHA > 0 and cfg.MIXUP.CUTMIX_ALPHA > 0
-            cut = cfg.MIXUP.SWITCH_PROB if both else float(cfg.MIXUP.CUTMIX_ALPHA > 0)
-            if cut < 1:
-                self.mixers.append((cfg.MIXUP.PROB * (1 - cut), v2.MixUp(alpha=cfg.MIXUP.ALPHA)))
-            if cut > 0:
-                self.mixers.append((cfg.MIXUP.PROB * cut, v2.CutMix(alpha=cfg.MIXUP.CUTMIX_ALPHA)))
+    Args:
+        erase: chance that a part of a clip is erased.
+        mix: chance that a batch is mixed; None: mixing is off.
+        alphas: of the Beta distributions of mixup and cutmix; 0: this one is off.
+        cutmix_share: chance of cutmix where both are on.
+    """
+
+    def __init__(self, erase: float, mix: float | None, alphas: tuple[float, float], cutmix_share: float):
+        self.erase = v2.RandomErasing(p=erase, value="random", inplace=True) if erase else None
+        self.mixers: list[tuple[float, nn.Module]] = []  # (chance, mixer); the rest to 1: no mixing
+        cut = cutmix_share if min(alphas) > 0 else float(alphas[1] > 0)
+        if mix is not None and cut < 1:
+            self.mixers.append((mix * (1 - cut), v2.MixUp(alpha=alphas[0])))
+        if mix is not None and cut > 0:
+            self.mixers.append((mix * cut, v2.CutMix(alpha=alphas[1])))
 
     def __call__(self, clips_BCTHW: Tensor, targets_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment normalised clips (B, C, T, H, W), erasing in place, and targets (B, K); shapes stay."""
+        """Augment normalized clips (B, C, T, H, W), erasing in place, and targets (B, K); shapes stay."""
         if self.erase is not None:
             for clip in clips_BCTHW:
                 self.erase(clip.transpose(0, 1))  # v2 takes videos as (T, C, H, W): one place for all frames

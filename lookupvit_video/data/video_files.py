@@ -1,12 +1,13 @@
 """Which files below a folder are videos, by their suffix: all suffixes of what the installed libav opens as a video.
 
 One rule for training's class folders, the check, predictions and the preparation of data sets. What is left out is
-counted by suffix, so that nothing goes missing in silence. Files given by name are opened whatever they are called.
+counted by suffix and logged. Files given by name are opened whatever they are called.
 """
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,8 @@ from typing import NamedTuple
 from av.format import ContainerFormat
 
 from lookupvit_video.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # libav's demuxers of video, and suffixes that libav does not list for them. Sound, pictures, text and raw pixels
 # without a header are none of them; a demuxer that the installed libav lacks adds nothing.
@@ -66,19 +69,44 @@ class VideoFiles(NamedTuple):
     """Suffix in lower case, or "" where a file has none -> files."""
 
 
-def find_video_files(folder: str | os.PathLike[str]) -> VideoFiles:
-    """Look at every file below a folder; symbolic links are followed, each folder once; hidden ones are passed over.
+def find_video_files(
+    folder: str | os.PathLike[str], seen: set[tuple[int, int]] | None = None, pictures: str = ""
+) -> VideoFiles:
+    """Look at every file below a folder; symbolic links are followed, each folder once; hidden files are skipped.
+
+    Args:
+        seen: see ``walk_files``.
+        pictures: suffix of pictures; a folder that holds some counts as a video.
 
     Raises:
         UserError: a folder cannot be read.
     """
-    videos, left_out = [], Counter[str]()
-    for file in walk_files(Path(folder), set()):
+    videos, left_out = set[Path](), Counter[str]()
+    for file in walk_files(Path(folder), set() if seen is None else seen):
         if is_video_name(file):
-            videos.append(file)
+            videos.add(file)
+        elif pictures and file.suffix.lower() == pictures:
+            videos.add(file.parent)
         else:
             left_out[file.suffix.lower()] += 1
     return VideoFiles(sorted(videos), left_out)
+
+
+def some_videos(folder: str | os.PathLike[str], found: VideoFiles, advice: str = "") -> list[Path]:
+    """Return what was found below a folder, and log what was left out.
+
+    Raises:
+        UserError: no video was found; it ends with ``advice``.
+    """
+    line = left_out_line(found.left_out)
+    if not found.videos:
+        raise UserError(
+            f"{os.fspath(folder)}: no video below it: no file has the suffix of one, such as .mp4, .webm, .mkv, .avi "
+            f"or .mov ({line or 'there is no file at all'}){advice}"
+        )
+    if line:
+        logger.info("%s: %s", folder, line)
+    return found.videos
 
 
 def walk_files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
@@ -108,16 +136,7 @@ def left_out_line(left_out: Counter[str]) -> str:
     if not left_out:
         return ""
     total = left_out.total()
-    kinds = [f"{count} {suffix or 'without any'}" for suffix, count in _by_count(left_out)]
+    by_count = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    kinds = [f"{count} {suffix or 'without any'}" for suffix, count in by_count]
     more = f", {len(kinds) - _SHOWN} more suffixes" if len(kinds) > _SHOWN else ""
     return f"left out {total} file{'s' * (total > 1)} without a video's suffix: {', '.join(kinds[:_SHOWN])}{more}"
-
-
-def _by_count(counts: Counter[str]) -> Iterable[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def no_video_below(left_out: Counter[str]) -> str:
-    """Why a folder holds nothing to use, for messages that begin with its name."""
-    there = left_out_line(left_out) or "there is no file at all"
-    return f"no video below it: no file has the suffix of one, such as .mp4, .webm, .mkv, .avi or .mov ({there})"

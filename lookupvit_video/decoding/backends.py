@@ -16,7 +16,11 @@ from lookupvit_video.errors import UserError
 
 __all__ = ["BACKENDS", "DecodeError", "VideoInfo", "VideoReader", "check_backend", "open_video"]
 
-BACKENDS: dict[str, type[PyAVReader]] = {"pyav": PyAVReader, "decord": DecordReader, "torchcodec": TorchCodecReader}
+BACKENDS: dict[str, type[PyAVReader | DecordReader | TorchCodecReader]] = {
+    "pyav": PyAVReader,
+    "decord": DecordReader,
+    "torchcodec": TorchCodecReader,
+}
 
 
 def check_backend(backend: str) -> None:

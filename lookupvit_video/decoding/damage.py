@@ -1,10 +1,10 @@
-"""What is known to be damaged in a video file, and how the libraries are made to say so.
+"""Signs of damage in a video file, and how the libraries are made to show them.
 
-libav passes over most damage: it conceals what it cannot decode, or hands out what a buffer held before, and at most
-logs a line. So besides errors and frames marked corrupt, three signs are read here that cost next to nothing:
+libav hides most damage: it conceals what it cannot decode, or returns what a buffer held before, and at most logs a
+line. In addition to errors and frames marked corrupt, three signs are read here that cost next to nothing:
 
 - its error messages: a counter while frames are served, the lines themselves once a damaged file is decoded again;
-- HEVC: a slice decoder that lost its place runs past the end of its data without noticing. `arm_hevc` appends bytes
+- HEVC: a slice decoder that lost its place runs past the end of its data without an error. `arm_hevc` appends bytes
   that no sound slice reads, and that are an error to one that does;
 - VP9: libvpx compares where a frame's data ends with where its decoder stopped, libav's own decoder does not. Their
   pictures are the same.
@@ -26,7 +26,8 @@ import av.logging
 import numpy as np
 
 from lookupvit_video.decoding.file_end import may_turn_pictures
-from lookupvit_video.decoding.reader import PICTURE_DATA, PICTURE_SIZE, DamageList
+from lookupvit_video.decoding.orientation import UPRIGHT, orientation_of_frame
+from lookupvit_video.decoding.reader import CONTAINER, PICTURE_DATA, PICTURE_SIZE, DamageList, DecodeError
 from lookupvit_video.decoding.timeline import codec_name, format_names
 
 NOT_LOOKED_AT = "not on whitelist 'none'"  # what libav logs where a reader keeps it from looking at a picture
@@ -57,7 +58,7 @@ def errors_so_far() -> int:
 
 @contextmanager
 def listening() -> Iterator[list[str]]:
-    """Collect the errors that libav logs in this thread; who listened before hears them as well."""
+    """Collect the errors that libav logs in this thread; an outer listener gets them as well."""
     global _listeners, _level_before
     with _lock:
         if not _listeners:
@@ -66,7 +67,7 @@ def listening() -> Iterator[list[str]]:
                 av.logging.set_level(av.logging.ERROR)
         _listeners += 1
         before = _level_before
-    said: list[str] = []
+    messages: list[str] = []
     lines: list[tuple[int, str, str]] = []
     try:
         with av.logging.Capture(local=True) as lines:
@@ -75,8 +76,8 @@ def listening() -> Iterator[list[str]]:
             av.logging.log(*mark)
             earlier = lines.index(mark)
             del lines[earlier]
-            yield said
-            said += [
+            yield messages
+            messages += [
                 f"{name}: {' '.join(text.split())}"
                 for level, name, text in lines[earlier:]
                 if level <= av.logging.ERROR and NOT_LOOKED_AT not in text
@@ -112,7 +113,7 @@ def open_decoder(path: str, container: Any, stream: Any) -> tuple[Any, Arm | Non
     if codec == "hevc":
         arm = partial(arm_hevc, size=length_of_lengths(decoder.extradata or b""))
     elif codec == "vp9" and _has_libvpx() and not may_turn_pictures(path, format_names(container)):
-        # libav tells the decoder that it sets up itself how to turn the pictures, and no other
+        # libav passes the orientation of pictures only to the decoder that it sets up itself
         decoder = av.CodecContext.create("libvpx-vp9", "r")
         decoder.extradata = stream.codec_context.extradata or b""
     decoder.options = {"err_detect": "crccheck"}  # where pictures have checksums, compare them
@@ -193,8 +194,8 @@ class FrameKeeper:
     """Keeps the pictures that were decoded last in use.
 
     libav takes memory for pictures zeroed from the system, and again from pictures that are no longer in use. What of a
-    damaged picture is not decoded then shows zeros, or after 64 MiB what follows from the order of decoding alone: not
-    what happened to be asked for.
+    damaged picture is not decoded then shows zeros, or after 64 MiB what follows from the order of decoding alone,
+    not from the requests.
     """
 
     _KEPT = 64 << 20  # bytes
@@ -214,9 +215,9 @@ class FrameKeeper:
 
 
 class UnfilledWatch(FrameKeeper):
-    """Finds pictures of which parts were never decoded: a damaged HEVC slice may end early, and nobody says so.
+    """Finds pictures with parts that were never decoded: a damaged HEVC slice may end early without an error.
 
-    All zero is a green that is not among the colours of video.
+    All zero is a green outside the colors of video.
     """
 
     _STEP = 16  # pixels: of the smallest blocks that slices are made of
@@ -227,7 +228,7 @@ class UnfilledWatch(FrameKeeper):
         found = False
         for frame in frames:
             planes = frame.planes
-            # slices go from the upper left to the lower right: most often the last pixel says that there is nothing
+            # slices go from the upper left to the lower right: usually the last pixel shows that all is filled
             if memoryview(planes[0])[planes[0].line_size * (planes[0].height - 1) + frame.width - 1] == 0:
                 found = found or self._has_zeros(frame, planes)
         return found
@@ -249,15 +250,23 @@ class UnfilledWatch(FrameKeeper):
 
 
 class PictureWatch:
-    """What a decode from the first packet to the last shows of a file's pictures."""
+    """What a full decode shows of a file's pictures."""
 
     def __init__(self) -> None:
         self.sizes: Counter[tuple[int, int]] = Counter()
         self.formats: Counter[str] = Counter()
         self.corrupt = self.failed = self.unfilled = 0
+        self.interlaced = False
+        self.remark: str | None = None  # on a change of orientation
+        self._own = UPRIGHT  # orientation of the last frame
 
     def see(self, frame: Any) -> None:
         """Take note of a frame."""
+        own = orientation_of_frame(frame, self._own)
+        if self.sizes and own != self._own and not self.remark:
+            self.remark = f"frame {self.sizes.total()} and others are {own}, those before are {self._own}"
+        self._own = own
+        self.interlaced |= frame.interlaced_frame
         self.sizes[frame.width, frame.height] += 1
         self.formats[frame.format.name] += 1
         self.corrupt += frame.is_corrupt
@@ -267,15 +276,15 @@ class PictureWatch:
         """The (width, height) of most pictures."""
         return self.sizes.most_common(1)[0][0]
 
-    def report(self, damage: DamageList, said: list[str]) -> None:
+    def report(self, damage: DamageList, messages: list[str]) -> None:
         """Note what was wrong.
 
         Args:
-            said: errors that libav logged meanwhile.
+            messages: errors that libav logged meanwhile.
         """
-        if said or self.failed or self.corrupt or self.unfilled:
-            more = f" (and {len(said) - 1} more times)" if len(said) > 1 else ""
-            says = [f"the decoder complains: {said[0]}{more}"] if said else []
+        if messages or self.failed or self.corrupt or self.unfilled:
+            more = f" (and {len(messages) - 1} more times)" if len(messages) > 1 else ""
+            says = [f"the decoder reports: {messages[0]}{more}"] if messages else []
             says += [f"{self.failed} packets cannot be decoded"] if self.failed else []
             says += [f"{self.corrupt} frames are marked corrupt"] if self.corrupt else []
             says += [f"{self.unfilled} frames are decoded in part"] if self.unfilled else []
@@ -285,3 +294,9 @@ class PictureWatch:
             damage.note(PICTURE_SIZE, f"changes between {sizes}")
         elif len(self.formats) > 1:
             damage.note(PICTURE_SIZE, f"how pixels are stored changes between {' and '.join(self.formats)}")
+
+
+def refuse_damaged_hevc(path: str, stream: Any, damage: DamageList) -> None:
+    """Raise DecodeError for damaged HEVC: libav fills what it cannot decode from memory, differently at each read."""
+    if codec_name(stream) == "hevc" and {PICTURE_DATA, CONTAINER} & {found.kind for found in damage}:
+        raise DecodeError(path, f"damaged: {damage}; fetch it again")

@@ -1,8 +1,8 @@
-"""Whether a video is encrypted, seen from its container: decoders take such data for damage, or show noise.
+"""Whether a video is encrypted, by its container: decoders treat such data as damage, or show noise.
 
 Looked at: mp4 and mov (protected sample entries, ISO 14496-12 8.12 and ISO 23001-7; Apple's drmi; fragments with
 sample encryption), mkv and webm (ContentEncryption), transport and program streams (scrambling control), asf (content
-encryption objects) and flv (filtered tags). A file that is encrypted from its first byte on cannot be told from noise.
+encryption objects) and flv (filtered tags). A file that is encrypted from its first byte on looks like noise.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def refuse_encrypted(path: str, container: Any, stream: Any) -> None:
     """
     names = container.format.name.split(",")
     how = None
-    with open(path, "rb", buffering=0) as file:  # each look is at another place: a buffer would be filled in vain
+    with open(path, "rb", buffering=0) as file:  # each read is at another place: a buffer would be of no use
         if "mp4" in names:
             is_plain = len(container.streams.video) == 1 and _is_plain_mp4(file)
             how = None if is_plain else _mp4_scheme(file)
@@ -66,7 +66,7 @@ def refuse_encrypted(path: str, container: Any, stream: Any) -> None:
 
 
 def why_not_opened(path: str) -> str | None:
-    """Why libav cannot open a file, where its structure shows that; None: it is in no form known here."""
+    """Why libav cannot open a file, where its structure shows that; None: its form is not known here."""
     with open(path, "rb", buffering=0) as file:
         head = file.read(16)
         if head[4:8] in (b"ftyp", b"styp", b"moov", b"moof", b"sidx", b"mdat"):

@@ -1,9 +1,9 @@
-"""Is a video file as long as it says, and are its parts what their checksums say?
+"""Is a video file as long as announced, and do its parts match their checksums?
 
-One rule for reading and for checking: where the container announces how many frames there are or when they end, a
-missing frame is one too many (`ends_early`: the file is refused); where it announces bytes, a missing byte is reported
-(`missing_bytes`). MPEG transport and program streams announce nothing: what is cut off between two packets goes
-unnoticed there, and a line in the log says so.
+The same rule holds for reading and for checking: where the container announces the number of frames or their end, a
+file without the last frame is refused (`ends_early`); where it announces bytes, a missing byte is reported
+(`missing_bytes`). MPEG transport and program streams announce nothing: a cut between two packets cannot be noticed
+there, and the log says so.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ logger = logging.getLogger(__name__)
 
 _ROUNDING = 0.0025  # s: matroska and flv count in milliseconds, and two such counts are compared
 SOUND_SLACK = 0.1  # s: how far the announced end and the end of the last packet of sound may be apart
-_UNSURE = 1.0  # s: for containers whose announcements were not looked into
-_LOOKED_INTO = frozenset({"matroska", "webm", "avi", "flv", "asf", "mp4"})
+_UNSURE = 1.0  # s: for containers whose announcements were not examined
+_EXAMINED = frozenset({"matroska", "webm", "avi", "flv", "asf", "mp4"})
 ANNOUNCES_NOTHING = frozenset({"mpegts", "mpeg", "h264", "hevc", "m4v", "mpegvideo", "obu", "mjpeg"})
 _SMALL_HEAD, _HEAD = 1 << 12, 1 << 16  # bytes: where the header of a file is looked for
 _LARGEST_SIZE = 1 << 62
-_remarked: set[str] = set()
+_logged: set[str] = set()
 
 _SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"  # IDs of elements of matroska (RFC 9559)
 _DURATION, _CRC_32 = b"\x44\x89", b"\xbf\x84"  # the second with its size, 4 bytes
@@ -61,7 +61,7 @@ def check_file(
     if missing:
         damage.note(CUT, missing)
     elif names & ANNOUNCES_NOTHING:
-        _remark_once(path, container.format.name)
+        _log_once(path, container.format.name)
     corrupt = sum(packet.corrupt for packet in packets)
     if corrupt:
         damage.note(CONTAINER, f"{corrupt} of {len(packets)} packets are marked corrupt: parts of them are missing")
@@ -75,10 +75,12 @@ def check_file(
         damage.note(TIME_STAMPS, f"jump back {resets} times: joined from pieces that count from zero, or damaged")
 
 
-def _remark_once(path: str, container: str) -> None:
-    if container not in _remarked:
-        _remarked.add(container)
-        logger.info("%s: %s announces no length: whether its end is missing is not known (said once)", path, container)
+def _log_once(path: str, container: str) -> None:
+    if container not in _logged:
+        _logged.add(container)
+        logger.info(
+            "%s: %s announces no length: whether its end is missing is not known (logged once)", path, container
+        )
 
 
 # In time --------------------------------------------------------------------------------------------------------------
@@ -96,7 +98,7 @@ def tolerance(names: set[str], frame: float, knows_last: bool) -> float:
 
     Half a frame; one more where packets do not say how long they are shown.
     """
-    return (0.5 if knows_last else 1.5) * frame + (_ROUNDING if names & _LOOKED_INTO else _UNSURE)
+    return (0.5 if knows_last else 1.5) * frame + (_ROUNDING if names & _EXAMINED else _UNSURE)
 
 
 def announced_seconds(path: str, names: set[str], container: Any, stream: Any) -> float:
@@ -112,7 +114,7 @@ def announced_seconds(path: str, names: set[str], container: Any, stream: Any) -
 def ends_early(
     path: str, container: Any, stream: Any, packets: list[PacketNote], reread: Callable[..., Iterator[Any]]
 ) -> str:
-    """Say how much less a file holds than its header announces, in frames or seconds; empty: nothing is missing."""
+    """Return how much less a file holds than its header announces, in frames or seconds; empty: nothing is missing."""
     names, stated = format_names(container), stream.frames
     if stated and "mp4" in names:
         held = sum(not packet.corrupt for packet in packets)
@@ -188,7 +190,7 @@ def _chunks_end(file: BinaryIO, size: int, read: Any) -> int:
 
 
 def _mp4_box(head: bytes) -> int:
-    """The length of a box from its first 16 bytes; 0: it reaches to the end, or is none."""
+    """The length of a box from its first 16 bytes; 0: it reaches to the end, or this is not a box."""
     if len(head) < 8:
         return 8  # cut off within its header
     length = int.from_bytes(head[:4], "big")
@@ -262,16 +264,16 @@ def _matroska_header(path: str) -> bytes:
     return head.partition(_CLUSTER)[0]
 
 
-def _holds_element(data: bytes, at: int, end: int, way: Sequence[bytes]) -> bool:
-    """Whether an element is there, within those that the others of ``way`` name.
+def _holds_element(data: bytes, at: int, end: int, nested: Sequence[bytes]) -> bool:
+    """Whether an element is there, within those that the others of ``nested`` name.
 
-    The bytes of its ID alone say nothing: they stand in texts such as "libvpx" too.
+    The bytes of its ID alone are not enough: they occur in texts such as "libvpx" too.
     """
     while at < end:
         width = 9 - data[at].bit_length()
         size, start = _vint(data, at + width)
-        if data[at : at + width] == way[0] and (
-            len(way) == 1 or _holds_element(data, start, min(start + size, end), way[1:])
+        if data[at : at + width] == nested[0] and (
+            len(nested) == 1 or _holds_element(data, start, min(start + size, end), nested[1:])
         ):
             return True
         at = start + size

@@ -1,4 +1,4 @@
-"""Frames of PyAV with the same pixels and other flags, which PyAV itself cannot change: by libav's filters."""
+"""Change the flags of PyAV's frames by libav's filters, since PyAV itself cannot."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FrameFilter:
 def field_joiner() -> FrameFilter:
     """A filter for interlaced frames: flagged as progressive, with both fields in one frame, as stored.
 
-    libswscale brings the colours of a frame flagged as interlaced to full size field by field; decord, torchcodec and
-    FFmpeg's command line do so frame by frame. One of the two had to hold for all, and this one needs no other decoder.
+    libswscale brings the colors of a frame flagged as interlaced to full size field by field; decord, torchcodec and
+    FFmpeg's command line do so frame by frame, which all readers here follow.
     """
     return FrameFilter([("setfield", "prog")])

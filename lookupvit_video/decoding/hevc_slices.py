@@ -3,7 +3,7 @@
 A slice decoder that lost its place may reach the last block of a picture before the data ends; libav takes that for a
 sound picture. Here the last bytes of a slice are changed and the picture decoded again: a sound picture changes with
 them. Only pictures that no other is predicted from can be tried so, and key frames by themselves, at the price of a
-second decode: this is for a thorough look at files, not for reading them.
+second decode: this is for a thorough check of files, not for reading them.
 """
 
 from __future__ import annotations

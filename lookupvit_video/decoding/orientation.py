@@ -1,4 +1,4 @@
-"""How stored pictures are turned and mirrored to be upright: display matrices, as FFmpeg's command line reads them.
+"""Decoded pictures -> pixels as displayed: upright and square, by display matrices as FFmpeg's command line reads them.
 
 A matrix comes from the container (mp4, mov, 3gp, mkv, webm: one for the video), from the pictures' own data (H.264 and
 HEVC display orientation messages, EXIF in JPEG pictures), or from both; the container's holds then. Turns that are no
@@ -12,24 +12,36 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import av
 import numpy as np
 from av.sidedata.sidedata import Type
+from av.video.format import VideoFormat
+from av.video.reformatter import Interpolation, VideoReformatter
 
-from lookupvit_video.decoding.frame_filter import FrameFilter
+from lookupvit_video.decoding.encryption import ENCRYPTED
+from lookupvit_video.decoding.frame_filter import FrameFilter, field_joiner
+from lookupvit_video.decoding.reader import PICTURE_SIZE, PIXEL_SHAPE, DamageList, DecodeError
+from lookupvit_video.decoding.timeline import codec_name, length_size
 
 _TOLERANCE = 0.5  # degrees: what FFmpeg's command line rounds to a quarter turn
 _ORIENTATION_MESSAGE = 47  # payload type of a display orientation SEI message (ITU-T H.264 and H.265, annex D)
 # Type of the NAL units that hold such messages; the one before a key picture holds up to the next key picture.
 _MESSAGE_NAL = {"h264": 6, "hevc": 39}
-MAY_CARRY_MESSAGES = frozenset(_MESSAGE_NAL)
-ALWAYS_PER_PICTURE = frozenset({"mjpeg"})
+_ALWAYS_PER_PICTURE = frozenset({"mjpeg"})
+
+# Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
+NEARLY_SQUARE = 0.02
+ODDEST_PIXEL = 3  # times as wide as high, or as high as wide (32:11 is the oddest in use): beyond, it is damage
+_PADDING = 16  # pixels: headers may count what encoders add to fill blocks
+_RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
+
 
 _UNKNOWN_TYPES = set(range(64)) - {kind.value for kind in Type}
 _DROP_UNKNOWN = [("sidedata", f"mode=delete:type={number}") for number in sorted(_UNKNOWN_TYPES)]
 
 
 class Orientation(NamedTuple):
-    """What makes a stored picture upright: rows and columns change places first, then either may be reversed."""
+    """How a stored picture becomes upright: transposed first, then rows or columns reversed."""
 
     transposed: bool = False
     rows_reversed: bool = False
@@ -45,7 +57,7 @@ class Orientation(NamedTuple):
 
     @property
     def mirrored(self) -> bool:
-        """Whether left and right change places, besides any turn."""
+        """Whether left and right are exchanged, in addition to any turn."""
         return bool((self.transposed + self.rows_reversed + self.columns_reversed) % 2)
 
     @property
@@ -75,7 +87,7 @@ def orientation_of_frame(frame: Any, before: Orientation = UPRIGHT) -> Orientati
 
 
 def remark_on_frame(frame: Any) -> str | None:
-    """What a decoded frame's matrix asks for that is not done, in a few words; None: nothing."""
+    """What a decoded frame's matrix requires and is not done; None: nothing."""
     matrix = _matrix(frame)
     return None if matrix is None else orientation_of_matrix(matrix)[1]
 
@@ -122,12 +134,30 @@ def _aside(straight: int, across: int, transposed: bool) -> tuple[int, int]:
     return pair[::-1] if transposed else pair
 
 
+class KeyWatch:
+    """Looks at the key packets of a stream: refuses encrypted ones, notes whether they carry their orientation."""
+
+    def __init__(self, path: str, stream: Any) -> None:
+        self.path, self._codec, self._size = path, codec_name(stream), length_size(stream)
+        self.oriented = self._codec in _ALWAYS_PER_PICTURE
+
+    def __call__(self, packet: Any) -> None:
+        """Look at one packet.
+
+        Raises:
+            DecodeError: it is encrypted.
+        """
+        if packet.has_sidedata("encryption_info"):
+            raise DecodeError(self.path, ENCRYPTED)
+        self.oriented = self.oriented or carries_message(packet, self._codec, self._size)
+
+
 def carries_message(packet: Any, codec: str, length_size: int) -> bool:
     """Whether an H.264 or HEVC packet, up to its first picture, holds a display orientation message.
 
     Args:
         packet: anything with bytes in it, such as a packet of PyAV.
-        length_size: bytes before each NAL unit that hold its length; 0: start codes stand there.
+        length_size: bytes before each NAL unit that hold its length; 0: start codes.
     """
     if codec not in _MESSAGE_NAL:
         return False
@@ -178,3 +208,56 @@ def _payload_types(messages: bytes) -> Iterator[int]:
             at += 1
         yield numbers[0]
         at += numbers[1]
+
+
+class RgbConverter:
+    """Converts the frames of one video to one size, that of the picture given to ``fit``."""
+
+    def __init__(self) -> None:
+        self.stored_size: tuple[int, int] | None = None
+        """(width, height) in square pixels before turning; None: not known yet."""
+        self.orientation = UPRIGHT
+        """That of the first picture, and of all that carry none of their own."""
+        self.square = True
+        self._reformatter: Any = VideoReformatter()
+        self._joiner = field_joiner()
+
+    def fit(self, size: tuple[int, int], orientation: Orientation, pixel_aspect: float) -> None:
+        """Take over (width, height) and orientation of the pictures, and how wide a pixel is for its height."""
+        self.square = not NEARLY_SQUARE < abs(pixel_aspect - 1) or not 1 / ODDEST_PIXEL <= pixel_aspect <= ODDEST_PIXEL
+        self.orientation = orientation
+        self.stored_size = (max(1, round(size[0] * (1.0 if self.square else pixel_aspect))), size[1])
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) as displayed."""
+        assert self.stored_size is not None
+        width, height = self.stored_size
+        return (height, width) if self.orientation.transposed else (width, height)
+
+    def convert(self, frame: av.VideoFrame, orientation: Orientation) -> np.ndarray:
+        """Return a frame as uint8 (H, W, 3), RGB, upright."""
+        assert self.stored_size is not None
+        width, height = self.stored_size  # a stream may change its size midway; the clip may not
+        if orientation.transposed != self.orientation.transposed:
+            width, height = height, width
+        if frame.interlaced_frame:
+            frame = self._joiner.apply(frame)
+        # one thread: swscale would take every core of the machine, in every loader worker
+        picture = self._reformatter.reformat(
+            frame, width=width, height=height, format=_RGB, interpolation=_BICUBIC, threads=1
+        )
+        plane = picture.planes[0]
+        strides = (plane.line_size, 3, 1)  # a line may be longer than its pixels
+        pixels: np.ndarray = np.ndarray((height, width, 3), np.uint8, buffer=plane, strides=strides)
+        return orientation.upright(pixels)
+
+
+def note_contradictions(
+    damage: DamageList, size: tuple[int, int], stated: tuple[int, int], pixel_aspect: float
+) -> None:
+    """Note where a picture's (width, height) contradicts the header's, or its pixels have no shape that is in use."""
+    if min(stated) > 0 and max(abs(one - other) for one, other in zip(size, stated, strict=True)) >= _PADDING:
+        damage.note(PICTURE_SIZE, f"{size[0]}x{size[1]}, in the header {stated[0]}x{stated[1]}")
+    if not 1 / ODDEST_PIXEL <= pixel_aspect <= ODDEST_PIXEL:
+        damage.note(PIXEL_SHAPE, f"a pixel {pixel_aspect:.3g} times as wide as high: treated as square")

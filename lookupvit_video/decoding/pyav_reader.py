@@ -1,17 +1,15 @@
 """Decode with PyAV: the frame returned for a time is the one that a full decode shows then, or an error is raised.
 
-Seeking alone does not give that: time stamps may be missing, out of order or shared, key frames may lean on earlier
-pictures, damaged frames are dropped. So the way here is:
+Seeking alone does not give that: time stamps may be missing, out of order or shared, key frames may depend on earlier
+pictures, damaged frames are dropped. The reader therefore
 
-1. read the packets without decoding them: time stamps make the *expected* timeline, key flags the entry points;
-2. seek to an entry point, decode forward, and compare every frame that arrives with the expected one;
-3. at the first difference, or sign of damage, decode the whole file once: the frames that come out *are* the timeline
-   from then on, and every request is served by decoding from the start.
+1. reads the packets without decoding them: time stamps make the *expected* timeline, key flags the entry points;
+2. seeks to an entry point, decodes forward, and compares every frame that arrives with the expected one;
+3. at the first difference, or sign of damage, decodes the complete file once: the frames that come out *are* the
+   timeline from then on, and every request is served by decoding from the start.
 
-What makes it fast is what it leaves out: pictures that are neither asked for nor leaned on by others are not decoded,
-pictures that are not asked for are not converted to RGB, and the header is believed until a picture contradicts it.
-
-Readers of other libraries differ in step 2 only: they override `PyAVReader._pick`.
+It is fast because of what it leaves out: pictures that are neither requested nor referenced by others are not decoded,
+pictures that are not requested are not converted to RGB, and the header is believed until a picture contradicts it.
 """
 
 from __future__ import annotations
@@ -19,70 +17,59 @@ from __future__ import annotations
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, dropwhile, islice
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import av
 import numpy as np
 import torch
-from av.stream import Disposition
-from av.video.format import VideoFormat
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from lookupvit_video.decoding.damage import (
-    Arm,
-    FrameKeeper,
     PictureWatch,
-    UnfilledWatch,
     count_errors,
     errors_so_far,
-    fresh_decoder,
     length_of_lengths,
     listening,
-    open_decoder,
+    refuse_damaged_hevc,
 )
-from lookupvit_video.decoding.encryption import ENCRYPTED, refuse_encrypted
+from lookupvit_video.decoding.encryption import refuse_encrypted
 from lookupvit_video.decoding.file_end import check_file
-from lookupvit_video.decoding.frame_filter import field_joiner
 from lookupvit_video.decoding.hevc_slices import pictures_not_read_to_their_end
-from lookupvit_video.decoding.opening import checked_path, demux, open_container, opened, plain_errors
+from lookupvit_video.decoding.opening import VideoFile, checked_path, plain_errors
 from lookupvit_video.decoding.orientation import (
-    ALWAYS_PER_PICTURE,
-    MAY_CARRY_MESSAGES,
     UPRIGHT,
+    KeyWatch,
     Orientation,
-    carries_message,
+    RgbConverter,
+    note_contradictions,
     orientation_of_frame,
     remark_on_frame,
 )
 from lookupvit_video.decoding.reader import (
-    CONTAINER,
     PICTURE_DATA,
-    PICTURE_SIZE,
-    PIXEL_SHAPE,
     Box,
     Damage,
     DamageList,
     Deadline,
     DecodeError,
+    Mismatch,
     VideoInfo,
     VideoReader,
     checked_times,
     shown_at,
 )
 from lookupvit_video.decoding.timeline import (
+    FrameTimeline,
     Key,
-    Timeline,
     announced_stamps,
     codec_name,
+    format_names,
     index_path,
     is_unreferenced,
-    length_size,
     load_timeline,
-    nal_layout,
     note_packets,
     save_timeline,
     timeline_of_frames,
@@ -93,78 +80,60 @@ from lookupvit_video.errors import UserError
 logger = logging.getLogger(__name__)
 
 _SEEK_WORTH = 4  # frames: a seek refills the decoder's reordering delay, so shorter gaps are decoded through
-# Pixels this close to square are left alone: scaling to even sizes leaves such ratios behind, and nobody sees them.
-NEARLY_SQUARE = 0.02
-# Codecs of which damage may go unnoticed and show what a buffer held before: each key frame meets a decoder that has
-# decoded nothing yet, so that a picture depends on nothing that was read before it.
-_FROM_KEY_TO_KEY = frozenset({"hevc", "vp8"})
-_FROM_KEY_TO_KEY_ONCE_DAMAGED = frozenset({"mjpeg"})  # each of its pictures is a key frame: too slow for sound files
+# Decoded from key frame to key frame once damaged; all of its pictures are key frames: too slow for sound files.
+_FROM_KEY_TO_KEY_ONCE_DAMAGED = frozenset({"mjpeg"})
 _SMALL_FILE = 8 << 20  # bytes: packets of files up to this are kept from the first reading on until they are decoded
-_RGB, _BICUBIC = VideoFormat("rgb24"), int(Interpolation.BICUBIC)  # PyAV would look the names up for each picture
-ODDEST_PIXEL = 3  # times as wide as high, or as high as wide (32:11 is the oddest in use): beyond, it is damage
-_PADDING = 16  # pixels: headers may count what encoders add to fill blocks
-
-
+# Where every version of libav converts to RGB alike: elsewhere they bring halved colors to full size in several ways.
+_PLAIN_PIXELS = frozenset({"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"})
 _T = TypeVar("_T")
 
 
-def _whole(height: int, width: int) -> Box:
-    return Box(0, 0, height, width)
-
-
-class _Mismatch(Exception):
-    """What the decoder delivers is not what the packets announced."""
-
-
 class PyAVReader(VideoReader):
-    """Decode with PyAV (libav), one thread: loaders run one decoder in each worker."""
+    """Decode with PyAV (libav).
 
-    package: ClassVar[str] = "av"
+    Args:
+        timeout, index_cache: see ``open_video``.
+        threads: of the decoder; loaders run one in each worker. 0: as many as libav chooses, until there is damage.
+    """
 
     @classmethod
     def missing(cls) -> str | None:
         """Why this reader cannot be used here, in a few words; None: it can."""
         return None
 
-    # libav objects, None while closed
-    _container: Any = None
-    _stream: Any = None
-    _reformatter: Any = None
-    _decoder: Any = None  # codec context; the stream's own, or that of a stricter library
-    _arm: Arm | None = None  # what packets pass through before they are decoded
-    _threads: int = 1  # 0: as many as libav likes, until there is damage
     _read: Sequence[Any] = ()  # all packets, while the decoder has seen none of them
     # The cursor: `_frames` delivers what comes after `_current`, the frame at timeline index `_index`; frames before
-    # time stamp `_floor` are left out. `_frames` is None where decoding has to start anew. Of the time stamps passed
-    # by since, pictures at `_spared` were not decoded, since only those at `_shown` are asked for (None: all).
+    # time stamp `_floor` are left out. `_frames` is None where decoding has to restart. Since the entry point, pictures
+    # at the time stamps `_skipped` were not decoded: only those at `_shown` are requested (None: all).
     _frames: Any = None
     _current: Any = None
     _index: int = -1
     _entry: Key | None = None  # from which the cursor started
-    _is_remembered: bool = False  # whether the timeline comes from an index, not from the file
-    _announced_span: tuple[float, int] | None = None  # seconds from the first to the last frame announced, and how many
-    _has_decoded: bool = False  # since the file was opened
     _floor: int | None = None
     _shown: set[int | None] | None = None
-    _spared: set[int | None]
-    _from_key_to_key: bool = False
+    _skipped: set[int | None]
+    _is_remembered: bool = False  # whether the timeline comes from an index, not from the file
+    _announced_span: tuple[float, int] | None = None  # seconds from the first to the last frame announced, and how many
     _usual_size: tuple[int, int] | None = None  # of most pictures, where all were decoded
-    _lying_size: tuple[int, int] | None = None  # (width, height) before turning; None: no picture was decoded yet
-    _orientation: Orientation = UPRIGHT  # of the first picture, and of all that do not carry one of their own
     _own: Orientation = UPRIGHT  # of the picture decoded last, where `_timeline.oriented`
-    _oriented: bool = False  # what the packets read so far say of that
 
     def __init__(
-        self, path: str | os.PathLike[str], *, timeout: float = 0.0, index_cache: str | os.PathLike[str] = ""
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = 0.0,
+        index_cache: str | os.PathLike[str] = "",
+        threads: int = 1,
     ) -> None:
         self.path = checked_path(path)
         self._deadline = Deadline(self.path, timeout)
-        self._damage = DamageList()
+        self._damage, self._rgb = DamageList(), RgbConverter()
+        self.file = VideoFile(self._deadline, self._damage, threads)
         count_errors()
         try:
             with plain_errors(self._deadline):
                 self._open()
-                self._use(self._remembered(index_cache) if index_cache else self._explore())
+                self._use(self._remembered(index_cache) if index_cache else self._read_timeline())
         except BaseException:
             self.close()
             raise
@@ -172,10 +141,10 @@ class PyAVReader(VideoReader):
     @property
     def info(self) -> VideoInfo:
         """See `VideoReader.info`."""
-        if self._lying_size is None:
-            self._settled(partial(self._measure, [0]))
-        width, height = self._upright_size()
-        codec, count = codec_name(self._stream), len(self.times)
+        if self._rgb.stored_size is None:
+            self._with_fallback(partial(self._measure, [0]))
+        width, height = self._rgb.upright_size
+        codec, count = codec_name(self.file.stream), len(self.times)
         return VideoInfo(codec, width, height, count / self.duration, self.duration, count)
 
     @property
@@ -183,148 +152,151 @@ class PyAVReader(VideoReader):
         """See `VideoReader.damage`."""
         return tuple(self._damage)
 
+    def irregularity(self, codecs: Set[str], containers: Set[str]) -> str | None:
+        """Return why a library may show other frames than this reader although it knows the codec; None: it does not.
+
+        Args:
+            codecs, containers: those that it is exact on.
+
+        Raises:
+            DecodeError: the first frame cannot be decoded.
+        """
+        codec, container = codec_name(self.file.stream), self.file.container
+        if not format_names(container) & containers or codec not in codecs:
+            return f"it is not exact on {codec} in {container.format.name}"
+        info = self.info  # decodes a picture: only then the rest is known
+        if self._damage:
+            return "the file is damaged"
+        if self._timeline.sequential or not self._timeline.closed:
+            return "it is not exact where key frames or time stamps are irregular"
+        if self._timeline.oriented or self._rgb.orientation != UPRIGHT or self.remark:
+            return "it cannot turn and mirror pictures of every size upright"
+        if not self._rgb.square:
+            return "it does not make oblong pixels square"
+        if self.file.decoder.pix_fmt not in _PLAIN_PIXELS or info.height % 2:
+            return "it converts pictures of odd height, or of more than 8 bits, to other colors"
+        return None
+
     def frames_at(self, seconds: Sequence[float], window: Callable[[int, int], Box] | None = None) -> torch.Tensor:
         """See `VideoReader.frames_at`."""
         at = checked_times(self.path, seconds)
-        # cached: what it draws at random stays, where the work is done once more
-        return self._settled(partial(self._gather, at, cache(window or _whole)))
+        # cached: where the work is repeated, what the window draws at random stays
+        return self._with_fallback(partial(self._gather, at, cache(window) if window else None))
 
-    def look_at_all(self) -> None:
-        """Decode the complete file once, so that `damage` holds all that can be noticed.
+    def walk(self, seconds: Sequence[float]) -> Iterator[np.ndarray]:
+        """Yield what ``frames_at`` returns for ascending times, one by one: uint8 (H, W, 3), RGB, upright.
 
         Raises:
-            DecodeError: no frame can be decoded, or not in the time allowed.
+            DecodeError: the file does not deliver its frames, or one of them not in the time allowed.
         """
-        if self._container is not None and self._usual_size is None:
-            self._settled(self._scan)
+        at = checked_times(self.path, seconds)
+        requested: object = None
+
+        def picture(time: float) -> np.ndarray:
+            nonlocal requested
+            if requested is not self._timeline:  # at first, and once more where a decode contradicted the packets
+                self._request(shown_at(self.times, at).tolist())
+                requested = self._timeline
+            return self._upright_rgb(self._frame(int(shown_at(self.times, np.array(time)))))
+
+        for time in at.tolist():
+            yield self._with_fallback(partial(picture, time))
+
+    def look_at_all(self) -> None:
+        """See `VideoReader.look_at_all`."""
+        if self.file.container is not None and self._usual_size is None:
+            self._with_fallback(self._scan)
 
     def _scan(self) -> None:
         is_decoded = self._timeline.sequential
-        found = self._play(self._announced(), None if is_decoded else self._timeline)
+        found = self._full_decode_timeline(self._announced(), None if is_decoded else self._timeline)
         self._frames = None
-        if codec_name(self._stream) == "hevc":
+        if codec_name(self.file.stream) == "hevc":
             self._open()
-            setup = self._decoder.extradata or b""
-            unread = pictures_not_read_to_their_end(self._packets(), setup, length_of_lengths(setup))
+            setup = self.file.decoder.extradata or b""
+            unread = pictures_not_read_to_their_end(self.file.packets(), setup, length_of_lengths(setup))
             if unread:
-                self._damage.note(PICTURE_DATA, f"{unread} pictures are over before their data is")
+                self._damage.note(PICTURE_DATA, f"{unread} pictures end before their data")
         if self._damage:
             self._use(replace(found, oriented=self._timeline.oriented))
 
-    def _settled(self, work: Callable[[], _T]) -> _T:
-        """Do what needs decoding; where the decoder contradicts the packets, once more with its own timeline."""
-        if self._container is None:
+    def _with_fallback(self, work: Callable[[], _T]) -> _T:
+        """Do what needs decoding; where the decoder contradicts the packets, repeat it with its own timeline."""
+        if self.file.container is None:
             raise UserError(f"{self.path}: the reader is closed")
         self._deadline.restart()
         try:
             with plain_errors(self._deadline):
                 try:
                     return work()
-                except _Mismatch as mismatch:
+                except Mismatch as mismatch:
                     self._fall_back(mismatch)
                     return work()
         except DecodeError:
-            self._frames = None  # the decoder stands somewhere midway
+            self._frames = None  # the decoder stopped somewhere midway
             raise
 
     def close(self) -> None:
         """See `VideoReader.close`."""
-        self._let_threads_finish()
-        container, self._container = self._container, None
-        self._frames = self._current = self._stream = self._reformatter = self._decoder = None
+        self._frames = self._current = None
         self._read = ()
-        if container is not None:
-            container.close()
+        self.file.close()
 
-    def _let_threads_finish(self) -> None:
-        """Wait for the decoder's threads without the GIL: PyAV ends them with it, and one that logs errors needs it."""
-        if self._decoder is not None and not self._threads:
-            self._decoder.flush_buffers()
+    def _open(self) -> None:
+        """Open the file again, with the decoder in its first state."""
+        self.close()
+        self.file.open()
 
-    def _gather(self, at: np.ndarray, window: Callable[[int, int], Box]) -> torch.Tensor:
-        """Map times to timeline indices, decode each index once, and lay the frames out in the order asked."""
-        asked = shown_at(self.times, at).tolist()
-        wanted = sorted(set(asked))
-        frames = self._pick(wanted, window)
-        if asked != wanted:
-            frames = frames[np.searchsorted(wanted, asked)]
-        return torch.from_numpy(frames)
-
-    def _pick(self, wanted: list[int], window: Callable[[int, int], Box]) -> np.ndarray:
-        """Part of the frames at ascending timeline indices (T,): uint8 (T, H, W, 3).
+    def _gather(self, at: np.ndarray, window: Callable[[int, int], Box] | None) -> torch.Tensor:
+        """Map times to timeline indices, decode each index once, and lay the frames out in the order requested.
 
         Raises:
-            _Mismatch: the timeline is wrong.
+            Mismatch: the timeline is wrong.
         """
-        if self._lying_size is None:
-            self._measure(wanted or [0])
-        self._ask_for(wanted)
-        width, height = self._upright_size()
-        box = window(height, width)
+        indices = shown_at(self.times, at).tolist()
+        wanted = sorted(set(indices))
+        self._request(wanted or [0])
+        width, height = self._rgb.upright_size
+        box = window(height, width) if window else Box(0, 0, height, width)
         frames = np.empty((len(wanted), box.height, box.width, 3), dtype=np.uint8)
         for slot, index in zip(frames, wanted, strict=True):
             slot[...] = box.cut(self._upright_rgb(self._frame(index)))
-        return frames
+        return torch.from_numpy(frames if indices == wanted else frames[np.searchsorted(wanted, indices)])
+
+    def _request(self, indices: list[int]) -> None:
+        """Prepare for pictures at ascending timeline indices: know their size, decode no others than needed."""
+        if self._rgb.stored_size is None:
+            self._measure(indices)
+        self._announce(indices)
 
     def _measure(self, indices: list[int]) -> None:
-        """Note how pictures lie, from the first asked for, or from the video's first where the header differs."""
-        self._ask_for(indices)
+        """Note how pictures are stored, from the first one requested, or from the video's first if the header differs.
+
+        What the header and the picture say of sizes may contradict: that is damage.
+        """
+        self._announce(indices)
         frame = self._frame(indices[0])
-        size = (frame.width, frame.height)
-        if indices[0] and (self._timeline.oriented or size != self._stated_size):
-            self._ask_for([0])
+        if indices[0] and (self._timeline.oriented or (frame.width, frame.height) != self.file.stated_size):
+            self._announce([0])
             frame = self._frame(0)
-            size = (frame.width, frame.height)
-        self._check_shape(size)
-        if self._usual_size:
-            size = self._usual_size
-        self._orientation = orientation_of_frame(frame)
+        size, pixel_aspect = (frame.width, frame.height), float(self.file.stream.sample_aspect_ratio or 1)
+        note_contradictions(self._damage, size, self.file.stated_size, pixel_aspect)
         self.remark = remark_on_frame(frame)
         if self.remark:
             logger.info("%s: %s", self.path, self.remark)
-        self._lying_size = (max(1, round(size[0] * self._squares)), size[1])
-
-    def _check_shape(self, size: tuple[int, int]) -> None:
-        """Note what contradicts in what is said about size and pixels, and how wide a pixel is shown."""
-        stated = self._stated_size
-        if min(stated) > 0 and max(abs(one - other) for one, other in zip(size, stated, strict=True)) >= _PADDING:
-            self._damage.note(PICTURE_SIZE, f"{size[0]}x{size[1]}, in the header {stated[0]}x{stated[1]}")
-        ratio = float(self._stream.sample_aspect_ratio or 1)
-        self._squares = ratio if abs(ratio - 1) > NEARLY_SQUARE else 1.0
-        if not 1 / ODDEST_PIXEL <= ratio <= ODDEST_PIXEL:
-            self._squares = 1.0
-            self._damage.note(PIXEL_SHAPE, f"a pixel {ratio:.3g} times as wide as high: taken for square")
-
-    def _upright_size(self) -> tuple[int, int]:
-        assert self._lying_size is not None
-        width, height = self._lying_size
-        return (height, width) if self._orientation.transposed else (width, height)
+        self._rgb.fit(self._usual_size or size, orientation_of_frame(frame), pixel_aspect)
 
     def _upright_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        assert self._lying_size is not None
-        width, height = self._lying_size  # a stream may change its size midway; the clip may not
-        orientation = self._own if self._timeline.oriented else self._orientation
-        if orientation.transposed != self._orientation.transposed:
-            width, height = height, width
-        if frame.interlaced_frame:
-            self.interlaced = True
-            frame = self._joiner.apply(frame)
-        # one thread: swscale would take every core of the machine, in every loader worker
-        picture = self._reformatter.reformat(
-            frame, width=width, height=height, format=_RGB, interpolation=_BICUBIC, threads=1
-        )
-        plane = picture.planes[0]
-        strides = (plane.line_size, 3, 1)  # a line may be longer than its pixels
-        pixels: np.ndarray = np.ndarray((height, width, 3), np.uint8, buffer=plane, strides=strides)
-        return orientation.upright(pixels)
+        self.interlaced |= frame.interlaced_frame
+        return self._rgb.convert(frame, self._own if self._timeline.oriented else self._rgb.orientation)
 
-    def _ask_for(self, indices: list[int]) -> None:
-        """Say which timeline indices `_frame` will be asked for, so that other pictures may be spared."""
+    def _announce(self, indices: list[int]) -> None:
+        """Say which timeline indices `_frame` will be called with, so that other pictures may be skipped."""
         if self._timeline.sequential:
             self._shown = None  # which packet shows which frame is not known
             return
         self._shown = {self._timeline.pts[index] for index in indices}
-        if self._frames is not None and not self._shown.isdisjoint(self._spared):
+        if self._frames is not None and not self._shown.isdisjoint(self._skipped):
             self._frames = None
 
     def _frame(self, index: int) -> av.VideoFrame:
@@ -332,7 +304,7 @@ class PyAVReader(VideoReader):
         keys = self._timeline.keys
         key = keys[bisect_right(keys, index, key=lambda entry: entry.frame) - 1]
         is_near = self._index <= index and key.frame - self._index <= _SEEK_WORTH
-        if self._frames is None or not is_near or (self._from_key_to_key and key is not self._entry):
+        if self._frames is None or not is_near or (self.file.from_key_to_key and key is not self._entry):
             self._start(key)
         while self._index < index:
             self._advance()
@@ -342,46 +314,45 @@ class PyAVReader(VideoReader):
         """Set the cursor just before an entry point."""
         self._frames = None
         packets = self._packets_from(key)
-        self._spared = set()
-        self._frames = self._decoded(self._needed(packets))
+        self._skipped = set()
+        self._frames = self.file.decoded(self._needed(packets), forgive=self._timeline.sequential)
         self._floor, self._entry = key.pts, key
         self._index = key.frame - 1
 
     def _packets_from(self, key: Key) -> Iterator[Any]:
-        """The packets from the very one meant on; a seek may land earlier, or later."""
+        """The packets from that of an entry point on; a seek may end up earlier, or later."""
         if self._read:
             read, self._read = self._read, ()
             first = next(place for place, p in enumerate(read) if p.is_keyframe and p.pts == key.pts)
             return islice(read, first, None)
         if not key.seek or self._timeline.sequential:
             self._open()
-        elif self._from_key_to_key and self._has_decoded:
-            if self._lying_size is None:
+        elif self.file.from_key_to_key and self.file.has_decoded:
+            if self._rgb.stored_size is None:
                 self._open()
-            else:  # how the pictures lie is known, which a decoder of our own would not say
-                self._let_threads_finish()
-                self._decoder = fresh_decoder(self._stream, self._threads)
+            else:  # the orientation is known, which a new decoder would not report
+                self.file.renew_decoder()
         if not key.seek:
-            return self._packets()
-        if self._timeline.sequential:  # seeking in a damaged file is a matter of luck
-            return dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key.pts), self._packets())
+            return self.file.packets()
+        if self._timeline.sequential:  # seeking in a damaged file is not reliable
+            return dropwhile(lambda packet: not (packet.is_keyframe and packet.pts == key.pts), self.file.packets())
         for at in key.seek:
-            self._container.seek(at, stream=self._stream)
-            self._decoder.flush_buffers()
-            packets = self._packets()
+            self.file.container.seek(at, stream=self.file.stream)
+            self.file.decoder.flush_buffers()
+            packets = self.file.packets()
             entry = next((p for p in packets if p.is_keyframe and (p.pts is None or p.pts >= key.pts)), None)
             if entry is not None and entry.pts == key.pts:
                 return chain([entry], packets)
-        raise _Mismatch("a seek does not find the key frame")
+        raise Mismatch("a seek does not find the key frame")
 
     def _needed(self, packets: Iterator[Any]) -> Iterator[Any]:
-        """Leave out packets of pictures that nobody asks for and no other picture leans on."""
+        """Skip packets of pictures that are neither requested nor referenced by others."""
         for packet in packets:
             self._deadline.check()
-            if self._shown is None or packet.pts in self._shown or not is_unreferenced(packet, self._nal):
+            if self._shown is None or packet.pts in self._shown or not is_unreferenced(packet, self.file.nal):
                 yield packet
             else:
-                self._spared.add(packet.pts)
+                self._skipped.add(packet.pts)
 
     def _advance(self) -> None:
         """Move the cursor to the next frame decoded, and check that it is the one the timeline names."""
@@ -390,225 +361,131 @@ class PyAVReader(VideoReader):
             if self._timeline.oriented:
                 self._own = orientation_of_frame(frame, self._own)
             if self._floor is not None and frame.pts is not None and frame.pts < self._floor:
-                continue  # shown before the key frame: it may lean on pictures from before the seek
+                continue  # shown before the key frame: it may reference pictures from before the seek
             due = self._index + 1
-            while due < len(pts) - 1 and pts[due] in self._spared:
+            while due < len(pts) - 1 and pts[due] in self._skipped:
                 due += 1
             if self._timeline.sequential:
                 if frame.pts != pts[due]:
                     continue  # its time stamp is out of order: it has no place among the others
-            elif frame.pts != pts[due] or frame.is_corrupt or (frame.width, frame.height) != self._size_so_far(frame):
+            elif frame.pts != pts[due] or frame.is_corrupt or not self.file.has_first_size(frame):
                 break  # corrupt: concealed by what came before, which after a seek is not what a full decode saw
             self._index, self._current = due, frame
             return
         self._frames = None
-        raise _Mismatch(f"frame {self._index + 1} does not arrive as announced")
+        raise Mismatch(f"frame {self._index + 1} does not arrive as announced")
 
-    def _open(self) -> None:
-        """Open the file anew, with the decoder in its first state."""
-        self.close()
-        self._container = open_container(self._deadline)
-        self._stream = self._container.streams.best("video")
-        if self._stream is None or self._stream.disposition & Disposition.attached_pic:  # an album's cover
-            refuse_encrypted(self.path, self._container, None)
-            raise DecodeError(self.path, "holds no video stream")
-        if self._stream.codec_context is None:
-            refuse_encrypted(self.path, self._container, None)
-            raise DecodeError(self.path, "its video is in a codec that this build of PyAV cannot decode")
-        self._decoder, self._arm = open_decoder(self.path, self._container, self._stream)
-        self._decoder.thread_type = "NONE" if self._threads else "AUTO"
-        self._decoder.thread_count = self._threads
-        self._first_size: tuple[int, int] | None = None
-        self._from_key_to_key |= codec_name(self._stream) in _FROM_KEY_TO_KEY
-        self._has_decoded = False
-        self._stated_size = (self._stream.codec_context.width, self._stream.codec_context.height)
-        self._nal = nal_layout(self._stream)
-        self._reformatter, self._joiner = VideoReformatter(), field_joiner()
-
-    def _packets(self) -> Iterator[Any]:
-        return demux(self._container, self._stream, self._deadline, self._damage)
-
-    def _size_so_far(self, frame: av.VideoFrame) -> tuple[int, int]:
-        """The size of the first picture since the file was opened."""
-        if self._first_size is None:
-            self._first_size = (frame.width, frame.height)
-        return self._first_size
-
-    def _decoded(self, packets: Iterator[Any], watch: PictureWatch | None = None) -> Iterator[av.VideoFrame]:
-        """Frames of packets in the order shown.
-
-        In a decode of the complete file a packet that cannot be decoded is passed over, as players do, and noted in
-        ``watch``.
-
-        Raises:
-            _Mismatch: a sign of damage, elsewhere.
-        """
-        forgive = watch is not None or self._timeline.sequential
-        self._has_decoded = True
-        decode, arm, errors = self._decoder.decode, self._arm, errors_so_far()
-        unfilled = UnfilledWatch() if arm else None
-        keeper = FrameKeeper() if (forgive or self._from_key_to_key) and not arm else None
-        for packet in chain(packets, [None]):  # None: the frames still held back
-            try:
-                frames = decode(arm(packet) if arm and packet is not None else packet)
-            except av.FFmpegError as error:
-                if not forgive:
-                    raise _Mismatch("damaged data") from error
-                if watch:
-                    watch.failed += 1
-                continue
-            if not forgive and errors_so_far() != errors:
-                raise _Mismatch("libav reports an error")
-            if unfilled is not None and unfilled.has_unfilled(frames):
-                if not forgive:
-                    raise _Mismatch("a part of a picture is not decoded")
-                if watch:
-                    watch.unfilled += 1
-            if keeper:
-                keeper.keep(frames)
-            yield from frames
-            if self._threads:  # elsewhere the decoder's threads work on in between
-                errors = errors_so_far()  # another video may have been decoded in between
-
-    def _use(self, timeline: Timeline) -> None:
+    def _use(self, timeline: FrameTimeline) -> None:
         self._timeline = timeline
         self.times = timeline.times
         last, count = float(self.times[-1]), len(self.times)
         if timeline.sequential and self._announced_span is not None:
             last, count = self._announced_span  # frames may be lost at the end
-        self.duration = last * count / (count - 1) if count > 1 else 1 / float(self._stream.average_rate or 1)
+        self.duration = last * count / (count - 1) if count > 1 else 1 / float(self.file.stream.average_rate or 1)
         self._frames = None
 
-    def _fall_back(self, mismatch: _Mismatch) -> None:
-        """From the packets' timeline to that of a full decode."""
+    def _fall_back(self, mismatch: Mismatch) -> None:
+        """Replace the packets' timeline by that of a full decode."""
         if self._timeline.sequential:
             raise DecodeError(self.path, f"does not decode the same twice ({mismatch}); is it being written?")
         logger.info("%s: %s; decoding all of it", self.path, mismatch)
-        self._lying_size = None
+        self._rgb.stored_size = None
         if self._is_remembered:  # perhaps of another file
             self._open()
-            self._use(self._explore())
+            self._use(self._read_timeline())
         if not self._timeline.sequential:
             oriented = self._timeline.oriented
-            self._use(replace(self._play(self._announced(), self._timeline), oriented=oriented))
+            self._use(replace(self._full_decode_timeline(self._announced(), self._timeline), oriented=oriented))
 
     def _announced(self) -> list[int] | None:
         """The time stamps of all frames, where the timeline is that of the packets."""
         return None if self._timeline.sequential else [stamp for stamp in self._timeline.pts if stamp is not None]
 
-    def _remembered(self, folder: str | os.PathLike[str]) -> Timeline:
-        """What an earlier opening found out about this very file, or what this one does."""
+    def _remembered(self, folder: str | os.PathLike[str]) -> FrameTimeline:
+        """The timeline of this very file in the index, or else read from the file and added to the index."""
         path = index_path(folder, self.path)
         timeline = load_timeline(path)
         self._is_remembered = timeline is not None
         if timeline is None:
-            timeline = self._explore()
+            timeline = self._read_timeline()
             if not self._damage:  # it would be forgotten
                 save_timeline(path, timeline)
         return timeline
 
-    def _explore(self) -> Timeline:
+    def _read_timeline(self) -> FrameTimeline:
         """The timeline that the packets announce, or that of a full decode where they do not order the frames.
 
         Raises:
             DecodeError: the file ends before the video does.
         """
+        container, stream = self.file.container, self.file.stream
         errors = errors_so_far()
-        if self._container.size <= _SMALL_FILE:
-            self._read = list(self._packets())
-        refuse_encrypted(self.path, self._container, self._stream)
-        packets = note_packets(self._read or self._packets(), self._stream, self._key_watch())
+        if container.size <= _SMALL_FILE:
+            self._read = list(self.file.packets())
+        refuse_encrypted(self.path, container, stream)
+        watch = KeyWatch(self.path, stream)
+        packets = note_packets(self._read or self.file.packets(), stream, watch)
         has_errors = errors_so_far() != errors
-        if packets or self._stream.frames:  # tables without entries promise nothing that could be missing
-            check_file(self.path, self._container, self._stream, packets, self._reread, self._damage)
-            self._refuse_damaged_hevc()
+        if packets or stream.frames:  # tables without entries promise nothing that could be missing
+            check_file(self.path, container, stream, packets, self.file.reread, self._damage)
+            refuse_damaged_hevc(self.path, self.file.stream, self._damage)
         if not packets:
-            raise DecodeError(self.path, f"holds no frames: a header for {codec_name(self._stream)} video without any")
-        timeline = timeline_of_packets(packets, self._container, self._stream)
+            raise DecodeError(self.path, f"holds no frames: a header for {codec_name(stream)} video without any")
+        timeline = timeline_of_packets(packets, container, stream)
         if timeline is None or has_errors:
-            timeline = self._play(announced_stamps(packets, self._container, self._stream), timeline)
-        return replace(timeline, oriented=self._oriented)
+            stamps = announced_stamps(packets, container, stream)
+            timeline = self._full_decode_timeline(stamps, timeline)
+        return replace(timeline, oriented=watch.oriented)
 
-    def _key_watch(self) -> Callable[[Any], None]:
-        """What looks at key packets: refuses those that are encrypted, notes whether they carry their orientation."""
-        codec, size = codec_name(self._stream), length_size(self._stream)
-        self._oriented = codec in ALWAYS_PER_PICTURE
-        may_carry = codec in MAY_CARRY_MESSAGES
-
-        def look(packet: Any) -> None:
-            if packet.has_sidedata("encryption_info"):
-                raise DecodeError(self.path, ENCRYPTED)
-            if may_carry and not self._oriented:
-                self._oriented = carries_message(packet, codec, size)
-
-        return look
-
-    def _reread(self, index: int | None, **options: str) -> Iterator[Any]:
-        """The packets of a stream (None: of all) from another look at the file."""
-        with opened(self._deadline, **options) as other:
-            yield from demux(other, None if index is None else other.streams[index], self._deadline)
-
-    def _play(self, announced: list[int] | None, timeline: Timeline | None) -> Timeline:
+    def _full_decode_timeline(self, announced: list[int] | None, timeline: FrameTimeline | None) -> FrameTimeline:
         """The timeline of a full decode, and what that shows of damage; it holds one frame at a time.
 
         Args:
             announced: time stamps of the packets, where they are those of frames: times count from the first.
             timeline: of the packets, where they order the frames.
         """
-        watch, self._threads = PictureWatch(), 1  # one thread: what others log cannot be told from other videos'
+        watch, self.file.threads = (
+            PictureWatch(),
+            1,
+        )  # one thread: the messages of others cannot be assigned to a video
         pts: list[int | None] = []
-        own = UPRIGHT
         with listening() as said:
             self._open()
-            for frame in self._decoded(self._packets(), watch):
+            for frame in self.file.decoded(self.file.packets(), forgive=True, watch=watch):
                 watch.see(frame)
-                own = self._note_look(frame, len(pts), own)
                 pts.append(frame.pts)
         if not pts:
-            raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
+            raise DecodeError(self.path, f"no frame of its {codec_name(self.file.stream)} video can be decoded")
         watch.report(self._damage, said)
+        self.interlaced |= watch.interlaced
+        self.remark = self.remark or watch.remark
         if announced:
-            unit = float(self._stream.time_base)
+            unit = float(self.file.stream.time_base)
             self._announced_span = (announced[-1] - announced[0]) * unit, len(announced)
         self._usual_size = watch.usual_size
-        found = timeline_of_frames(pts, announced, self._stream, self._damage)
+        found = timeline_of_frames(pts, announced, self.file.stream, self._damage)
         if found is None:
             raise DecodeError(self.path, "has neither usable time stamps nor a frame rate")
-        self._refuse_damaged_hevc()
-        if self._damage and codec_name(self._stream) in _FROM_KEY_TO_KEY_ONCE_DAMAGED:
-            self._from_key_to_key = True
-        if self._damage and timeline is not None and self._from_key_to_key:
-            return self._play_from_keys(timeline)
+        refuse_damaged_hevc(self.path, self.file.stream, self._damage)
+        if self._damage and codec_name(self.file.stream) in _FROM_KEY_TO_KEY_ONCE_DAMAGED:
+            self.file.from_key_to_key = True
+        if self._damage and timeline is not None and self.file.from_key_to_key:
+            return self._timeline_from_keys(timeline)
         return found
 
-    def _refuse_damaged_hevc(self) -> None:
-        """What of an HEVC picture is not decoded is taken from memory, and differs at each read."""
-        if codec_name(self._stream) == "hevc" and any(
-            found.kind in (PICTURE_DATA, CONTAINER) for found in self._damage
-        ):
-            raise DecodeError(self.path, f"damaged: {self._damage}; fetch it again")
-
-    def _note_look(self, frame: av.VideoFrame, number: int, before: Orientation) -> Orientation:
-        """Note interlaced frames and a change of orientation; returns the frame's orientation."""
-        own = orientation_of_frame(frame, before)
-        self.interlaced |= frame.interlaced_frame
-        if number and own != before and not self.remark:
-            self.remark = f"frame {number} and others are {own}, those before are {before}"
-        return own
-
-    def _play_from_keys(self, announced: Timeline) -> Timeline:
+    def _timeline_from_keys(self, announced: FrameTimeline) -> FrameTimeline:
         """The timeline of a damaged file, decoded from each entry point on up to the next one.
 
         A frame is what follows from its entry point alone: the same before the damage was noticed and after.
         """
         stamps = [stamp for stamp in announced.pts if stamp is not None]
-        self._use(Timeline(announced.pts, announced.times, announced.keys, sequential=True, closed=False))
+        self._use(FrameTimeline(announced.pts, announced.times, announced.keys, sequential=True, closed=False))
         ends = [*(key.pts for key in announced.keys[1:]), None]
         pts: list[int | None] = []
         keys, last = [], stamps[0] - 1
         for key, end in zip(announced.keys, ends, strict=True):
             first = len(pts)
-            for frame in self._decoded(self._packets_from(key)):
+            for frame in self.file.decoded(self._packets_from(key), forgive=True):
                 if end is not None and frame.pts is not None and frame.pts >= end:
                     break
                 if frame.pts is not None and frame.pts > last:
@@ -616,7 +493,7 @@ class PyAVReader(VideoReader):
                     last = frame.pts
             if len(pts) > first:
                 keys.append(Key(first, key.pts, key.seek))
-        found = timeline_of_frames(pts, stamps, self._stream, self._damage)
+        found = timeline_of_frames(pts, stamps, self.file.stream, self._damage)
         if found is None:
-            raise DecodeError(self.path, f"no frame of its {codec_name(self._stream)} video can be decoded")
+            raise DecodeError(self.path, f"no frame of its {codec_name(self.file.stream)} video can be decoded")
         return replace(found, keys=keys)

@@ -1,4 +1,4 @@
-"""What every reader of video files answers to, whichever library decodes."""
+"""The interface of all readers of video files, whichever library decodes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ CUT = "cut short"  # the header announces more than the file holds
 
 
 class DecodeError(UserError):
-    """A video that cannot be read as it should; `path` and `reason` are kept apart for reports."""
+    """A video that cannot be read correctly, with its `path` and the `reason`."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)  # both in args: it must survive pickling, on its way out of a loader worker
@@ -39,8 +39,12 @@ class DecodeError(UserError):
         return f"{self.path}: {self.reason}"
 
 
+class Mismatch(Exception):
+    """What the decoder delivers is not what the packets announced."""
+
+
 class Damage(NamedTuple):
-    """One kind of damage found in a file, and the particulars."""
+    """A kind of damage found in a file, with details."""
 
     kind: str
     detail: str
@@ -50,10 +54,10 @@ class Damage(NamedTuple):
 
 
 class DamageList(list[Damage]):
-    """What was found in one file; of each kind the first find counts."""
+    """The damage of one file: the first find of each kind."""
 
     def note(self, kind: str, detail: str) -> None:
-        """Add a kind of damage that is not in the list yet."""
+        """Add a kind of damage unless it is in the list."""
         if all(damage.kind != kind for damage in self):
             self.append(Damage(kind, detail))
 
@@ -110,13 +114,13 @@ class VideoReader:
     times: np.ndarray
     duration: float
     remark: str | None = None
-    """What the file asks for and is not done, such as a turn by 45 degrees; known once a frame was decoded."""
+    """What the file requires and is not done, such as a turn by 45 degrees; known once a frame was decoded."""
     interlaced: bool = False
     """Whether a frame handed out by PyAV so far holds two fields; they are not taken apart."""
 
     @property
     def info(self) -> VideoInfo:
-        """What the file holds; the first time it is asked for, a frame may have to be decoded.
+        """What the file holds; the first access may decode a frame.
 
         Raises:
             DecodeError: that frame cannot be decoded.
@@ -129,7 +133,7 @@ class VideoReader:
         The frame shown at t is the last one with time <= t; before the first frame the first, after the end the last.
 
         Args:
-            window: asked once, with the frames' height and width, which part of them is wanted; None: all of it.
+            window: called once with the frames' height and width; returns the part that is wanted. None: all of it.
 
         Raises:
             UserError: a time is not finite, or the reader is closed.
@@ -139,10 +143,10 @@ class VideoReader:
 
     @property
     def damage(self) -> Sequence[Damage]:
-        """What is known to be damaged, so far: a frame is looked at when it is decoded. Empty: nothing.
+        """What is known to be damaged so far: a frame is inspected when it is decoded. Empty: nothing.
 
-        Once a frame shows damage, the complete file is decoded; from then on this holds all that can be noticed, and
-        each time gives the same picture at every read.
+        Once a frame shows damage, the complete file is decoded; from then on this is complete, and each time gives
+        the same picture at every read.
         """
         return ()
 
@@ -154,10 +158,10 @@ class VideoReader:
         """
 
     def close(self) -> None:
-        """Let go of the file; closing twice is harmless."""
+        """Release the file; closing twice is harmless."""
         raise NotImplementedError
 
-    def __enter__(self) -> VideoReader:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -167,9 +171,9 @@ class VideoReader:
 
 
 class Deadline:
-    """The time that one call of a reader may take; `seconds` 0: as long as it likes.
+    """The time that one call of a reader may take; `seconds` 0: no limit.
 
-    Time in which this thread was ready to run and other processes had the processor does not count.
+    Time in which other processes had the processor and this thread was waiting for it does not count.
     """
 
     def __init__(self, path: str, seconds: float) -> None:
@@ -180,9 +184,7 @@ class Deadline:
         """Count from now."""
         now = time.monotonic()
         self._end = now + self.seconds if self.seconds else math.inf
-        self._look = (
-            now + min(1.0, self.seconds / 10) if self.seconds else math.inf
-        )  # short calls ask the system nothing
+        self._look = now + min(1.0, self.seconds / 10) if self.seconds else math.inf  # short calls need no system call
         self._waited: float | None = None  # without a processor, up to that look
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Which frame of a video is shown when, and where decoding can begin: read off its packets, or kept in a small file."""
+"""Which frame of a video is shown when, and where decoding can begin: from its packets, or from a small index file."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _SEEKABLE_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpe
 # Containers that store presentation times. Elsewhere (avi) libav guesses them; a decode from the start checks them.
 _TIMED_CONTAINERS = frozenset({"mov", "mp4", "matroska", "webm", "mpegts", "flv"})
 
-_NONE = -(1 << 63)  # stands for None in an index file, as it does in libav
+_NONE = -(1 << 63)  # None in an index file, as in libav
 
 
 class Key(NamedTuple):
-    """An entry point: the first frame shown from there, its packet's time stamp, where to seek (empty: open anew)."""
+    """An entry point: the first frame shown from there, its packet's time stamp, where to seek (empty: reopen)."""
 
     frame: int
     pts: int | None
@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Timeline:
+class FrameTimeline:
     """The frames of a video in the order shown: time stamps (in the stream's unit), seconds, entry points."""
 
     pts: list[int | None]
@@ -47,7 +47,7 @@ class Timeline:
     keys: list[Key]
     sequential: bool  # made of decoded frames, not of packets
     closed: bool  # every key packet is an entry point and no picture after it is shown before it; none is discarded
-    oriented: bool = False  # pictures may carry an orientation each, beside the container's
+    oriented: bool = False  # pictures may carry an orientation each, in addition to the container's
 
 
 class PacketNote(NamedTuple):
@@ -66,7 +66,7 @@ class PacketNote(NamedTuple):
 def note_packets(
     packets: Iterable[Any], stream: Any, look_at_key: Callable[[Any], None] = lambda packet: None
 ) -> list[PacketNote]:
-    """Take down the demuxed packets of a stream of PyAV; each that is flagged as a key is looked at as well."""
+    """Note what the timeline needs of the packets of a stream; ``look_at_key`` gets those flagged as key."""
     nal, unit, notes = nal_layout(stream), float(stream.time_base), []
     for packet in packets:  # a loop with few accesses: there may be 100,000 of them
         pts, dts, duration, is_key, is_entry = packet.pts, packet.dts, packet.duration, packet.is_keyframe, False
@@ -97,7 +97,7 @@ def format_names(container: Any) -> set[str]:
 # From packets -----------------------------------------------------------------------------------------------------
 
 
-def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) -> Timeline | None:
+def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) -> FrameTimeline | None:
     """The timeline the packets announce; None where their time stamps cannot order the frames."""
     pts = [p.pts for p in packets]
     if not packets or None in pts or not packets[0].entry:
@@ -120,7 +120,7 @@ def timeline_of_packets(packets: list[PacketNote], container: Any, stream: Any) 
         for p, low in zip(packets, earliest_after, strict=True)
     )
     times = (np.array(shown, dtype=np.int64) - shown[0]) * float(stream.time_base)
-    return Timeline(shown, times, keys, sequential=False, closed=closed)
+    return FrameTimeline(shown, times, keys, sequential=False, closed=closed)
 
 
 def _entry_points(packets: list[PacketNote], shown: list[int], container: Any) -> list[Key]:
@@ -139,7 +139,7 @@ def _entry_points(packets: list[PacketNote], shown: list[int], container: Any) -
 def _is_entry(packet: Any, nal: int | None) -> bool:
     """Whether a packet flagged as key is free of earlier pictures.
 
-    In H.264 the flag also stands on recovery points, which need not be; only an IDR picture (a NAL unit of type 5) is.
+    In H.264 recovery points are flagged too, which need not be; only an IDR picture (a NAL unit of type 5) is.
     """
     return nal is None or next(_picture_headers(bytes(packet), nal), 0) & 31 == 5
 
@@ -156,12 +156,12 @@ def is_unreferenced(packet: Any, nal: int | None) -> bool:
 
 
 def nal_layout(stream: Any) -> int | None:
-    """How many bytes before each NAL unit hold its length (0: a start code stands there); None: not H.264."""
+    """How many bytes before each NAL unit hold its length (0: start codes); None: not H.264."""
     return length_size(stream) if codec_name(stream) == "h264" else None
 
 
 def length_size(stream: Any) -> int:
-    """How many bytes before each NAL unit of H.264 or HEVC hold its length; 0: a start code stands there."""
+    """How many bytes before each NAL unit of H.264 or HEVC hold its length; 0: start codes."""
     setup = stream.codec_context.extradata or b""
     at = 21 if codec_name(stream) == "hevc" else 4
     return (setup[at] & 3) + 1 if setup[:1] == b"\x01" and len(setup) > at else 0  # 1: as in mp4 and mkv
@@ -223,7 +223,7 @@ def _belong_to_packets(packets: list[PacketNote], container: Any, stream: Any) -
 
 def timeline_of_frames(
     pts: list[int | None], announced: list[int] | None, stream: Any, damage: DamageList
-) -> Timeline | None:
+) -> FrameTimeline | None:
     """The timeline of frames as they were decoded one after the other; None where neither stamps nor a rate order them.
 
     Args:
@@ -243,11 +243,11 @@ def timeline_of_frames(
         origin = min(rising[0], announced[0]) if announced else rising[0]
         times = (np.array(rising, dtype=np.int64) - origin) * float(stream.time_base)
         times[0] = 0.0  # the first that is decoded is shown from the start on
-        return Timeline(list(rising), times, [Key(0, None, ())], sequential=True, closed=False)
+        return FrameTimeline(list(rising), times, [Key(0, None, ())], sequential=True, closed=False)
     rate = stream.average_rate or stream.guessed_rate
     if not rate:
         return None
-    return Timeline(pts, np.arange(len(pts)) / float(rate), [Key(0, None, ())], sequential=True, closed=False)
+    return FrameTimeline(pts, np.arange(len(pts)) / float(rate), [Key(0, None, ())], sequential=True, closed=False)
 
 
 # Kept on disk -----------------------------------------------------------------------------------------------------
@@ -261,8 +261,8 @@ def index_path(folder: str | os.PathLike[str], video: str) -> Path:
     return Path(folder, name[:2], f"{name[2:]}.npz")  # folders of hundreds of thousands of files are slow
 
 
-def save_timeline(path: Path, timeline: Timeline) -> None:
-    """Write a timeline, whole or not at all (an .npz of four plain arrays)."""
+def save_timeline(path: Path, timeline: FrameTimeline) -> None:
+    """Write a timeline completely or not at all (an .npz of four plain arrays)."""
     keys = np.full((len(timeline.keys), 5), _NONE, dtype=np.int64)
     for row, key in zip(keys, timeline.keys, strict=True):
         row[0], row[1] = key.frame, _NONE if key.pts is None else key.pts
@@ -273,8 +273,8 @@ def save_timeline(path: Path, timeline: Timeline) -> None:
         np.savez(temporary, pts=pts, times=timeline.times, keys=keys, flags=flags)
 
 
-def load_timeline(path: Path) -> Timeline | None:
-    """Read a timeline back; None where there is none, or none that can be read."""
+def load_timeline(path: Path) -> FrameTimeline | None:
+    """Read a timeline back; None where the file is missing or damaged."""
 
     def known(stamp: int) -> int | None:
         return None if stamp == _NONE else stamp
@@ -282,7 +282,7 @@ def load_timeline(path: Path) -> Timeline | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pts, times, keys, flags = (arrays[name] for name in ("pts", "times", "keys", "flags"))
-        return Timeline(
+        return FrameTimeline(
             pts=[known(stamp) for stamp in pts.tolist()],
             times=times,
             keys=[Key(row[0], known(row[1]), tuple(at for at in row[2:] if at != _NONE)) for row in keys.tolist()],
@@ -290,6 +290,8 @@ def load_timeline(path: Path) -> Timeline | None:
             closed=bool(flags[1]),
             oriented=bool(flags[2]),
         )
-    except Exception as error:  # a damaged file makes zipfile, zlib and numpy raise all sorts; it is made anew
+    except (
+        Exception
+    ) as error:  # a damaged file makes zipfile, zlib and numpy raise all sorts of errors; it is written again
         logger.debug("%s: %s", path, error)
         return None

@@ -20,7 +20,7 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
-from lookupvit_video.evaluation.metrics import METRICS, chosen_metrics, rounded, top_k
+from lookupvit_video.evaluation.metrics import chosen_metrics, rounded, text, top_k
 from lookupvit_video.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.files import write_json
 from lookupvit_video.progress import progress
@@ -180,7 +180,7 @@ def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     for row in rows:
         logger.info(
             "grid %-9s %5d compressed tokens  %8.4g GMACs a view  %s", row["grid"], row["tokens"],
-            row["gmacs_per_view"], "  ".join(METRICS[name].text(row[name]) for name in row if name in METRICS),
+            row["gmacs_per_view"], text(row, "  "),
         )  # fmt: skip
 
 

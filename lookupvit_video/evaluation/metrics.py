@@ -30,14 +30,6 @@ class Metric(NamedTuple):
     higher_is_better: bool
     percent: bool
 
-    def text(self, value: float) -> str:
-        """Return a value as the logs show it, such as "top-1 71.25 %"."""
-        return f"{self.label} {value:.2f} %" if self.percent else f"{self.label} {value:.4f}"
-
-    def rounded(self, value: float, digits: int) -> float:
-        """Round to some digits, for a metric that is no percentage to two more."""
-        return round(float(value), digits if self.percent else digits + 2)
-
     def improves(self, value: float, best: float | None) -> bool:
         """Whether a value is better than the best so far (None: there is none); nan never is."""
         if best is None:
@@ -76,13 +68,16 @@ def chosen_metrics(names: Sequence[str]) -> list[Metric]:
 
 
 def rounded(values: Mapping[str, float], digits: int) -> dict[str, float]:
-    """Return values by metric name, rounded for a file."""
-    return {name: METRICS[name].rounded(value, digits) for name, value in values.items()}
+    """Return values by metric name, rounded for a file: percentages to some digits, others to two more."""
+    return {name: round(float(value), digits + 2 * (not METRICS[name].percent)) for name, value in values.items()}
 
 
-def text(values: Mapping[str, float]) -> str:
-    """Return values by metric name as a line of the log, such as "top-1 71.25 %, top-5 90.00 %"."""
-    return ", ".join(METRICS[name].text(value) for name, value in values.items())
+def text(values: Mapping[str, float], separator: str = ", ") -> str:
+    """Return those of some values that are metrics, by name, for a log: "top-1 71.25 %, top-5 90.00 %"."""
+    return separator.join(
+        METRICS[name].label + (f" {value:.2f} %" if METRICS[name].percent else f" {value:.4f}")
+        for name, value in values.items() if name in METRICS
+    )  # fmt: skip
 
 
 def top_k(scores: np.ndarray, labels: np.ndarray, k: int) -> float:

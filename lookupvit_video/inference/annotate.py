@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
-from lookupvit_video.inference.draw import attention_at, class_colors, overlay, shortened
+from lookupvit_video.inference.draw import attention_at, class_colors, overlay
 from lookupvit_video.inference.timeline import Segment, Timeline, open_forward
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
+from lookupvit_video.text import shortened
 
 SMALLEST_WIDTH = 480  # pixels: smaller videos are enlarged, so that the text is readable
 SUFFIXES = (".mp4", ".mov", ".mkv")

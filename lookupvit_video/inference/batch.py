@@ -15,7 +15,7 @@ from typing import IO, Any
 import simplejson
 
 from lookupvit_video.data.tables import find_header, table_rows
-from lookupvit_video.data.video_files import find_video_files, left_out_line, no_video_below
+from lookupvit_video.data.video_files import find_video_files, some_videos
 from lookupvit_video.decoding.reader import DecodeError
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
@@ -72,15 +72,10 @@ def find_videos(names: Iterable[str], lists: Iterable[str] = ()) -> tuple[list[s
 
 def _videos_below(folder: str, failures: list[Failure]) -> list[str]:
     try:
-        videos, left_out = find_video_files(folder)
+        return [str(video) for video in some_videos(folder, find_video_files(folder))]
     except UserError as error:
-        failures.append(Failure(folder, str(error)))
+        failures.append(Failure(folder, str(error).removeprefix(f"{folder}: ")))
         return []
-    if not videos:
-        failures.append(Failure(folder, no_video_below(left_out)))
-    elif left_out:
-        logger.info("%s: %s", folder, left_out_line(left_out))
-    return [str(video) for video in videos]
 
 
 def list_paths(file: IO[bytes], name: str, folder: str) -> list[str]:
@@ -138,8 +133,8 @@ def read_or_fail(plan: Plan, path: str) -> Views | Failure:
     """Return the clips of a file, or the reason for none."""
     try:
         return read_file(path, plan)
-    except DecodeError as error:
-        return Failure(path, error.reason)
+    except UserError as error:
+        return Failure(path, error.reason if isinstance(error, DecodeError) else str(error))
 
 
 # Answers ------------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ import simplejson
 import torch
 from torch import Tensor, nn
 
+from lookupvit_video.distributed.parallel import autocast
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
 from lookupvit_video.text import grid_name
@@ -201,7 +202,7 @@ def run_cascade(
         batch_size: clips in one pass of the model.
         dtype: that the model computes in.
     """
-    precision = torch.autocast(next(model.parameters()).device.type, dtype, enabled=dtype != torch.float32)
+    precision = autocast(next(model.parameters()).device, dtype)
     with precision:
         tokens_BND = torch.cat([model.get_submodule("tokenizer")(part) for part in clips])
     rest, by_video = after_tokenizer(model), torch.split(tokens_BND, list(counts))

@@ -13,7 +13,7 @@ from torch import Tensor
 from lookupvit_video.figures import new_figure, plain, save_figure
 from lookupvit_video.inference.predictor import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline, leading_classes
-from lookupvit_video.text import printable
+from lookupvit_video.text import printable, shortened
 
 MAX_COLUMNS = 8
 
@@ -51,12 +51,6 @@ def draw_prediction(prediction: Prediction, heat_maps: Sequence[tuple[str, Tenso
     axis.set(xlim=(0, 1), xlabel="probability")
     axis.tick_params(labelsize=8)
     save_figure(figure, path)
-
-
-def shortened(text: str, length: int) -> str:
-    """Return printable text of at most ``length`` characters."""
-    text = printable(text)
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _plain(label: str) -> str:

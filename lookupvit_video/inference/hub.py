@@ -1,4 +1,7 @@
-"""Models in Hugging Face's layout: config.json, model.safetensors, and a model card of measured facts."""
+"""Models in Hugging Face's layout: config.json, model.safetensors, and a model card of measured facts.
+
+Written without huggingface_hub, which only a download needs.
+"""
 
 import re
 from pathlib import Path
@@ -126,13 +129,9 @@ def _accuracy(results: dict[str, Any] | None) -> str:
         f"{results['views']} views (times x crops), {results['precision']}; "
         f"{len(results.get('bad_videos', []))} that could not be read count as wrong."
     )
-    rows = [
-        f"| {row['grid']} | {row['gmacs_per_view']} | {row['top1']} | {row['top5']} |"
-        for row in results.get("grids", [])
-    ]
-    if rows:
-        found += "\n\n| compressed grid | GMACs a view | top-1, % | top-5, % |\n|---|---|---|---|\n" + "\n".join(rows)
-    return found
+    if grids := results.get("grids"):
+        found += "\n\n| compressed grid | GMACs a view | top-1, % | top-5, % |\n|---|---|---|---|"
+    return found + "".join("\n| {grid} | {gmacs_per_view} | {top1} | {top5} |".format(**row) for row in grids or [])
 
 
 def is_hub_id(source: str) -> bool:

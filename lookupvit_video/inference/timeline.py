@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lookupvit_video.data.transforms import ClipTransform, eval_transform
 from lookupvit_video.decoding.pyav_reader import PyAVReader
-from lookupvit_video.decoding.reader import DecodeError, checked_times, shown_at
+from lookupvit_video.decoding.reader import DecodeError, shown_at
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
@@ -78,39 +78,6 @@ class Segment:
     """Of the label: the mean over the windows of the stretch."""
 
 
-class ForwardReader(PyAVReader):
-    """Hands out pictures one by one, forward; decoding takes as many threads as libav likes, since no other runs."""
-
-    def __enter__(self) -> ForwardReader:
-        return self
-
-    _threads = 0
-
-    def walk(self, seconds: Sequence[float]) -> Iterator[np.ndarray]:
-        """Yield the picture shown at each of some ascending times: uint8 (H, W, 3), RGB, upright.
-
-        They are those of ``frames_at``, without the memory for all of them.
-
-        Raises:
-            DecodeError: the file does not deliver its frames, or one of them not in the time allowed.
-        """
-        at = checked_times(self.path, seconds)
-        asked: object = None
-
-        def picture(time: float) -> np.ndarray:
-            nonlocal asked
-            if asked is not self._timeline:  # at first, and once more where a decode contradicted the packets
-                indices = shown_at(self.times, at).tolist()
-                if self._lying_size is None:
-                    self._measure(indices)
-                self._ask_for(indices)
-                asked = self._timeline
-            return self._upright_rgb(self._frame(int(shown_at(self.times, np.array(time)))))
-
-        for time in at.tolist():
-            yield self._settled(lambda time=time: picture(time))  # type: ignore[misc]
-
-
 def plan_windows(
     clip_seconds: float | None, duration: float, stride: float | None, window: float | None
 ) -> tuple[np.ndarray, float]:
@@ -142,7 +109,7 @@ def plan_windows(
     return starts, window
 
 
-def window_clips(reader: ForwardReader, times_WT: np.ndarray, transform: ClipTransform) -> Iterator[Tensor]:
+def window_clips(reader: PyAVReader, times_WT: np.ndarray, transform: ClipTransform) -> Iterator[Tensor]:
     """Yield the clip (C, T, H, W) uint8 of each window; every frame is decoded and cropped once.
 
     Args:
@@ -201,7 +168,7 @@ def read_timeline(
         return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes)
 
 
-def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> ForwardReader:
+def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> PyAVReader:
     """Open a video to be read once from its beginning to its end.
 
     Opening, which reads all packets, and each picture may take ten times the plan's timeout.
@@ -210,7 +177,7 @@ def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> For
         timeout: seconds, where that is less.
     """
     limit = min(10 * plan.timeout or math.inf, timeout)  # 0: no limit
-    return ForwardReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=plan.index_cache)
+    return PyAVReader(path, timeout=limit if limit < math.inf else 0.0, index_cache=plan.index_cache, threads=0)
 
 
 def find_segments(

@@ -16,7 +16,7 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
+from lookupvit_video.data.sampling import TimeSampler, build_time_sampler, within
 from lookupvit_video.data.transforms import eval_transform
 from lookupvit_video.decoding.backends import DecodeError, check_backend, open_video
 from lookupvit_video.errors import UserError
@@ -152,7 +152,7 @@ def read_file(path: str, plan: Plan) -> Views:
     try:
         with open_video(path, plan.backend, timeout=plan.timeout) as reader:
             seconds_VT, end = plan.times(reader.duration), reader.duration
-            shown_VT = seconds_VT.clip(max=max(0.0, end - 1e-4))  # as read_clips: the last frame, not past it
+            shown_VT = within(seconds_VT, 0.0, end)
             width, height = reader.info.width, reader.info.height
             bytes_a_clip = 3 * width * height * shown_VT.shape[1]
             if bytes_a_clip > MAX_BYTES:

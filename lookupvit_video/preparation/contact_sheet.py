@@ -18,8 +18,8 @@ from lookupvit_video.data.loader import build_eval_loader, build_train_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.figures import new_figure, save_figure
-from lookupvit_video.preparation.check import Row
-from lookupvit_video.text import printable
+from lookupvit_video.preparation.check import ListedVideo
+from lookupvit_video.text import printable, shortened
 
 FRAMES = 4  # of each clip, from its first to its last
 _COLUMNS = 3
@@ -27,7 +27,7 @@ _HEIGHT = 128  # pixels of a frame where no config says what the model sees
 _GAP = 3  # pixels between two frames
 
 
-def pick_rows(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+def pick_rows(rows: Sequence[ListedVideo], count: int, seed: int) -> list[ListedVideo]:
     """Return up to ``count`` random rows whose file is sound, of all splits as equally as can be, in order of split."""
     of_split = defaultdict(list)
     for row in rows:
@@ -63,7 +63,7 @@ def model_views(cfg: CfgNode, videos: Sequence[Video], mirror: Sequence[int] | N
     return {True: train.dataset, False: build_eval_loader(cfg, videos, num_views=1, num_crops=1).dataset}
 
 
-def strip_as_seen(index: int, rows: Sequence[Row], views: dict[bool, Any]) -> Strip | None:
+def strip_as_seen(index: int, rows: Sequence[ListedVideo], views: dict[bool, Any]) -> Strip | None:
     """Return frames of the clip that the model gets of a row, of training where its split is; None: it gets none."""
     torch.set_num_threads(1)
     sample = views[rows[index].split == "train"][index]
@@ -72,8 +72,8 @@ def strip_as_seen(index: int, rows: Sequence[Row], views: dict[bool, Any]) -> St
     return Strip(_side_by_side(sample.clips[0].permute(1, 2, 3, 0)), sample.labels[0])
 
 
-def strip_of_file(index: int, rows: Sequence[Row]) -> Strip:
-    """Return frames from the first to the last of a row's video, whole.
+def strip_of_file(index: int, rows: Sequence[ListedVideo]) -> Strip:
+    """Return frames from the first to the last of a row's video, not cropped.
 
     Raises:
         DecodeError: the video cannot be read.
@@ -98,19 +98,12 @@ def _side_by_side(frames_THWC: Tensor) -> np.ndarray:
     return torch.cat(parts[1:], dim=1).numpy()
 
 
-def _shortened(text: str, length: int, keep_end: bool = False) -> str:
-    text = printable(text)
-    if len(text) <= length:
-        return text
-    return "…" + text[1 - length :] if keep_end else text[: length - 1] + "…"
-
-
-def draw_sheet(shown: Sequence[tuple[Row, str, np.ndarray]], path: Path, title: str) -> None:
+def draw_contact_sheet(shown: Sequence[tuple[ListedVideo, str, np.ndarray]], path: Path, title: str) -> None:
     """Write a PNG of (row, label, strip (H, W, 3)), three side by side, each under its label and over its file."""
-    shape = np.median([strip.shape[:2] for _, _, strip in shown], axis=0)  # one tall video shall not stretch all rows
+    shape = np.median([strip.shape[:2] for _, _, strip in shown], axis=0)  # one tall video must not stretch all rows
     width, rows = 4.2, -(-len(shown) // _COLUMNS)
     figure = new_figure(width * _COLUMNS, rows * (width * shape[0] / shape[1] + 0.5) + 0.4)
-    figure.suptitle(_shortened(title, 150), fontsize=10, color="0.35", parse_math=False)
+    figure.suptitle(shortened(title, 150), fontsize=10, color="0.35", parse_math=False)
     axes = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
@@ -119,9 +112,9 @@ def draw_sheet(shown: Sequence[tuple[Row, str, np.ndarray]], path: Path, title: 
         axis.set(xticks=[], yticks=[], anchor="W")
         axis.spines[:].set_visible(False)
         axis.set_title(
-            _shortened(label or "no label", 54), loc="left", fontsize=9, weight="bold", pad=3, parse_math=False
+            shortened(label or "no label", 54), loc="left", fontsize=9, weight="bold", pad=3, parse_math=False
         )
-        name = _shortened(os.path.normpath(row.video.path), 76 - len(row.split), keep_end=True)
+        name = shortened(os.path.normpath(row.video.path), 76 - len(row.split), keep_end=True)
         axis.set_xlabel(
             f"{printable(row.split)}  {name}", loc="left", fontsize=6.5, color="0.45", labelpad=2, parse_math=False
         )

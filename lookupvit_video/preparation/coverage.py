@@ -4,10 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fvcore.common.config import CfgNode
-
 from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
-from lookupvit_video.preparation.check import Row
+from lookupvit_video.errors import UserError
+from lookupvit_video.preparation.check import ListedVideo
 from lookupvit_video.text import one_line, shown
 
 
@@ -47,18 +46,24 @@ def coverage_warnings(classes: Sequence[str], used: Mapping[str, Collection[int]
     return warnings
 
 
-def warnings_of_run(cfg: CfgNode, classes: Sequence[str], train: Sequence[Video], val: Sequence[Video]) -> list[str]:
-    """Return ``coverage_warnings`` of a run's lists, the test list among them where it is tested and can be read."""
+def warnings_of_run(
+    classes: Sequence[str], train: Sequence[Video], val: Sequence[Video], test_list: str = "", prefix: str = ""
+) -> list[str]:
+    """Return ``coverage_warnings`` of a run's lists.
+
+    Args:
+        test_list: of a run with a test; it is left out where it cannot be read, which the test reports.
+        prefix: see ``read_manifest``.
+    """
     used = {"train": {video.label for video in train}, "validation": {video.label for video in val}}
-    lists = {cfg.DATA.TRAIN_LIST, cfg.DATA.VAL_LIST} if val else {cfg.DATA.TRAIN_LIST}
-    if cfg.TEST.ENABLE and cfg.DATA.TEST_LIST not in lists:
-        path = Path(cfg.DATA.PATH_TO_DATA_DIR) / cfg.DATA.TEST_LIST
-        with suppress(ValueError):  # the test reports it
-            used["test"] = {video.label for video in read_manifest(path, classes, cfg.DATA.PATH_PREFIX)}
+    with suppress(UserError):
+        test = read_manifest(test_list, classes, prefix) if test_list else []
+        if test not in (list(train), list(val)):
+            used["test"] = {video.label for video in test}
     return coverage_warnings(classes, used)
 
 
-def warnings_of_rows(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
+def warnings_of_rows(rows: Sequence[ListedVideo], classes: Sequence[str]) -> list[str]:
     """Return ``coverage_warnings`` of checked rows; bad files do not count.
 
     The split for training is the one whose name begins with "train", or the only one.
@@ -84,17 +89,17 @@ def warnings_of_rows(rows: Sequence[Row], classes: Sequence[str]) -> list[str]:
     return coverage_warnings(names, used)
 
 
-def classes_beside(paths: Sequence[str]) -> list[str]:
-    """Return the class names that belong to lists and folders: of classes.txt beside the lists, and the folders' own.
+def classes_of_inputs(paths: Sequence[str]) -> list[str]:
+    """Return the class names that belong to lists and folders: from classes.txt next to the lists, and of the folders.
 
     Raises:
         UserError: see ``read_class_list``.
     """
     names: dict[str, None] = {}
     for path in map(Path, paths):
-        beside = path.parent / "classes.txt"
+        class_list = path.parent / "classes.txt"
         if path.is_dir():
             names |= dict.fromkeys(class_folders(path))
-        elif beside.is_file():
-            names |= dict.fromkeys(read_class_list(beside))
+        elif class_list.is_file():
+            names |= dict.fromkeys(read_class_list(class_list))
     return list(names)

@@ -22,7 +22,7 @@ from lookupvit_video.data.manifest import read_class_list
 from lookupvit_video.data.video_files import is_video_name
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
-from lookupvit_video.preparation.lists import Annotation, Found, Key, Options, find_videos, finish, match
+from lookupvit_video.preparation.lists import Annotation, Found, Key, Options, files_below, finish, match
 from lookupvit_video.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -44,14 +44,13 @@ _COLUMNS = ("youtube_id", "time_start", "time_end", "split")
 _SPAN = re.compile(r"(.+)_(\d+)_(\d+)")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Annotations
+# Annotations ----------------------------------------------------------------------------------------------------------
 
 
 def read_annotations(path: Path) -> list[Annotation]:
     """Read an official CSV (label,youtube_id,time_start,time_end,split[,is_cc]) or JSON ({youtube_id: {...}}) file.
 
-    Which one is told by the content. The label may be missing in the test split, nowhere else.
+    The content decides which one it is. The label may be missing in the test split, nowhere else.
 
     Raises:
         UserError: names the file, and the line or video, of what is wrong.
@@ -103,14 +102,14 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) < len(pairs):  # Python would keep the last one and say nothing
         keys = [key for key, _ in pairs]
-        raise UserError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise UserError(f"{next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object")
     return names
 
 
 def _annotation(where: str, video: Any, label: Any, start: Any, end: Any, split: Any) -> Annotation:
     name = _SPLIT_NAMES.get(str(split).strip().lower())
     if name is None:
-        raise UserError(f"{where}: split {split!r} is none of {', '.join(_SPLIT_NAMES)}")
+        raise UserError(f"{where}: split {split!r} is not one of {', '.join(_SPLIT_NAMES)}")
     if not isinstance(video, str) or not video.strip():
         raise UserError(f"{where}: no youtube_id")
     try:
@@ -118,15 +117,14 @@ def _annotation(where: str, video: Any, label: Any, start: Any, end: Any, split:
     except (TypeError, ValueError):
         seconds = [0.0, 0.0]
     if not 0 <= seconds[0] < seconds[1] < float("inf"):
-        raise UserError(f"{where}: {start!r} to {end!r} is no span of seconds")
+        raise UserError(f"{where}: {start!r} to {end!r} is not a span of seconds")
     label = label.strip() if isinstance(label, str) else ""
     if not label and name != "test":
         raise UserError(f"{where}: no label; only the test split may have none")
     return Annotation(Key(video.strip(), int(seconds[0]), int(seconds[1])), name, label or None, where)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# Files ----------------------------------------------------------------------------------------------------------------
 
 
 def key_of(path: Path, videos: set[str]) -> Key:
@@ -141,7 +139,7 @@ def extract(folder: Path, out: Path) -> list[str]:
     """Unpack the videos of every .tar.gz, .tgz and .tar below `folder` into `out`, in the same subfolders.
 
     Only plain files are taken, and none outside `out`. What is there already is not unpacked again; a tarball that is
-    damaged is told, what comes before the damage is kept.
+    damaged is reported, and what comes before the damage is kept.
 
     Returns:
         What is wrong, a line for each damaged tarball.
@@ -171,7 +169,7 @@ def extract(folder: Path, out: Path) -> list[str]:
 
 
 def _unpack(tarball: Path, target: Path) -> None:
-    with tarfile.open(tarball, "r|*") as archive:  # what the compression is, the content tells: one part is a plain tar
+    with tarfile.open(tarball, "r|*") as archive:  # the content decides on the compression: one part is a plain tar
         for member in archive:
             name = PurePosixPath(member.name)
             if not is_video_name(name):
@@ -189,7 +187,7 @@ def _unpack(tarball: Path, target: Path) -> None:
 
 
 def span_warning(found: Sequence[Found], whole: bool) -> str | None:
-    """Look at 20 files whose name says no span; tell where most of them are not what `whole` says they are."""
+    """Look at 20 files whose name has no span; return a warning where most of them contradict `whole`."""
     unsaid = [clip for clip in found if clip.path.stem == clip.annotation.key.video]
     wrong = known = 0
     for clip in unsaid[:: max(1, len(unsaid) // 20)][:20]:
@@ -206,12 +204,11 @@ def span_warning(found: Sequence[Found], whole: bool) -> str | None:
     if wrong <= known / 2:
         return None
     if whole:
-        return f"{wrong} of {known} files end before their annotated spans do; are they clips? Leave out --whole-videos"
-    return f"{wrong} of {known} files are much longer than their annotated spans; whole videos? Give --whole-videos"
+        return f"{wrong} of {known} files end before their spans; if they are clips, leave out --whole-videos"
+    return f"{wrong} of {known} files are much longer than their spans; if they are full videos, add --whole-videos"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The data set
+# The data set ---------------------------------------------------------------------------------------------------------
 
 
 def prepare_kinetics(
@@ -231,14 +228,14 @@ def prepare_kinetics(
         annotations: official CSV or JSON files.
         videos: folders that hold the videos.
         tarballs: folder of tarballs to unpack first, into `options.out`/unpacked.
-        whole: files whose name says no span are whole YouTube videos.
+        whole: files whose name has no span are full YouTube videos.
         classes: a class list to use instead of the annotated labels in alphabetical order.
 
     Returns:
         The exit code: 1 where a tarball is damaged or a video could not be re-encoded, else 0.
     """
     if options.trim and not (options.encoding and whole):
-        raise UserError("--trim cuts whole videos while they are re-encoded: give --short-side and --whole-videos")
+        raise UserError("--trim cuts full videos while they are re-encoded: give --short-side and --whole-videos")
     clips = [clip for path in annotations for clip in read_annotations(path)]
     names = _class_names(clips, classes)
     damaged: list[str] = []
@@ -249,7 +246,7 @@ def prepare_kinetics(
     if not folders:
         raise UserError("no videos: give --videos, --tarballs or both")
     ids = {clip.key.video for clip in clips}
-    account = match(clips, find_videos(folders), partial(key_of, videos=ids), classes=names, whole=whole)
+    account = match(clips, files_below(folders), partial(key_of, videos=ids), classes=names, whole=whole)
     warning = span_warning(account.found, whole)
     code = finish(account, names, options, PUBLISHED[dataset], CLASSES[dataset])
     for line in [*damaged, *([f"warning: {warning}"] if warning else [])]:

@@ -1,4 +1,4 @@
-"""Official annotations and the files that are there -> lists for training, and an account of what does not fit.
+"""Official annotations and the files that are there -> lists for training, and a report of what does not match.
 
 Nothing is invented: a video gets the label that its annotation gives, or none; a file that could be two videos is
 neither. `missing.csv` names every annotated video without a usable file, `extra.csv` every file without an annotation.
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lookupvit_video.data.video_files import is_video_name, left_out_line, no_video_below, walk_files
+from lookupvit_video.data.video_files import VideoFiles, find_video_files, some_videos
 from lookupvit_video.errors import UserError
 from lookupvit_video.preparation.reencode import FRAME_SUFFIX, Encoding, Job, reencode_all
 from lookupvit_video.progress import progress
@@ -26,7 +26,7 @@ _FILES = ("train.csv", "val.csv", "test.csv", "test_official.csv", "test_unlabel
 
 
 class Key(NamedTuple):
-    """What names a clip: the video it is from and, in whole seconds, its span there; None: not said."""
+    """What names a clip: the video it is from and, in full seconds, its span there; None: not known."""
 
     video: str
     start: int | None = None
@@ -44,7 +44,7 @@ class Annotation:
     split: str
     label: str | None
     source: str
-    """Where it stands: ``train.csv, line 3``."""
+    """Where it is written: ``train.csv, line 3``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,10 @@ class Account:
     extra: list[tuple[Path, str]] = field(default_factory=list)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is there
+# What is there --------------------------------------------------------------------------------------------------------
 
 
-def find_videos(folders: Iterable[Path], *, pictures: bool = False) -> list[Path]:
+def files_below(folders: Iterable[Path], *, pictures: bool = False) -> list[Path]:
     """Return the video files below some folders, sorted in each; with `pictures` also folders of a video's frames.
 
     Hidden files and folders are left out. Symbolic links are followed, each folder once.
@@ -78,27 +77,14 @@ def find_videos(folders: Iterable[Path], *, pictures: bool = False) -> list[Path
     Raises:
         UserError: a folder does not exist, or nothing is below them.
     """
-    seen: set[tuple[int, int]] = set()
-    found: list[Path] = []
-    left_out: Counter[str] = Counter()
+    seen, found = set[tuple[int, int]](), VideoFiles([], Counter())
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; --videos names the folder that holds the videos")
         logger.info("looking for videos below %s", folder)
-        below: set[Path] = set()
-        for file in walk_files(folder.resolve(), seen):
-            if is_video_name(file):
-                below.add(file)
-            elif pictures and file.suffix.lower() == FRAME_SUFFIX:
-                below.add(file.parent)
-            else:
-                left_out[file.suffix.lower()] += 1
-        found += sorted(below)
-    if not found:
-        raise UserError(f"{folder}: {no_video_below(left_out)}; check --videos")
-    if left_out:
-        logger.info(left_out_line(left_out))
-    return found
+        below = find_video_files(folder.resolve(), seen, FRAME_SUFFIX if pictures else "")
+        found = VideoFiles(found.videos + below.videos, found.left_out + below.left_out)
+    return some_videos(folder, found, "; check --videos")
 
 
 def empty_files(paths: Sequence[Path]) -> set[Path]:
@@ -115,17 +101,16 @@ def empty_files(paths: Sequence[Path]) -> set[Path]:
         return {path for path, empty in zip(paths, results, strict=True) if empty}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Annotations and files
+# Annotations and files ------------------------------------------------------------------------------------------------
 
 
 def merge(annotations: Iterable[Annotation]) -> tuple[list[Annotation], list[tuple[Annotation, str]]]:
     """Take out what is annotated twice: (each clip once per split, those annotated with different labels and why).
 
-    A label stands in for a missing one of the same clip.
+    A label replaces a missing one of the same clip.
     """
     clips: dict[Key, dict[str, Annotation]] = defaultdict(dict)  # key -> split -> annotation
-    labels: dict[Key, dict[str, str]] = defaultdict(dict)  # key -> label -> where it stands
+    labels: dict[Key, dict[str, str]] = defaultdict(dict)  # key -> label -> where it is written
     for annotation in annotations:
         known = clips[annotation.key].get(annotation.split)
         if known is None or known.label is None:
@@ -159,7 +144,7 @@ def match(
     Args:
         key_of: what a file's name says of it.
         classes: where the folder of a file is called like one of these, the annotation must agree.
-        whole: a file whose name says no span is the whole video that the annotated span lies in.
+        whole: a file whose name has no span is the full video that holds the annotated span.
     """
     unique, conflicts = merge(annotations)
     account = Account(missing=list(conflicts))
@@ -243,8 +228,7 @@ def _is_replacement(path: Path) -> bool:
     return any(part.startswith("replacement") for part in path.parts[:-1])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is written
+# What is written ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -255,7 +239,7 @@ class Options:
     encoding: Encoding | None = None
     """How to re-encode; None: keep the files as they are."""
     trim: bool = False
-    """Re-encode the annotated span of whole videos alone."""
+    """Re-encode only the annotated span of full videos."""
     processes: int = 1
     test_on: str = "val"
     """Which annotated split test.csv is: "val" or "test"."""
@@ -300,7 +284,7 @@ def _reencode(account: Account, folder: Path, options: Options, encoding: Encodi
     """Replace the files of `account.found` by re-encoded ones; what cannot be re-encoded goes to `missing`."""
     jobs = []
     for clip in account.found:
-        keeps_rest = clip.end is not None and not options.trim  # a whole video that several clips may lie in
+        keeps_rest = clip.end is not None and not options.trim  # a full video that may hold several clips
         name = clip.annotation.key.video if keeps_rest else str(clip.annotation.key)
         span = (None, None) if keeps_rest else (clip.start, clip.end)
         jobs.append(Job(clip.path, folder / clip.annotation.split / f"{name}.mp4", *span))
@@ -316,7 +300,7 @@ def _reencode(account: Account, folder: Path, options: Options, encoding: Encodi
 
 
 def write_lists(out: Path, classes: Sequence[str], account: Account, test_on: str = "val") -> None:
-    """Write classes.txt, the lists of each split, missing.csv and extra.csv into `out`, each whole.
+    """Write classes.txt, the lists of each split, missing.csv and extra.csv into `out`, each atomically.
 
     Lists of an earlier run that would now be empty are removed. Paths are relative to `out`, save in
     test_unlabelled.txt, which is for the command line.
@@ -367,5 +351,5 @@ def counts(account: Account, published: Mapping[str, int | None]) -> str:
 
 def _one_line(path: str) -> str:
     if len(path.splitlines()) != 1 or path != path.strip():
-        raise UserError(f"{path!r}: a path with a line break or a space at its end cannot stand in a list; rename it")
+        raise UserError(f"{path!r}: a path with a line break or a space at its end cannot be in a list; rename it")
     return Path(path).as_posix()

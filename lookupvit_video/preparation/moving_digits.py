@@ -1,11 +1,11 @@
 """Moving Digits: real handwritten digits set in motion, written as real H.264 files.
 
-One set of videos carries two label sets. *motion* (eight classes, the Something-Something kind) can be told only from
-the order of the frames; *digit* (ten classes, the Kinetics kind) can be told from any one frame.
+One set of videos carries two label sets. *motion* (eight classes, as in Something-Something) shows only in the order of
+the frames; *digit* (ten classes, as in Kinetics) shows in any frame.
 
-Why a single frame tells nothing of the motion: each moving quantity (x, y or the logarithm of the size) travels along a
-loop from a uniformly random phase, as a GIF that is played from anywhere does, so at every moment it is uniform on its
-range; and what stands still in a class is uniform on the same range. A class and its opposite are time reversals.
+Why a single frame says nothing about the motion: each moving quantity (x, y or the logarithm of the size) travels along
+a loop from a uniformly random phase, so at every moment it is uniform on its range; a quantity that does not move in a
+class is uniform on the same range. A class and its opposite are time reversals.
 
 The digits: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998
 (CC BY 4.0), as scikit-learn's `load_digits` ships them: 1797 images of 8x8 pixels.
@@ -18,13 +18,13 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write, write_json
@@ -48,7 +48,7 @@ LABEL_SETS = {"motion": MOTIONS, "digit": DIGITS}
 SPLITS = ("train", "val", "test")
 DIGIT_SHARES = (0.7, 0.1, 0.2)  # of the handwritten images, per split
 
-POSITION_RANGE = (0.15, 0.85)  # of the frame's side, for the digit's centre
+POSITION_RANGE = (0.15, 0.85)  # of the frame's side, for the digit's center
 SIZE_RANGE = (0.21, 0.54)  # of the frame's side, for the digit's height
 LAP_RANGE = (0.57, 0.80)  # of a loop travelled in one clip: at least 0.4 of the frame's side, or a size ratio of 1.7
 CIRCLE_RANGE = (0.38, 0.48)  # radius, of POSITION_RANGE's length; smaller circles hide their sense of rotation longer
@@ -58,7 +58,7 @@ GENERATOR = 1  # part of settings.json: raise it when the same settings would wr
 
 
 class Trajectory(NamedTuple):
-    """Where the digit is in each frame: centre and height as parts of the frame's side, y downward, each (T,)."""
+    """Where the digit is in each frame: center and height as parts of the frame's side, y downward, each (T,)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -79,21 +79,20 @@ class Settings:
     generator: int = GENERATOR
 
     def validate(self) -> None:
-        """Raise ValueError with the name of the first setting that cannot be."""
+        """Raise UserError for the first setting that is out of range."""
         lowest = {"train": 1, "val": 1, "test": 1, "size": 32, "frames": 8, "fps": 1, "seed": 0}
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
         if self.size % 2:
-            raise UserError(f"size must be even (yuv420p halves the colour planes), not {self.size}")
+            raise UserError(f"size must be even (yuv420p halves the color planes), not {self.size}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Labels and digits
+# Labels and digits ----------------------------------------------------------------------------------------------------
 
 
 def _rng(seed: int, *key: int) -> np.random.Generator:
-    """Return a stream of its own for each key, so that no video depends on another or on who makes it."""
+    """Return an independent stream for each key, so that no video depends on another or on the process."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
@@ -132,12 +131,11 @@ def split_digits(seed: int) -> dict[str, np.ndarray]:
     return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Motion
+# Motion ---------------------------------------------------------------------------------------------------------------
 
 
 def _loop(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Travel upward along the loop [0, 1) from a random phase; (T,). At its end the loop starts anew."""
+    """Travel upward along the loop [0, 1) from a random phase; (T,). After its end the loop restarts."""
     return (rng.uniform() + rng.uniform(*LAP_RANGE) * np.linspace(0, 1, frames)) % 1
 
 
@@ -145,16 +143,16 @@ def _circle(frames: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarr
     """Travel clockwise on a circle inside the unit square, y downward; x and y, each (T,)."""
     radius = rng.uniform(*CIRCLE_RANGE)
     # Beta(0.4, 0.4) favours the borders: with it the points on all circles fill the square almost evenly, as the
-    # positions of the other classes do. Uniform centres would leave the corners empty.
-    centre_x, centre_y = radius + (1 - 2 * radius) * rng.beta(0.4, 0.4, size=2)
+    # positions of the other classes do. Uniform centers would leave the corners empty.
+    center_x, center_y = radius + (1 - 2 * radius) * rng.beta(0.4, 0.4, size=2)
     angle = 2 * np.pi * rng.uniform() + np.radians(rng.uniform(*TURN_RANGE)) * np.linspace(0, 1, frames)
-    return centre_x + radius * np.cos(angle), centre_y + radius * np.sin(angle)
+    return center_x + radius * np.cos(angle), center_y + radius * np.sin(angle)
 
 
 def trajectory(motion: str, frames: int, rng: np.random.Generator) -> Trajectory:
     """Draw a path of the named motion over `frames` frames.
 
-    With generators in the same state, opposite motions give time reversals. Raises ValueError for an unknown motion.
+    With generators in the same state, opposite motions give time reversals. Raises UserError for an unknown motion.
     """
     if motion not in MOTIONS:
         raise UserError(f"unknown motion {motion!r}; choose one of {', '.join(map(repr, MOTIONS))}")
@@ -174,8 +172,7 @@ def trajectory(motion: str, frames: int, rng: np.random.Generator) -> Trajectory
     return Trajectory(*(values[::-1] if is_reversed else values for values in path))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
+# Pictures -------------------------------------------------------------------------------------------------------------
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:
@@ -184,16 +181,16 @@ def _cubic(distance: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, (1.5 * d - 2.5) * d * d + 1, np.where(d < 2, ((-0.5 * d + 2.5) * d - 4) * d + 2, 0))
 
 
-def _resample(centre: np.ndarray, step: np.ndarray, pixels: int, samples: int) -> np.ndarray:
-    """Return the (T, pixels, samples) matrices that draw `samples` source pixels, `step` pixels each, at `centre`."""
-    place = (np.arange(pixels) + 0.5 - centre[:, None]) / step[:, None] + (samples - 1) / 2
+def _resample(center: np.ndarray, step: np.ndarray, pixels: int, samples: int) -> np.ndarray:
+    """Return the (T, pixels, samples) matrices that draw `samples` source pixels, `step` pixels each, at `center`."""
+    place = (np.arange(pixels) + 0.5 - center[:, None]) / step[:, None] + (samples - 1) / 2
     return _cubic(place[:, :, None] - np.arange(samples)).astype(np.float32)
 
 
 def _stamp(image: np.ndarray, x: np.ndarray, y: np.ndarray, step: np.ndarray, size: int) -> np.ndarray:
     """Draw a small image (h, w) in [0, 1] into T frames at sub-pixel places; opacity (T, size, size) in [0, 1].
 
-    x, y: centre in pixels (T,); step: frame pixels per image pixel (T,). Steps are above 1, so nothing can alias.
+    x, y: center in pixels (T,); step: frame pixels per image pixel (T,). Steps are above 1, so nothing can alias.
     """
     rows = _resample(y, step, size, image.shape[0])
     columns = _resample(x, step, size, image.shape[1])
@@ -243,7 +240,7 @@ def render(digit: np.ndarray, path: Trajectory, others: np.ndarray, size: int, r
     opacity = _stamp(digit, x, y, size * path.scale / digit.shape[0], size)[..., None]
     video += opacity * (tint - video)
     video *= rng.normal(1, 0.02, size=(frames, 1, 1, 1)).astype(np.float32)  # flicker of the light
-    # Noise of the sensor, the same in all colours: 4:2:0 would average most of the colour noise away.
+    # Noise of the sensor, the same in all colors: 4:2:0 would average most of the color noise away.
     video += np.float32(0.02) * rng.standard_normal(size=(frames, size, size, 1), dtype=np.float32)
     video *= 255
     return video.clip(0, 255, out=video).round(out=video).astype(np.uint8)
@@ -253,21 +250,20 @@ def _shift(canvas: np.ndarray, shake: np.ndarray) -> np.ndarray:
     """Move a canvas (H, W, 3) by (T, 2) fractions of a pixel, x then y, bilinearly, borders repeated; (T, H, W, 3)."""
     height, width, _ = canvas.shape
     padded = np.pad(canvas, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    neighbours = np.stack([padded[y : y + height, x : x + width].ravel() for y in range(3) for x in range(3)])
+    neighbors = np.stack([padded[y : y + height, x : x + width].ravel() for y in range(3) for x in range(3)])
     weights = np.stack([np.maximum(shake, 0), 1 - np.abs(shake), np.maximum(-shake, 0)], axis=-1)  # (T, 2, 3)
     weights = (weights[:, 1, :, None] * weights[:, 0, None, :]).reshape(len(shake), 9).astype(np.float32)
-    return (weights @ neighbours).reshape(-1, height, width, 3)
+    return (weights @ neighbors).reshape(-1, height, width, 3)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# Files ----------------------------------------------------------------------------------------------------------------
 
 
 def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
     """Write RGB frames (T, H, W, 3) uint8 as H.264 (libx264, yuv420p, crf 23) in MP4, a key frame per `gop` frames."""
 
     # One thread and no mbtree: the same bytes every time (with mbtree x264 writes small pictures differently from run
-    # to run). No scene cuts: where a loop starts anew is no key frame.
+    # to run). No scene cuts: where a loop restarts is not a key frame.
     options = {"crf": "23", "preset": "veryfast", "threads": "1", "mbtree": "0", "sc_threshold": "0"}
     with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
@@ -290,8 +286,7 @@ def _write_manifests(out: Path, settings: Settings) -> None:
         write_text(out / name / "classes.txt", "".join(f"{label}\n" for label in classes))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The data set
+# The data set ---------------------------------------------------------------------------------------------------------
 
 
 def make_video(settings: Settings, split: str, index: int) -> np.ndarray:
@@ -315,18 +310,19 @@ def _write_video(video: tuple[str, int], out: Path, settings: Settings) -> None:
     write_h264(_video_path(out, split, index), frames, fps=settings.fps, gop=settings.fps)
 
 
-def _limit_threads() -> None:
-    threadpool_limits(1)
+def _limit_threads() -> Any:
+    """Let BLAS use one thread: the matrices are small, and pools of several processes slow each other down."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    return threadpool_limits(1)
 
 
 def _write_videos(out: Path, settings: Settings, videos: list[tuple[str, int]], processes: int) -> None:
     for split in SPLITS:
         (out / "videos" / split).mkdir(parents=True, exist_ok=True)
     write = partial(_write_video, out=out, settings=settings)
-    # One BLAS thread a process: the matrices are small, and two pools of threads on the same cores stand in each
-    # other's way.
     if processes == 1:
-        with threadpool_limits(1):
+        with _limit_threads():
             for _ in progress(map(write, videos), total=len(videos), label="making", unit="videos"):
                 pass
         return
@@ -338,12 +334,12 @@ def _write_videos(out: Path, settings: Settings, videos: list[tuple[str, int]], 
             for _ in progress(results, total=len(videos), label="making", unit="videos"):
                 pass
         except KeyboardInterrupt:
-            end_children()  # rather than wait until they are done with what they were given
+            end_children()  # rather than wait for what they are doing
             raise
 
 
 def _remove(out: Path) -> None:
-    """Take away a data set; the settings go last, so that an interrupted removal is still known for what it is."""
+    """Remove a data set; the settings last, so that an interrupted removal is still recognized."""
     for name in (*LABEL_SETS, "videos"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("settings.json", "settings.partial.json"):
@@ -351,7 +347,7 @@ def _remove(out: Path) -> None:
 
 
 def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
-    """Return whether `out` already holds the complete data set; else leave it ready to be written or gone on with.
+    """Return whether `out` already holds the complete data set; else prepare it to be written or resumed.
 
     `settings.partial.json` marks a data set that is being written; it becomes `settings.json` at the end.
     """
@@ -393,10 +389,12 @@ def make_moving_digits(
     """Write Moving Digits into the folder `out`; return False where it was complete already and nothing was written.
 
     train, val, test: videos per split; size: pixels per side; fps: frames per second, and the distance of key frames.
-    processes: default one per core; the files do not depend on it. An interrupted data set is gone on with.
-    Raises ValueError for a setting that cannot be, and where `out` holds something else or, without `overwrite`, the
-    data set with other settings.
+    processes: default one per core; the files do not depend on it. An interrupted data set is resumed.
+    Raises UserError for a setting that is out of range, and where `out` holds something else or, without `overwrite`,
+    the data set with other settings.
     """
+    if not all(map(find_spec, ("sklearn", "threadpoolctl"))):
+        raise UserError("Moving Digits needs scikit-learn and threadpoolctl: pip install 'lookupvit_video[demo]'")
     out = Path(out)
     settings = Settings(train, val, test, size, frames, fps, seed)
     settings.validate()
@@ -406,7 +404,7 @@ def make_moving_digits(
     if _prepare_folder(out, settings, overwrite):
         return False
     videos = [(split, index) for split in SPLITS for index in range(getattr(settings, split))]
-    # A video has its name only when it is whole, so one that is there need not be made again.
+    # A video gets its name once it is complete, so those that exist are not made again.
     missing = [video for video in videos if not _video_path(out, *video).exists()]
     _write_videos(out, settings, missing, processes)
     _write_manifests(out, settings)

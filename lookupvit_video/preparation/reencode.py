@@ -1,8 +1,7 @@
-"""Videos made smaller, once, so that every epoch decodes less: H.264 in MP4, a key frame every so many frames.
+"""Make videos smaller once, so that every epoch decodes less: H.264 in MP4, with key frames at a fixed distance.
 
 What comes out shows what the source shows: upright, with square pixels, each frame at its own time (counted from the
-first frame), no frame more or less; the sound is left out. A file has its name only when it is whole, so a run that was
-killed is gone on with by starting it again.
+first frame), no frame more or less, without sound. A file gets its name once complete: rerun to resume.
 """
 
 import errno
@@ -24,6 +23,7 @@ from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.frame_filter import field_joiner
 from lookupvit_video.decoding.opening import SAFE
 from lookupvit_video.decoding.orientation import UPRIGHT, Orientation, orientation_of_frame
+from lookupvit_video.decoding.reader import Mismatch
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.processes.pool import run_isolated
@@ -35,7 +35,7 @@ FRAME_SUFFIX = ".jpg"
 FRAME_RATE = 12  # of videos kept as folders of pictures; Something-Something V1 states it
 SETTINGS = "encoding.json"
 
-_RUN_UP = 5.0  # seconds decoded before a cut: pictures that lean on what came before the seek have recovered by then
+_RUN_UP = 5.0  # seconds decoded before a cut: pictures that reference what came before the seek have recovered by then
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
@@ -51,7 +51,7 @@ class Encoding:
     crf: int = 23
 
     def validate(self) -> None:
-        """Raise ValueError where no video can be written like this."""
+        """Raise UserError where no video can be written like this."""
         if self.short_side < 16 or self.short_side % 2:
             raise UserError(f"--short-side must be an even number of pixels from 16 on, not {self.short_side}")
         if self.gop < 1:
@@ -68,10 +68,6 @@ class Job:
     target: Path
     start: float | None = None
     end: float | None = None
-
-
-class _Mismatch(Exception):
-    """What the decoder delivers is not what the reader announced."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class _Plan:
 
 
 def reencode(job: Job, encoding: Encoding) -> None:
-    """Write one video, whole or not at all.
+    """Write one video, completely or not at all.
 
     Raises:
         DecodeError: the source cannot be read, or not all of it.
@@ -103,11 +99,11 @@ def reencode(job: Job, encoding: Encoding) -> None:
     if not job.source.is_dir() and plan.times[plan.first] > 2 * _RUN_UP:
         try:
             return _write(job, encoding, plan, seek=True)
-        except _Mismatch as mismatch:
+        except Mismatch as mismatch:
             logger.debug("%s: %s; decoded from its start", job.source, mismatch)
     try:
         _write(job, encoding, plan, seek=False)
-    except _Mismatch as mismatch:
+    except Mismatch as mismatch:
         raise DecodeError(str(job.source), f"{mismatch}: damaged") from None
 
 
@@ -146,18 +142,18 @@ def _write(job: Job, encoding: Encoding, plan: _Plan, *, seek: bool) -> None:
             stream = source.streams.best("video")
             stamps = plan.stamps(stream.time_base)
             if (np.diff(stamps) < 1).any():
-                raise DecodeError(str(job.source), "has frames whose times cannot be told apart")
+                raise DecodeError(str(job.source), "has frames with equal times")
             writer: _Writer | None = None
             due = plan.first
             for index, frame, orientation in _decode(source, stream, plan, seek=seek):
                 if index != due or due > plan.last:
-                    raise _Mismatch(f"frame {due} does not arrive as announced")
+                    raise Mismatch(f"frame {due} does not arrive as announced")
                 writer = writer or _Writer(container, stream, frame, orientation, encoding)
                 at = due - plan.first
                 writer.add(frame, orientation, int(stamps[at]), int(stamps[at + 1] - stamps[at]))
                 due += 1
             if writer is None or due != plan.last + 1:
-                raise _Mismatch(f"frame {due} does not arrive as announced")
+                raise Mismatch(f"frame {due} does not arrive as announced")
             writer.finish(due - plan.first)
 
 
@@ -183,7 +179,7 @@ def _decode(
         if seek:
             origin = next(frames).pts
             if origin is None:
-                raise _Mismatch("it has no time stamps")
+                raise Mismatch("it has no time stamps")
             run_up = (plan.times[plan.first] - _RUN_UP) / float(stream.time_base)
             container.seek(origin + round(run_up), stream=stream)
             frames = container.decode(stream)
@@ -191,7 +187,7 @@ def _decode(
             index, orientation = count, orientation_of_frame(frame, orientation)
             if seek:
                 if frame.pts is None:
-                    raise _Mismatch("it has no time stamps")
+                    raise Mismatch("it has no time stamps")
                 at = (frame.pts - origin) * float(stream.time_base)
                 index = int(np.searchsorted(plan.times, at + 1e-6, side="right")) - 1
             if index >= plan.first:
@@ -222,7 +218,7 @@ class _Writer:
         context.time_base = self._time_base = source.time_base
         context.framerate = source.average_rate or FRAME_RATE
         context.gop_size = encoding.gop
-        # Colours stay what they are: RGB becomes BT.601, full range becomes the range of television.
+        # Colors stay the same: RGB becomes BT.601, full range becomes the range of television.
         self._is_rgb = "yuv" not in first.format.name and "gray" not in first.format.name
         self._is_full = first.color_range == ColorRange.JPEG or first.format.name.startswith("yuvj")
         context.color_range = ColorRange.MPEG
@@ -291,8 +287,7 @@ def _turned(frame: av.VideoFrame, orientation: Orientation) -> av.VideoFrame:
     return turned
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Many
+# Many -----------------------------------------------------------------------------------------------------------------
 
 
 def reencode_all(
@@ -319,13 +314,13 @@ def reencode_all(
     there = {entry for parent in {job.target.parent for job in jobs} for entry in _files(parent)}
     todo = list({job.target: job for job in jobs if str(job.target) not in there}.values())
     if len(todo) < len(jobs):
-        logger.info("re-encoding: %d of %d videos are there already", len(jobs) - len(todo), len(jobs))
+        logger.info("re-encoding: %d of %d videos are done already", len(jobs) - len(todo), len(jobs))
     failed: dict[Path, str] = {}
     outcomes = run_isolated(partial(_attempt, encoding=encoding), todo, processes=processes, timeout=timeout)
     for outcome in progress(outcomes, total=len(todo), label="re-encoding", unit="videos"):
         full, reason = outcome.answer or (False, outcome.lost.detail if outcome.lost else "")
         if full:
-            raise RunFailure(f"{reason}; make room and run the command again: it goes on where it stopped")
+            raise RunFailure(f"{reason}; free space and rerun the command to resume")
         if reason:
             failed[todo[outcome.number].target] = reason
     return failed

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.preparation.lists import Annotation, Key, Options, find_videos, finish, match
+from lookupvit_video.preparation.lists import Annotation, Key, Options, files_below, finish, match
 
 # Videos of each split as published; the README names the sources.
 PUBLISHED: dict[int, dict[str, int | None]] = {
@@ -58,7 +58,7 @@ def read_labels(path: Path) -> list[str]:
     """Read the class names in their official order: JSON ``{"name": "number"}``, or a name a line.
 
     Raises:
-        UserError: a number is missing, or a name or number stands twice.
+        UserError: a number is missing, or a name or number occurs twice.
     """
     if path.suffix.lower() == ".csv":
         names = [plain(line) for line in _text(path).splitlines() if line.strip()]
@@ -69,13 +69,15 @@ def read_labels(path: Path) -> list[str]:
         try:
             by_number = {int(number): plain(name) for name, number in numbers.items()}
         except (TypeError, ValueError):
-            raise UserError(f'{path}: expected {{"class name": "number"}}, a number is none') from None
+            raise UserError(
+                f'{path}: expected {{"class name": "number"}}, one of the numbers is not a number'
+            ) from None
         if sorted(by_number) != list(range(len(numbers))):
             raise UserError(f"{path}: {len(numbers)} classes are not numbered from 0 to {len(numbers) - 1}, each once")
         names = [by_number[number] for number in range(len(numbers))]
     twice = {name for name in names if names.count(name) > 1}
     if twice or not names:
-        raise UserError(f"{path}: {f'class {min(twice)!r} stands twice' if twice else 'holds no class'}")
+        raise UserError(f"{path}: {f'class {min(twice)!r} occurs twice' if twice else 'holds no class'}")
     return names
 
 
@@ -111,7 +113,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, str | None]]:
             raise UserError(f'{where}: expected {{"id": ..., "template": ...}}')
         template = entry.get("template")
         if template is not None and not isinstance(template, str):
-            raise UserError(f"{where}: the template is no text")
+            raise UserError(f"{where}: the template is not text")
         yield where, str(entry["id"]).strip(), template
 
 
@@ -137,7 +139,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: no JSON ({error}); fetch it again") from None
+        raise UserError(f"{path}: not valid JSON ({error}); fetch it again") from None
 
 
 def key_of(path: Path) -> Key:
@@ -164,7 +166,7 @@ def prepare_something_something(version: int, annotations: Path, videos: list[Pa
     ]  # fmt: skip
     if "test-answers" in official:
         clips += read_split(official["test-answers"], "test", set(names))
-    account = match(clips, find_videos(videos, pictures=True), key_of)
+    account = match(clips, files_below(videos, pictures=True), key_of)
     pictures = [clip for clip in account.found if clip.path.is_dir()]
     if pictures and options.encoding is None:
         raise UserError(

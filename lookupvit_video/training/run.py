@@ -31,6 +31,7 @@ from lookupvit_video.distributed.parallel import autocast_dtype, parallelize
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.metrics import Metric, chosen_metrics
+from lookupvit_video.files import joined
 from lookupvit_video.log import Journal, forget_bad_videos
 from lookupvit_video.models.build import ModelSpec, build_model, model_spec
 from lookupvit_video.models.pretrained import init_from
@@ -273,22 +274,26 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     train_videos = load_split(cfg, "train", classes)
     val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
     if world.is_main:
-        for warning in warnings_of_run(cfg, classes, train_videos, val_videos):
+        test_list = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
+        for warning in warnings_of_run(classes, train_videos, val_videos, test_list, cfg.DATA.PATH_PREFIX):
             logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
     spec, model = model_spec(cfg), build_model(cfg)
     resumed = starting_point(cfg, classes, model, world)
     parallel_model = parallelize(model.to(world.device), cfg, world)
-    writes, train, solver = world.is_main and not dry, cfg.TRAIN, cfg.SOLVER
+    writes, train, solver, mix = world.is_main and not dry, cfg.TRAIN, cfg.SOLVER, cfg.MIXUP
     float16 = autocast_dtype(train.PRECISION, world.device) == torch.float16
     state = TrainingState(
         model=parallel_model, optimizer=build_optimizer(cfg, model), world=world, num_videos=len(train_videos),
         scaler=torch.amp.GradScaler(world.device.type, enabled=float16),
         steps_per_epoch=len(train_videos) // (train.BATCH_SIZE // cfg.AUG.NUM_SAMPLE), best_metric=train.BEST_METRIC,
     )  # fmt: skip
+    augment = BatchAugment(
+        cfg.AUG.RE_PROB, mix.PROB if mix.ENABLE else None, (mix.ALPHA, mix.CUTMIX_ALPHA), mix.SWITCH_PROB
+    )
     run = Run(
         cfg=cfg, world=world, classes=classes, train_videos=train_videos, val_videos=val_videos, model=model, spec=spec,
-        state=state, augment=BatchAugment(cfg), metrics=metrics, stop=stop, dry=dry,
+        state=state, augment=augment, metrics=metrics, stop=stop, dry=dry,
         schedule=build_schedule(
             solver.WARMUP_START_LR, solver.BASE_LR, solver.COSINE_END_LR, warmup_epochs=solver.WARMUP_EPOCHS,
             epochs=solver.MAX_EPOCH, factor=learning_rate_factor(train.BATCH_SIZE, solver.BASE_LR_BATCH),

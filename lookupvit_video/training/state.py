@@ -54,15 +54,14 @@ class TrainingState:
         with self.averaged():
             return full_state(self.model)[0]
 
-    def _best(self) -> dict[str, Any]:
-        value = -1.0 if self.best is None else self.best
-        if self.best_metric == "top1":
-            return {"best_top1": value}
-        return {"best": {"metric": self.best_metric, "value": self.best}}
+    @property
+    def best_top1(self) -> float:
+        """Best top-1 so far, where it chooses best.pt; else -1."""
+        return -1.0 if self.best is None or self.best_metric != "top1" else self.best
 
     def inference_state(self) -> dict[str, Any]:
         """Return what ``save_checkpoint`` takes for a file that predicts."""
-        return {"model": self.inference_weights(), "step": self.step, **self._best()}
+        return {"model": self.inference_weights(), "step": self.step, "best_top1": self.best_top1}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``save_checkpoint`` takes for a file that a run resumes from."""
@@ -77,11 +76,14 @@ class TrainingState:
             "losses": list(self.losses),  # it grows while the file is written
             "bad_rows": sorted(set().union(*(rows for _, rows, _ in of_each))),
             "bad_steps": self.bad_steps,
+            "best": {self.best_metric: self.best},
             "world_size": self.world.size,
             "threads": [threads for _, _, threads in of_each],
         }
-        ema = self.inference_weights() if self.ema else None
-        return {"model": weights, "optimizer": optimizer, "ema": ema, "step": self.step, **self._best(), "state": state}
+        return {
+            "model": weights, "optimizer": optimizer, "ema": self.inference_weights() if self.ema else None,
+            "step": self.step, "best_top1": self.best_top1, "state": state,
+        }  # fmt: skip
 
     def load_state_dict(self, saved: Checkpoint) -> None:
         """Take up the state of a checkpoint, except for the weights: they were loaded before ``parallelize``."""
@@ -93,7 +95,8 @@ class TrainingState:
         elif self.ema:
             logger.warning("%s has no averaged weights; the average starts from its weights", saved.path)
         self.step = saved.step
-        self.best = saved.best_of(self.best_metric)
+        older = {"top1": saved.best_top1 if saved.best_top1 >= 0 else None}
+        self.best = state.get("best", older).get(self.best_metric)
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.losses[:] = [(loss, norm) for loss, norm in state.get("losses", [])]

@@ -1,11 +1,12 @@
 """Measures the steps between two log lines."""
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -94,8 +95,8 @@ class StepLog:
             norm: of the gradient.
             index: of the step among those added.
         """
-        own = Reading(loss, [self.videos[row].path for row in self._rows[index]])
-        return bad_step_text(step, norm, gather_objects(own, self.world), self.world)
+        own = (loss, [self.videos[row].path for row in self._rows[index]])
+        return bad_step_text(step, norm, gather_objects(own, self.world))
 
     def summary(self, batch_size: int) -> tuple[dict[str, Any], list[str]]:
         """Return means over the settled steps, by name, and warnings; all processes must call it.
@@ -124,30 +125,21 @@ class StepLog:
         return facts, slow_processes(times, self.world) if self.world.size > 1 else []
 
 
-class Reading(NamedTuple):
-    """What one process knows of a step whose loss or gradient is not finite."""
-
-    loss: float
-    """Of this process."""
-    videos: list[str]
-    """Read for the step."""
-
-
-def bad_step_text(step: int, norm: float, readings: Sequence[Reading], world: World) -> str:
+def bad_step_text(step: int, norm: float, readings: Sequence[tuple[float, list[str]]]) -> str:
     """Describe where a loss or gradient became nan or infinite: the step, the processes and their videos.
 
     Args:
         norm: of the gradient, the mean over the processes.
-        readings: by rank.
+        readings: loss of each process, by rank, and the videos that it read for the step.
     """
-    bad = [rank for rank, reading in enumerate(readings) if not torch.isfinite(torch.tensor(reading.loss))]
+    bad = [rank for rank, (loss, _) in enumerate(readings) if not math.isfinite(loss)]
     if bad:
-        what = f"the loss is {readings[bad[0]].loss:g} in " + ", ".join(f"rank {rank}" for rank in bad)
+        what = f"the loss is {readings[bad[0]][0]:g} in " + ", ".join(f"rank {rank}" for rank in bad)
     else:  # the mean over the processes does not show whose gradient it was
-        what, bad = "all losses are finite", list(range(world.size))
+        what, bad = "all losses are finite", list(range(len(readings)))
     named = []
     for rank in bad:
-        names = readings[rank].videos
+        names = readings[rank][1]
         more = f" and {len(names) - SHOWN_VIDEOS} more" if len(names) > SHOWN_VIDEOS else ""
         named.append(f"rank {rank} read {', '.join(names[:SHOWN_VIDEOS])}{more}")
     return f"step {step}: {what}, the gradient's norm is {norm:g}; {'; '.join(named)}"

@@ -128,7 +128,7 @@ def test_nothing_is_removed_when_writing_fails(saver_of, written, tmp_path):
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
-def test_training_goes_on_while_a_file_is_written_and_waits_before_the_next(saver_of, written, tmp_path):
+def test_training_continues_while_a_file_is_written_and_waits_before_the_next(saver_of, written, tmp_path):
     saver, gate = saver_of(), threading.Event()
     saver.write(tmp_path / "1.pt", {"gate": gate}, is_training_checkpoint=False)
     saver.check()  # it does not wait

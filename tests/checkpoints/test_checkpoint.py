@@ -212,7 +212,7 @@ def test_all_that_a_training_checkpoint_is_given_comes_back(tmp_path):
     assert found.versions["torch"] == torch.__version__
 
 
-def test_a_file_for_use_says_that_there_is_nothing_to_go_on_with(tmp_path):
+def test_a_file_for_inference_has_nothing_to_resume_from(tmp_path):
     saved(tmp_path / "x.pt")
     found = load_checkpoint(tmp_path / "x.pt")
     assert (found.step, found.best_top1, found.state) == (0, -1.0, {})

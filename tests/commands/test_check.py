@@ -16,7 +16,7 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes, load_split
-from lookupvit_video.preparation.check import examine
+from lookupvit_video.preparation.inspect_file import inspect_file
 from lookupvit_video.processes.pool import run_isolated
 from tests.damage import pictures, write_byte_damage, write_no_videos, write_originals
 from tests.preparation.test_check import MAY_PASS
@@ -178,7 +178,7 @@ def test_interrupted_runs_leave_no_report(data, tmp_path):
 
 def examine_and_measure(path):
     """What is found in a file, and this process's memory (MiB) and open files after it."""
-    facts = examine(path, thorough=True)
+    facts = inspect_file(path, thorough=True)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return facts, os.getpid(), pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd"))
 

@@ -70,7 +70,7 @@ def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
     (tmp_path / "x.pt").write_text("nothing")
     video = trained / "data" / "1.mp4"
     done = call_tool("tools/predict.py", "--checkpoint", tmp_path / "x.pt", video)
-    assert_one_clear_line(done, 2, "x.pt", "cannot be read", "tools/run_net.py")
+    assert_one_clear_line(done, 2, "x.pt", "cannot be read", "training wrote")
     done = call_tool("tools/predict.py", "--checkpoint", tmp_path / "y.pt", video)
     assert_one_clear_line(done, 2, "y.pt", "No such file")
     assert_one_clear_line(predict(trained, video, "--device", "cuda:99"), 2, "--device cuda:99")
@@ -80,7 +80,7 @@ def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
     ({"DATA__TRAIN_LIST": "none.csv"}, ["none.csv", "No such file", "DATA.PATH_TO_DATA_DIR"]),
     ({"DATA__CLASS_LIST": "short.txt"}, ["short.txt", "MODEL.NUM_CLASSES is 3", "set MODEL.NUM_CLASSES 2"]),
     ({"DATA__TRAIN_LIST": "range.csv"}, ["range.csv, line 3", "label 3 is out of range", "0 to 2"]),
-    ({"DATA__TRAIN_LIST": "lost.csv"}, ["lost.csv, line 2", "lost.mp4 does not exist", "mend the list"]),
+    ({"DATA__TRAIN_LIST": "lost.csv"}, ["lost.csv, line 2", "lost.mp4 does not exist", "fix the list"]),
     ({"MODEL__COMPRESED_GRID": "[1,1,1]"}, ["MODEL.COMPRESED_GRID", "did you mean MODEL.COMPRESSED_GRID"]),
     ({"MODEL__COMPRESSED_GRID": "[9,9,9]"}, ["MODEL.COMPRESSED_GRID", "larger than"]),
     ({"TRAIN__BATCH_SIZE": "64"}, ["TRAIN.BATCH_SIZE", "64 videos a step", "holds 9"]),
@@ -104,8 +104,8 @@ def test_weights_that_fit_nothing_give_one_line(trained, tmp_path):
         overrides = settings(trained / "data", tmp_path / "run", MODEL__INIT_FROM=tmp_path / "x.pt", **changes)
         return run_net(overrides)
 
-    assert_one_clear_line(begin({"a.weight": torch.zeros(3)}), 2, "x.pt: no ViT of a known naming", "a.weight")
-    assert_one_clear_line(begin([1, 2]), 2, "x.pt: there are no tensors by name in it")
+    assert_one_clear_line(begin({"a.weight": torch.zeros(3)}), 2, "x.pt: not a ViT with known parameter", "a.weight")
+    assert_one_clear_line(begin([1, 2]), 2, "x.pt: it holds no named tensors")
     own = torch.load(trained / "run" / "model.pt", weights_only=True)
     assert_one_clear_line(begin(own, MODEL__DIM=48), 2, "x.pt: its width is 24, the model's 48", "MODEL.DIM 24")
     assert_one_clear_line(begin(own, MODEL__ARCH="vit"), 2, "x.pt: a LookupViT does not fit into a dense ViT")

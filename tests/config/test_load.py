@@ -189,7 +189,7 @@ def test_override_is_read_as_the_type_of_its_key(key, text, value):
         (["TRAIN", "1"], "command line: TRAIN is a group of keys"),
         (["RNG_SEED.X", "1"], "command line: RNG_SEED: expected int"),
         (["OUTPUT_DIR.X", "1"], "command line: OUTPUT_DIR: expected str"),
-        (["", "1"], "command line: '' is no key; settings are written KEY VALUE or KEY=VALUE"),
+        (["", "1"], "command line: '' is not a key; settings are written KEY VALUE or KEY=VALUE"),
         (["_BASE_", "a.yaml"], "command line: unknown key _BASE_"),
         (["RNG_SEED", "x"], "command line: RNG_SEED: expected int"),
         (["RNG_SEED", ""], "command line: RNG_SEED: expected int .*got None"),

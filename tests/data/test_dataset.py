@@ -234,7 +234,7 @@ def test_a_damaged_video_is_used_or_skipped_and_says_so(damaged_path, cache):
         return dataset[0]
 
     used, skipped = sample("use"), sample("skip")
-    assert "picture data: the decoder complains" in used.damage
+    assert "picture data: the decoder reports" in used.damage
     assert used.damage == skipped.damage
     assert (used.labels, used.error) == ([1], "")
     assert used.clips.any()

@@ -9,9 +9,9 @@ import pytest
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import (
     Video,
-    check_files,
     load_classes,
     load_split,
+    missing_files,
     read_class_list,
     read_manifest,
 )
@@ -182,7 +182,7 @@ def test_class_list(tmp_path):
         ("", "the class list is empty; write one class name a line"),
         ("\n\n", "the class list is empty"),
         ("a\n\nb\n", "line 2: no class name; remove the empty line"),
-        ("a\nb\na\n", "line 3: class 'a' stands on line 1 already"),
+        ("a\nb\na\n", "line 3: class 'a' is on line 1 already"),
     ],
 )
 def test_mistake_in_a_class_list(tmp_path, text, message):
@@ -230,26 +230,26 @@ def some_missing(folder, missing, total=10):
 
 def test_files_missing_below_the_allowed_fraction_are_told(tmp_path):
     videos = some_missing(tmp_path, missing=2)
-    assert check_files(videos, 0.2) == videos[:2]
-    assert check_files(videos[2:], 0.0) == []
+    assert missing_files(videos, 0.2) == videos[:2]
+    assert missing_files(videos[2:], 0.0) == []
 
 
 def test_files_missing_above_the_allowed_fraction(tmp_path):
     videos = some_missing(tmp_path, missing=2)
     message = (
-        rf"^train\.csv, line 1: video {re.escape(videos[0].path)} does not exist \(and 1 more of 10\); mend the list, "
+        rf"^train\.csv, line 1: video {re.escape(videos[0].path)} does not exist \(and 1 more of 10\); fix the list, "
         r"set DATA\.PATH_PREFIX, or allow more with DATA\.MAX_BAD_FRACTION"
     )
     with pytest.raises(ValueError, match=message):
-        check_files(videos, 0.19)
-    with pytest.raises(ValueError, match=r"0\.mp4 does not exist; mend"):
-        check_files(videos[:1], 0.5)
+        missing_files(videos, 0.19)
+    with pytest.raises(ValueError, match=r"0\.mp4 does not exist; fix"):
+        missing_files(videos[:1], 0.5)
 
 
 def test_a_folder_is_no_video(tmp_path):
     (tmp_path / "a.mp4").mkdir()
     with pytest.raises(ValueError, match=r"a\.mp4 does not exist"):
-        check_files([Video(str(tmp_path / "a.mp4"), 0)], 0.0)
+        missing_files([Video(str(tmp_path / "a.mp4"), 0)], 0.0)
 
 
 def test_load_split_reads_the_list_of_its_name(tmp_path, caplog):
@@ -288,7 +288,7 @@ def test_skip_list_leaves_rows_out_of_training_alone(tmp_path, caplog, form):
     write(tmp_path, f"split,path,reason\ntrain,{path[form]},is empty\nval,nowhere.mp4,gone\n", "bad.csv")
     caplog.set_level("INFO")
     assert kept(tmp_path) == ["a.mp4", "c.mp4"]
-    assert "train.csv: 1 of 3 videos left out, as DATA.SKIP_LIST says" in caplog.text
+    assert "bad.csv: 1 of 3 training videos skipped" in caplog.text
     caplog.clear()
     assert kept(tmp_path, "val") == kept(tmp_path, "test") == ["a.mp4", "b.mp4", "c.mp4"]
     assert "left out" not in caplog.text
@@ -325,10 +325,10 @@ def test_names_of_any_bytes_and_commas_are_skipped(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"bad\.csv: the list cannot be read \(No such file or directory\); mend or empty DATA\.SKIP_LIST"),
+        (None, r"bad\.csv: the list cannot be read \(No such file or directory\); fix or empty DATA\.SKIP_LIST"),
         ("a.mp4\nc.mp4\n", r"bad\.csv: DATA\.SKIP_LIST is a CSV with a header and a column path in every row"),
         ("split,path\ntrain\n", r"bad\.csv, line 2: expected 2 fields \(split,path\)"),
-        ("path\na.mp4\nv/b.mp4\nc.mp4\n", r"bad\.csv: names every video of .*train\.csv; mend or empty"),
+        ("path\na.mp4\nv/b.mp4\nc.mp4\n", r"bad\.csv: names every training video; fix or empty"),
     ],
 )
 def test_mistake_in_a_skip_list(tmp_path, text, message):

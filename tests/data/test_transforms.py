@@ -11,7 +11,6 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.transforms import (
     FILL,
     IGNORED,
-    BatchAugment,
     eval_transform,
     frames_to_clip,
     mirror_half,
@@ -22,6 +21,7 @@ from lookupvit_video.data.transforms import (
     train_transform,
 )
 from lookupvit_video.decoding.reader import Box
+from tests.small import batch_augment
 
 SMALL = "DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16 DATA.NUM_FRAMES 4 MODEL.COMPRESSED_GRID [1,1,1]"
 JITTER = "DATA.TRAIN_JITTER_SCALES_RELATIVE [] DATA.TRAIN_JITTER_SCALES [18,30]"
@@ -218,7 +218,7 @@ def test_a_mirrored_clip_shows_the_class_of_the_other_side(classes, mirror):
         (["jump", "turn left"], "no class is the mirror image of 'turn left'"),
         ([*SSV2, "wiping leftwards"], "no class is the mirror image of 'wiping leftwards'"),
         (["turn left and right"], "no class is the mirror image of 'turn left and right'"),
-        (["spin clockwise", "spin anticlockwise", "spin counterclockwise"], "two class names say the same side"),
+        (["spin clockwise", "spin anticlockwise", "spin counterclockwise"], "two class names name the same side"),
     ],
 )
 def test_no_clip_is_mirrored_where_a_class_has_no_other_side(classes, reason):
@@ -367,7 +367,7 @@ def numbered_clips(batch=4):
 
 @pytest.mark.parametrize("overrides", [MIXUP, CUTMIX, "MIXUP.ENABLE True", "MIXUP.ENABLE True MIXUP.PROB 0.5"])
 def test_targets_tell_what_is_in_the_clip(overrides):
-    augment = BatchAugment(small_config(overrides))
+    augment = batch_augment(small_config(overrides))
     changed = 0
     for seed in range(30):
         seed_all(seed)
@@ -386,10 +386,10 @@ def test_mixup_blends_and_cutmix_pastes():
     blended = pasted = 0
     for seed in range(20):
         seed_all(seed)
-        mixed, targets = BatchAugment(small_config(MIXUP))(*numbered_clips())
+        mixed, targets = batch_augment(small_config(MIXUP))(*numbered_clips())
         torch.testing.assert_close(mixed, (targets @ torch.arange(4.0)).view(-1, 1, 1, 1, 1).expand_as(mixed))
         blended += not torch.equal(mixed, mixed.round())
-        mixed, _ = BatchAugment(small_config(CUTMIX))(*numbered_clips())
+        mixed, _ = batch_augment(small_config(CUTMIX))(*numbered_clips())
         assert torch.equal(mixed, mixed.round())
         pasted += bool((mixed[0] != mixed[0, 0, 0, 0, 0]).any())
     assert blended > 15
@@ -397,7 +397,7 @@ def test_mixup_blends_and_cutmix_pastes():
 
 
 def test_cutmix_box_is_the_same_in_all_frames_and_channels():
-    augment = BatchAugment(small_config(CUTMIX))
+    augment = batch_augment(small_config(CUTMIX))
     for seed in range(20):
         seed_all(seed)
         mixed, _ = augment(*numbered_clips())
@@ -420,7 +420,7 @@ def test_cutmix_box_is_the_same_in_all_frames_and_channels():
     ],
 )
 def test_which_mixing_is_drawn(overrides, kinds):
-    augment = BatchAugment(small_config(f"MIXUP.ENABLE True {overrides}"))
+    augment = batch_augment(small_config(f"MIXUP.ENABLE True {overrides}"))
     seen = set()
     for seed in range(40):
         seed_all(seed)
@@ -435,7 +435,7 @@ def test_which_mixing_is_drawn(overrides, kinds):
 
 
 def test_ignored_clips_add_nothing_to_the_targets():
-    augment = BatchAugment(small_config(MIXUP))
+    augment = batch_augment(small_config(MIXUP))
     for seed in range(10):
         seed_all(seed)
         targets = soft_targets(torch.tensor([1, IGNORED]), 3)
@@ -445,7 +445,7 @@ def test_ignored_clips_add_nothing_to_the_targets():
 
 
 def test_erasing_takes_the_same_place_of_all_frames():
-    augment = BatchAugment(small_config("AUG.RE_PROB 1"))
+    augment = batch_augment(small_config("AUG.RE_PROB 1"))
     clips, targets = torch.full((4, 3, 5, 16, 16), 7.0), soft_targets(torch.arange(4), 4)
     for seed in range(10):
         seed_all(seed)
@@ -461,7 +461,7 @@ def test_erasing_takes_the_same_place_of_all_frames():
 
 
 def test_erasing_has_its_chance():
-    augment = BatchAugment(small_config("AUG.RE_PROB 0.5"))
+    augment = batch_augment(small_config("AUG.RE_PROB 0.5"))
     seed_all(0)
     erased, _ = augment(torch.full((100, 3, 1, 16, 16), 7.0), torch.zeros(100, 2))
     assert 30 < int((erased != 7).flatten(1).any(1).sum()) < 70
@@ -470,7 +470,7 @@ def test_erasing_has_its_chance():
 def test_nothing_asked_for_nothing_done():
     clips, targets = numbered_clips()
     state = torch.get_rng_state()
-    same, same_targets = BatchAugment(small_config())(clips, targets)
+    same, same_targets = batch_augment(small_config())(clips, targets)
     assert same is clips
     assert same_targets is targets
     assert torch.equal(torch.get_rng_state(), state)
@@ -578,7 +578,7 @@ def test_a_mirrored_clip_is_drawn_for_each_clip_below_one_half(monkeypatch):
 
 def test_mixing_has_the_chances_and_strengths_of_the_config(monkeypatch):
     both = "MIXUP.ENABLE True MIXUP.ALPHA 0.3 MIXUP.CUTMIX_ALPHA 0.7 MIXUP.PROB 0.8 MIXUP.SWITCH_PROB 0.25"
-    augment = BatchAugment(small_config(both))
+    augment = batch_augment(small_config(both))
     assert [(chance, type(mixer), mixer.alpha) for chance, mixer in augment.mixers] == [
         (pytest.approx(0.6), v2.MixUp, 0.3), (pytest.approx(0.2), v2.CutMix, 0.7),
     ]  # fmt: skip
@@ -602,19 +602,19 @@ def test_mixing_has_the_chances_and_strengths_of_the_config(monkeypatch):
     ],
 )
 def test_only_what_can_be_drawn_is_made(overrides, kinds):
-    assert [type(mixer) for _, mixer in BatchAugment(small_config(f"MIXUP.ENABLE True {overrides}")).mixers] == kinds
-    assert BatchAugment(small_config(overrides)).mixers == []  # not enabled
+    assert [type(mixer) for _, mixer in batch_augment(small_config(f"MIXUP.ENABLE True {overrides}")).mixers] == kinds
+    assert batch_augment(small_config(overrides)).mixers == []  # not enabled
 
 
 def test_a_chance_of_none_is_none(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *_: torch.tensor(0.0))
     clips, targets = numbered_clips()
-    assert BatchAugment(small_config("MIXUP.ENABLE True MIXUP.PROB 0"))(clips, targets)[0] is clips
+    assert batch_augment(small_config("MIXUP.ENABLE True MIXUP.PROB 0"))(clips, targets)[0] is clips
 
 
 def test_what_is_erased_is_filled_with_noise():
     """Of mean 0 and deviation 1, as the clips are after normalisation; a constant would be a shape to learn from."""
-    augment = BatchAugment(small_config("AUG.RE_PROB 1"))
+    augment = batch_augment(small_config("AUG.RE_PROB 1"))
     seed_all(0)
     erased, _ = augment(torch.full((16, 3, 1, 32, 32), 7.0), torch.zeros(16, 2))
     noise_there = erased[erased != 7]

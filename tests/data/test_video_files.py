@@ -17,7 +17,7 @@ from lookupvit_video.data.video_files import (
 from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.inference.batch import find_videos as find_to_predict
 from lookupvit_video.preparation.check import rows_of_path
-from lookupvit_video.preparation.lists import find_videos as find_prepared
+from lookupvit_video.preparation.lists import files_below as find_prepared
 from tests.videos import read_number, write_video
 
 OLD = {".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp"}

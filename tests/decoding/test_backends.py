@@ -15,6 +15,7 @@ import torch
 from lookupvit_video.decoding import backends as decode
 from lookupvit_video.decoding import pyav_reader, timeline
 from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.decoding.opening import VideoFile
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import Box
 from tests.videos import draw_frame, read_number, write_audio, write_video
@@ -124,7 +125,7 @@ def test_frames_are_those_of_a_full_decode(videos, name, backend):
             if len(at):
                 assert_shown(frames, frames_shown(times, pictures, at), backend)
         if backend != "pyav":
-            assert (video._other is not None) == (backend in FILES[name][1]), "it serves what it is exact on, no more"
+            assert (video._library is not None) == (backend in FILES[name][1]), "it serves what it is exact on, no more"
 
 
 def test_the_tests_own_pictures_can_be_told_apart(videos):
@@ -225,7 +226,7 @@ def test_colours_are_those_written(tmp_path):
 
 def test_seeks_decode_little_and_only_frames_asked_for_are_converted(videos, monkeypatch):
     decoded, converted = [], []
-    plain, plain_rgb = PyAVReader._decoded, PyAVReader._upright_rgb
+    plain, plain_rgb = VideoFile.decoded, PyAVReader._upright_rgb
     monkeypatch.setattr(
         PyAVReader, "_upright_rgb", lambda reader, frame: converted.append(frame.pts) or plain_rgb(reader, frame)
     )
@@ -235,7 +236,7 @@ def test_seeks_decode_little_and_only_frames_asked_for_are_converted(videos, mon
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(PyAVReader, "_decoded", counting)
+    monkeypatch.setattr(VideoFile, "decoded", counting)
     with open_video(videos("gop12_b.mp4")) as video:
         decoded.clear()
         video.frames_at([37 / 24, 0.0])  # a key frame stands at 36
@@ -262,7 +263,7 @@ def test_pictures_that_no_other_leans_on_are_decoded_only_when_asked_for(videos,
         fed.clear()
         video.frames_at(times)
         assert len(fed) == 48
-        assert not video._timeline.sequential
+        assert not getattr(video, "_pyav", video)._timeline.sequential
 
 
 @pytest.mark.parametrize("first", [5, 30])
@@ -327,9 +328,9 @@ def test_a_window_is_asked_for_once_where_the_work_is_done_twice(videos):
 def test_packets_of_a_small_file_are_read_once(videos, monkeypatch, name, small):
     path = videos(name)
     times, pictures = decode_all(path)
-    read, plain = [], PyAVReader._packets
+    read, plain = [], VideoFile.packets
     monkeypatch.setattr(pyav_reader, "_SMALL_FILE", small)
-    monkeypatch.setattr(PyAVReader, "_packets", lambda reader: read.append(1) or plain(reader))
+    monkeypatch.setattr(VideoFile, "packets", lambda reader: read.append(1) or plain(reader))
     with open_video(path) as video:
         assert bool(video._read) == bool(small)
         readings = []
@@ -528,7 +529,7 @@ def test_other_backends_hand_over_aloud_but_once(videos, caplog, monkeypatch, ba
         for _ in range(2):
             open_video(videos("mpeg4.avi"), backend).close()
     assert [r.getMessage() for r in caplog.records if f"not {backend}" in r.getMessage()] == [
-        f"{videos('mpeg4.avi')}: decoded with pyav, not {backend}: it is not exact on mpeg4 in avi (said once)"
+        f"{videos('mpeg4.avi')}: decoded with pyav, not {backend}: it is not exact on mpeg4 in avi (logged once)"
     ]
 
 
@@ -600,7 +601,7 @@ def test_decoding_that_takes_too_long_is_stopped_and_can_be_tried_again(videos, 
                 video.frames_at([seconds])
             video._deadline.seconds = 60.0
             assert_shown(video.frames_at([seconds]), frames_shown(times, pictures, [seconds]), backend)
-        assert not video._timeline.sequential, "want of time is no damage"
+        assert not getattr(video, "_pyav", video)._timeline.sequential, "want of time is no damage"
 
 
 # The index kept on disk -------------------------------------------------------------------------------------------
@@ -611,8 +612,8 @@ def test_decoding_that_takes_too_long_is_stopped_and_can_be_tried_again(videos, 
                                   "mpeg4_b.avi", "open_gop.mp4", "turned_90.mp4"])  # fmt: skip
 def test_packets_are_read_once_for_the_index(videos, tmp_path, monkeypatch, name, backend):
     path, explored = videos(name), []
-    plain = PyAVReader._explore
-    monkeypatch.setattr(PyAVReader, "_explore", lambda reader: explored.append(reader.path) or plain(reader))
+    plain = PyAVReader._read_timeline
+    monkeypatch.setattr(PyAVReader, "_read_timeline", lambda reader: explored.append(reader.path) or plain(reader))
     with open_video(path, backend) as video:
         at = np.random.default_rng(2).uniform(0, video.times[-1], size=12)
         expected, times, info = video.frames_at(at), video.times, video.info

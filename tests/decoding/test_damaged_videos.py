@@ -201,5 +201,5 @@ def test_damage_known_from_the_opening_is_left_to_pyav(tmp_path, backend, caplog
     path.write_bytes(data)
     with open_video(path, backend) as reader:
         reader.frames_at(reader.times.tolist())
-        assert reader._other is None
+        assert reader._library is None
         assert "container" in [found.kind for found in reader.damage]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lookupvit_video.decoding.backends import BACKENDS, DecodeError, open_video
-from lookupvit_video.preparation.check import examine
+from lookupvit_video.preparation.inspect_file import inspect_file
 from tests.damage import ORIGINALS
 from tests.encrypted import FORMS, FRAGMENTED, PROTECTED, box
 from tests.videos import read_number, write_video
@@ -23,7 +23,7 @@ def test_encrypted_videos_are_named_so(tmp_path, name):
         with pytest.raises(DecodeError, match=r"is encrypted \(.*\): there is no key") as caught:
             open_video(tmp_path / name, backend)
         assert "\n" not in str(caught.value)
-    assert [problem.kind for problem in examine(str(tmp_path / name)).problems] == ["encrypted"]
+    assert [problem.kind for problem in inspect_file(str(tmp_path / name)).problems] == ["encrypted"]
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg on this machine")
@@ -108,4 +108,4 @@ def test_headers_without_pictures_say_so(tmp_path, name, make, reason, kind):
     for backend in USABLE:
         with pytest.raises(DecodeError, match=reason):
             open_video(tmp_path / name, backend)
-    assert [problem.kind for problem in examine(os.fspath(tmp_path / name)).problems] == [kind]
+    assert [problem.kind for problem in inspect_file(os.fspath(tmp_path / name)).problems] == [kind]

@@ -16,7 +16,7 @@ import pytest
 from lookupvit_video.decoding import file_end
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.file_end import bad_checksums, frame_seconds, may_turn_pictures, missing_bytes, tolerance
-from lookupvit_video.preparation.check import examine
+from lookupvit_video.preparation.inspect_file import inspect_file
 from tests.videos import write_video
 
 ALL = bool(os.environ.get("LOOKUPVIT_ALL_FAULTS"))
@@ -67,15 +67,15 @@ def test_cut_files_are_not_accepted_without_a_report(tmp_path):
 @pytest.mark.parametrize("name", ["h264.mkv", "mpeg4.avi"])
 def test_the_check_says_what_the_loader_says(tmp_path, name):
     path = Path(write_video(tmp_path / name, **{"frames": 48, **ANNOUNCED[name]}))
-    assert examine(str(path)).problems == []
+    assert inspect_file(str(path)).problems == []
     path.write_bytes(path.read_bytes()[:-1500])
-    (problem,) = examine(str(path)).problems
+    (problem,) = inspect_file(str(path)).problems
     assert problem.kind == "truncated"
     assert what_is_said(path).split(";")[0] in problem.detail
 
 
 def test_the_log_says_where_no_end_is_announced(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(file_end, "_remarked", set())
+    monkeypatch.setattr(file_end, "_logged", set())
     path = write_video(tmp_path / "a.ts")
     with caplog.at_level(logging.INFO):
         open_video(path).close()

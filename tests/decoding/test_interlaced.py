@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from lookupvit_video.decoding.backends import BACKENDS, open_video
-from lookupvit_video.preparation.check import KINDS, examine
+from lookupvit_video.preparation.inspect_file import KINDS, inspect_file
 from lookupvit_video.preparation.reencode import Encoding, Job, reencode
 from tests.orientations import MATRICES, set_box_matrix
 from tests.videos import read_number, write_video
@@ -54,7 +54,7 @@ def test_all_backends_convert_interlaced_frames_alike(tmp_path, name):
         with open_video(path, backend) as video:
             frames = video.frames_at(video.times).numpy()
         assert np.abs(frames.astype(int) - due).max() <= (0 if backend == "pyav" else 2), backend
-    facts = examine(path)
+    facts = inspect_file(path)
     assert facts.interlaced
     assert [problem.kind for problem in facts.problems] == ["interlaced"]
     assert not KINDS["interlaced"].bad
@@ -69,7 +69,7 @@ def test_field_by_field_would_differ(tmp_path):
 
 
 def test_progressive_videos_are_not_called_interlaced(tmp_path):
-    assert not examine(write_video(tmp_path / "a.mp4")).interlaced
+    assert not inspect_file(write_video(tmp_path / "a.mp4")).interlaced
 
 
 def test_interlaced_videos_are_turned_and_re_encoded(tmp_path):
@@ -80,4 +80,4 @@ def test_interlaced_videos_are_turned_and_re_encoded(tmp_path):
     with open_video(path) as video, open_video(tmp_path / "b.mp4") as smaller:
         assert [read_number(np.rot90(frame)) for frame in video.frames_at(video.times).numpy()] == list(range(8))
         assert [read_number(np.rot90(frame)) for frame in smaller.frames_at(video.times).numpy()] == list(range(8))
-    assert not examine(str(tmp_path / "b.mp4")).interlaced
+    assert not inspect_file(str(tmp_path / "b.mp4")).interlaced

@@ -15,7 +15,7 @@ import pytest
 
 from lookupvit_video.decoding.backends import BACKENDS, open_video
 from lookupvit_video.decoding.orientation import UPRIGHT, Orientation, carries_message, orientation_of_matrix
-from lookupvit_video.preparation.check import examine
+from lookupvit_video.preparation.inspect_file import inspect_file
 from lookupvit_video.preparation.reencode import Encoding, Job, reencode
 from tests.orientations import (
     EXIF,
@@ -97,7 +97,7 @@ def test_the_eight_ways_can_be_told_apart():
 @pytest.mark.parametrize("name", MATRICES)
 def test_check_and_re_encoding_know_all_eight(tmp_path, name):
     path = write_with_matrix(tmp_path / "a.mp4", MATRICES[name], **SMALL)
-    facts = examine(path)
+    facts = inspect_file(path)
     assert facts.problems == []
     turned = np.rot90(draw_frame(777)[:, ::-1] if facts.mirrored else draw_frame(777), -facts.rotation // 90)
     assert np.array_equal(turned, shown(draw_frame(777), MATRICES[name]))
@@ -137,7 +137,7 @@ def test_a_message_holds_up_to_the_next_key_picture(tmp_path, backend):
                 else:  # scaled to lie as the others do: the cells of its number are where the turn puts them
                     tall = frame[:, ::-1].mean(-1)
                     assert (tall[:, :32].std() < tall[:, 32:].std()) or (tall[:, :32].std() > tall[:, 32:].std())
-    facts = examine(str(tmp_path / "a.mp4"), thorough=True)
+    facts = inspect_file(str(tmp_path / "a.mp4"), thorough=True)
     assert [problem.kind for problem in facts.problems] == ["orientation"]
     assert (
         "frame 4 and others are turned by 0 degrees, mirrored, those before are turned by 0" in facts.problems[0].detail
@@ -214,7 +214,7 @@ def test_other_turns_are_rounded_and_reported(tmp_path, caplog, backend, matrix,
         assert (video.remark is None) == (remark is None)
         assert remark is None or remark in video.remark
     assert sum("display matrix" in record.message for record in caplog.records) == (remark is not None)
-    kinds = {problem.kind: problem.detail for problem in examine(path).problems}
+    kinds = {problem.kind: problem.detail for problem in inspect_file(path).problems}
     assert list(kinds) == ["orientation"] * (remark is not None)
     assert remark is None or remark in kinds["orientation"]
 
@@ -244,6 +244,6 @@ def test_matrices_and_orientations_belong_together():
 @pytest.mark.parametrize("backend", USABLE)
 def test_videos_that_carry_nothing_are_left_as_they_are(tmp_path, backend):
     with open_video(write_video(tmp_path / "a.mp4", **SMALL), backend) as video:
-        assert not video._timeline.oriented
+        assert not getattr(video, "_pyav", video)._timeline.oriented
         assert video.remark is None
-        assert (video._other is None) == (backend == "pyav") if backend != "pyav" else True
+        assert (video._library is None) == (backend == "pyav") if backend != "pyav" else True

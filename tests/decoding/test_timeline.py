@@ -9,8 +9,8 @@ import pytest
 
 from lookupvit_video.decoding import timeline
 from lookupvit_video.decoding.timeline import (
+    FrameTimeline,
     Key,
-    Timeline,
     index_path,
     is_unreferenced,
     load_timeline,
@@ -70,7 +70,7 @@ def test_an_index_lies_in_one_of_256_folders_and_does_not_depend_on_where_one_st
 @pytest.mark.parametrize("closed", [False, True])
 def test_a_time_line_comes_back_as_it_was(tmp_path, sequential, closed):
     keys = [Key(0, None, ()), Key(2, -5, (7,)), Key(3, 9, (1, 2, 3))]
-    kept = Timeline([None, -5, 7, 9], np.array([0.0, 0.1, 0.25, 1e6]), keys, sequential, closed)
+    kept = FrameTimeline([None, -5, 7, 9], np.array([0.0, 0.1, 0.25, 1e6]), keys, sequential, closed)
     save_timeline(tmp_path / "deep" / "x.npz", kept)
     found = load_timeline(tmp_path / "deep" / "x.npz")
     assert (found.pts, found.keys, found.sequential, found.closed) == (kept.pts, keys, sequential, closed)

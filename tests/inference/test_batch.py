@@ -109,6 +109,8 @@ def test_a_list_that_cannot_be_read_is_named(folder):
 def fake_read(path, plan):
     if path == "bad":
         raise DecodeError(path, "is text")
+    if path == "mistake":
+        raise UserError("install the decoder")
     if path == "bug":
         raise KeyError(path)
     return Views(path, np.zeros(1), [], plan.note)
@@ -118,6 +120,7 @@ def test_a_file_that_cannot_be_read_is_a_failure_and_a_mistake_in_the_code_is_no
     monkeypatch.setattr(batch, "read_file", fake_read)
     plan = types.SimpleNamespace(note="x")
     assert read_or_fail(plan, "bad") == Failure("bad", "is text")
+    assert read_or_fail(plan, "mistake") == Failure("mistake", "install the decoder")
     assert read_or_fail(plan, "a")[::3] == ("a", "x")
     with pytest.raises(KeyError):
         read_or_fail(plan, "bug")

@@ -8,10 +8,11 @@ from lookupvit_video.config import load_config
 from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.inference import draw
 from lookupvit_video.inference.annotate import Panel, annotate_video, as_clock, open_writer, write_overlay
-from lookupvit_video.inference.draw import class_colors, draw_prediction, draw_timeline, shortened
+from lookupvit_video.inference.draw import class_colors, draw_prediction, draw_timeline
 from lookupvit_video.inference.predictor import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline
 from lookupvit_video.inference.views import make_plan
+from lookupvit_video.text import shortened
 from tests.videos import draw_frame, read_number, write_video
 
 CLASSES = ["pouring $5 of _milk_", "a very long name of a class that has no room at all anywhere here", "牛乳を注ぐ"]

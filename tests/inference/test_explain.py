@@ -101,7 +101,7 @@ def test_maps_are_shares_of_the_clip(tmp_path, overrides):
     assert found.rollout_map((0, 0, 1)).tolist() != found.rollout_map((0, 1, 0)).tolist()
 
 
-def test_gather_maps_of_a_factorised_encoder_have_every_time(tmp_path):
+def test_gather_maps_of_a_factorized_encoder_have_every_time(tmp_path):
     model = predictor(tmp_path, FACTORISED)
     clip = torch.randint(0, 256, (3, 4, 32, 32), dtype=torch.uint8)
     maps = explain_attention(model, clip).gather_map()
@@ -115,7 +115,7 @@ def test_gather_maps_of_a_factorised_encoder_have_every_time(tmp_path):
     assert not torch.allclose(dark[1], maps[1])
 
 
-def test_a_compressed_token_of_a_factorised_encoder_sees_its_own_time_only(tmp_path):
+def test_a_compressed_token_of_a_factorized_encoder_sees_its_own_time_only(tmp_path):
     found = explain_attention(predictor(tmp_path, FACTORISED), some_clip())
     assert found.compressed_grid == (2, 2, 2)
     for heat in (found.gather_map(0, (1, 0, 0)), found.rollout_map((1, 0, 0)), found.lookup_map((1, 2, 2))):

@@ -90,7 +90,7 @@ def test_a_single_number_that_is_none_makes_an_answer_unfit(closed_form, monkeyp
     with pytest.raises(ValueError, match=r"x\.pt: the answer to y\.mp4 is not finite; the weights are damaged"):
         list(model.answers([some_views("y.mp4", 0)]))
     model.source = None
-    with pytest.raises(ValueError, match=r"model: its answer to"):
+    with pytest.raises(ValueError, match=r"model: the answer to"):
         list(model.answers([some_views("y.mp4", 0)]))
 
 

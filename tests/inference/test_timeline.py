@@ -25,13 +25,13 @@ from lookupvit_video.data.manifest import Video, read_class_list
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import eval_transform, normalize
 from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.inference import timeline as module
 from lookupvit_video.inference.annotate import open_writer
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.inference.timeline import (
     CHANGE_COST,
     SEGMENTS_WINDOW,
-    ForwardReader,
     Segment,
     Timeline,
     _likeliest_labels,
@@ -99,7 +99,7 @@ def timeline(labels, stride=0.5, window=2.0, sure=0.97, classes="abc"):
 )
 def test_the_walk_gives_the_frames_that_a_reader_gives(tmp_path, name, options):
     path = write_video(tmp_path / name, frames=40, **options)
-    with open_video(path) as reader, ForwardReader(path) as forward:
+    with open_video(path) as reader, PyAVReader(path, threads=0) as forward:
         for times in (reader.times, reader.times[3::4], np.repeat(reader.times[[0, 0, 17, 39 - 5]], 2), [0.21, 99.0]):
             expected = reader.frames_at(list(times))
             walked = [torch.from_numpy(picture.copy()) for picture in forward.walk(list(times))]
@@ -112,14 +112,14 @@ def test_the_walk_goes_on_where_a_decode_contradicts_the_packets(tmp_path):
     middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2
     data[middle : middle + 200] = bytes(200)
     path.write_bytes(data)
-    with ForwardReader(path) as forward:
+    with PyAVReader(path, threads=0) as forward:
         before = forward.times
         numbers = [read_number(picture) for picture in forward.walk(before.tolist())]
         assert forward.damage
         assert len(numbers) == len(before)
         assert numbers[:20] == list(range(20))
     times = before[1::3].tolist()  # pictures between may be spared only while it is known which they are
-    with ForwardReader(path) as forward, open_video(path) as reader:
+    with PyAVReader(path, threads=0) as forward, open_video(path) as reader:
         pictures = [torch.from_numpy(picture.copy()) for picture in forward.walk(times)]
         assert torch.equal(torch.stack(pictures)[-6:], reader.frames_at(times)[-6:])
 
@@ -138,8 +138,10 @@ def test_windows_cover_a_video_once_and_end_where_it_ends():
     with pytest.raises(ValueError, match="--window: this model sees clips of a fixed length"):
         plan_windows(make_plan(cfg).clip_seconds, 10.0, None, 3.0)
     segments = load_config(None, [*SMALL, "DATA.SAMPLING", "segments"])
-    assert plan_windows(segments, 10.0, None, None)[1] == 4
-    assert plan_windows(segments, 10.0, None, 3.0)[0].tolist() == [0.75 * i for i in range(10)] + [7.0]
+    assert plan_windows(make_plan(segments).clip_seconds, 10.0, None, None)[1] == 4
+    assert plan_windows(make_plan(segments).clip_seconds, 10.0, None, 3.0)[0].tolist() == [
+        0.75 * i for i in range(10)
+    ] + [7.0]
 
 
 def test_windows_are_the_clips_of_a_data_set_and_only_one_windows_pictures_are_kept(tmp_path):
@@ -155,7 +157,7 @@ def test_windows_are_the_clips_of_a_data_set_and_only_one_windows_pictures_are_k
 
     starts = np.arange(0, 8, 0.3)
     times = starts[:, None] + np.arange(8) * 0.25
-    with ForwardReader(path) as reader:
+    with PyAVReader(path, threads=0) as reader:
         for number, clip in enumerate(window_clips(reader, times, transform)):
             assert sum(frame() is not None for frame in kept) <= 2.0 * 24
             if number % 9 == 4:
@@ -264,23 +266,30 @@ def test_a_window_speaks_for_the_time_that_its_center_is_nearest_to():
 def test_windows_have_the_models_length_or_one_of_their_own():
     clip = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "3", "DATA.TARGET_FPS", "24"])
     segments = load_config(None, [*SMALL, "DATA.SAMPLING", "segments"])
-    assert plan_windows(clip, 0.9, 0.125, None)[1] == 0.5
-    assert plan_windows(clip, 0.9, None, None)[0].tolist() == pytest.approx([0, 0.125, 0.25, 0.375, 0.4])
-    assert plan_windows(clip, 0.5008, 0.25, None)[0].tolist() == [0]  # less than a frame is no window more
-    assert plan_windows(clip, 0.502, 0.25, None)[0].tolist() == pytest.approx([0, 0.002])
-    assert plan_windows(clip, 0.75 - 1e-7, 0.25, None)[0].tolist() == [0, 0.25]  # a rounding error is no window less
-    assert plan_windows(segments, 0.02, 0.01, 0.01)[1] == 0.01
+    assert plan_windows(make_plan(clip).clip_seconds, 0.9, 0.125, None)[1] == 0.5
+    assert plan_windows(make_plan(clip).clip_seconds, 0.9, None, None)[0].tolist() == pytest.approx(
+        [0, 0.125, 0.25, 0.375, 0.4]
+    )
+    assert plan_windows(make_plan(clip).clip_seconds, 0.5008, 0.25, None)[0].tolist() == [
+        0
+    ]  # less than a frame is no window more
+    assert plan_windows(make_plan(clip).clip_seconds, 0.502, 0.25, None)[0].tolist() == pytest.approx([0, 0.002])
+    assert plan_windows(make_plan(clip).clip_seconds, 0.75 - 1e-7, 0.25, None)[0].tolist() == [
+        0,
+        0.25,
+    ]  # a rounding error is no window less
+    assert plan_windows(make_plan(segments).clip_seconds, 0.02, 0.01, 0.01)[1] == 0.01
     for stride, window in ((0.01, 0.01), (None, 0.04)):
-        assert plan_windows(segments, 1.0, stride, window)[0][1] == pytest.approx(0.01)
+        assert plan_windows(make_plan(segments).clip_seconds, 1.0, stride, window)[0][1] == pytest.approx(0.01)
     for stride, window, name in ((None, 0.009, "--window"), (0.009, None, "--stride"), (float("inf"), None, "--stride"),
                                  (None, float("inf"), "--window"), (float("nan"), 1.0, "--stride")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{name} must be a number of seconds from 0.01 on"):
-            plan_windows(segments, 10.0, stride, window)
+            plan_windows(make_plan(segments).clip_seconds, 10.0, stride, window)
 
 
 def test_how_long_a_video_may_take(monkeypatch):
     opened = []
-    monkeypatch.setattr(module, "ForwardReader", lambda *given, **options: opened.append((given, options)))
+    monkeypatch.setattr(module, "PyAVReader", lambda *given, **options: opened.append((given, options)))
     for usual, timeout, limit in (
         (6, math.inf, 60.0),
         (6, 7.0, 7.0),
@@ -290,19 +299,19 @@ def test_how_long_a_video_may_take(monkeypatch):
     ):
         cfg = load_config(None, [*SMALL, "DATA.DECODE_TIMEOUT", str(usual), "DATA.INDEX_CACHE", "index"])
         module.open_forward("x.mp4", make_plan(cfg), timeout)
-        assert opened.pop() == (("x.mp4",), {"timeout": limit, "index_cache": "index"})
+        assert opened.pop() == (("x.mp4",), {"timeout": limit, "index_cache": "index", "threads": 0})
     module.open_forward("x.mp4", make_plan(cfg))
     assert opened.pop()[1]["timeout"] == 0.0
 
 
 def test_a_single_reader_decodes_on_more_than_one_thread(tmp_path):
     path = write_video(tmp_path / "x.mp4", frames=4)
-    with ForwardReader(path) as forward, open_video(path) as reader:
+    with PyAVReader(path, threads=0) as forward, open_video(path) as reader:
         assert [decoder_of(each).thread_type.name == "NONE" for each in (forward, reader)] == [False, True]
 
 
 def decoder_of(reader):
-    return getattr(reader, "_decoder", None) or reader._stream.codec_context
+    return reader.file.decoder
 
 
 def test_no_window_rules_a_class_out():

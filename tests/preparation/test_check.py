@@ -10,37 +10,37 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.preparation.check import (
-    KINDS,
-    Facts,
-    Problem,
-    Row,
-    check_files,
+    ListedVideo,
     check_repeats,
     check_spans,
-    examine,
     file_digests,
-    report_of,
-    rows_of_config,
+    inspect_files,
+    rows_of_lists,
     rows_of_path,
     summarize,
+    table_row,
 )
+from lookupvit_video.preparation.inspect_file import KINDS, FileReport, Problem, inspect_file
 from lookupvit_video.processes.pool import run_isolated
 from tests.damage import FEW, ORIGINALS, pictures, write_byte_damage, write_no_videos, write_originals
 from tests.videos import draw_frame, write_video
 
 
 def kinds(path, thorough=False):
-    return [problem.kind for problem in examine(str(path), thorough).problems]
+    return [problem.kind for problem in inspect_file(str(path), thorough).problems]
 
 
 def row(path, split="train", label="a", **video):
-    return Row(split, Video(str(path), 0, **video), label)
+    return ListedVideo(split, Video(str(path), 0, **video), label)
 
 
 def known(split="train", label="a", path="/v.mp4", frames=240, fps=24.0, start=None, end=None):
     """A row whose file is known to be sound."""
-    return Row(split, Video(path, 0, start, end), label, Facts(frames=frames, fps=fps, duration=frames / fps))
+    return ListedVideo(
+        split, Video(path, 0, start, end), label, FileReport(frames=frames, fps=fps, duration=frames / fps)
+    )
 
 
 # Sound files ----------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def known(split="train", label="a", path="/v.mp4", frames=240, fps=24.0, start=N
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_sound_files_have_no_problem(tmp_path, name, thorough):
     path = write_video(tmp_path / name, **{"frames": 30, "gop": 10, **ORIGINALS[name]})
-    facts = examine(path, thorough)
+    facts = inspect_file(path, thorough)
     assert facts.problems == []
     assert (facts.width, facts.height, facts.frames) == (64, 48, 30)
     assert facts.bytes == Path(path).stat().st_size
@@ -64,13 +64,13 @@ def test_sound_files_have_no_problem(tmp_path, name, thorough):
 
 
 def test_rotation_and_variable_rate(tmp_path):
-    facts = examine(write_video(tmp_path / "a.mp4", rotation=90))
+    facts = inspect_file(write_video(tmp_path / "a.mp4", rotation=90))
     assert (facts.rotation, facts.width, facts.height, facts.problems) == (90, 48, 64, [])
-    assert examine(write_video(tmp_path / "b.mp4", rotation=270)).rotation == 270
+    assert inspect_file(write_video(tmp_path / "b.mp4", rotation=270)).rotation == 270
     times = np.cumsum([0, *[0.04, 0.04, 0.12] * 8]).tolist()
-    facts = examine(write_video(tmp_path / "c.mkv", frames=25, times=times), thorough=True)
+    facts = inspect_file(write_video(tmp_path / "c.mkv", frames=25, times=times), thorough=True)
     assert (facts.variable_rate, facts.problems) == (True, [])
-    assert not examine(write_video(tmp_path / "d.mkv", fps=30)).variable_rate  # mkv rounds to milliseconds
+    assert not inspect_file(write_video(tmp_path / "d.mkv", fps=30)).variable_rate  # mkv rounds to milliseconds
 
 
 # Files that are no videos ---------------------------------------------------------------------------------------------
@@ -109,14 +109,14 @@ def test_damage_is_found_or_cannot_be_known(tmp_path):
     made = write_byte_damage(tmp_path / "damaged", originals)
     rows = {thorough: [row(damaged.path) for damaged in made] for thorough in (False, True)}
     for thorough, checked in rows.items():
-        check_files(checked, processes=2, thorough=thorough)
+        inspect_files(checked, processes=2, thorough=thorough)
     truth = pictures_of([*originals, *(damaged.path for damaged in made)])
     unnoticed = []
     for damaged, fast, slow in zip(made, rows[False], rows[True], strict=True):
-        assert not {problem.kind for problem in fast.facts.problems} & {"crash", "timeout", "error", "memory"}
+        assert not {problem.kind for problem in fast.file.problems} & {"crash", "timeout", "error", "memory"}
         assert slow.is_bad or not fast.is_bad, damaged
         if damaged.damage == "wrong container":
-            assert [problem.kind for problem in slow.facts.problems] == ["suffix"]
+            assert [problem.kind for problem in slow.file.problems] == ["suffix"]
         if truth[damaged.path] != truth[damaged.original] and not slow.is_bad:
             unnoticed.append(damaged)
     assert {damaged.damage for damaged in unnoticed if not any(word in damaged.damage for word in MAY_PASS)} == set()
@@ -139,7 +139,7 @@ def test_damage_between_the_frames_looked_at_is_found_by_the_thorough_look_alone
     data = bytearray(path.read_bytes())
     data[start:end] = bytes(end - start)
     path.write_bytes(data)
-    assert examine(str(path)).problems == []
+    assert inspect_file(str(path)).problems == []
     assert kinds(path, thorough=True) == ["damaged"]
 
 
@@ -149,7 +149,7 @@ def test_an_end_that_is_cut_off_between_two_packets_is_found(tmp_path):
     clusters = path.read_bytes().split(b"\x1f\x43\xb6\x75")
     assert len(clusters) > 6
     path.write_bytes(b"\x1f\x43\xb6\x75".join(clusters[:-3]))
-    (problem,) = examine(str(path)).problems
+    (problem,) = inspect_file(str(path)).problems
     assert problem.kind == "truncated"
     assert "of 2.00 s" in problem.detail
     packets = write_video(tmp_path / "a.ts")
@@ -168,8 +168,8 @@ def test_a_complaint_of_one_file_is_not_kept_from_the_next(tmp_path):
 
 def test_a_file_that_takes_too_long_is_told(tmp_path):
     rows = [row(write_video(tmp_path / "a.mp4", frames=300))]
-    check_files(rows, processes=1, timeout=0.001, thorough=True)
-    assert rows[0].facts.problems == [Problem("timeout", "took longer than 0.001 s")]
+    inspect_files(rows, processes=1, timeout=0.001, thorough=True)
+    assert rows[0].file.problems == [Problem("timeout", "took longer than 0.001 s")]
     assert rows[0].is_bad
 
 
@@ -184,8 +184,8 @@ def test_blank_and_still_pictures_and_wrong_suffixes_are_told_but_not_bad(tmp_pa
     monkeypatch.setattr("tests.videos.draw_frame", lambda number, size: draw_frame(5, size=size))
     write_video(tmp_path / "still.mp4")
     rows = rows_of_path(tmp_path)
-    check_files(rows, processes=1)
-    assert {Path(r.video.path).name: [p.kind for p in r.facts.problems] for r in rows} == {
+    inspect_files(rows, processes=1)
+    assert {Path(r.video.path).name: [p.kind for p in r.file.problems] for r in rows} == {
         "a.mp4": [], "a.webm": ["suffix"], "blank.mp4": ["blank"], "still.mp4": ["still"],
     }  # fmt: skip
     assert not any(r.is_bad for r in rows)
@@ -208,17 +208,17 @@ def config(*overrides):
         (known(frames=36), ("DATA.SAMPLING_RATE", "2"), []),
         (known(frames=240, start=2, end=3), (), [("short", "lasts 1.00 s; a clip of the config takes 2.00 s")]),
         (known(frames=240, start=9), (), [("short", "lasts 1.00 s; a clip of the config takes 2.00 s")]),
-        (known(frames=12), ("DATA.SAMPLING", "segments"), [("short", "holds 12 frames; DATA.NUM_FRAMES asks for 16")]),
+        (known(frames=12), ("DATA.SAMPLING", "segments"), [("short", "holds 12 frames; DATA.NUM_FRAMES is 16")]),
         (known(frames=16), ("DATA.SAMPLING", "segments"), []),
         (known(frames=1), (), [("short", "holds a single frame")]),
         (known(frames=240, start=10), (), [("span", "starts at 10 s, but the video ends at 10 s")]),
         (known(frames=240, start=5, end=20), (), [("span", "ends at 20 s, but the video at 10 s")]),
         (known(frames=240, start=5, end=10.5), (), []),
-        (Row("train", Video("/x.mp4", 0, 5), "a", Facts(problems=[Problem("empty", "")])), (), []),
+        (ListedVideo("train", Video("/x.mp4", 0, 5), "a", FileReport(problems=[Problem("empty", "")])), (), []),
     ],
 )
 def test_rows_against_their_videos(row, overrides, expected):
-    check_spans([row], config(*overrides))
+    check_spans([row], build_time_sampler(config(*overrides), training=False, num_clips=1))
     assert row.problems == [Problem(*pair) for pair in expected]
     row.problems.clear()
 
@@ -245,7 +245,7 @@ def test_without_a_config_only_single_frames_are_short():
     ],
 )  # fmt: skip
 def test_the_same_video_in_several_rows(rows, expected):
-    rows = [Row(r.split, r.video, r.label, r.facts) for r in rows]
+    rows = [ListedVideo(r.split, r.video, r.label, r.file) for r in rows]
     check_repeats(rows, {})
     found = [[problem.kind for problem in r.problems] for r in rows]
     assert sorted(found) == sorted(expected)
@@ -258,11 +258,11 @@ def test_the_same_content_under_two_names_is_found(tmp_path):
     for name in "de":  # the same size, another content; and what cannot be read is compared with nothing
         (tmp_path / f"{name}.mp4").write_bytes(b"")
     rows = [row(tmp_path / f"{name}.mp4", split) for name, split in zip("abcde", ("train", "test") * 3, strict=False)]
-    check_files(rows, processes=1)
+    inspect_files(rows, processes=1)
     digests = dict(file_digests(rows))
     check_repeats(rows, digests)
     assert [[problem.kind for problem in r.problems] for r in rows] == [["train and test"]] * 2 + [[]] * 3
-    assert f"the same video as {tmp_path / 'b.mp4'} (test, a)" in report_of(rows[0])["problems"]
+    assert f"the same video as {tmp_path / 'b.mp4'} (test, a)" in table_row(rows[0])["problems"]
     assert len({digest for path, digest in digests.items() if path[-5:] in ("a.mp4", "b.mp4")}) == 1
 
 
@@ -295,15 +295,15 @@ def test_rows_of_a_list_a_folder_and_a_file(tmp_path):
 def test_a_list_that_serves_two_splits_is_read_once(tmp_path, caplog):
     (tmp_path / "train.csv").write_text("path,label\na.mp4,0\n")
     (tmp_path / "val.csv").write_text("path,label\nb.mp4,0\n")
-    cfg = config("DATA.PATH_TO_DATA_DIR", str(tmp_path), "DATA.TEST_LIST", "val.csv", "MODEL.NUM_CLASSES", "1")
+    lists = {"train": str(tmp_path / "train.csv"), "val": str(tmp_path / "val.csv"), "test": str(tmp_path / "val.csv")}
     caplog.set_level("INFO")
-    assert [r.split for r in rows_of_config(cfg, ["x"], ("train", "val", "test"))] == ["train", "val"]
-    assert "test: the same list as val, looked at once" in caplog.text
+    assert [r.split for r in rows_of_lists(lists, ["x"])] == ["train", "val"]
+    assert "test: the same list as val, checked once" in caplog.text
 
 
 def test_summary_counts_files_once_and_rows_each():
     rows = [known(path="/a.mp4", end=1), known(path="/a.mp4", start=1), known("val", "b", path="/b.mp4", frames=48)]
-    rows.append(Row("val", Video("/c.mp4", 0), "b", Facts(problems=[Problem("empty", "is empty")])))
+    rows.append(ListedVideo("val", Video("/c.mp4", 0), "b", FileReport(problems=[Problem("empty", "is empty")])))
     summary = summarize(rows, ["a", "b", "c"])
     assert summary["files"] == 3
     assert summary["hours"] == pytest.approx(12 / 3600)

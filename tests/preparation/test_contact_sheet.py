@@ -11,15 +11,16 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.preparation import contact_sheet as sheet
-from lookupvit_video.preparation.check import Facts, Problem, Row
+from lookupvit_video.preparation.check import ListedVideo
 from lookupvit_video.preparation.contact_sheet import (
     FRAMES,
-    draw_sheet,
+    draw_contact_sheet,
     model_views,
     pick_rows,
     strip_as_seen,
     strip_of_file,
 )
+from lookupvit_video.preparation.inspect_file import FileReport, Problem
 from lookupvit_video.text import printable
 from tests.small import settings
 from tests.videos import read_number, write_video
@@ -35,10 +36,10 @@ def config(**changes):
 
 
 def test_rows_are_picked_from_all_splits_alike_and_again_the_same():
-    rows = [Row("train", Video(f"{n}", 0), "a") for n in range(50)] + [
-        Row("val", Video(f"v{n}", 0), "a") for n in (1, 2)
+    rows = [ListedVideo("train", Video(f"{n}", 0), "a") for n in range(50)] + [
+        ListedVideo("val", Video(f"v{n}", 0), "a") for n in (1, 2)
     ]
-    rows += [Row("test", Video("bad", 0), "a", Facts(problems=[Problem("empty", "")]))]
+    rows += [ListedVideo("test", Video("bad", 0), "a", FileReport(problems=[Problem("empty", "")]))]
     picked = pick_rows(rows, 8, seed=0)
     assert [row.split for row in picked] == ["train"] * 6 + ["val"] * 2
     assert len({row.video.path for row in picked}) == 8
@@ -49,7 +50,7 @@ def test_rows_are_picked_from_all_splits_alike_and_again_the_same():
 
 def test_validation_rows_show_the_eval_loaders_clip(video):
     cfg = config()
-    rows = [Row("val", video, "b")]
+    rows = [ListedVideo("val", video, "b")]
     strip = strip_as_seen(0, rows, model_views(cfg, [video], None, seed=0))
     (batch,) = build_eval_loader(cfg, [video], num_views=1, num_crops=1)
     clip_THWC = batch.clips[0].permute(1, 2, 3, 0).numpy()
@@ -62,7 +63,7 @@ def test_validation_rows_show_the_eval_loaders_clip(video):
 
 def test_training_rows_show_random_and_mirrored_clips_with_their_label(video):
     views = model_views(config(AUG__NUM_SAMPLE=2), [video] * 12, [0, 2, 1], seed=0)
-    rows = [Row("train", video, "b")] * 12
+    rows = [ListedVideo("train", video, "b")] * 12
     strips = [strip_as_seen(index, rows, views) for index in range(12)]
     assert len({strip.picture.tobytes() for strip in strips}) > 6
     assert {strip.label for strip in strips} == {1, 2}
@@ -72,12 +73,12 @@ def test_training_rows_show_random_and_mirrored_clips_with_their_label(video):
 
 def test_a_clip_that_cannot_be_read_gives_no_strip(tmp_path):
     gone = Video(str(tmp_path / "gone.mp4"), 0)
-    assert strip_as_seen(0, [Row("val", gone, "a")], model_views(config(), [gone], None, seed=0)) is None
+    assert strip_as_seen(0, [ListedVideo("val", gone, "a")], model_views(config(), [gone], None, seed=0)) is None
 
 
 @pytest.mark.parametrize(("span", "numbers"), [((None, None), [0, 15, 31, 47]), ((1.0, 1.5), [24, 28, 32, 36])])
 def test_without_a_config_the_strip_runs_from_the_first_to_the_last_frame(video, span, numbers):
-    strip = strip_of_file(0, [Row("", Video(video.path, 0, *span), "")])
+    strip = strip_of_file(0, [ListedVideo("", Video(video.path, 0, *span), "")])
     assert strip.picture.shape[0] == 128
     width = (strip.picture.shape[1] + 3) // FRAMES
     shown = [read_number(strip.picture[:, width * n : width * n + width - 3]) for n in range(FRAMES)]
@@ -88,11 +89,11 @@ def test_sheet_takes_any_label_name_and_shape(tmp_path):
     rng = np.random.default_rng(0)
     odd = ["$x^2$ {a}", "a very long label " * 9, "", "line\nbreak", "byte \udcff", "跳"]
     shown = [
-        (Row("train", Video(f"/v/{label}.mp4", 0), label), label,
+        (ListedVideo("train", Video(f"/v/{label}.mp4", 0), label), label,
          rng.integers(0, 255, (30 + 40 * (number == 2), 120, 3), dtype=np.uint8))
         for number, label in enumerate([*odd, *"abc"])
     ]  # fmt: skip
-    draw_sheet(shown, tmp_path / "sheet.png", "title \udcff $")
+    draw_contact_sheet(shown, tmp_path / "sheet.png", "title \udcff $")
     with av.open(str(tmp_path / "sheet.png")) as container:
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert picture.shape[0] > 300
@@ -109,14 +110,19 @@ def test_printable():
 
 
 def test_rows_with_a_wrong_span_are_left_out_and_others_with_remarks_are_not():
-    rows = [Row("val", Video(kind, 0), "a", problems=[Problem(kind, "")]) for kind in ("span", "empty", "other")]
+    rows = [
+        ListedVideo("val", Video(kind, 0), "a", problems=[Problem(kind, "")]) for kind in ("span", "empty", "other")
+    ]
     assert {row.video.path for row in pick_rows(rows, 9, seed=0)} == {"empty", "other"}
-    rows = [Row("val", Video("a", 0), "a", Facts(problems=[Problem("empty", "")])), Row("val", Video("b", 0), "a")]
+    rows = [
+        ListedVideo("val", Video("a", 0), "a", FileReport(problems=[Problem("empty", "")])),
+        ListedVideo("val", Video("b", 0), "a"),
+    ]
     assert [row.video.path for row in pick_rows(rows, 9, seed=0)] == ["b"]
 
 
 def test_splits_come_in_the_order_of_the_list_and_each_has_its_turn():
-    rows = [Row(split, Video(f"{split}{n}", 0), "") for split in ("val", "train", "test") for n in range(3)]
+    rows = [ListedVideo(split, Video(f"{split}{n}", 0), "") for split in ("val", "train", "test") for n in range(3)]
     assert [row.split for row in pick_rows(rows, 4, seed=0)] == ["val", "val", "train", "test"]
     assert [row.split for row in pick_rows(rows, 3, seed=3)] == ["val", "train", "test"]
     assert len({tuple(row.video.path for row in pick_rows(rows, 6, seed=seed)) for seed in range(20)}) > 5
@@ -150,7 +156,7 @@ def test_a_strip_is_four_frames_with_white_between_them(frames, shown, height, g
 def test_a_strip_of_a_file_keeps_its_shape_and_its_span(tmp_path):
     path = write_video(tmp_path / "x.mp4", frames=24, size=(96, 64))
     for start, end, numbers in ((None, None, [0, 7, 15, 23]), (0.75, 99.0, [18, 19, 21, 23]), (5.0, 9.0, [23] * 4)):
-        strip = strip_of_file(0, [Row("", Video(path, 2, start, end), "")])
+        strip = strip_of_file(0, [ListedVideo("", Video(path, 2, start, end), "")])
         assert strip.picture.shape == (128, 4 * 192 + 9, 3)
         assert strip.label == 2
         assert [read_number(strip.picture[:, 195 * n : 195 * n + 192]) for n in range(4)] == numbers
@@ -168,11 +174,11 @@ def test_a_sheet_has_three_strips_in_a_row_each_with_its_label_and_file(monkeypa
     saved = []
     monkeypatch.setattr(sheet, "save_figure", lambda figure, path: saved.append((figure, path)))
     shown = [
-        (Row("train", Video(f"/v/../w/{number}.mp4", 0), ""), f"label {number}" * (number != 1),
+        (ListedVideo("train", Video(f"/v/../w/{number}.mp4", 0), ""), f"label {number}" * (number != 1),
          np.full((30, 120, 3), number, dtype=np.uint8))
         for number in range(count)
     ]  # fmt: skip
-    draw_sheet(shown, Path("sheet.png"), "title")
+    draw_contact_sheet(shown, Path("sheet.png"), "title")
     ((figure, path),) = saved
     assert path == Path("sheet.png")
     assert figure.get_suptitle() == "title"
@@ -192,8 +198,10 @@ def test_a_sheet_has_three_strips_in_a_row_each_with_its_label_and_file(monkeypa
 def test_a_long_path_keeps_its_end(monkeypatch):
     saved = []
     monkeypatch.setattr(sheet, "save_figure", lambda figure, path: saved.append(figure))
-    shown = [(Row("val", Video("/" + "d" * 99 + "/x.mp4", 0), ""), "l" * 99, np.zeros((30, 120, 3), dtype=np.uint8))]
-    draw_sheet(shown, Path("x"), "t" * 200)
+    shown = [
+        (ListedVideo("val", Video("/" + "d" * 99 + "/x.mp4", 0), ""), "l" * 99, np.zeros((30, 120, 3), dtype=np.uint8))
+    ]
+    draw_contact_sheet(shown, Path("x"), "t" * 200)
     axis = saved[0].axes[0]
     assert axis.get_xlabel() == "val  …" + "d" * 66 + "/x.mp4"
     assert axis.get_title(loc="left") == "l" * 53 + "…"

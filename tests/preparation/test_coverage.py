@@ -7,8 +7,10 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video, load_classes, load_split
-from lookupvit_video.preparation.check import Facts, Problem, Row
-from lookupvit_video.preparation.coverage import classes_beside, coverage_warnings, warnings_of_rows, warnings_of_run
+from lookupvit_video.files import joined
+from lookupvit_video.preparation.check import ListedVideo
+from lookupvit_video.preparation.coverage import classes_of_inputs, coverage_warnings, warnings_of_rows, warnings_of_run
+from lookupvit_video.preparation.inspect_file import FileReport, Problem
 from tests.small import call_tool, make_videos, run_net, settings
 
 
@@ -48,7 +50,8 @@ def write_lists(folder, **labels):
 def warnings_of(folder, *overrides, classes=4):
     cfg = load_config(None, ["DATA.PATH_TO_DATA_DIR", str(folder), "MODEL.NUM_CLASSES", str(classes), *overrides])
     names = load_classes(cfg)
-    return warnings_of_run(cfg, names, load_split(cfg, "train", names), load_split(cfg, "val", names))
+    test_list = joined(folder, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
+    return warnings_of_run(names, load_split(cfg, "train", names), load_split(cfg, "val", names), test_list)
 
 
 def test_lists_of_a_run(tmp_path):
@@ -85,8 +88,8 @@ def test_training_and_the_check_warn(tmp_path):
 
 
 def row(split, label, bad=False):
-    facts = Facts(problems=[Problem("empty", "")] if bad else [])
-    return Row(split, Video(f"{split}{label}.mp4", 0), label, facts)
+    facts = FileReport(problems=[Problem("empty", "")] if bad else [])
+    return ListedVideo(split, Video(f"{split}{label}.mp4", 0), label, facts)
 
 
 def test_rows_without_a_config():
@@ -105,4 +108,4 @@ def test_classes_of_lists_and_folders(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "lists" / "classes.txt").write_text("x\na\n")
     inputs = [str(tmp_path / name) for name in ("train", "val", "lists/train.csv")]
-    assert classes_beside(inputs) == ["a", "b", "c", "x"]
+    assert classes_of_inputs(inputs) == ["a", "b", "c", "x"]

@@ -304,9 +304,9 @@ def test_what_kind_of_files_they_seem_to_be_is_told(tmp_path, whole, video, caps
     rows = [("a", "xxxxxxxxxxx", 30, 40, "train", 0), ("a", "zzzzzzzzzzz", 70, 80, "train", 0)]
     names = ["xxxxxxxxxxx.mp4", "zzzzzzzzzzz.mp4"]
     prepared(tmp_path / "whole", whole, rows, names)
-    assert "warning: 3 of 3 files are much longer than their annotated spans" in capsys.readouterr().out
+    assert "warning: 3 of 3 files are much longer than their spans" in capsys.readouterr().out
     prepared(tmp_path / "clips", video, rows, names, whole=True)
-    assert "warning: 2 of 3 files end before their annotated spans do" in capsys.readouterr().out
+    assert "warning: 2 of 3 files end before their spans" in capsys.readouterr().out
 
 
 def test_trimmed_and_re_encoded(tmp_path, whole):
@@ -447,10 +447,10 @@ GOOD = "label,youtube_id,time_start,time_end,split\n"
         ("", r"line 1: no column youtube_id, time_start, time_end, split; the official files begin with"),
         ("label,youtube_id,time_start,time_end\n", r"line 1: no column split"),
         (GOOD, r"holds no annotation"),
-        (GOOD + "yoga,abcdefghijk,1,11,trian\n", r"line 2: split 'trian' is none of train, training, val"),
-        (GOOD + "yoga,abcdefghijk,11,1,train\n", r"line 2: '11' to '1' is no span of seconds"),
-        (GOOD + "yoga,abcdefghijk,one,11,train\n", r"line 2: 'one' to '11' is no span"),
-        (GOOD + "yoga,abcdefghijk,nan,11,train\n", r"line 2: 'nan' to '11' is no span"),
+        (GOOD + "yoga,abcdefghijk,1,11,trian\n", r"line 2: split 'trian' is not one of train, training, val"),
+        (GOOD + "yoga,abcdefghijk,11,1,train\n", r"line 2: '11' to '1' is not a span of seconds"),
+        (GOOD + "yoga,abcdefghijk,one,11,train\n", r"line 2: 'one' to '11' is not a span"),
+        (GOOD + "yoga,abcdefghijk,nan,11,train\n", r"line 2: 'nan' to '11' is not a span"),
         (GOOD + "yoga,,1,11,train\n", r"line 2: no youtube_id"),
         (GOOD + ",abcdefghijk,1,11,train\n", r"line 2: no label; only the test split may have none"),
         (GOOD + "yoga,abcdefghijk,1\n", r"line 2: expected 5 fields"),
@@ -460,7 +460,7 @@ GOOD = "label,youtube_id,time_start,time_end,split\n"
         ('{"a": {"subset": "train", "annotations": {"label": "x", "segment": [1]}}}', r"video a: expected"),
         ('{"a": {"subset": "train", "annotations": [{"label": "x", "segment": [1, 2]}]}}', r"video a: expected"),
         ('{"a": {"subset": "train", "annotations": {"segment": [1, 2]}}}', r"video a: no label"),
-        ('{"a": 1, "a": 2}', r"'a' stands twice in one object"),
+        ('{"a": 1, "a": 2}', r"'a' occurs twice in one object"),
     ],
 )
 def test_annotations_that_are_wrong_are_told(tmp_path, text, message):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lookupvit_video.data.manifest import read_manifest
-from lookupvit_video.preparation.lists import Account, Annotation, Found, Key, counts, find_videos, merge, write_lists
+from lookupvit_video.preparation.lists import Account, Annotation, Found, Key, counts, files_below, merge, write_lists
 
 CLASSES = ["air drumming", 'say "hello", twice', "zumba"]
 
@@ -38,7 +38,7 @@ def test_lists_lead_to_the_files_through_links(tmp_path):
     (tmp_path / "real" / "lists").mkdir(parents=True)
     (tmp_path / "lists").symlink_to(tmp_path / "real" / "lists")
     (tmp_path / "videos").symlink_to(tmp_path / "disk")
-    (path,) = find_videos([tmp_path / "videos"])
+    (path,) = files_below([tmp_path / "videos"])
     write_lists(tmp_path / "lists", CLASSES, Account([Found(annotation("a", "zumba"), path)]))
     for folder in (tmp_path / "lists", tmp_path / "real" / "lists"):
         (video,) = read_manifest(folder / "train.csv", CLASSES)
@@ -57,7 +57,7 @@ def test_lists_of_an_earlier_run_do_not_stay(tmp_path):
 @pytest.mark.parametrize("name", ["a\nb.mp4", "a\u2028b.mp4", "a.mp4 "])
 def test_a_path_that_no_list_can_hold_is_told(tmp_path, name):
     file = touch(tmp_path / "v" / name)
-    with pytest.raises(ValueError, match="cannot stand in a list; rename it"):
+    with pytest.raises(ValueError, match="cannot be in a list; rename it"):
         write_lists(tmp_path / "lists", CLASSES, Account([Found(annotation("a", "zumba"), file)]))
     assert not (tmp_path / "lists" / "train.csv").exists()
 
@@ -66,9 +66,9 @@ def test_files_are_found_by_their_ending_hidden_ones_are_not(tmp_path):
     kept = [touch(tmp_path / n) for n in ("b/c.WebM", "a.mp4", "b/d/e.mkv", "with space/f.avi")]
     for name in (".hidden.mp4", ".git/a.mp4", "a.txt", "a.mp4.part", "mp4", "pictures/00001.jpg"):
         touch(tmp_path / name)
-    assert find_videos([tmp_path]) == sorted(kept)
-    assert find_videos([tmp_path], pictures=True) == sorted([*kept, tmp_path / "pictures"])
-    assert find_videos([tmp_path / "b", tmp_path]) == sorted(kept[::2]) + sorted(kept[1::2])  # each once
+    assert files_below([tmp_path]) == sorted(kept)
+    assert files_below([tmp_path], pictures=True) == sorted([*kept, tmp_path / "pictures"])
+    assert files_below([tmp_path / "b", tmp_path]) == sorted(kept[::2]) + sorted(kept[1::2])  # each once
 
 
 def test_merge_keeps_one_of_each_and_fills_in_labels():

@@ -135,7 +135,7 @@ def test_a_hanging_disk_is_not_waited_for_again_and_again(tmp_path):
     assert sorted(len(path.read_text()) for path in tmp_path.iterdir()) == [1, 1, 1, 2, 2, 2]
 
 
-def test_a_task_killed_from_outside_is_told():
+def test_a_task_killed_from_outside_is_reported():
     running = run_isolated(work, ["a", "hang", "b"], processes=1, timeout=60)
     before = {child.pid for child in multiprocessing.active_children()}
     assert next(running).answer[0] == "a"

@@ -21,7 +21,7 @@ from lookupvit_video.checkpoints.checkpoint import checkpoint_path, load_checkpo
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import JsonLines, read_json_lines
 from lookupvit_video.training import step as step_module
-from lookupvit_video.training.step_log import Reading, bad_step_text, slow_processes
+from lookupvit_video.training.step_log import bad_step_text, slow_processes
 from tests.small import ROOT, make_videos, run_net, settings, started
 from tests.training.test_resume import assert_same_end
 
@@ -258,13 +258,13 @@ def test_bad_steps_are_left_out_up_to_a_limit(data, tmp_path, monkeypatch, allow
 
 
 def test_the_process_whose_numbers_went_bad_is_named():
-    readings = [Reading(1.0, ["a.mp4"]), Reading(float("inf"), [f"{n}.mp4" for n in range(9)])]
-    text = bad_step_text(7, float("nan"), readings, TWO)
+    readings = [(1.0, ["a.mp4"]), (float("inf"), [f"{n}.mp4" for n in range(9)])]
+    text = bad_step_text(7, float("nan"), readings)
     assert text == (
         "step 7: the loss is inf in rank 1, the gradient's norm is nan; rank 1 read 0.mp4, 1.mp4, 2.mp4, 3.mp4, 4.mp4, "
         "5.mp4, 6.mp4, 7.mp4 and 1 more"
     )
-    text = bad_step_text(7, float("inf"), [Reading(1.0, ["a.mp4"]), Reading(1.0, ["b.mp4"])], TWO)
+    text = bad_step_text(7, float("inf"), [(1.0, ["a.mp4"]), (1.0, ["b.mp4"])])
     assert "all losses are finite, the gradient's norm is inf; rank 0 read a.mp4; rank 1 read b.mp4" in text
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from lookupvit_video import __version__
 from lookupvit_video.checkpoints.checkpoint import (
     checkpoint_path,
     checkpoint_seen_by_main,
@@ -22,7 +23,6 @@ from lookupvit_video.checkpoints.random_state import random_state, restore_rando
 from lookupvit_video.config import load_config
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import read_json_lines
-from lookupvit_video.provenance import package_version
 from lookupvit_video.training import run as run_module
 from tests.small import run_net, settings, started
 
@@ -93,7 +93,7 @@ def test_resumed_anywhere_equals_undisturbed(data, whole, tmp_path, step):
     assert_same_end(whole, folder)
 
 
-def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(data, whole, tmp_path):
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_taken(data, whole, tmp_path):
     folder = interrupted(whole, tmp_path / "run", 5)
     damaged = checkpoint_path(folder, 6)
     content = bytearray(checkpoint_path(whole, 6).read_bytes())
@@ -108,7 +108,7 @@ def test_a_damaged_newest_checkpoint_is_told_and_the_one_before_taken(data, whol
     assert_same_end(whole, folder)
 
 
-def test_what_differs_from_before_is_told_and_the_config_counts(data, whole, tmp_path, monkeypatch):
+def test_what_differs_from_before_is_reported_and_the_config_counts(data, whole, tmp_path, monkeypatch):
     folder = interrupted(whole, tmp_path / "run", 5)
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
@@ -136,7 +136,7 @@ def test_a_damaged_newest_checkpoint_takes_no_sound_ones_place(data, whole, tmp_
     load_checkpoint(kept)
 
 
-def test_all_processes_go_on_from_what_the_main_one_sees(data, whole, tmp_path, monkeypatch):
+def test_all_processes_resume_from_what_the_main_one_sees(data, whole, tmp_path, monkeypatch):
     """This one is the second, and sees a checkpoint more: its view of a network file system is newer."""
     folder = interrupted(whole, tmp_path / "run", 5)
     shutil.copy(checkpoint_path(whole, 6), checkpoint_path(folder, 6))
@@ -152,7 +152,7 @@ def test_all_processes_go_on_from_what_the_main_one_sees(data, whole, tmp_path, 
         checkpoint_seen_by_main(checkpoint_path(folder, 8), patience=0.1)
 
 
-def test_a_signal_saves_and_leaves_and_the_same_command_goes_on(data, whole, tmp_path):
+def test_a_signal_saves_and_leaves_and_the_same_command_resumes(data, whole, tmp_path):
     options = {**OPTIONS, "TRAIN__CHECKPOINT_STEPS": 0, "TRAIN__CHECKPOINT_PERIOD": 99, "DATA_LOADER__NUM_WORKERS": 1}
     command = [sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *settings(data, tmp_path, **options)]
     threads = str(torch.get_num_threads())  # as the whole run, which this process made: others change the last bits
@@ -188,7 +188,7 @@ def test_a_checkpoint_has_all_it_promises(whole):
     checkpoint = load_checkpoint(checkpoint_path(whole, 11))
     assert checkpoint.versions == {
         "python": ".".join(map(str, sys.version_info[:3])), "torch": torch.__version__, "numpy": np.__version__,
-        "lookupvit_video": package_version(),
+        "lookupvit_video": __version__,
     }  # fmt: skip
     assert checkpoint.state["position"] == {"epoch": 2, "step_in_epoch": 3, "videos": 9}
     assert checkpoint.state["threads"] == [torch.get_num_threads()]

@@ -54,7 +54,7 @@ def test_what_stops_a_training_names_the_list_that_lets_it_pass(tmp_path):
     skip = {"DATA__SKIP_LIST": output / "bad_videos.csv", "SOLVER__MAX_EPOCH": 2}
     again = run_net(settings(place, output, **{**ONE_EPOCH, **skip}))
     assert again.returncode == 0, again.stderr
-    assert "3 of 20 videos left out, as DATA.SKIP_LIST says" in again.stderr
+    assert "3 of 20 training videos skipped" in again.stderr
     assert (output / "bad_videos.csv").exists()  # a run that is started again reads it again
 
 

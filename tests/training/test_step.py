@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.transforms import IGNORED, BatchAugment
+from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.build import build_model, model_spec
@@ -25,7 +25,7 @@ from lookupvit_video.training.run import Run
 from lookupvit_video.training.state import TrainingState
 from lookupvit_video.training.step import forward, loss_of_heads, one_step, prepare_clips
 from lookupvit_video.training.step_log import StepLog
-from tests.small import settings
+from tests.small import batch_augment, settings
 from tests.training.test_optim import frozen_at_first, schedule_of
 from tests.training.test_train import grid_of
 
@@ -50,7 +50,7 @@ def make_run(folder, world=None, videos=12, model=None, **changes):
     parts = {
         "cfg": cfg, "world": world, "classes": ["a", "b", "c"], "train_videos": listed, "model": model,
         "spec": model_spec(cfg), "frozen_at_first": frozen_at_first(cfg, model), "schedule": schedule_of(cfg),
-        "augment": BatchAugment(cfg),
+        "augment": batch_augment(cfg),
         "state": TrainingState(
             model, build_optimizer(cfg, model), torch.amp.GradScaler("cpu", enabled=False), world, videos,
             videos // (cfg.TRAIN.BATCH_SIZE // cfg.AUG.NUM_SAMPLE),

@@ -180,9 +180,7 @@ def test_a_metric_added_at_run_time_chooses_the_best_and_is_in_logs_curves_and_r
     assert "made up 1.0000 of 9 videos" in done.stderr
     assert load_checkpoint(tmp_path / "best.pt").step == 4  # the second of three epochs
     last = load_checkpoint(training_checkpoints(tmp_path)[0])
-    assert last.best == {"metric": "made_up", "value": 1.0}
-    assert last.best_of("made_up") == 1.0
-    assert last.best_of("top1") is None
+    assert (last.state["best"], last.best_top1) == ({"made_up": 1.0}, -1.0)
     assert json.loads((tmp_path / "test_results.json").read_text())["made_up"] == 7
     curves = dict(pictures)["curves.png"]
     assert {"top1", "made_up"} == {line.get_label() for axis in curves.axes[1:] for line in axis.lines} - {"_child0"}
@@ -297,7 +295,7 @@ def test_resume_refuses_other_steps_clips_and_models(data, tmp_path):
     assert "it was trained with MODEL.NUM_HEADS 3, the config says 2" in other_heads.stderr
     afresh = run_net(settings(data, tmp_path, TRAIN__AUTO_RESUME=False))
     assert afresh.returncode == 2
-    assert "has checkpoints, and TRAIN.AUTO_RESUME is False" in afresh.stderr
+    assert "has checkpoints, but TRAIN.AUTO_RESUME is False" in afresh.stderr
     other_model = run_net(settings(data, tmp_path, MODEL__DEPTH=1))
     assert other_model.returncode == 2
     assert "is missing in the model" in other_model.stderr
@@ -308,7 +306,7 @@ def test_a_dense_vit_begins_a_lookupvit(data, vit, tmp_path):
     overrides = settings(data, tmp_path, **ONE_EPOCH, **NO_STEP, MODEL__INIT_FROM=start)
     done = run_net(overrides)
     assert done.returncode == 0, done.stderr
-    assert "initialised from this project's ViT" in done.stderr
+    assert "initialized from this project's ViT" in done.stderr
     loaded = next(line for line in done.stderr.splitlines() if line.startswith("  loaded"))
     assert "tokenizer.positions" in loaded
     assert "blocks.*.refine.attention.qkv.weight x2" in loaded
@@ -360,7 +358,7 @@ def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path
     assert sorted(path.name for path in data.iterdir()) == before
     too_few = call_tool(*NET, "--dry-run", *settings(data, tmp_path / "run", TRAIN__BATCH_SIZE=10))
     assert too_few.returncode == 2
-    assert "TRAIN.BATCH_SIZE asks for 10 videos a step, but the training list holds 9" in too_few.stderr
+    assert "TRAIN.BATCH_SIZE needs 10 videos a step, but the training list holds 9" in too_few.stderr
 
 
 def test_tensorboard_has_the_curves(data, tmp_path):

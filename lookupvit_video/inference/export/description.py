@@ -5,14 +5,12 @@
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import av
 import torch
 
-from lookupvit_video.decoding.pyav_reader import NEARLY_SQUARE, ODDEST_PIXEL
-from lookupvit_video.files import write_json
+from lookupvit_video.decoding.orientation import NEARLY_SQUARE, ODDEST_PIXEL
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.registry import MODELS
@@ -120,8 +118,3 @@ def preprocessing(plan: Plan, mean: Sequence[float], std: Sequence[float]) -> di
         "views_in_space": plan.num_crops,
         "normalization": {"done": "inside the model", "mean": list(mean), "std": list(std)},
     }
-
-
-def write_description(facts: dict[str, Any], path: Path) -> None:
-    """Write `model.json`."""
-    write_json(path, facts)

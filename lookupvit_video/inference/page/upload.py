@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
 from lookupvit_video.processes.pool import run_isolated
 
@@ -77,5 +78,5 @@ def _read_within_limits(plan: Plan, limits: Limits, path: str) -> Upload | Failu
         if not duration <= limits.seconds:
             raise DecodeError(path, f"lasts {duration:.0f} s; the limit here is {limits.seconds:g} s (--max-seconds)")
         return Upload(read_file(path, plan), duration)
-    except DecodeError as error:
-        return Failure(path, error.reason)
+    except UserError as error:
+        return Failure(path, error.reason if isinstance(error, DecodeError) else str(error))

@@ -5,6 +5,7 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.decoding.backends import DecodeError
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference.page import upload
 from lookupvit_video.inference.page.upload import Limits, read_upload, warm_up
 from lookupvit_video.inference.views import Failure, make_plan, read_file
@@ -78,3 +79,11 @@ def test_a_bug_in_the_reader_is_no_fault_of_the_file(plan, monkeypatch):
     monkeypatch.setattr(upload, "_read_within_limits", mistaken)
     with pytest.raises(RuntimeError, match="internal error, IndexError: planted"):
         read_upload("x.mp4", plan, Limits())
+
+
+def test_a_users_mistake_is_a_reason(plan, video, monkeypatch):
+    def fails(path, plan):
+        raise UserError("install the decoder")
+
+    monkeypatch.setattr(upload, "read_file", fails)
+    assert upload._read_within_limits(plan, Limits(), video) == Failure(video, "install the decoder")
