@@ -87,9 +87,9 @@ def test_the_new_model_metric_loss_and_augmentation_do_what_the_old_ones_do(copy
     assert validations
     assert "worst_class" in json.loads((run / "test_results.json").read_text())
     assert (run / "best.pt").exists()
-    answer = lookupvit(copy, "predict", "--checkpoint", run / "model.pt", data / "0.mp4", "--json", "-", "--workers", "0")
-    assert "class" in answer
-    lookupvit(copy, "export", "--checkpoint", run / "model.pt", "--out", copy / "exported", "--format", "pt2")
+    checkpoint = ("--checkpoint", run / "model.pt")
+    assert "class" in lookupvit(copy, "predict", *checkpoint, data / "0.mp4", "--json", "-", "--workers", "0")
+    lookupvit(copy, "export", *checkpoint, "--out", copy / "exported", "--format", "pt2")
     assert list((copy / "exported").glob("*.pt2"))
 
 
