@@ -128,7 +128,7 @@ def parse_grid(text: str) -> tuple[int, ...]:
     """
     parts = text.split("x")
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
-        raise UserError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorised encoder")
+        raise UserError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorized encoder")
     return tuple(map(int, parts))
 
 

@@ -20,7 +20,6 @@ from lookupvit_video.distributed.parallel import autocast, checkpoint_activation
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
-from lookupvit_video.models.kernels.linear import linear
 from lookupvit_video.report import markdown_table
 
 
@@ -58,7 +57,7 @@ def machine_limits(device: torch.device, dtype: torch.dtype, rounds: int) -> Mac
     plain: list[float] = []
     for n, k, m in ((2048, 2048, 2048), (4096, 768, 3072), (4096, 3072, 768)):
         a, b = torch.randn(n, k, device=device, dtype=dtype), torch.randn(m, k, device=device, dtype=dtype)
-        for rates, product in ((own, linear), (plain, F.linear)):
+        for rates, product in ((own, kernels.linear), (plain, F.linear)):
             once = seconds(lambda a=a, b=b, product=product: product(a, b), device, rounds)  # type: ignore[misc]
             rates.append(n * k * m / once)
     source = torch.ones(2**26, device=device)
@@ -75,21 +74,22 @@ def lookup_parts(block: LookupViTBlock, compressed_BMD: Tensor, lookup_BND: Tens
     keys_values = mhbc.key_value(lookup_BND)
     q, k = lookup.queries, lookup.keys
     v = keys_values[..., dim:].unflatten(-1, (mhbc.num_heads, -1)).transpose(1, 2)
-    _, left = mhbc.attend(q, k, v)
+    _, left = kernels.gather(q, k, v, mhbc.kernel, mhbc.reverse)
     square = dim * dim
     return [
         Part("norm of lookup tokens", 0, 2 * n * dim, 0, lambda: block.norm_gather_lookup(lookup_BND)),
         Part("keys, values", 2 * n * square, 3 * n * dim, 2 * square, lambda: mhbc.key_value(lookup_BND)),
         Part("norm, queries", m * square, 4 * m * dim, square,
              lambda: mhbc.query(block.norm_gather_compressed(compressed_BMD))),
-        Part("gather", 2 * n * m * dim, 2 * (n + m) * dim, 0, lambda: mhbc.attend(q, k, v)),
+        Part("gather", 2 * n * m * dim, 2 * (n + m) * dim, 0,
+             lambda: kernels.gather(q, k, v, mhbc.kernel, mhbc.reverse)),
         Part("gather projection, residual", m * square, 5 * m * dim, square,
              lambda: compressed_BMD + mhbc.gather_projection(update_BMD)),
         Part("refinement", 12 * m * square + 2 * m * m * dim, 26 * m * dim, 12 * square,
              lambda: block.refine(compressed_BMD)),
         Part("norm, infused values", m * square, 4 * m * dim, square,
              lambda: mhbc.infuse_value(block.norm_infuse(compressed_BMD))),
-        Part("infusion", n * m * dim, 2 * (n + m) * dim, 0, lambda: mhbc.attend_back(q, left)),
+        Part("infusion", n * m * dim, 2 * (n + m) * dim, 0, lambda: kernels.write_back(q, left)),
         Part("infusion projection, residual", n * square, 5 * n * dim, square,
              lambda: lookup_BND + mhbc.infuse_projection(lookup_BND)),
         Part("narrow MLP with norm, residual", n * square, 8 * n * dim, square,
@@ -106,7 +106,7 @@ def dense_parts(block: TransformerBlock, x_BND: Tensor) -> list[Part]:
     return [
         Part("norm", 0, 2 * n * dim, 0, lambda: block.norm_attention(x_BND)),
         Part("queries, keys, values", 3 * n * square, 4 * n * dim, 3 * square, lambda: attention.qkv(x_BND)),
-        Part("attention", 2 * n * n * dim, 4 * n * dim, 0, lambda: kernels.attention(q, k, v)),
+        Part("attention", 2 * n * n * dim, 4 * n * dim, 0, lambda: kernels.self_attention(q, k, v)),
         Part("projection, residual", n * square, 5 * n * dim, square, lambda: x_BND + attention.projection(x_BND)),
         Part("MLP with norm, residual", 8 * n * square, 23 * n * dim, 8 * square, lambda: block.add_mlp(x_BND)),
     ]
@@ -181,8 +181,8 @@ def time_blocks(
 ) -> str:
     """Return the machine's limits, and the account of a LookupViT block and of a dense block."""
     limits = machine_limits(device, dtype, rounds)
-    lookup = LookupViTBlock(dim, num_heads).to(device, dtype).eval()
-    dense = TransformerBlock(dim, num_heads).to(device, dtype).eval()
+    lookup = kernels.optimize(LookupViTBlock(dim, num_heads)).to(device, dtype).eval()
+    dense = kernels.optimize(TransformerBlock(dim, num_heads)).to(device, dtype).eval()
     x = torch.randn(batch, n, dim, device=device, dtype=dtype)
     p = torch.randn(batch, m, dim, device=device, dtype=dtype)
     parts = lookup_parts(lookup, p, x)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.distributed.parallel import autocast_dtype, checkpoint_activations, compile_blocks
+from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.complexity import measured_macs
@@ -81,7 +82,7 @@ def lookupvits(setting: Setting, arguments: argparse.Namespace) -> Iterator[Cont
             options=BlockOptions(reverse=arguments.reverse),
             **our_arguments(setting, arguments),
         )
-        set_kernel(model, kernel)
+        set_kernel(kernels.optimize(model), kernel)
         for block in model.blocks:
             checkpoint_activations(block, checkpointing)
         extra = [kernel] if len(arguments.kernels) > 1 else []
@@ -99,7 +100,7 @@ def vit(setting: Setting, arguments: argparse.Namespace) -> Iterator[Contender]:
     """This project's dense ViT: with torch's SDPA and, where that differs, with this project's attention."""
     for name, kernel in ((DENSE, "fused"), (DENSE_BY_HEADS, "auto")):
         model = ViT(**our_arguments(setting, arguments))
-        set_kernel(model, kernel)
+        set_kernel(kernels.optimize(model), kernel)
         if kernel == "fused" or (torch.device(arguments.device).type == "cpu" and setting.mode == "inference"):
             yield Contender(name, model, lambda model, clips: heads_of(model(clips)))
 

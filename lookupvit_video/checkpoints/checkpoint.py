@@ -136,11 +136,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         else:
             damaged = "damaged, or not a checkpoint"
     if damaged:
-        raise UserError(
-            f"{path}: this checkpoint cannot be read ({damaged}); give a .pt file that tools/run_net.py wrote"
-        )
+        raise UserError(f"{path}: this checkpoint cannot be read ({damaged}); give a .pt file that training wrote")
     if not isinstance(content, dict) or content.get("format") != FORMAT or not KEYS <= content.keys():
-        raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that tools/run_net.py wrote")
+        raise UserError(f"{path}: not a checkpoint of this project; give a .pt file that training wrote")
     return Checkpoint(
         path=Path(path),
         config=config_from_text(content["config"], f"{path} (config in it)"),

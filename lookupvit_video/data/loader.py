@@ -54,7 +54,7 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
     ):
         if batch_size > num_videos:
             raise UserError(
-                f"TRAIN.BATCH_SIZE asks for {batch_size} videos a step, but the training list holds {num_videos}"
+                f"TRAIN.BATCH_SIZE needs {batch_size} videos a step, but the training list holds {num_videos}"
             )
         if batch_size % (parts * world_size):
             raise UserError(

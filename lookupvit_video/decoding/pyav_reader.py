@@ -216,7 +216,7 @@ class PyAVReader(VideoReader):
             setup = self.file.decoder.extradata or b""
             unread = pictures_not_read_to_their_end(self.file.packets(), setup, length_of_lengths(setup))
             if unread:
-                self._damage.note(PICTURE_DATA, f"{unread} pictures are over before their data is")
+                self._damage.note(PICTURE_DATA, f"{unread} pictures end before their data")
         if self._damage:
             self._use(replace(found, oriented=self._timeline.oriented))
 

@@ -19,6 +19,7 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import Results
 from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import head_mean, using_kernel
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.progress import progress
@@ -192,7 +193,7 @@ def watched(blocks: Iterable[Any]) -> Iterator[list[dict[str, Tensor]]]:
         cross = block.cross_attention
         notes: dict[str, Tensor] = {}
         modules = {"query": cross.query, "key_value": cross.key_value, "refine": block.refine.attention.qkv}
-        if block.infuses:
+        if block.writes_back:
             modules["infuse"] = cross.infuse_value
         hooks += [module.register_forward_hook(partial(_keep, notes, name)) for name, module in modules.items()]
         kept.append(notes)
@@ -211,8 +212,10 @@ def mixing(block: Any, notes: dict[str, Tensor]) -> Mixing:
     """Return the weights of a ``LookupViTBlock``, whose kernel is eager, from the projections that ``watched`` kept."""
     cross, own = block.cross_attention, block.refine.attention
     q, k = _heads(cross, notes["query"], notes["key_value"].chunk(2, dim=-1)[0])
-    gather, lookup = cross.attend(q, k, _unit(k))  # unit values: the result is the weights
-    infuse = head_mean(cross.attend_back(_unit(q), lookup)) if "infuse" in notes else None
+    gather, lookup = kernels.gather(
+        q, k, _unit(k), cross.kernel, cross.reverse
+    )  # unit values: the result is the weights
+    infuse = head_mean(kernels.write_back(_unit(q), lookup)) if "infuse" in notes else None
     q, k = _heads(own, *notes["refine"].chunk(3, dim=-1)[:2])
     refine = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
     return Mixing(head_mean(gather), head_mean(refine), infuse)

@@ -315,7 +315,7 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> Predictor:
     if Path(checkpoint).is_dir() or is_hub_id(str(checkpoint)):
         return Predictor.from_pretrained(checkpoint, device)
     if Path(checkpoint).exists() and not Path(checkpoint).is_file():
-        raise UserError(f"{checkpoint}: neither a file nor a folder; give a .pt file that tools/run_net.py wrote")
+        raise UserError(f"{checkpoint}: neither a file nor a folder; give a .pt file that training wrote")
     try:
         loaded = load_checkpoint(checkpoint)
     except (TypeError, AttributeError, KeyError, RecursionError):

@@ -1,7 +1,7 @@
 """Parameter-efficient tuning: AdaptFormer's adapters or LoRA in the blocks of a model whose own weights are frozen.
 
-Both leave the names of the weights beneath them as they are, so that MODEL.INIT_FROM fills them as it fills the plain
-model; both start as that model; and what they add is known by name (``is_adapter``).
+Both keep the names of the adapted weights, so that MODEL.INIT_FROM fills them as in the plain model; both start as that
+model; and their parameters are known by name (``is_adapter``).
 Reading order: ``add_adapters``, AdaptFormer, LoRA, ``merge_lora``.
 """
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.models.kernels.linear import Linear
 
 WIDTHS = {"adaptformer": 64, "lora": 8}
 """Inner width of an adapter (AdaptFormer, table 1), rank of LoRA, where none is given."""
@@ -20,10 +19,10 @@ SCALES = {"adaptformer": 0.1, "lora": 1.0}
 
 
 def add_adapters(blocks: nn.Module, kind: str, width: int = 0, scale: float = 0.0) -> None:
-    """Put adapters into every block of a list, in place; the output stays what it was.
+    """Put adapters into every block of a list, in place; the output does not change.
 
     Args:
-        kind: "adaptformer": beside each MLP, those of the lookup tokens included; "lora": on each linear layer.
+        kind: "adaptformer": parallel to each MLP, also those of the lookup tokens; "lora": on each linear layer.
         width: inner width or rank; 0: that of ``WIDTHS``.
         scale: 0: that of ``SCALES``.
 
@@ -62,9 +61,9 @@ class Adapter(nn.Module):
 
 
 class AdaptedMLP(nn.Sequential):
-    """A block's MLP with an adapter beside it, on the same normalised tokens (AdaptFormer, equation 2).
+    """A block's MLP with a parallel adapter on the same normalized tokens (AdaptFormer, equation 2).
 
-    It lies within the residual branch, so that layer scale and drop path, where there are any, act on both.
+    Both are in one residual branch, so that layer scale and drop path act on both.
     """
 
     def __init__(self, mlp: nn.Sequential, width: int, scale: float):
@@ -79,23 +78,24 @@ class AdaptedMLP(nn.Sequential):
         return second(activation(first(x))) + adapter(x)
 
 
-class LoRALinear(Linear):
+class LoRALinear(nn.Linear):
     """A linear layer W with a low-rank update: W x + scale * up (down x) (LoRA, arXiv 2106.09685); zero at first."""
 
     def __init__(self, linear: nn.Linear, rank: int, scale: float):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
+        self.plain = type(linear)  # what computes W x, see ``kernels.optimize``
         self.lora_down = nn.Parameter(linear.weight.new_empty(rank, linear.in_features))
         self.lora_up = nn.Parameter(linear.weight.new_zeros(linear.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_down, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        return super().forward(x) + F.linear(self.scale * F.linear(x, self.lora_down), self.lora_up)
+        return self.plain.forward(self, x) + F.linear(self.scale * F.linear(x, self.lora_down), self.lora_up)
 
     def merged(self) -> nn.Linear:
         """Return the plain layer that computes the same."""
-        linear = Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear = self.plain(self.in_features, self.out_features, self.bias is not None, device="meta")
         update = self.scale * (self.lora_up.double() @ self.lora_down.double())
         linear.weight = nn.Parameter((self.weight.double() + update).to(self.weight).detach())
         linear.bias = self.bias
@@ -105,7 +105,7 @@ class LoRALinear(Linear):
 def merge_lora(model: nn.Module) -> nn.Module:
     """Turn every ``LoRALinear`` of a model into the plain layer that computes the same, in place; return the model.
 
-    What is left is the plain model, with its names and its cost. AdaptFormer's adapters have a ReLU inside: they stay.
+    The result is the plain model, with its names and its cost. AdaptFormer's adapters have a ReLU inside: they stay.
     """
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):

@@ -14,10 +14,9 @@ from lookupvit_video.models.attention import (
     NORM_EPS,
     AttentivePooling,
     BidirectionalCrossAttention,
-    Lookup,
     SelfAttention,
 )
-from lookupvit_video.models.kernels.linear import Linear
+from lookupvit_video.models.kernels import Lookup
 from lookupvit_video.models.tokenizer import sine_cosine_positions
 
 
@@ -39,7 +38,7 @@ POOLS = ("average", "average_norm", "class")
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """What a block may have beyond the plain one; the same for all blocks of a model."""
+    """Options of a block; the same for all blocks of a model."""
 
     activation: str = "gelu"
     """gelu, gelu_tanh (ViViT's published weights) or quick_gelu (OpenAI's CLIP)."""
@@ -48,7 +47,7 @@ class BlockOptions:
     """Initial value of a learned factor per channel on each residual branch (CaiT, arXiv 2103.17239); 0: none."""
     qk_norm: bool = False
     reverse: str = "softmax"
-    """See ``BidirectionalCrossAttention``; dense blocks have no use for it."""
+    """See ``BidirectionalCrossAttention``; dense blocks ignore it."""
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""
@@ -56,7 +55,7 @@ class BlockOptions:
 
     def mlp(self, dim: int, hidden_dim: int) -> nn.Sequential:
         """Return two linear layers with the activation between them."""
-        return nn.Sequential(Linear(dim, hidden_dim), ACTIVATIONS[self.activation](), Linear(hidden_dim, dim))
+        return nn.Sequential(nn.Linear(dim, hidden_dim), ACTIVATIONS[self.activation](), nn.Linear(hidden_dim, dim))
 
     def scale(self, dim: int) -> nn.Module:
         """Return the layer scale of one residual branch."""
@@ -79,10 +78,10 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training, leave a residual branch out for some clips of a batch.
+    """Stochastic depth (arXiv 1603.09382): in training, a residual branch is dropped for some clips of a batch.
 
-    As torchvision's ``StochasticDepth``, but with the rate in a buffer: compiled code takes a number for part of the
-    code, and blocks that differ in nothing else would be compiled one by one.
+    As torchvision's ``StochasticDepth``, but with the rate in a buffer: a number is part of compiled code,
+    and blocks that differ in nothing else would be compiled one by one.
     """
 
     def __init__(self, rate: float):
@@ -123,26 +122,28 @@ class TransformerBlock(nn.Module):
 
 
 class LookupViTBlock(nn.Module):
-    """LookupViT block (arXiv 2407.12753, section 3): gather, refine, infuse, narrow MLP; a residual around each.
+    """LookupViT block (arXiv 2407.12753, section 3): gather, refine, write back, narrow MLP; a residual around each.
 
     Costs (3NM + 2M^2) D + (4N + 15M) D^2 multiply-accumulates and weighs 19 D^2 parameters plus biases and norms.
 
     Args:
-        infuse: whether the block writes back at all. The last block of a model that reads compressed tokens only has
-            no use for it, which saves 2 N D^2 + N M D of the multiply-accumulates and M D^2 for the values.
+        writes_back: False in the last block of a model that reads compressed tokens only, which saves 2 N D^2 + N M D
+            of the multiply-accumulates, and M D^2 for the values.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, drop_path: float = 0.0, options: BlockOptions = PLAIN, infuse: bool = True
+        self, dim: int, num_heads: int, drop_path: float = 0.0, options: BlockOptions = PLAIN, writes_back: bool = True
     ):
         super().__init__()
         self.norm_gather_compressed = options.norm(dim)
         self.norm_gather_lookup = options.norm(dim)
-        self.cross_attention = BidirectionalCrossAttention(dim, num_heads, options.reverse, options.qk_norm, infuse)
+        self.cross_attention = BidirectionalCrossAttention(
+            dim, num_heads, options.reverse, options.qk_norm, writes_back
+        )
         self.scale_gather = options.scale(dim)
         self.refine = TransformerBlock(dim, num_heads, drop_path, options)
-        self.infuses = infuse
-        if infuse:
+        self.writes_back = writes_back
+        if writes_back:
             self.norm_infuse = options.norm(dim)
             self.scale_infuse = options.scale(dim)
             self.norm_lookup_mlp = options.norm(dim)
@@ -151,12 +152,12 @@ class LookupViTBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, compressed_BMD: Tensor, lookup_BND: Tensor, infuse: bool = True, return_attention: bool = False
+        self, compressed_BMD: Tensor, lookup_BND: Tensor, writes_back: bool = True, return_attention: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Update both token sets.
 
         Args:
-            infuse: False leaves the lookup tokens as they are (nobody reads them after this block).
+            writes_back: False leaves the lookup tokens as they are (they are not read after this block).
             return_attention: return the gather's weights.
 
         Returns:
@@ -166,20 +167,20 @@ class LookupViTBlock(nn.Module):
             self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND)
         )
         compressed_BMD = self.refine(compressed_BMD + self.drop_path(self.scale_gather(update_BMD)))
-        if infuse and self.infuses:
+        if writes_back and self.writes_back:
             lookup_BND = self.write_back(compressed_BMD, lookup_BND, lookup)
         return compressed_BMD, lookup_BND, lookup.weights if return_attention else None
 
     def write_back(self, compressed_BMD: Tensor, lookup_BND: Tensor, lookup: Lookup) -> Tensor:
-        """Infuse refined compressed tokens (B, M, D) into lookup tokens (B, N, D) and run the narrow MLP on these."""
-        update_BND = self.cross_attention.infuse(self.norm_infuse(compressed_BMD), lookup)
+        """Write refined compressed tokens (B, M, D) to lookup tokens (B, N, D) and run the narrow MLP on these."""
+        update_BND = self.cross_attention.write_back(self.norm_infuse(compressed_BMD), lookup)
         lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
         update_BND = self.lookup_mlp(self.norm_lookup_mlp(lookup_BND))
         return lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
 
 
 class TemporalEncoder(nn.Module):
-    """The second stage of a factorised encoder: a transformer over one vector per time index (ViViT, model 2)."""
+    """The second stage of a factorized encoder: a transformer over one vector per time index (ViViT, model 2)."""
 
     def __init__(self, *, length: int, dim: int, depth: int, num_heads: int, options: BlockOptions = PLAIN):
         super().__init__()
@@ -243,10 +244,10 @@ def drop_path_rates(highest: float, depth: int) -> list[float]:
 
 
 def init_linear(module: nn.Module) -> None:
-    """Initialise a linear layer as ViT's JAX code and MAE do (Xavier, uniform; biases 0); for ``Module.apply``.
+    """Initialize a linear layer as ViT's JAX code and MAE do (Xavier, uniform; biases 0); for ``Module.apply``.
 
     The normal distribution of deviation 0.02 that is common in PyTorch suits a width of 768. In narrow models it leaves
-    each branch nearly linear and attention nearly even, and what takes products to tell apart is learned much later.
+    each branch nearly linear and attention nearly even, and what depends on products is learned much later.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)

@@ -13,6 +13,7 @@ from torch import nn
 
 from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
+from lookupvit_video.models import kernels
 from lookupvit_video.models.adapters import WIDTHS, add_adapters, is_adapter
 from lookupvit_video.models.blocks import BlockOptions, TemporalEncoder, TransformerBlock
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within
@@ -66,7 +67,7 @@ class ModelSpec:
         names = ("num_heads", "pool", "resize")
         options = self.arguments["options"]
         return {
-            **{name.upper(): self.arguments[name] for name in names},
+            **{name.upper(): self.arguments[name] for name in names if name in self.arguments},
             "REVERSE_WEIGHTS": options.reverse,
             "ACTIVATION": options.activation,
             "NORM_EPS": options.norm_eps,
@@ -86,8 +87,7 @@ class ModelSpec:
 
     def build(self) -> VideoModel:
         """Build the model, freshly initialized from torch's current seed, with its adapters."""
-        model_class = self.entry.model_class
-        model: VideoModel = model_class(**_named(model_class, self.arguments))
+        model = _made(self.entry, _named(self.entry.model_class, self.arguments))
         if self.temporal_init == "identity":
             init_temporal_identity(model.get_submodule("temporal"))
         if self.adapter != "none":
@@ -187,9 +187,13 @@ def create_model(name: str, **arguments: Any) -> VideoModel:
     for entry in MODELS.values():
         for own_name, defaults in entry.variants.values():
             if own_name == name:
-                model: VideoModel = entry.model_class(**{**defaults, **arguments})
-                return model
+                return _made(entry, {**defaults, **arguments})
     raise UserError(f"model {name!r}: choose one of {', '.join(list_models())}")
+
+
+def _made(entry: ModelEntry, arguments: Mapping[str, Any]) -> VideoModel:
+    model: VideoModel = entry.model_class(**arguments)
+    return kernels.optimize(model) if entry.tubelets else model
 
 
 def _named(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Multiply-accumulates (MACs, the field's "FLOPs") of one clip in eval mode: in closed form by part, and measured.
 
-Reading order: the paper's two formulas; what one layer costs; ``lookupvit_macs`` and ``vit_macs``, which count what the
-models in ``lookupvit.py`` and ``vit.py`` run; ``measured_macs``. What counts is what torch's counter counts: matrix
+Reading order: the paper's two formulas; the cost of one layer; ``lookupvit_macs`` and ``vit_macs``, which count what
+the models in ``lookupvit.py`` and ``vit.py`` run; ``measured_macs``. What counts is what torch's counter counts: matrix
 products, convolutions and attention. Norms, activations, softmax, additions and pooling by the mean count nothing.
 Letters: N lookup tokens, M compressed tokens, D width, K classes, r tokens merged away by a block.
 """
@@ -88,7 +88,7 @@ class Shape:
 
     @property
     def times(self) -> int:
-        """How often the blocks run for a clip: factorised, once for each time index."""
+        """How often the blocks run for a clip: factorized, once for each time index."""
         return self.grid[0] if self.encoder == "factorised" else 1
 
     @property
@@ -106,7 +106,7 @@ class Shape:
         return sides.get(self.adapter, 0) * self.dim * self.adapter_width
 
     def exchange_adapter_macs(self, n: int, m: int) -> tuple[int, int]:
-        """MACs of the adapters in a LookupViT block beside its dense block: on the way up, and on the way back."""
+        """MACs of the adapters in a LookupViT block without its dense block: on the way up, and on the way back."""
         up = {"lora": (2 + 2) * m * self.dim + 3 * n * self.dim}  # query, projection | key and value
         back = {"adaptformer": 2 * n * self.dim,
                 "lora": 2 * m * self.dim + 2 * n * self.dim + 2 * n * (self.dim + self.dim // 2)}  # fmt: skip
@@ -118,7 +118,7 @@ class Shape:
         return self.temporal_depth * self.block_adapter_macs(t, t) if self.temporal_adapter else 0
 
     def head_macs(self, n: int) -> int:
-        """MACs of a classifier: on n tokens, factorised on one vector per time index."""
+        """MACs of a classifier: on n tokens, factorized on one vector per time index."""
         return head_macs(self.grid[0] if self.encoder == "factorised" else n, self.dim, self.num_classes, self.pool)
 
 
@@ -128,7 +128,7 @@ def lookupvit_macs(
     """MACs of a LookupViT for one clip, by part.
 
     Args:
-        compressed_grid: t x h x w, factorised h x w; all zeros for the floor that no compression goes below.
+        compressed_grid: t x h x w, factorized h x w; all zeros for the floor that no compression goes below.
         heads, inference_head: as ``LookupViT``. Where no answer comes from "lookup" the last block does not write back.
     """
     grid = (1, *compressed_grid) if len(compressed_grid) == 2 else tuple(compressed_grid)
@@ -190,14 +190,13 @@ def vit_macs(
 
 
 def tokens_within(budget: int, shape: Shape, tokens: str) -> int:
-    """Return how a joint ViT on fewer tokens stays within a budget of MACs.
+    """Return the number of tokens with which a joint ViT stays within a budget of MACs.
 
     Args:
-        tokens: "random" asks for the most tokens that may be kept, "merge" for the fewest that each block must merge
-            away.
+        tokens: "random": the most tokens that may be kept; "merge": the fewest that each block must merge away.
 
     Returns:
-        that number, at least 1; 0 where even the cheapest (1 token, or half of them) costs more.
+        at least 1; 0 where even the cheapest (1 token, or half of them) costs more.
     """
 
     def cost(count: int) -> int:
@@ -208,8 +207,8 @@ def tokens_within(budget: int, shape: Shape, tokens: str) -> int:
     if tokens == "random":
         return bisect_right(range(1, num_tokens + 1), budget, key=cost)
     counts = range(1, num_tokens // 2 + 1)
-    too_dear = bisect_left(counts, -budget, key=lambda count: -cost(count))
-    return counts[too_dear] if too_dear < len(counts) else 0
+    too_expensive = bisect_left(counts, -budget, key=lambda count: -cost(count))
+    return counts[too_expensive] if too_expensive < len(counts) else 0
 
 
 def _cpu_attention_flops(

@@ -1,4 +1,4 @@
-"""LookupViT for video: heavy work on few compressed tokens, which look things up in many lookup tokens.
+"""LookupViT for video: heavy work on few compressed tokens, which look up what they need in many lookup tokens.
 
 Paper: LookupViT: Compressing visual information to a limited number of tokens (ECCV 2024, arXiv 2407.12753).
 Reading order: ``LookupViT.forward``, ``forward_features``, ``forward_head``.
@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, T frames, H W pixels, N lookup tokens, M com
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -36,8 +36,8 @@ class LookupViT(VideoModel):
         size: H and W in pixels; a multiple of ``tubelet[1]`` and ``tubelet[2]``.
         tubelet: frames x height x width of one lookup token.
         compressed_grid: t x h x w of the compressed tokens, at most the grid of the lookup tokens; h x w of every time
-            index where the encoder is factorised. The default of ``forward``.
-        grids: further grids that ``forward`` can be asked for: one set of weights serves them all.
+            index where the encoder is factorized. The default of ``forward``.
+        grids: further grids that ``forward`` takes: one set of weights serves them all.
         encoder: "joint": tokens of all times together; "factorised": the blocks see one time index at a time, and a
             temporal transformer sees one vector per time index (ViViT, arXiv 2103.15691, model 2).
         temporal_depth: blocks of that temporal transformer.
@@ -91,7 +91,7 @@ class LookupViT(VideoModel):
         self.compress = nn.ModuleDict({grid_name(grid): self._resize(grid, resize) for grid in self.grids})
         lookup_is_read = "lookup" in heads
         self.blocks = nn.ModuleList(
-            LookupViTBlock(dim, num_heads, rate, options, infuse=lookup_is_read or i < depth - 1)
+            LookupViTBlock(dim, num_heads, rate, options, writes_back=lookup_is_read or i < depth - 1)
             for i, rate in enumerate(drop_path_rates(drop_path, depth))
         )
         self.heads = nn.ModuleDict(
@@ -107,7 +107,7 @@ class LookupViT(VideoModel):
 
     def _resize(self, grid: tuple[int, ...], kind: str) -> GridResize:
         t, h, w = (1, *grid) if len(grid) == 2 else grid
-        if any(out > whole for out, whole in zip((t, h, w), self.block_grid, strict=True)):
+        if any(out > side for out, side in zip((t, h, w), self.block_grid, strict=True)):
             raise UserError(f"compressed grid {grid} is larger than the grid of lookup tokens {self.block_grid}")
         return GridResize(self.block_grid, (t, h, w), kind)
 
@@ -123,7 +123,7 @@ class LookupViT(VideoModel):
         Args:
             grid: of the compressed tokens, one that the model was made with; None: ``compressed_grid``.
             return_attention: keep every block's attention weights.
-            heads: the token sets that will be read; without "lookup" the last block does not write back.
+            heads: the token sets that heads will read; without "lookup" the last block does not write back.
 
         Raises:
             UserError: the model was not made with this grid.
@@ -136,14 +136,14 @@ class LookupViT(VideoModel):
         assert isinstance(compress, GridResize)
         tokens_BND = self.tokenizer(clip_BCTHW)
         batch, _, dim = tokens_BND.shape
-        # Factorised: time joins the batch, so that a block sees one time index.
+        # Factorized: time joins the batch, so that a block sees one time index.
         lookup = tokens_BND.reshape(-1, compress.num_in, dim)
         # The resize is linear: one resize of tokens plus positions equals the paper's sum of two.
-        compressed = compress(lookup).to(lookup.dtype)  # autocast would keep this whole stream in bfloat16
+        compressed = compress(lookup).to(lookup.dtype)  # autocast would keep this stream in bfloat16
         attention = []
         for i, block in enumerate(self.blocks):
-            infuse = "lookup" in heads or i < len(self.blocks) - 1
-            compressed, lookup, weights = block(compressed, lookup, infuse, return_attention)
+            writes_back = "lookup" in heads or i < len(self.blocks) - 1
+            compressed, lookup, weights = block(compressed, lookup, writes_back, return_attention)
             if return_attention:
                 attention.append(weights)
         t, h, w = self.tokenizer.grid
@@ -186,21 +186,8 @@ class LookupViT(VideoModel):
         return (output, features) if with_features else output
 
 
-def lookupvit_tiny_16x2(**arguments: Any) -> LookupViT:
-    """LookupViT-Ti with tubelets of 2 frames and 16 x 16 pixels; arguments as ``LookupViT``."""
-    return LookupViT(**{"dim": 192, "depth": 12, "num_heads": 3, **arguments})
-
-
-def lookupvit_small_16x2(**arguments: Any) -> LookupViT:
-    """LookupViT-S/16x2."""
-    return LookupViT(**{"dim": 384, "depth": 12, "num_heads": 6, **arguments})
-
-
-def lookupvit_base_16x2(**arguments: Any) -> LookupViT:
-    """LookupViT-B/16x2."""
-    return LookupViT(**{"dim": 768, "depth": 12, "num_heads": 12, **arguments})
-
-
-def lookupvit_large_16x2(**arguments: Any) -> LookupViT:
-    """LookupViT-L/16x2."""
-    return LookupViT(**{"dim": 1024, "depth": 24, "num_heads": 16, **arguments})
+# Tubelets of 16 x 16 pixels and 2 frames; further arguments as those of the class.
+lookupvit_tiny_16x2 = partial(LookupViT, dim=192, depth=12, num_heads=3)
+lookupvit_small_16x2 = partial(LookupViT, dim=384, depth=12, num_heads=6)
+lookupvit_base_16x2 = partial(LookupViT, dim=768, depth=12, num_heads=12)
+lookupvit_large_16x2 = partial(LookupViT, dim=1024, depth=24, num_heads=16)

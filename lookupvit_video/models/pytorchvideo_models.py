@@ -1,8 +1,8 @@
 """Baselines of other families with the interface of this project's models: PyTorchVideo's MViT and X3D.
 
 Papers: Multiscale Vision Transformers (ICCV 2021, arXiv 2104.11227); X3D: Expanding Architectures for Efficient Video
-Recognition (CVPR 2020, arXiv 2004.04730). Layers and initialisation are PyTorchVideo's; here they take the names that
-``training/optim.py`` knows: ``tokenizer`` (what comes first), ``blocks``, and the rest.
+Recognition (CVPR 2020, arXiv 2004.04730). Layers and initialization are PyTorchVideo's; here they take the names of
+``contract.VideoModel``: ``tokenizer`` (what comes first), ``blocks``, and the rest.
 Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K classes.
 """
 

@@ -1,4 +1,4 @@
-"""Ways to have a dense ViT work on fewer tokens: the controls that belong beside every LookupViT figure.
+"""A dense ViT on fewer tokens: the controls to compare every LookupViT figure with.
 
 Random dropping is what most learned token selection fails to beat at equal cost (LITE); token merging is the best known
 training-free reduction (ToMe, arXiv 2210.09461).
@@ -14,9 +14,9 @@ from lookupvit_video.models.blocks import TransformerBlock
 
 
 class RandomTokens(nn.Module):
-    """Keeps a random subset of the tokens: another one for each clip in training, one fixed subset in eval mode.
+    """Keeps a random subset of the tokens: a new one for each clip in training, a fixed one in eval mode.
 
-    Positions are in the tokens already, so what is kept still knows where it is from.
+    Positions are in the tokens already, so those that are kept still have theirs.
     """
 
     def __init__(self, num_tokens: int, keep: int):
@@ -45,7 +45,7 @@ def merge_tokens(x_BND: Tensor, sizes_BN: Tensor, metric_BNd: Tensor, r: int, pr
 
     Args:
         sizes_BN: how many tokens each has absorbed.
-        protected: the first so many tokens (class token: 1) are never merged away.
+        protected: number of first tokens (class token: 1) that are never merged away.
 
     Returns:
         tokens (B, N - r, D) and their sizes.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.models.kernels.linear import linear
+from lookupvit_video.models import kernels
 
 Grid = tuple[int, int, int]
 
@@ -23,21 +23,21 @@ class TubeletTokenizer(nn.Module):
     def __init__(self, *, num_frames: int, size: int, tubelet: Grid, dim: int, in_channels: int = 3):
         super().__init__()
         extent = (num_frames, size, size)
-        if any(whole % part for whole, part in zip(extent, tubelet, strict=True)):
+        if any(side % part for side, part in zip(extent, tubelet, strict=True)):
             raise UserError(f"a clip of {extent} (frames, height, width) cannot be cut into tubelets of {tubelet}")
         self.clip_shape = (in_channels, *extent)
         self.grid: Grid = (num_frames // tubelet[0], size // tubelet[1], size // tubelet[2])
         self.num_tokens = math.prod(self.grid)
         self.projection = nn.Conv3d(in_channels, dim, kernel_size=tubelet, stride=tubelet)
-        # Learned, but from a start that tells places apart as clearly as pixels are told apart: from small random
-        # numbers, motion is learned later (the order of tokens is nearly invisible beside their content).
+        # Learned, but from a start in which places differ as clearly as pixels do: from small random numbers, motion is
+        # learned later (the order of tokens is nearly invisible next to their content).
         self.positions = nn.Parameter(sine_cosine_positions(self.grid, dim)[None])
         # As a linear layer on the flattened tubelet (what it is), not as a convolution with its fan-in rules.
         nn.init.xavier_uniform_(self.projection.weight.view(dim, -1))
         nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """Turn a normalised float clip (B, C, T, H, W) into lookup tokens (B, N, D), rows in t, h, w order.
+        """Turn a normalized float clip (B, C, T, H, W) into lookup tokens (B, N, D), rows in t, h, w order.
 
         Raises:
             UserError: the clip has another shape than this tokenizer was built for.
@@ -46,7 +46,8 @@ class TubeletTokenizer(nn.Module):
             raise UserError(
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
-        return linear(self._fold(clip_BCTHW), self.projection.weight.flatten(1), self.projection.bias) + self.positions
+        weight_DC = self.projection.weight.flatten(1)
+        return kernels.linear(self._fold(clip_BCTHW), weight_DC, self.projection.bias) + self.positions
 
     def _fold(self, clip_BCTHW: Tensor) -> Tensor:
         """Lay each tubelet's pixels out in a row (B, N, C * its volume): then the convolution is one matrix product."""
@@ -80,10 +81,10 @@ def interpolation_matrix(n_in: int, n_out: int, *, antialias: bool) -> Tensor:
     """
     scale = n_in / n_out
     width = max(scale, 1.0) if antialias else 1.0
-    centres = (torch.arange(n_out, dtype=torch.float64) + 0.5) * scale - 0.5
+    centers = (torch.arange(n_out, dtype=torch.float64) + 0.5) * scale - 0.5
     if not antialias:
-        centres = centres.clamp(0, n_in - 1)  # beyond the first and last sample, those samples themselves
-    distance = (torch.arange(n_in, dtype=torch.float64) - centres[:, None]).abs() / width
+        centers = centers.clamp(0, n_in - 1)  # beyond the first and last sample, those samples themselves
+    distance = (torch.arange(n_in, dtype=torch.float64) - centers[:, None]).abs() / width
     weights = (1 - distance).clamp(min=0)
     return weights / weights.sum(1, keepdim=True)
 
@@ -109,7 +110,7 @@ class GridResize(nn.Module):
         """Resize (B, N, D) on ``grid_in`` to (B, M, D) on ``grid_out``."""
         batch, _, dim = tokens_BND.shape
         out = tokens_BND
-        done = 1  # product of the axes already resized: they join the batch, so that no axis need be moved
+        done = 1  # product of the axes already resized: they join the batch, so that no axis moves
         for axis, (n_in, n_out) in enumerate(zip(self.grid_in, self.grid_out, strict=True)):
             if n_in != n_out:
                 matrix = self.get_buffer(f"matrix_{axis}").to(tokens_BND.dtype)

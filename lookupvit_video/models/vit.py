@@ -1,10 +1,10 @@
-"""Dense baselines on the tokens of the same tokenizer: joint and factorised space-time ViT, and ViTs on fewer tokens.
+"""Dense baselines on the tokens of the same tokenizer: joint and factorized space-time ViT, and ViTs on fewer tokens.
 
 Sources: ViViT (arXiv 2103.15691), models 1 and 2; for the reductions see ``token_reduction.py``.
 Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K classes.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class ViT(VideoModel):
         if tokens not in TOKENS:
             raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
         if encoder == "factorised" and (pool == "class" or tokens != "all"):
-            raise UserError("a factorised encoder takes all tokens and has no class token")
+            raise UserError("a factorized encoder takes all tokens and has no class token")
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim)
         self.token_grid: Grid | None = self.tokenizer.grid
         self.reduce: nn.Module = nn.Identity()
@@ -129,21 +129,8 @@ class ViT(VideoModel):
         return super().forward_head(features)
 
 
-def vit_tiny_16x2(**arguments: Any) -> ViT:
-    """ViT-Ti with tubelets of 2 frames and 16 x 16 pixels; arguments as ``ViT``."""
-    return ViT(**{"dim": 192, "depth": 12, "num_heads": 3, **arguments})
-
-
-def vit_small_16x2(**arguments: Any) -> ViT:
-    """ViT-S/16x2."""
-    return ViT(**{"dim": 384, "depth": 12, "num_heads": 6, **arguments})
-
-
-def vit_base_16x2(**arguments: Any) -> ViT:
-    """ViT-B/16x2."""
-    return ViT(**{"dim": 768, "depth": 12, "num_heads": 12, **arguments})
-
-
-def vit_large_16x2(**arguments: Any) -> ViT:
-    """ViT-L/16x2."""
-    return ViT(**{"dim": 1024, "depth": 24, "num_heads": 16, **arguments})
+# Tubelets of 16 x 16 pixels and 2 frames; further arguments as those of the class.
+vit_tiny_16x2 = partial(ViT, dim=192, depth=12, num_heads=3)
+vit_small_16x2 = partial(ViT, dim=384, depth=12, num_heads=6)
+vit_base_16x2 = partial(ViT, dim=768, depth=12, num_heads=12)
+vit_large_16x2 = partial(ViT, dim=1024, depth=24, num_heads=16)

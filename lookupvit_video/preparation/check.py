@@ -59,7 +59,7 @@ def rows_of_lists(lists: Mapping[str, str], classes: Sequence[str], prefix: str 
     seen: dict[str, str] = {}
     for split, path in lists.items():
         if path in seen:
-            logger.info("%s: the same list as %s, looked at once", split, seen[path])
+            logger.info("%s: the same list as %s, checked once", split, seen[path])
             continue
         seen[path] = split
         rows += [ListedVideo(split, v, classes[v.label]) for v in read_manifest(path, classes, prefix)]

@@ -117,7 +117,7 @@ def _annotation(where: str, video: Any, label: Any, start: Any, end: Any, split:
     except (TypeError, ValueError):
         seconds = [0.0, 0.0]
     if not 0 <= seconds[0] < seconds[1] < float("inf"):
-        raise UserError(f"{where}: {start!r} to {end!r} is no span of seconds")
+        raise UserError(f"{where}: {start!r} to {end!r} is not a span of seconds")
     label = label.strip() if isinstance(label, str) else ""
     if not label and name != "test":
         raise UserError(f"{where}: no label; only the test split may have none")

@@ -314,7 +314,7 @@ def reencode_all(
     there = {entry for parent in {job.target.parent for job in jobs} for entry in _files(parent)}
     todo = list({job.target: job for job in jobs if str(job.target) not in there}.values())
     if len(todo) < len(jobs):
-        logger.info("re-encoding: %d of %d videos are there already", len(jobs) - len(todo), len(jobs))
+        logger.info("re-encoding: %d of %d videos are done already", len(jobs) - len(todo), len(jobs))
     failed: dict[Path, str] = {}
     outcomes = run_isolated(partial(_attempt, encoding=encoding), todo, processes=processes, timeout=timeout)
     for outcome in progress(outcomes, total=len(todo), label="re-encoding", unit="videos"):

@@ -113,7 +113,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, str, str | None]]:
             raise UserError(f'{where}: expected {{"id": ..., "template": ...}}')
         template = entry.get("template")
         if template is not None and not isinstance(template, str):
-            raise UserError(f"{where}: the template is no text")
+            raise UserError(f"{where}: the template is not text")
         yield where, str(entry["id"]).strip(), template
 
 
@@ -139,7 +139,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: no JSON ({error}); fetch it again") from None
+        raise UserError(f"{path}: not valid JSON ({error}); fetch it again") from None
 
 
 def key_of(path: Path) -> Key:

@@ -1,4 +1,7 @@
-"""A process pool for work on files that may crash, hang or exhaust a process: a failure loses one task only."""
+"""A process pool for work on files that may crash, hang or exhaust a process: a failure loses one task only.
+
+pebble's pool limits the time of tasks too, but counts time in which others have the processor, and retries none.
+"""
 
 import contextlib
 import multiprocessing

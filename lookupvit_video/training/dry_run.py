@@ -1,4 +1,4 @@
-"""``tools/run_net.py --dry-run``: what a run will do and need, and one step."""
+"""``lookupvit train --dry-run``: what a run will do and need, and one step."""
 
 import time
 
@@ -58,7 +58,7 @@ def plan_lines(run: Run) -> list[str]:
     start = f"step {done} of {cfg.OUTPUT_DIR}" if done else cfg.MODEL.INIT_FROM or "random weights"
     return [
         f"model      {cfg.MODEL.ARCH} {cfg.MODEL.VARIANT}, {count_parameters(run.model) / 1e6:.2f} M parameters, "
-        + (f"{cost} GMACs a clip forward" if max(macs) else "GMACs: see tools/flops.py"),
+        + (f"{cost} GMACs a clip forward" if max(macs) else "GMACs: see lookupvit flops"),
         f"start      {start}",
         f"data       {len(run.train_videos)} training videos, {len(run.val_videos)} for validation, "
         f"{len(run.classes)} classes",

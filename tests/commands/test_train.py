@@ -70,7 +70,7 @@ def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
     (tmp_path / "x.pt").write_text("nothing")
     video = trained / "data" / "1.mp4"
     done = call_tool("tools/predict.py", "--checkpoint", tmp_path / "x.pt", video)
-    assert_one_clear_line(done, 2, "x.pt", "cannot be read", "tools/run_net.py")
+    assert_one_clear_line(done, 2, "x.pt", "cannot be read", "training wrote")
     done = call_tool("tools/predict.py", "--checkpoint", tmp_path / "y.pt", video)
     assert_one_clear_line(done, 2, "y.pt", "No such file")
     assert_one_clear_line(predict(trained, video, "--device", "cuda:99"), 2, "--device cuda:99")
@@ -104,8 +104,8 @@ def test_weights_that_fit_nothing_give_one_line(trained, tmp_path):
         overrides = settings(trained / "data", tmp_path / "run", MODEL__INIT_FROM=tmp_path / "x.pt", **changes)
         return run_net(overrides)
 
-    assert_one_clear_line(begin({"a.weight": torch.zeros(3)}), 2, "x.pt: no ViT of a known naming", "a.weight")
-    assert_one_clear_line(begin([1, 2]), 2, "x.pt: there are no tensors by name in it")
+    assert_one_clear_line(begin({"a.weight": torch.zeros(3)}), 2, "x.pt: not a ViT with known parameter", "a.weight")
+    assert_one_clear_line(begin([1, 2]), 2, "x.pt: it holds no named tensors")
     own = torch.load(trained / "run" / "model.pt", weights_only=True)
     assert_one_clear_line(begin(own, MODEL__DIM=48), 2, "x.pt: its width is 24, the model's 48", "MODEL.DIM 24")
     assert_one_clear_line(begin(own, MODEL__ARCH="vit"), 2, "x.pt: a LookupViT does not fit into a dense ViT")

@@ -120,7 +120,7 @@ def test_length_is_told():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 31}, r"TRAIN\.BATCH_SIZE asks for 31 videos a step, but the training list holds 30"),
+        ({"batch_size": 31}, r"TRAIN\.BATCH_SIZE needs 31 videos a step, but the training list holds 30"),
         ({"world_size": 3}, r"TRAIN\.BATCH_SIZE: 8 videos a step cannot be split evenly over 3 processes x 1 acc"),
         ({"world_size": 2, "parts": 8}, r"cannot be split evenly over 2 processes x 8 accumulation steps"),
     ],
@@ -343,7 +343,7 @@ def test_unreadable_video_in_a_batch_leaves_the_others_alone(videos):
 
 
 def test_batch_larger_than_the_list_is_told_before_reading():
-    with pytest.raises(ValueError, match=r"TRAIN\.BATCH_SIZE asks for 4 videos a step, but the training list holds 2"):
+    with pytest.raises(ValueError, match=r"TRAIN\.BATCH_SIZE needs 4 videos a step, but the training list holds 2"):
         train_batches([Video("gone.mp4", 0)] * 2)
 
 

@@ -218,7 +218,7 @@ def test_a_mirrored_clip_shows_the_class_of_the_other_side(classes, mirror):
         (["jump", "turn left"], "no class is the mirror image of 'turn left'"),
         ([*SSV2, "wiping leftwards"], "no class is the mirror image of 'wiping leftwards'"),
         (["turn left and right"], "no class is the mirror image of 'turn left and right'"),
-        (["spin clockwise", "spin anticlockwise", "spin counterclockwise"], "two class names say the same side"),
+        (["spin clockwise", "spin anticlockwise", "spin counterclockwise"], "two class names name the same side"),
     ],
 )
 def test_no_clip_is_mirrored_where_a_class_has_no_other_side(classes, reason):

@@ -2,11 +2,12 @@
 
 import contextlib
 import math
+from operator import attrgetter
 
 import pytest
 import torch
 
-from lookupvit_video.models import attention as attention_module
+from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import (
     REVERSE_WEIGHTS,
     AttentivePooling,
@@ -43,7 +44,7 @@ def test_sums_of_the_weights_that_a_lookup_token_receives(reverse, m):
         mhbc.infuse_projection.weight.copy_(torch.eye(DIM))
         mhbc.infuse_projection.bias.zero_()
         _, lookup = mhbc.gather(double(2, m, DIM), double(2, N, DIM))
-        sums = mhbc.infuse(double(2, m, DIM), lookup)
+        sums = mhbc.write_back(double(2, m, DIM), lookup)
     mean = sums.mean(dim=1)
     torch.testing.assert_close(mean, torch.full_like(mean, m / N if reverse == "transpose" else 1.0))
     assert (sums.std(dim=1) < 1e-12).all() == (reverse == "softmax")  # exactly 1 for each token, or on average only
@@ -69,7 +70,7 @@ def test_the_ways_back_differ_and_gather_does_not():
         model.load_state_dict(models[0].state_dict())
         update, lookup = model.gather(compressed, lookup_tokens)
         torch.testing.assert_close(update, models[0].gather(compressed, lookup_tokens)[0], rtol=0, atol=0)
-        updates.append(model.infuse(compressed, lookup) - model.infuse_projection.bias)
+        updates.append(model.write_back(compressed, lookup) - model.infuse_projection.bias)
     torch.testing.assert_close(updates[1], updates[0] * (N / M))
     assert not torch.allclose(updates[2], updates[1])
 
@@ -96,7 +97,7 @@ def test_with_qk_norm_attention_does_not_see_the_scale_of_queries_and_keys():
 
 def test_weights_are_six_projections_or_four_without_the_way_back():
     for infuse, count in ((True, 6), (False, 4)):
-        mhbc = BidirectionalCrossAttention(DIM, HEADS, infuse=infuse)
+        mhbc = BidirectionalCrossAttention(DIM, HEADS, writes_back=infuse)
         assert sum(p.numel() for p in mhbc.parameters()) == count * (DIM**2 + DIM)
 
 
@@ -152,13 +153,10 @@ class Queries:
     ],
 )
 def test_the_kernel_is_chosen_by_device_and_way_back(monkeypatch, reverse, on_gpu, wide, compiling, width, wanted):
-    monkeypatch.setattr(attention_module, "has_fast_products", lambda _: wide)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    mhbc = BidirectionalCrossAttention(DIM, HEADS, reverse)
-    assert mhbc._choose(Queries(on_gpu, width)) == wanted
+    assert kernels.choose("auto", reverse, Queries(on_gpu, width), wide) == wanted
     for kernel in ("eager", "fused", "flex"):
-        set_kernel(mhbc, kernel)
-        assert mhbc._choose(Queries(on_gpu, width)) == kernel
+        assert kernels.choose(kernel, reverse, Queries(on_gpu, width), wide) == kernel
 
 
 def test_kernels_are_set_in_every_attention_and_put_back():
@@ -205,10 +203,10 @@ def test_what_a_gather_leaves_behind_is_what_its_kernel_needs(reverse):
 
 def test_keys_are_laid_out_anew_only_where_that_is_faster(monkeypatch):
     """Both directions read them head by head."""
-    mhbc, values = BidirectionalCrossAttention(DIM, HEADS), torch.randn(2, N, HEADS, 4).transpose(1, 2)
+    values = torch.randn(2, N, HEADS, 4).transpose(1, 2)
     for wide in (True, False):
-        monkeypatch.setattr(attention_module, "has_fast_products", lambda _, wide=wide: wide)
-        _, lookup = mhbc.attend(torch.randn(2, HEADS, M, 4), values, values)
+        monkeypatch.setattr(kernels.cpu, "has_fast_products", lambda _, wide=wide: wide)
+        _, lookup = kernels.gather(torch.randn(2, HEADS, M, 4), values, values, "auto", "softmax")
         assert lookup.keys.is_contiguous() == wide
 
 
@@ -240,16 +238,16 @@ def test_heads_are_averaged_in_float32_without_gradient():
 
 def noted(monkeypatch, *names):
     """Note each call of a kernel by its name; those that need a GPU or a compiler are the plain ones here."""
-    calls, plain = [], {name: getattr(attention_module.kernels, name.removeprefix("flex_")) for name in names}
+    calls, plain = [], {name: attrgetter(name.replace("flex", "fused"))(kernels) for name in names}
     for name in names:
-        monkeypatch.setattr(
-            attention_module.kernels, name, lambda *given, name=name: calls.append(name) or plain[name](*given)
-        )
+        module, function = name.split(".")
+        replacement = lambda *given, name=name: calls.append(name) or plain[name](*given)  # noqa: E731
+        monkeypatch.setattr(getattr(kernels, module), function, replacement)
     return calls
 
 
 def test_self_attention_takes_the_devices_kernel_where_it_may_choose(monkeypatch):
-    calls = noted(monkeypatch, "attention")
+    calls = noted(monkeypatch, "cpu.attention")
     attention, x = SelfAttention(DIM, HEADS), torch.randn(2, N, DIM)
     attention.with_keys(x, torch.zeros(2, N))  # with a bias of the keys there is one way only
     for kernel in ("eager", "fused", "flex"):
@@ -258,16 +256,17 @@ def test_self_attention_takes_the_devices_kernel_where_it_may_choose(monkeypatch
     assert calls == []
     set_kernel(attention, "auto")
     attention(x)
-    assert calls == ["attention"]
+    assert calls == ["cpu.attention"]
 
 
 @pytest.mark.parametrize(
     ("reverse", "kernel", "wanted"),
     [
-        ("softmax", "eager", []), ("scaled", "eager", []), ("softmax", "fused", ["attention", "attention"]),
-        ("softmax", "flex", ["attention", "attention"]), ("scaled", "fused", ["gather", "infuse"]),
-        ("transpose", "fused", ["gather", "infuse"]), ("scaled", "flex", ["flex_gather", "flex_infuse"]),
-        ("transpose", "flex", ["flex_gather", "flex_infuse"]),
+        ("softmax", "eager", []), ("scaled", "eager", []), ("softmax", "fused", ["cpu.attention"] * 2),
+        ("softmax", "flex", ["cpu.attention"] * 2), ("scaled", "fused", ["fused.gather", "fused.write_back"]),
+        ("transpose", "fused", ["fused.gather", "fused.write_back"]),
+        ("scaled", "flex", ["flex.gather", "flex.write_back"]),
+        ("transpose", "flex", ["flex.gather", "flex.write_back"]),
     ],
 )  # fmt: skip
 def test_both_directions_go_through_the_kernel_that_was_set(monkeypatch, reverse, kernel, wanted):
@@ -276,11 +275,12 @@ def test_both_directions_go_through_the_kernel_that_was_set(monkeypatch, reverse
     with torch.no_grad():
         set_kernel(mhbc, "eager")
         update, lookup = mhbc.gather(compressed, lookup_tokens)
-        expected = update, mhbc.infuse(compressed, lookup), lookup.weights
-        calls = noted(monkeypatch, "attention", "gather", "infuse", "flex_gather", "flex_infuse")
+        expected = update, mhbc.write_back(compressed, lookup), lookup.weights
+        names = ("cpu.attention", "fused.gather", "fused.write_back", "flex.gather", "flex.write_back")
+        calls = noted(monkeypatch, *names)
         set_kernel(mhbc, kernel)
         update, lookup = mhbc.gather(compressed, lookup_tokens)
-        found = update, mhbc.infuse(compressed, lookup), lookup.weights
+        found = update, mhbc.write_back(compressed, lookup), lookup.weights
     assert calls == wanted
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)

@@ -134,7 +134,10 @@ def test_lookupvit_block_equals_the_loop(options, reverse):
 
 
 def test_without_infusion_lookup_tokens_stay_and_compressed_tokens_are_the_same():
-    block, without = randomised(LookupViTBlock(DIM, HEADS)), LookupViTBlock(DIM, HEADS, infuse=False).double().eval()
+    block, without = (
+        randomised(LookupViTBlock(DIM, HEADS)),
+        LookupViTBlock(DIM, HEADS, writes_back=False).double().eval(),
+    )
     missing = without.load_state_dict(block.state_dict(), strict=False)
     assert not missing.missing_keys
     # The values' D^2 and the projection's, the narrow MLP's, the two norms: nothing of a way back is left.
@@ -144,7 +147,7 @@ def test_without_infusion_lookup_tokens_stay_and_compressed_tokens_are_the_same(
     with torch.no_grad():
         want_p, changed, _ = block(p, x)
         assert not torch.allclose(changed, x)
-        for got_p, got_x, _ in (block(p, x, infuse=False), without(p, x), without(p, x, infuse=False)):
+        for got_p, got_x, _ in (block(p, x, writes_back=False), without(p, x), without(p, x, writes_back=False)):
             assert torch.equal(got_p, want_p)
             assert torch.equal(got_x, x)
 

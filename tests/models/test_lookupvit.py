@@ -61,7 +61,7 @@ def test_rates_rise_from_the_first_block_to_the_last_and_act_in_both_halves():
 )
 def test_the_last_block_writes_back_where_a_head_reads_it(heads, infusing):
     model = LookupViT(**SMALL, heads=heads)
-    assert [block.infuses for block in model.blocks] == infusing
+    assert [block.writes_back for block in model.blocks] == infusing
     assert [hasattr(block, "lookup_mlp") for block in model.blocks] == infusing
     assert list(model.heads) == list(heads)
     assert model.inference_heads == heads

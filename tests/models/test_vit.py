@@ -1,4 +1,4 @@
-"""How a dense ViT is put together; what it then does: test_models.py, and on fewer tokens: test_reduce.py."""
+"""How a dense ViT is put together; what it then does: test_models.py, and on fewer tokens: test_token_reduction.py."""
 
 import math
 

@@ -298,7 +298,7 @@ def test_a_list_that_serves_two_splits_is_read_once(tmp_path, caplog):
     lists = {"train": str(tmp_path / "train.csv"), "val": str(tmp_path / "val.csv"), "test": str(tmp_path / "val.csv")}
     caplog.set_level("INFO")
     assert [r.split for r in rows_of_lists(lists, ["x"])] == ["train", "val"]
-    assert "test: the same list as val, looked at once" in caplog.text
+    assert "test: the same list as val, checked once" in caplog.text
 
 
 def test_summary_counts_files_once_and_rows_each():

@@ -306,7 +306,7 @@ def test_a_dense_vit_begins_a_lookupvit(data, vit, tmp_path):
     overrides = settings(data, tmp_path, **ONE_EPOCH, **NO_STEP, MODEL__INIT_FROM=start)
     done = run_net(overrides)
     assert done.returncode == 0, done.stderr
-    assert "initialised from this project's ViT" in done.stderr
+    assert "initialized from this project's ViT" in done.stderr
     loaded = next(line for line in done.stderr.splitlines() if line.startswith("  loaded"))
     assert "tokenizer.positions" in loaded
     assert "blocks.*.refine.attention.qkv.weight x2" in loaded
@@ -358,7 +358,7 @@ def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path
     assert sorted(path.name for path in data.iterdir()) == before
     too_few = call_tool(*NET, "--dry-run", *settings(data, tmp_path / "run", TRAIN__BATCH_SIZE=10))
     assert too_few.returncode == 2
-    assert "TRAIN.BATCH_SIZE asks for 10 videos a step, but the training list holds 9" in too_few.stderr
+    assert "TRAIN.BATCH_SIZE needs 10 videos a step, but the training list holds 9" in too_few.stderr
 
 
 def test_tensorboard_has_the_curves(data, tmp_path):

@@ -39,7 +39,7 @@ def compiled(kernel, dtype, capability, constants):
 @pytest.mark.parametrize(("dtype", "head_dim"), [(torch.bfloat16, 64), (torch.float16, 128), (torch.float32, 64)])
 def test_kernels_compile_and_fit(dtype, head_dim, capability):
     constants = {**blocks(head_dim, dtype), "GRADIENTS": True}
-    for kernel, wanted in ((_row_kernel, "AT_ROWS"), (_column_kernel, "AT_COLUMNS")):
+    for kernel, wanted in ((_row_kernel, "TIMES_COLUMNS"), (_column_kernel, "TIMES_ROWS")):
         found = compiled(kernel, dtype, capability, {**constants, wanted: True})
         assert found.asm["cubin"]
         assert 0 < found.metadata.shared <= SHARED[capability]

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import REVERSE_WEIGHTS, BidirectionalCrossAttention, set_kernel, using_kernel
-from lookupvit_video.models.kernels.linear import Linear, has_fast_products, linear
+from lookupvit_video.models.kernels import cpu
 from lookupvit_video.models.lookupvit import LookupViT
 from tests.small import ROOT
 
@@ -50,14 +50,14 @@ def values_and_gradients(function, tensors):
 
 
 def fused(q, k, v, u):
-    out, lse = kernels.gather(q, k, v)
-    return out, lse, kernels.infuse(q, k, lse, u)
+    out, lse = kernels.fused.gather(q, k, v)
+    return out, lse, kernels.fused.write_back(q, k, lse, u)
 
 
 @pytest.mark.parametrize("chunk", [1, 2**20])  # one head at a time, several
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_fused_kernels_equal_the_reference_in_value_and_gradient(shape, chunk, monkeypatch):
-    monkeypatch.setattr(kernels, "CHUNK", chunk)
+    monkeypatch.setattr(kernels.fused, "CHUNK", chunk)
     exact = values_and_gradients(reference, inputs(shape, torch.float64))
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 3e-5)):
         results, gradients = values_and_gradients(fused, inputs(shape, dtype))
@@ -82,8 +82,8 @@ def test_half_precision_is_as_near_as_its_digits():
 def test_flex_attention_equals_the_reference_in_value():
     q, k, v, u = (x.detach() for x in inputs((2, 3, 5, 37, 16), torch.float32))
     want, want_lse, want_infused = reference(*(x.double() for x in (q, k, v, u)))
-    out, lse = kernels.flex_gather(q, k, v, compiled=False)  # compiled on the CPU it needs a C++ compiler
-    infused = kernels.flex_infuse(q, k, lse, u, compiled=False)
+    out, lse = kernels.flex.gather(q, k, v, compiled=False)  # compiled on the CPU it needs a C++ compiler
+    infused = kernels.flex.write_back(q, k, lse, u, compiled=False)
     for found, wanted in ((out, want), (lse, want_lse), (infused, want_infused)):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
@@ -91,20 +91,24 @@ def test_flex_attention_equals_the_reference_in_value():
 TRITON = """
 import sys, torch
 from lookupvit_video.models.kernels.flash import sweep_triton
-from lookupvit_video.models.kernels import _sweep_torch
+from lookupvit_video.models.kernels.fused import _sweep_torch
 from tests.models.kernels.test_kernels import inputs
 for shape in ((1, 1, 1, 1, 16), (2, 3, 5, 37, 16), (1, 2, 70, 130, 20)):
     q, k, column, row = (x.detach() for x in inputs(shape, torch.float32))
     lse, shift = (q @ k.mT / q.shape[-1] ** 0.5).logsumexp(-1), torch.randn(q.shape[:3])
     exact = [x.double() for x in (q, k, lse, row, column, shift)]
-    for wanted in ({"gradients": True, "at_columns": True}, {"gradients": True, "at_rows": True}, {"at_columns": True}):
+    for wanted in (
+        {"gradients": True, "weights_times_rows": True}, {"gradients": True, "weights_times_columns": True},
+        {"weights_times_rows": True},
+    ):
         found, want = sweep_triton(q, k, lse, row, column, shift, **wanted), _sweep_torch(*exact, **wanted)
         for a, b in zip(found, want):
             assert (a is None) == (b is None)
             if a is not None:
                 torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
-    found, want = sweep_triton(q, k, lse, row, at_columns=True), _sweep_torch(*exact[:4], at_columns=True)
-    torch.testing.assert_close(found.at_columns.double(), want.at_columns, rtol=1e-4, atol=1e-4)
+    found = sweep_triton(q, k, lse, row, weights_times_rows=True)
+    want = _sweep_torch(*exact[:4], weights_times_rows=True)
+    torch.testing.assert_close(found.weights_times_rows.double(), want.weights_times_rows, rtol=1e-4, atol=1e-4)
 print("equal")
 """
 
@@ -129,7 +133,7 @@ def test_kernels_of_the_module_agree_in_value_and_gradient(reverse):
         mhbc.zero_grad()
         update, lookup = mhbc.gather(compressed, lookup_tokens)
         assert (lookup.scores is not None) == (kernel == "eager")
-        infused = mhbc.infuse(compressed + update, lookup)
+        infused = mhbc.write_back(compressed + update, lookup)
         (update.square().sum() + infused.square().sum()).backward()
         found[kernel] = [update, infused, lookup.weights, *(p.grad for p in mhbc.parameters())]
     for eager, fused_one in zip(*found.values(), strict=True):
@@ -213,7 +217,7 @@ def test_kernels_on_a_gpu_equal_float64(reverse, kernel):
     def run(module, *tensors):
         module.zero_grad()
         update, lookup = module.gather(*tensors)
-        infused = module.infuse(tensors[0] + update, lookup)
+        infused = module.write_back(tensors[0] + update, lookup)
         (update.square().sum() + infused.square().sum()).backward()
         return [x.detach().double().cpu() for x in (update, infused, *(p.grad for p in module.parameters()))]
 
@@ -227,19 +231,19 @@ def test_kernels_on_a_gpu_equal_float64(reverse, kernel):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_attention_without_gradients_equals_the_reference(shape, monkeypatch):
-    monkeypatch.setattr(kernels, "ENOUGH", 0)  # small heads too go one after the other where the processor is wide
-    monkeypatch.setattr(kernels, "CHUNK", 200)  # in parts
+    monkeypatch.setattr(cpu, "ENOUGH", 0)  # small heads too go one after the other where the processor is wide
+    monkeypatch.setattr(cpu, "CHUNK", 200)  # in parts
     q, k, v, u = (x.detach() for x in inputs(shape, torch.float32))
     want, _, _ = reference(*(x.double() for x in (q, k, v, u)))
     back = (k.double() @ q.double().mT / q.shape[-1] ** 0.5).softmax(-1) @ u.double()
     with torch.inference_mode():
-        for found, wanted in ((kernels.attention(q, k, v), want), (kernels.attention(k, q, u), back)):
+        for found, wanted in ((kernels.self_attention(q, k, v), want), (kernels.self_attention(k, q, u), back)):
             torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_linear_layers_without_gradients_equal_float64_whatever_lies_how():
     torch.manual_seed(0)
-    layer, wide = Linear(48, 80), torch.randn(3, 7, 96)
+    layer, wide = cpu.Linear(48, 80), torch.randn(3, 7, 96)
     exact = nn.Linear(48, 80).double()
     exact.load_state_dict(layer.state_dict())
     with torch.inference_mode():
@@ -247,11 +251,11 @@ def test_linear_layers_without_gradients_equal_float64_whatever_lies_how():
             torch.testing.assert_close(layer(x).double(), exact(x.double()), rtol=1e-5, atol=1e-5)
         transposed = torch.randn(48, 80).t()
         x = wide[..., :48].contiguous()
-        torch.testing.assert_close(linear(x, transposed), x @ transposed.t(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(cpu.linear(x, transposed), x @ transposed.t(), rtol=1e-5, atol=1e-5)
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
         with torch.backends.mkldnn.flags(enabled=False):
-            assert not has_fast_products(x)
+            assert not cpu.has_fast_products(x)
     y = torch.randn(2, 48, requires_grad=True)
     layer(y).sum().backward()
     torch.testing.assert_close(y.grad, layer.weight.sum(0).expand(2, -1))
@@ -281,3 +285,30 @@ def test_a_kernel_is_put_back():
     with pytest.raises(KeyError, match="eager"):
         fail()
     assert mhbc.kernel == "auto"
+
+
+def test_a_model_is_optimized_but_for_its_classifiers_and_keeps_its_names():
+    torch.manual_seed(0)
+    model, clips = small_model(pool="attentive").eval(), torch.randn(2, 3, 4, 32, 32)
+    names = list(model.state_dict())
+    with torch.no_grad():
+        before = model(clips)
+        assert kernels.optimize(model) is model
+        torch.testing.assert_close(model(clips), before, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == names
+    kinds = {name: type(module) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert {name for name, kind in kinds.items() if kind is nn.Linear} == {
+        "heads.compressed.linear",
+        "heads.lookup.linear",
+    }
+    assert set(kinds.values()) == {nn.Linear, cpu.Linear}
+
+
+@pytest.mark.parametrize("reverse", REVERSE_WEIGHTS)
+def test_the_kernel_is_chosen_once_for_both_directions(reverse, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cpu, "has_fast_products", lambda x: asked.append(x.shape) or False)
+    mhbc = BidirectionalCrossAttention(32, 2, reverse)
+    _, lookup = mhbc.gather(torch.randn(2, 6, 32), torch.randn(2, 50, 32))
+    mhbc.write_back(torch.randn(2, 6, 32), lookup)
+    assert asked == [(2, 2, 6, 16)]

@@ -1,12 +1,12 @@
-"""What others' weights become, function by function; with their real classes: test_pretrained.py."""
+"""What others' weights become, function by function; with their real classes: test_load.py."""
 
 import math
 
 import pytest
 import torch
 
-from lookupvit_video.models import pretrained
-from lookupvit_video.models.pretrained import init_from, to_vit_names
+from lookupvit_video.models.pretrained import Report, families, fitting, init_from, load, places, to_vit_names
+from lookupvit_video.models.pretrained import names as naming
 from tests.models.vits import DEPTH, DIM, PATCH, complete, lookupvit, randomised, saved, vit
 
 # --- what the files cannot tell ---
@@ -15,9 +15,9 @@ from tests.models.vits import DEPTH, DIM, PATCH, complete, lookupvit, randomised
 def said_of(kind, *, names=(), state=(), options=None, model=None, **lists):
     """Return what is said of a source of a kind in a model whose heads are 64 wide."""
     model = model or vit(dim=128, num_heads=2, options=options)
-    report = pretrained.Report(kind, **{"made": {}, **lists})
+    report = Report(kind, **{"made": {}, **lists})
     names = {f"blocks.{n}.x": torch.zeros(1) for n in range(DEPTH)} | dict.fromkeys(names, torch.zeros(1))
-    return " ".join(pretrained._warnings(report, model, names, dict.fromkeys(state, torch.zeros(1))))
+    return " ".join(load.advice(report, model, names, dict.fromkeys(state, torch.zeros(1))))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_the_settings_of_each_family_are_asked_for_where_they_are_not_set(kind, 
 
 
 def test_own_weights_need_no_advice():
-    for kind in (pretrained.OWN_VIT, pretrained.OWN_LOOKUPVIT):
+    for kind in (families.OWN_VIT, families.OWN_LOOKUPVIT):
         assert said_of(kind, options={"activation": "quick_gelu", "norm_eps": 1e-3}) == ""
         assert said_of(kind, model=vit()) == ""  # heads of any width
 
@@ -88,7 +88,7 @@ def test_a_classifier_wants_the_pooling_it_was_trained_with(names, state, pool):
         ({"fresh": ["blocks.0.attention.norm_key.weight"]}, "set MODEL.QK_NORM False"),
         ({"left_out": ["blocks.0.attn.k_norm.weight"]}, "set MODEL.QK_NORM True"),
         ({"left_out": ["blocks.0.attention.norm_key.bias"]}, "set MODEL.QK_NORM True"),
-        ({"made": {"tokenizer.positions": "VideoMAE's"}}, "its published weights know them 56x56 per time"),
+        ({"made": {"tokenizer.positions": "VideoMAE's"}}, "whose published weights have 56x56 per time"),
         ({"loaded": ["tokenizer.positions"]}, ""),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_different_number_of_blocks_is_told():
 
 def test_videomaes_positions_are_the_sinusoids_of_attention_is_all_you_need():
     """arXiv 1706.03762, section 3.5: sin and cos of n / 10000^(2i / D), in turn."""
-    table = pretrained.videomae_positions(7, 8)
+    table = fitting.videomae_positions(7, 8)
     assert table.shape == (1, 7, 8)
     for n in range(7):
         for i in range(4):
@@ -125,14 +125,14 @@ def test_videomaes_positions_are_the_sinusoids_of_attention_is_all_you_need():
 def test_an_image_kernel_goes_to_the_central_frame_or_is_shared_out(frames, central):
     """ViViT (arXiv 2103.15691), section 3.4, equations 8 and 9."""
     kernel = torch.randn(DIM, 3, 4, 4)
-    found = pretrained.fit_kernel(kernel, (frames, 4, 4), "central")
+    found = fitting.fit_kernel(kernel, (frames, 4, 4), "central")
     assert found.shape == (DIM, 3, frames, 4, 4)
     assert torch.equal(found[:, :, central], kernel)
     assert not found[:, :, [t for t in range(frames) if t != central]].any()
-    shared = pretrained.fit_kernel(kernel[:, :, None], (frames, 4, 4), "average")
+    shared = fitting.fit_kernel(kernel[:, :, None], (frames, 4, 4), "average")
     torch.testing.assert_close(shared, (kernel / frames)[:, :, None].expand(-1, -1, frames, -1, -1))
     video = torch.randn(DIM, 3, frames, 4, 4)
-    assert torch.equal(pretrained.fit_kernel(video, (frames, 4, 4), "average"), video / (frames if frames == 1 else 1))
+    assert torch.equal(fitting.fit_kernel(video, (frames, 4, 4), "average"), video / (frames if frames == 1 else 1))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_an_image_kernel_goes_to_the_central_frame_or_is_shared_out(frames, cent
     ],
 )  # fmt: skip
 def test_rows_of_tokens_without_a_place(n, class_token, others, video, extra):
-    assert pretrained._extra_rows(n, class_token, others, video) == extra
+    assert naming._extra_rows(n, class_token, others, video) == extra
 
 
 def test_queries_keys_and_values_become_one_and_what_is_missing_is_zero():
@@ -153,7 +153,7 @@ def test_queries_keys_and_values_become_one_and_what_is_missing_is_zero():
     names = {"blocks.0.attention.q.weight": ones, "blocks.0.attention.k.weight": 2 * ones,
              "blocks.0.attention.v.weight": 3 * ones, "blocks.0.attention.q.bias": ones[0],
              "blocks.0.attention.v.bias": 3 * ones[0], "blocks.1.attention.qkv.weight": 5 * ones}  # fmt: skip
-    pretrained._stack_qkv(names)
+    naming._stack_qkv(names)
     assert names.keys() == {f"blocks.{end}" for end in ("0.attention.qkv.weight", "0.attention.qkv.bias",
                                                         "1.attention.qkv.weight")}  # fmt: skip
     assert names["blocks.0.attention.qkv.weight"][:, 0].tolist() == [1, 1, 2, 2, 3, 3]
@@ -163,7 +163,7 @@ def test_queries_keys_and_values_become_one_and_what_is_missing_is_zero():
 def test_layer_scale_folds_into_the_rows_of_the_layer_before_it():
     names = {"blocks.0.attention.projection.weight": torch.ones(2, 3), "blocks.0.scale_attention.gamma":
              torch.tensor([2.0, 5.0]), "blocks.0.attention.projection.bias": torch.tensor([1.0, 10.0])}  # fmt: skip
-    how = pretrained._fold_layer_scale(names)
+    how = places._fold_layer_scale(names)
     assert names["blocks.0.attention.projection.weight"].tolist() == [[2, 2, 2], [5, 5, 5]]
     assert names["blocks.0.attention.projection.bias"].tolist() == [2, 50]
     assert set(how) == set(names)
@@ -182,11 +182,11 @@ def test_whose_weights_they_are():
         ({kernel: four, positions: 0, "blocks.0.scale_mlp.gamma": 0}, "", "ViT with layer scale (as DINOv2)"),
         ({positions: 0}, "", "ViT"),
     )  # fmt: skip
-    for names, left_out, kind in cases:
-        assert pretrained._kind({}, names, left_out) == kind
+    for found, left_out, kind in cases:
+        assert families.kind_of({}, found, left_out) == kind
     own = {"x.tokenizer.projection.weight": four}
-    assert pretrained._kind(own, {}, "") == "this project's ViT"
-    assert pretrained._kind(own, {"blocks.0.cross_attention.query.weight": four}, "") == "this project's LookupViT"
+    assert families.kind_of(own, {}, "") == "this project's ViT"
+    assert families.kind_of(own, {"blocks.0.cross_attention.query.weight": four}, "") == "this project's LookupViT"
 
 
 # --- names ---
@@ -195,9 +195,9 @@ def test_whose_weights_they_are():
 def test_of_two_keys_for_one_place_the_first_counts():
     """VideoMAE's files may have both a norm of all tokens and one of their mean."""
     state = {"norm.weight": torch.ones(2), "fc_norm.weight": torch.zeros(2), "mask_token": torch.zeros(1)}
-    assert pretrained._rename(state) == {"norm.weight": "head.norm.weight", "fc_norm.weight": "", "mask_token": ""}
+    assert naming.rename(state) == {"norm.weight": "head.norm.weight", "fc_norm.weight": "", "mask_token": ""}
     backwards = dict(reversed(state.items()))
-    assert pretrained._rename(backwards)["fc_norm.weight"] == "head.norm.weight"
+    assert naming.rename(backwards)["fc_norm.weight"] == "head.norm.weight"
     names, _, left_out = to_vit_names(state)
     assert names["head.norm.weight"].tolist() == [1, 1]
     assert left_out == ["fc_norm.weight", "mask_token"]
@@ -205,15 +205,15 @@ def test_of_two_keys_for_one_place_the_first_counts():
 
 def test_only_what_stands_before_a_name_is_taken_off():
     for key in ("blocks.2.norm1.weight", "module.encoder.blocks.2.norm1.weight", "vit.encoder.layer.2.ln_1.weight"):
-        assert pretrained._vit_name(key) == "blocks.2.norm_attention.weight"
-    assert pretrained._vit_name("module.model.patch_embed.proj.bias") == "tokenizer.projection.bias"
+        assert naming._vit_name(key) == "blocks.2.norm_attention.weight"
+    assert naming._vit_name("module.model.patch_embed.proj.bias") == "tokenizer.projection.bias"
     for key in ("blocks.2.module.norm1.weight", "decoder.blocks.2.norm1.weight", "text.blocks.2.norm1.weight", "norm"):
-        assert pretrained._vit_name(key) == ""
+        assert naming._vit_name(key) == ""
 
 
 def test_own_files_keep_their_names_whatever_wrapped_them():
     own = {"module._orig_mod.tokenizer.projection.weight": torch.ones(1), "_orig_mod.anything.else": torch.ones(1)}
-    assert list(pretrained._rename(own).values()) == ["tokenizer.projection.weight", "anything.else"]
+    assert list(naming.rename(own).values()) == ["tokenizer.projection.weight", "anything.else"]
 
 
 def test_weights_in_half_precision_become_float32():
@@ -225,7 +225,7 @@ def test_weights_in_half_precision_become_float32():
 
 def test_layer_scale_folds_where_there_is_no_bias():
     names = {"blocks.0.mlp.2.weight": torch.ones(2, 3), "blocks.0.scale_mlp.gamma": torch.tensor([2.0, 5.0])}
-    assert set(pretrained._fold_layer_scale(names)) == set(names) == {"blocks.0.mlp.2.weight"}
+    assert set(places._fold_layer_scale(names)) == set(names) == {"blocks.0.mlp.2.weight"}
 
 
 @torch.no_grad()

@@ -14,9 +14,8 @@ from torch import nn
 
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.models import pretrained
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.pretrained import init_from, read_state, to_vit_names
+from lookupvit_video.models.pretrained import fitting, init_from, read_state, to_vit_names
 from lookupvit_video.models.tokenizer import GridResize
 from tests.models.vits import CLASSES, DEPTH, DIM, HEADS, PATCH, SIZE, complete, lookupvit, randomised, saved, vit
 
@@ -35,6 +34,12 @@ TIMM = {
     "num_heads": HEADS,
     "num_classes": CLASSES,
 }
+
+
+def all_tokens(model, clip):
+    """The class token, where there is one, and the tokens."""
+    features = model.forward_features(clip)
+    return features.tokens if features.class_token is None else torch.cat([features.class_token, features.tokens], 1)
 
 
 def clip(num_frames=4, batch=2):
@@ -197,7 +202,7 @@ def test_hugging_face_vit_and_dinov2(tmp_path):
 
     theirs = randomised(transformers.Dinov2Model(transformers.Dinov2Config(**HF, patch_size=PATCH)))
     init_from(ours, saved(tmp_path / "c.safetensors", theirs))
-    same(ours.head.norm(ours._encode(clip(1))), theirs(images()).last_hidden_state)
+    same(ours.head.norm(all_tokens(ours, clip(1))), theirs(images()).last_hidden_state)
 
     theirs = randomised(
         transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**HF, patch_size=PATCH, mask_ratio=0.0))
@@ -206,7 +211,7 @@ def test_hugging_face_vit_and_dinov2(tmp_path):
     report = complete(init_from(ours, saved(tmp_path / "d.safetensors", theirs)), ours)
     assert all(key.startswith("decoder.") for key in report.left_out)
     order = torch.arange(16.0).expand(2, -1)
-    same(ours.head.norm(ours._encode(clip(1))), theirs.vit(images(), noise=order).last_hidden_state)
+    same(ours.head.norm(all_tokens(ours, clip(1))), theirs.vit(images(), noise=order).last_hidden_state)
 
 
 @torch.no_grad()
@@ -268,7 +273,7 @@ def test_clip(tmp_path, naming):
     plain = vit(pool="class")
     assert "MODEL.ACTIVATION quick_gelu" in " ".join(init_from(plain, str(tmp_path / "x.pt")).warnings)
     ours.blocks[0] = WithPreNorm()
-    same(ours.head.norm(ours._encode(clip(1))[:, 0]), theirs(images()).pooler_output)
+    same(ours.head.norm(all_tokens(ours, clip(1))[:, 0]), theirs(images()).pooler_output)
 
 
 # --- images to video ---
@@ -331,12 +336,12 @@ def test_positions_of_a_video_are_resized_in_time(tmp_path):
     ],
 )
 def test_the_grid_of_positions_is_inferred(n, kernel, model_grid, expected):
-    assert pretrained._source_grid(n, kernel, model_grid) == expected
+    assert fitting._source_grid(n, kernel, model_grid) == expected
 
 
 def test_a_grid_that_cannot_be_inferred_is_an_error(tmp_path):
     wide = saved(tmp_path / "x.safetensors", VisionTransformer(**{**TIMM, "img_size": (16, 20)}))
-    with pytest.raises(ValueError, match="the source has 20 positions for kernels of 4x4: their grid cannot be told"):
+    with pytest.raises(ValueError, match="the source has 20 positions for kernels of 4x4: cannot infer their grid"):
         init_from(vit(), wide)
 
 
@@ -356,11 +361,11 @@ def test_positions_of_other_tokens_are_not_places(tmp_path, theirs):
 @torch.no_grad()
 def test_a_kernel_of_another_size_sees_an_enlarged_patch_as_it_saw_the_patch(tmp_path):
     kernel, patch = torch.randn(DIM, 3, 2, 4, 4), torch.randn(5, 3, 2, 4, 4)
-    larger = pretrained.fit_kernel(kernel, (4, 8, 8), "central")
+    larger = fitting.fit_kernel(kernel, (4, 8, 8), "central")
     enlarged = nn.functional.interpolate(patch, size=(4, 8, 8), mode="trilinear")
     before, after = (torch.einsum("bcthw,dcthw->bd", x, k) for x, k in ((patch, kernel), (enlarged, larger)))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
-    of_one_frame = pretrained.fit_kernel(kernel, (1, 4, 4), "central")  # as if that frame stood still
+    of_one_frame = fitting.fit_kernel(kernel, (1, 4, 4), "central")  # as if that frame stood still
     torch.testing.assert_close(of_one_frame, kernel.sum(2, keepdim=True))
 
     path = saved(tmp_path / "x.safetensors", randomised(VisionTransformer(**TIMM)))
@@ -582,7 +587,7 @@ def test_options_that_the_source_does_not_have(tmp_path):
 def test_the_report_is_read_by_people(tmp_path):
     path = saved(tmp_path / "x.safetensors", randomised(VisionTransformer(**TIMM)))
     text = str(init_from(lookupvit(), path))
-    assert text.startswith("initialised from ViT\n  loaded 4")
+    assert text.startswith("initialized from ViT\n  loaded 4")
     assert "blocks.*.refine.mlp.0.weight x3" in text
     assert "blocks.*.cross_attention.infuse_projection.bias x3 (zero)" in text
     assert "tokenizer.projection.weight (inflated: central)" in text
@@ -605,7 +610,7 @@ def test_other_widths_and_shapes_are_refused(tmp_path):
     gated = saved(tmp_path / "z.safetensors", transformers.Dinov2Model(config))
     with pytest.raises(ValueError, match=r"mlp\.\w+\.\w+ belongs to a gated MLP"):
         init_from(model, gated)
-    with pytest.raises(ValueError, match=r"MODEL\.ARCH makes a Linear"):
+    with pytest.raises(ValueError, match=r"MODEL\.ARCH vit or lookupvit, not for a Linear"):
         init_from(nn.Linear(2, 2), path)
     grey = saved(tmp_path / "g.safetensors", VisionTransformer(**TIMM, in_chans=1))
     with pytest.raises(ValueError, match=r"has shape \(24, 1, 1, 4, 4\)"):
@@ -614,10 +619,10 @@ def test_other_widths_and_shapes_are_refused(tmp_path):
 
 def test_other_networks_are_refused(tmp_path):
     convolutions = timm.create_model("resnet10t", num_classes=2)
-    with pytest.raises(ValueError, match=r"x\.pth: no ViT of a known naming .* its keys are conv1.0.weight"):
+    with pytest.raises(ValueError, match=r"x\.pth: not a ViT with known parameter .* its keys are conv1.0.weight"):
         init_from(vit(), saved(tmp_path / "x.pth", convolutions))
     for content in ({}, {"model": {}}, [torch.zeros(2)], torch.zeros(2), {"epoch": 3}):
-        with pytest.raises(ValueError, match=r"y\.pth: there are no tensors by name in it"):
+        with pytest.raises(ValueError, match=r"y\.pth: it holds no named tensors"):
             read_state(saved(tmp_path / "y.pth", content))
 
 
