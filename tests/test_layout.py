@@ -18,7 +18,7 @@ LAYERS = [
     {"decoding", "models"},
     {"processes"},
     {"config", "figures", "log"},
-    {"arguments", "errors", "files", "progress", "provenance", "registry", "remote", "report", "seeding", "text"},
+    {"arguments", "errors", "files", "progress", "provenance", "registry", "remote", "seeding", "text"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

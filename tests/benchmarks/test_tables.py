@@ -1,6 +1,6 @@
 """Tables of results."""
 
-from lookupvit_video.report import aligned_table, markdown_table
+from lookupvit_video.benchmarks.tables import aligned_table, markdown_table
 
 
 def test_a_markdown_table_has_a_rule_below_its_titles():
