@@ -164,9 +164,9 @@ def test_a_strip_of_a_file_keeps_its_shape_and_its_span(tmp_path):
 
 def test_text_that_is_too_long_loses_its_end_or_its_beginning():
     for length, end, beginning in ((6, "abcdef", "abcdef"), (5, "abcd…", "…cdef"), (2, "a…", "…f")):
-        assert sheet._shortened("abcdef", length) == end
-        assert sheet._shortened("abcdef", length, keep_end=True) == beginning
-    assert sheet._shortened("a\nb", 3) == "a?b"
+        assert sheet.shortened("abcdef", length) == end
+        assert sheet.shortened("abcdef", length, keep_end=True) == beginning
+    assert sheet.shortened("a\nb", 3) == "a?b"
 
 
 @pytest.mark.parametrize(("count", "rows"), [(1, 1), (3, 1), (4, 2), (7, 3)])
