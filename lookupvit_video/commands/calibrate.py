@@ -123,6 +123,12 @@ def report_choice(name: str, chosen: "Point", largest: "Point", num_videos: int)
     return {"videos": num_videos, **facts, "top1_of_largest": round(largest.top1, 2)}
 
 
+def warn_of_few(count: int, drop: float) -> None:
+    """Warn where so few videos cannot show a drop of some points: "rule of three", 3 / n at 95 %."""
+    if count < 300 / max(drop, 0.1):
+        logger.warning("%d videos are too few to detect a drop below %.1f points", count, 300 / count)
+
+
 def calibrate() -> int:
     """Run `lookupvit calibrate`."""
     arguments = parse_arguments()
@@ -168,9 +174,7 @@ def calibrate() -> int:
         "precision": str(autocast_dtype(cfg.TRAIN.PRECISION, predictor.device)).removeprefix("torch."),
         "calibration": report_choice("calibration", chosen, singles[-1], len(videos)),
     }
-    if len(videos) < 300 / max(drop, 0.1):
-        # Where none of n answers changed for the worse, up to 3 / n may still do so (95 %, "rule of three").
-        logger.warning("%d videos are too few to detect a drop below %.1f points", len(videos), 300 / len(videos))
+    warn_of_few(len(videos), drop)
     if others:
         tables, labels = answer_tables(predictor, others, cfg, "check")
         groups = (singles, curve, [chosen])
