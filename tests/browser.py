@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,30 +83,20 @@ def chromium(folder: Path, within: float = 240) -> Iterator[Any]:
     """
     browser, path = find_chromium()
     webdriver = pytest.importorskip("selenium.webdriver")
-    from selenium.common.exceptions import WebDriverException
-
     options = webdriver.ChromeOptions()
     options.binary_location = browser
     for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder)}
+    # Its sockets lie in TMPDIR, and the path of a socket may have 107 characters: pytest's folders are too deep.
+    short = tempfile.TemporaryDirectory(prefix="c")
+    environment = {**os.environ, "HOME": str(folder), "TMPDIR": short.name}
     log = str(folder / "driver.log")
-    services: list[Any] = []
-
-    def start() -> Any:
-        services.append(
-            webdriver.ChromeService(path, log_output=log, env=environment, popen_kw={"start_new_session": True})
-        )
-        return webdriver.Chrome(options=options, service=services[-1])
-
+    service = webdriver.ChromeService(path, log_output=log, env=environment, popen_kw={"start_new_session": True})
     no_proxy = dict.fromkeys(("no_proxy", "NO_PROXY"), "localhost,127.0.0.1")
-    with ended(lambda: getattr(services[-1], "process", None) if services else None, within):
+    with short, ended(lambda: getattr(service, "process", None), within):
         with mock.patch.dict(os.environ, no_proxy):  # the driver is on this machine
-            try:
-                driver = start()
-            except WebDriverException:  # the first start after an installation may be too slow on a busy machine
-                driver = start()
+            driver = webdriver.Chrome(options=options, service=service)
         driver.set_page_load_timeout(30)
         driver.set_script_timeout(30)
         yield driver

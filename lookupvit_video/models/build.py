@@ -179,7 +179,7 @@ def create_model(name: str, **arguments: Any) -> VideoModel:
     """Build a model by its name in ``list_models``, such as "lookupvit_base_16x2".
 
     Args:
-        arguments: of the model's class, such as ``num_classes`` and ``num_frames``.
+        arguments: of the model's class, such as ``num_frames`` and ``num_classes`` (default: Kinetics' 400).
 
     Raises:
         UserError: there is no such name.
@@ -187,7 +187,7 @@ def create_model(name: str, **arguments: Any) -> VideoModel:
     for entry in MODELS.values():
         for own_name, defaults in entry.variants.values():
             if own_name == name:
-                return _made(entry, {**defaults, **arguments})
+                return _made(entry, {"num_classes": 400, **defaults, **arguments})
     raise UserError(f"model {name!r}: choose one of {', '.join(list_models())}")
 
 

@@ -180,7 +180,7 @@ def test_a_loader_is_what_the_config_says(videos, monkeypatch, workers, pin, key
     assert isinstance(generator, torch.Generator)
     assert generator is not torch.default_generator
     assert options == {
-        "batch_sampler": [[0], [1], [2]], "num_workers": workers, "collate_fn": loader_module.collate,
+        "batch_sampler": [[0, 1, 2, 3], [4, 5, 6]], "num_workers": workers, "collate_fn": loader_module.collate,
         "worker_init_fn": loader_module._prepare_worker, "pin_memory": pin and key,
         "prefetch_factor": 5 if workers else None, "timeout": 7 if workers else 0,
     }  # fmt: skip
