@@ -1,6 +1,7 @@
 """The two errors that commands report in one line; anything else is a bug and keeps its traceback."""
 
 BUG = "this is a bug in lookupvit_video; please report it with the traceback above, see CONTRIBUTING.md"
+INTERNAL = "internal error"  # how the reason begins where a bug, not a file, cost the answer
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h, for Slurm's RequeueExit
 EXIT_INTERRUPTED = 130  # as in shells for Ctrl-C
 
