@@ -117,7 +117,7 @@ def _worker_failure(text: str) -> str:
     if text.startswith(("DataLoader worker", "Pin memory thread")):
         return (
             f"{text.splitlines()[0].rstrip('. ')}; if killed, the memory may be full: {_FEWER}; if by a fault, "
-            "tools/check_dataset.py finds the video"
+            "lookupvit check finds the video"
         )
     return ""
 
@@ -333,5 +333,5 @@ class DataWatch:
             )
         return (
             f"training waits for data {100 * data_seconds / step_seconds:.0f} % of the time; {fix}. "
-            "tools/benchmark.py loader --cfg CONFIG shows where the time goes"
+            "lookupvit benchmark loader --cfg CONFIG shows where the time goes"
         )

@@ -1,7 +1,7 @@
 """One multi-resolution checkpoint, many budgets: which compressed grid to use, and when a small one is enough.
 
 ``largest_within`` picks one grid for all videos. A ``Cascade`` starts each video on a small grid and continues on
-larger ones only while the answer is not confident; ``tools/calibrate.py`` finds its thresholds on labeled videos.
+larger ones only while the answer is not confident; ``lookupvit calibrate`` finds its thresholds on labeled videos.
 Shape letters: B clips, V videos, N lookup tokens, D width, K classes.
 """
 
@@ -312,7 +312,7 @@ def save_cascade(path: Path, cascade: Cascade, model: nn.Module, facts: dict[str
 
 
 def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) -> Cascade:
-    """Read a cascade that ``tools/calibrate.py`` wrote for these weights.
+    """Read a cascade that ``lookupvit calibrate`` wrote for these weights.
 
     Args:
         known: the model's compressed grids.
@@ -321,7 +321,7 @@ def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) ->
         UserError: the file is missing or damaged, or belongs to other weights.
     """
     if not Path(path).is_file():  # a pipe would never end
-        raise UserError(f"{path}: no such file; make it with tools/calibrate.py")
+        raise UserError(f"{path}: no such file; make it with lookupvit calibrate")
     try:
         content = simplejson.loads(Path(path).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -329,9 +329,9 @@ def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) ->
         grids = tuple(tuple(int(side) for side in grid) for grid in content["grids"])
         cascade = Cascade(grids, tuple(float(value) for value in content["thresholds"]))
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; make it with tools/calibrate.py") from None
+        raise UserError(f"{path}: {error.strerror}; make it with lookupvit calibrate") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise UserError(f"{path}: not a file of thresholds; make one with tools/calibrate.py") from None
+        raise UserError(f"{path}: not a file of thresholds; make one with lookupvit calibrate") from None
     for grid in grids:
         check_grid(known, grid)
     if content.get("model") != fingerprint(model):

@@ -144,7 +144,7 @@ class Predictor:
         Args:
             videos: from ``read_views``; taken one batch at a time.
             grid: of the compressed tokens, such as "4x7x7" or (4, 7, 7); None: the checkpoint's default.
-            adaptive: thresholds of ``tools/calibrate.py``: a small grid first, larger ones while not confident.
+            adaptive: thresholds of ``lookupvit calibrate``: a small grid first, larger ones while not confident.
             batch_size: clips in one pass of the model, of as many videos as fit.
 
         Raises:

@@ -232,7 +232,7 @@ def test_thresholds_belong_to_the_weights_they_were_found_with(cfg, model, tmp_p
         (tmp_path / "y.json").write_text(text, errors="surrogatepass")
         with pytest.raises(ValueError, match="not a file of thresholds"):
             load_cascade(tmp_path / "y.json", model, GRIDS)
-    with pytest.raises(ValueError, match=r"no such file; make it with tools/calibrate\.py"):
+    with pytest.raises(ValueError, match=r"no such file; make it with lookupvit calibrate"):
         load_cascade(tmp_path / "none", model, GRIDS)
 
 

@@ -172,8 +172,8 @@ def test_weights_of_the_plain_model_fill_an_adapted_one(tmp_path, name, kind):
 @pytest.mark.parametrize(
     ("name", "kind", "target", "mend"),
     [
-        ("lookupvit", "lora", "", r"blocks\.0\..*lora_.* python tools/merge_lora.py .*file\.pt --out merged\.pt"),
-        ("vit", "lora", "MODEL.ARCH lookupvit", "tools/merge_lora.py"),
+        ("lookupvit", "lora", "", r"blocks\.0\..*lora_.* lookupvit merge-lora .*file\.pt --out merged\.pt"),
+        ("vit", "lora", "MODEL.ARCH lookupvit", "lookupvit merge-lora"),
         (
             "lookupvit",
             "adaptformer",

@@ -59,7 +59,7 @@ class Page:
         topk: classes shown.
         num_views, num_crops: clips in time, crops in space; None: as the checkpoint was tested.
         timeout: seconds for inspecting a file, for opening it, for decoding its clips, and for its timeline.
-        calibration: file of ``tools/calibrate.py``; None: no adaptive budget.
+        calibration: file of ``lookupvit calibrate``; None: no adaptive budget.
 
     Raises:
         UserError: a calibration of another checkpoint, views that do not fit into memory.

@@ -95,7 +95,7 @@ def _check_adapters(unused: Iterable[str], source: str) -> None:
     if lost:
         fix = "set MODEL.ADAPTER adaptformer, and its width and scale as they were trained"
         if ".lora_" in lost[0]:
-            fix = f"put them into the weights first: python tools/merge_lora.py {source} --out merged.pt"
+            fix = f"put them into the weights first: lookupvit merge-lora {source} --out merged.pt"
         raise UserError(
             f"{source}: it has adapters ({lost[0]} and {len(lost) - 1} more) that this model does not have, and "
             f"without them its weights are incomplete; {fix}"
