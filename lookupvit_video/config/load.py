@@ -122,7 +122,8 @@ def _override_tree(name: str, text: str) -> dict[str, Any]:
     value: Any = text if is_text else parse_yaml(text, f"command line: {name}")
     for part in reversed(name.split(".")):
         value = {part: value}
-    return value
+    tree: dict[str, Any] = value
+    return tree
 
 
 def shipped_configs() -> dict[str, Path]:

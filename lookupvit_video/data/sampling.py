@@ -55,7 +55,9 @@ class TimeSampler:
             # view would always be the video's beginning; every second of twice as many are the parts' centers.
             sampler = ConstantClipsPerVideoSampler(length, 2 * self.num_clips)
             starts = [sampler(0, duration, {}).clip_start_sec for _ in range(2 * self.num_clips)][1::2]
-        return np.array([float(start) for start in starts])[:, None] + np.arange(self.num_frames) * self.step
+        first = np.array([float(start) for start in starts])[:, None]
+        times: np.ndarray = first + np.arange(self.num_frames) * self.step
+        return times
 
     def _segments(self, duration: float) -> np.ndarray:
         sampler = ConstantClipsPerVideoSampler(0, self.num_frames)

@@ -125,7 +125,7 @@ class ClipRandAugment(nn.Module):
     def forward(self, frames_TCHW: Tensor) -> Tensor:
         """Apply the same ``num_ops`` random operations to all frames of (T, C, H, W) uint8."""
         strength = min(max(random.gauss(self.magnitude, self.std), 0.0), 10.0)
-        augment = v2.RandAugment(
+        augment: Callable[[Tensor], Tensor] = v2.RandAugment(
             self.num_ops,
             round(strength * 3),
             num_magnitude_bins=31,

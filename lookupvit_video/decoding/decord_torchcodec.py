@@ -244,4 +244,5 @@ class TorchCodecReader(_LibraryReader):
         times = batch.pts_seconds.numpy() - self._library.metadata.begin_stream_seconds
         if not np.allclose(times, self._pyav.times[wanted], rtol=0, atol=1e-4):
             raise UserError(f"frames {wanted} arrive with the times {times}")
-        return batch.data.numpy()
+        frames: np.ndarray = batch.data.numpy()
+        return frames

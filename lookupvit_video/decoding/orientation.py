@@ -102,9 +102,10 @@ def _matrix(frame: Any) -> tuple[int, ...] | None:
 
 def _side_data(frame: Any) -> Iterable[Any]:
     try:
-        return frame.side_data
+        found: Iterable[Any] = frame.side_data
     except ValueError:  # PyAV, of a kind that it does not know, such as EXIF
-        return FrameFilter(_DROP_UNKNOWN).apply(frame).side_data
+        found = FrameFilter(_DROP_UNKNOWN).apply(frame).side_data
+    return found
 
 
 def orientation_of_matrix(matrix: tuple[int, ...]) -> tuple[Orientation, str | None]:

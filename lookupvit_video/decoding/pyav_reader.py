@@ -308,7 +308,8 @@ class PyAVReader(VideoReader):
             self._start(key)
         while self._index < index:
             self._advance()
-        return self._current
+        frame: av.VideoFrame = self._current
+        return frame
 
     def _start(self, key: Key) -> None:
         """Set the cursor just before an entry point."""
@@ -444,10 +445,8 @@ class PyAVReader(VideoReader):
             announced: time stamps of the packets, where they are those of frames: times count from the first.
             timeline: of the packets, where they order the frames.
         """
-        watch, self.file.threads = (
-            PictureWatch(),
-            1,
-        )  # one thread: the messages of others cannot be assigned to a video
+        watch = PictureWatch()
+        self.file.threads = 1  # the messages of other threads cannot be assigned to a video
         pts: list[int | None] = []
         with listening() as said:
             self._open()

@@ -86,7 +86,8 @@ def packet_end(packet: Any, unit: float) -> float:
 
 def codec_name(stream: Any) -> str:
     """The codec's name, whichever library decodes it."""
-    return stream.codec_context.codec.canonical_name
+    name: str = stream.codec_context.codec.canonical_name
+    return name
 
 
 def format_names(container: Any) -> set[str]:

@@ -101,7 +101,7 @@ def predict_clips(
     """
     with torch.inference_mode(), autocast(device, autocast_dtype(precision, device)):
         inputs = normalize(clips.to(device, non_blocking=True), mean, std)
-        logits = model(inputs) if grid is None else model(inputs, grid)
+        logits: torch.Tensor = model(inputs) if grid is None else model(inputs, grid)
         return logits.float().softmax(-1).cpu()
 
 

@@ -70,7 +70,7 @@ def overlay(frame_HWC: np.ndarray, attention_hw: Tensor) -> np.ndarray:
     size = frame_HWC.shape[:2]
     heat = torch.nn.functional.interpolate(attention_hw[None, None], size=size, mode="bilinear")[0, 0].numpy()
     warm = np.array([255.0, 90.0, 0.0])
-    blended = frame_HWC * (0.4 + 0.35 * heat[..., None]) + 0.5 * heat[..., None] * warm
+    blended: np.ndarray = frame_HWC * (0.4 + 0.35 * heat[..., None]) + 0.5 * heat[..., None] * warm
     return blended.clip(0, 255).astype(np.uint8)
 
 

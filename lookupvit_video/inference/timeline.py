@@ -238,7 +238,8 @@ def _likeliest_labels(scores_WK: np.ndarray, before_W: np.ndarray, change_cost: 
 
 def leading_classes(timeline: Timeline, count: int) -> list[int]:
     """Return the labels of the largest mean probability over a video, largest first."""
-    return np.argsort(-timeline.probabilities.mean(0), kind="stable")[:count].tolist()
+    labels: list[int] = np.argsort(-timeline.probabilities.mean(0), kind="stable")[:count].tolist()
+    return labels
 
 
 def timeline_as_json(timeline: Timeline, segments: Sequence[Segment], topk: int = 5) -> dict[str, Any]:

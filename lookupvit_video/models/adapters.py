@@ -57,7 +57,8 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
-        return self.scale * self.up(F.relu(self.down(x)))
+        update: Tensor = self.scale * self.up(F.relu(self.down(x)))
+        return update
 
 
 class AdaptedMLP(nn.Sequential):
@@ -75,7 +76,8 @@ class AdaptedMLP(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
         first, activation, second, adapter = self
-        return second(activation(first(x))) + adapter(x)
+        out: Tensor = second(activation(first(x))) + adapter(x)
+        return out
 
 
 class LoRALinear(nn.Linear):

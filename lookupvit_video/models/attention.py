@@ -118,7 +118,8 @@ class BidirectionalCrossAttention(nn.Module):
     def write_back(self, compressed_BMD: Tensor, lookup: Lookup) -> Tensor:
         """Write back: refined compressed tokens (B, M, D) and what ``gather`` returned -> update (B, N, D)."""
         out_BHNd = kernels.write_back(self._heads(self.infuse_value(compressed_BMD)), lookup)
-        return self.infuse_projection(out_BHNd.transpose(1, 2).flatten(2))
+        update_BND: Tensor = self.infuse_projection(out_BHNd.transpose(1, 2).flatten(2))
+        return update_BND
 
 
 def set_kernel(model: nn.Module, kernel: str) -> None:
@@ -166,7 +167,8 @@ class AttentivePooling(nn.Module):
         query_BHd = self.query.expand(tokens_BND.shape[0], -1, -1).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k_BHNd, v_BHNd = self.key_value(tokens_BND).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out_BH1d = F.scaled_dot_product_attention(query_BHd.to(k_BHNd.dtype), k_BHNd, v_BHNd)
-        return self.projection(out_BH1d.flatten(1))
+        pooled_BD: Tensor = self.projection(out_BH1d.flatten(1))
+        return pooled_BD
 
 
 def head_mean(weights_BHMN: Tensor) -> Tensor:

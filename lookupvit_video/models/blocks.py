@@ -118,7 +118,8 @@ class TransformerBlock(nn.Module):
 
     def add_mlp(self, x_BND: Tensor) -> Tensor:
         """Return the block's second half: (B, N, D) plus its MLP branch."""
-        return x_BND + self.drop_path(self.scale_mlp(self.mlp(self.norm_mlp(x_BND))))
+        out_BND: Tensor = x_BND + self.drop_path(self.scale_mlp(self.mlp(self.norm_mlp(x_BND))))
+        return out_BND
 
 
 class LookupViTBlock(nn.Module):
@@ -176,7 +177,8 @@ class LookupViTBlock(nn.Module):
         update_BND = self.cross_attention.write_back(self.norm_infuse(compressed_BMD), lookup)
         lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
         update_BND = self.lookup_mlp(self.norm_lookup_mlp(lookup_BND))
-        return lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
+        out_BND: Tensor = lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
+        return out_BND
 
 
 class TemporalEncoder(nn.Module):
@@ -203,6 +205,9 @@ class Classifier(nn.Module):
         pool: "average": norm, then mean over the tokens; "average_norm": mean, then norm (VideoMAE); "class": norm of
             the first token; "attentive": norm, then ``AttentivePooling``.
     """
+
+    norm: Callable[[Tensor], Tensor]
+    attentive: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -235,7 +240,8 @@ class Classifier(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Map tokens (B, N, D) to logits (B, K)."""
-        return self.linear(self.dropout(self.pooled(tokens_BND)))
+        logits_BK: Tensor = self.linear(self.dropout(self.pooled(tokens_BND)))
+        return logits_BK
 
 
 def drop_path_rates(highest: float, depth: int) -> list[float]:

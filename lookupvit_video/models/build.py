@@ -82,7 +82,7 @@ class ModelSpec:
         """
         if not self.entry.closed_form:
             return {}
-        closed_form = imported(self.entry.closed_form)
+        closed_form: Callable[..., dict[str, int]] = imported(self.entry.closed_form)
         return closed_form(self.shape, **_named(closed_form, {**self.arguments, **changed}))
 
     def build(self) -> VideoModel:

@@ -214,7 +214,8 @@ def tokens_within(budget: int, shape: Shape, tokens: str) -> int:
 def _cpu_attention_flops(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: object, **kwargs: object
 ) -> int:
-    return sdpa_flop_count(query, key, value)
+    flops: int = sdpa_flop_count(query, key, value)
+    return flops
 
 
 def flop_counter() -> FlopCounterMode:

@@ -162,7 +162,8 @@ class LookupViT(VideoModel):
         if self.temporal is not None:
             frames_Btnd = self.frame_norms[name](tokens).unflatten(1, (self.tokenizer.grid[0], -1))
             tokens = self.temporal(frames_Btnd.mean(dim=2))
-        return self.heads[name](tokens)
+        logits_BK: Tensor = self.heads[name](tokens)
+        return logits_BK
 
     def forward_head(self, features: Features) -> Output:
         """Classify what ``forward_features`` returned: in training mode by each head, else by ``inference_head``."""

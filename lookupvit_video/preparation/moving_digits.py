@@ -195,7 +195,8 @@ def _stamp(image: np.ndarray, x: np.ndarray, y: np.ndarray, step: np.ndarray, si
     rows = _resample(y, step, size, image.shape[0])
     columns = _resample(x, step, size, image.shape[1])
     opacity = np.clip((rows @ image @ columns.transpose(0, 2, 1) - 0.2) / 0.6, 0, 1)
-    return opacity * opacity * (3 - 2 * opacity)  # smoothstep: pen strokes with an edge, not a blurred 8x8 grid
+    smoothstep: np.ndarray = opacity * opacity * (3 - 2 * opacity)  # pen strokes with an edge, not a blurred 8x8 grid
+    return smoothstep
 
 
 def _tint(lightness: float, saturation: float, rng: np.random.Generator) -> np.ndarray:
@@ -208,7 +209,8 @@ def _background(size: int, rng: np.random.Generator) -> np.ndarray:
     weights = _resample(np.array([size / 2]), np.array([size / (cells - 3)]), size, cells)[0]
     texture = np.clip(weights @ rng.uniform(size=(cells, cells)).astype(np.float32) @ weights.T, 0, 1)[..., None]
     tints = [_tint(lightness, rng.uniform(0.2, 0.6), rng) for lightness in (0.08, 0.32)]
-    return texture * tints[0] + (1 - texture) * tints[1]
+    tinted: np.ndarray = texture * tints[0] + (1 - texture) * tints[1]
+    return tinted
 
 
 def _add_clutter(canvas: np.ndarray, images: np.ndarray, tint: np.ndarray, rng: np.random.Generator) -> None:
@@ -253,7 +255,8 @@ def _shift(canvas: np.ndarray, shake: np.ndarray) -> np.ndarray:
     neighbors = np.stack([padded[y : y + height, x : x + width].ravel() for y in range(3) for x in range(3)])
     weights = np.stack([np.maximum(shake, 0), 1 - np.abs(shake), np.maximum(-shake, 0)], axis=-1)  # (T, 2, 3)
     weights = (weights[:, 1, :, None] * weights[:, 0, None, :]).reshape(len(shake), 9).astype(np.float32)
-    return (weights @ neighbors).reshape(-1, height, width, 3)
+    moved: np.ndarray = (weights @ neighbors).reshape(-1, height, width, 3)
+    return moved
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

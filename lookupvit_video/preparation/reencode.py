@@ -84,7 +84,8 @@ class _Plan:
         if self.last + 1 == len(self.times):
             step = times[-1] - times[-2] if len(times) > 1 else 1 / FRAME_RATE
             times = np.append(times, times[-1] + step)
-        return np.rint((times - times[0]) / float(time_base)).astype(np.int64)
+        stamps: np.ndarray = np.rint((times - times[0]) / float(time_base)).astype(np.int64)
+        return stamps
 
 
 def reencode(job: Job, encoding: Encoding) -> None:

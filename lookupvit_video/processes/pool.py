@@ -151,6 +151,7 @@ class _Worker:
 
     def receive(self) -> Lost | None:
         """Receive that the process is ready, its answer, or why it has none."""
+        lost: Lost | None
         try:
             lost, self.answer = self.connection.recv()
         except (EOFError, OSError):

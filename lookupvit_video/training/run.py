@@ -86,7 +86,8 @@ class Run:
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the complete training."""
-        return self.state.steps_per_epoch * self.cfg.SOLVER.MAX_EPOCH
+        epochs: int = self.cfg.SOLVER.MAX_EPOCH
+        return self.state.steps_per_epoch * epochs
 
     @property
     def peak_rate(self) -> float:

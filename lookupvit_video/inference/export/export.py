@@ -52,7 +52,7 @@ class DeployedModel(nn.Module):
     def forward(self, clips: Tensor) -> Tensor:
         """Map uint8 clips (B, C, T, H, W) to probabilities (B, K)."""
         inputs = clips.to(torch.float32) * self.scale + self.shift
-        logits = self.model(inputs) if self.grid is None else self.model(inputs, self.grid)
+        logits: Tensor = self.model(inputs) if self.grid is None else self.model(inputs, self.grid)
         return logits.softmax(-1)
 
 

@@ -48,7 +48,8 @@ class Lookup(NamedTuple):
 
 def _scores(q_BHMd: Tensor, k_BHNd: Tensor) -> Tensor:
     """Return the logits (B, H, M, N). Scaling the M queries, not the M x N scores, is the same and cheaper."""
-    return (q_BHMd * q_BHMd.shape[-1] ** -0.5) @ k_BHNd.transpose(-2, -1)
+    scores_BHMN: Tensor = (q_BHMd * q_BHMd.shape[-1] ** -0.5) @ k_BHNd.transpose(-2, -1)
+    return scores_BHMN
 
 
 def choose(kernel: str, reverse: str, q_BHMd: Tensor, fast: bool) -> str:
@@ -98,7 +99,8 @@ def write_back(v_BHMd: Tensor, lookup: Lookup) -> Tensor:
         v_BHMd = v_BHMd * (lookup.keys.shape[2] / lookup.queries.shape[2])
     if lookup.lse is not None:
         module = flex if lookup.kernel == "flex" else fused
-        return module.write_back(lookup.queries, lookup.keys, lookup.lse, v_BHMd)
+        out_BHNd: Tensor = module.write_back(lookup.queries, lookup.keys, lookup.lse, v_BHMd)
+        return out_BHNd
     if lookup.scores is None:
         return cpu.attention(lookup.keys, lookup.queries, v_BHMd, lookup.fast)
     weights_BHMN = lookup.weights

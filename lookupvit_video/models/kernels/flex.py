@@ -30,4 +30,5 @@ def write_back(q_BHMd: Tensor, k_BHNd: Tensor, lse_BHM: Tensor, u_BHMd: Tensor, 
     out_BHNd, aux = _flex(compiled and not torch.compiler.is_compiling())(
         k_BHNd, q_BHMd, u_BHMd, score_mod=biased, return_aux=AuxRequest(lse=True)
     )
-    return out_BHNd * aux.lse.exp()[..., None].to(out_BHNd.dtype)
+    sums_BHNd: Tensor = out_BHNd * aux.lse.exp()[..., None].to(out_BHNd.dtype)
+    return sums_BHNd

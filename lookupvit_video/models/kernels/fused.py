@@ -160,9 +160,11 @@ def gather(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> tuple[Tensor, Tens
 
     Gradients flow through both results; backward recomputes the weights.
     """
-    return _Gather.apply(q_BHMd, k_BHNd, v_BHNd)
+    out_and_lse: tuple[Tensor, Tensor] = _Gather.apply(q_BHMd, k_BHNd, v_BHNd)
+    return out_and_lse
 
 
 def write_back(q_BHMd: Tensor, k_BHNd: Tensor, lse_BHM: Tensor, u_BHMd: Tensor) -> Tensor:
     """Weigh values u (B, H, M, d) with the transposed weights of ``gather`` -> (B, H, N, d); backward recomputes."""
-    return _WriteBack.apply(q_BHMd, k_BHNd, lse_BHM, u_BHMd)
+    out_BHNd: Tensor = _WriteBack.apply(q_BHMd, k_BHNd, lse_BHM, u_BHMd)
+    return out_BHNd
