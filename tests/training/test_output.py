@@ -48,7 +48,7 @@ def test_a_second_run_is_refused_and_a_killed_one_makes_room(data, tmp_path, mon
     monkeypatch.setattr(lock_module, "PATIENCE", 0.2)
     folder = tmp_path / "run"
     with started([*NET, *settings(data, folder, **LONG)], LIMIT, stderr=subprocess.PIPE) as first:
-        wait_for_step(first, 2)
+        wait_for_step(first, 3)  # by then the checkpoint of step 1 is complete
         first.send_signal(signal.SIGSTOP)  # so that it writes nothing itself
         before = contents(folder)
         for more in ({}, {"TRAIN__ENABLE": False}):
