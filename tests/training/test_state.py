@@ -83,3 +83,11 @@ def test_checkpoints_of_before_have_no_best_of_other_metrics(tmp_path):
     state = fresh()
     state.load_state_dict(old)
     assert (state.best, state.losses, state.bad_steps, state.to_validate) == (50.0, [], 0, False)
+
+
+def test_a_new_run_has_nothing_to_validate_and_bad_videos_are_in_order():
+    state = fresh()
+    state.bad_rows |= {70_000, 3, 5}  # as a set, 70,000 comes first
+    assert list(state.bad_rows) != sorted(state.bad_rows)
+    assert state.state_dict()["state"]["bad_rows"] == [3, 5, 70_000]
+    assert state.state_dict()["state"]["to_validate"] is False
