@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from iopath.common.file_io import PathManager
@@ -13,6 +14,12 @@ path_manager = PathManager()
 def is_remote(path: str | Path) -> bool:
     """Whether a path names a place that a handler of ``path_manager`` fetches from."""
     return "://" in str(path)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a name is not a path and has the form of a Hugging Face Hub id ("org/name")."""
+    is_file = Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or Path(source).exists()
+    return not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
 
 
 def joined(folder: str | Path, name: str) -> str:

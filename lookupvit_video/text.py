@@ -1,4 +1,4 @@
-"""Text that holds names of files and classes: one convention for what is read, written and shown.
+"""Text that is read, written and shown: one convention for names of files and classes; grids; tables of results.
 
 A file name is a sequence of bytes, in any encoding. In this package it is the string that Python itself makes of it:
 UTF-8, and each byte that is not UTF-8 as one of the characters U+DC80 to U+DCFF ("surrogateescape"). Text files that
@@ -130,6 +130,22 @@ def parse_grid(text: str) -> tuple[int, ...]:
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
         raise UserError(f"grid {text!r}: write t x h x w as 4x7x7, or h x w as 7x7 for a factorized encoder")
     return tuple(map(int, parts))
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table with a line break at its end."""
+    head, *lines = (f"| {' | '.join(map(str, cells))} |" for cells in (titles, *rows))
+    return "\n".join([head, "|" + "---|" * len(titles), *lines]) + "\n"
+
+
+def aligned_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as lines of text, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]).rstrip())
+    return "\n".join(lines) + "\n"
 
 
 def make_streams_tolerant() -> None:

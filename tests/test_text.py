@@ -1,7 +1,7 @@
 import pytest
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.text import grid_name, parse_grid
+from lookupvit_video.text import aligned_table, grid_name, markdown_table, parse_grid
 
 
 def test_grids_are_read_as_people_write_them():
@@ -17,3 +17,13 @@ def test_grids_are_written_as_they_are_read():
     assert grid_name((4, 7, 7)) == grid_name([4, 7, 7]) == "4x7x7"
     assert grid_name((10, 10)) == "10x10"
     assert parse_grid(grid_name((4, 7, 7))) == (4, 7, 7)
+
+
+def test_a_markdown_table_has_a_rule_below_its_titles():
+    assert markdown_table(("a", "b"), [("x", 1), ("y", 2.5)]) == "| a | b |\n|---|---|\n| x | 1 |\n| y | 2.5 |\n"
+    assert markdown_table(("a",), []) == "| a |\n|---|\n"
+
+
+def test_columns_are_aligned_by_their_widest_cell():
+    rows = [["name", "n"], ["a", "100"], ["bcdef", ""]]
+    assert aligned_table(rows) == "name     n\na      100\nbcdef\n"

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.benchmarks.machine import seconds_per_run
-from lookupvit_video.benchmarks.tables import markdown_table
 from lookupvit_video.distributed.parallel import autocast, checkpoint_activations
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock
+from lookupvit_video.text import markdown_table
 
 
 @dataclass(frozen=True)

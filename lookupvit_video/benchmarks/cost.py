@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.benchmarks.tables import aligned_table
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import Shape, count_parameters, measured_macs, tokens_within, vit_macs
 from lookupvit_video.registry import MODELS
-from lookupvit_video.text import grid_name
+from lookupvit_video.text import aligned_table, grid_name
 
 TOTALS = {
     "total, closed form": "macs",

@@ -28,7 +28,6 @@ from lookupvit_video.benchmarks.pipelines import (
     pyav_baseline,
     usable_backends,
 )
-from lookupvit_video.benchmarks.tables import markdown_table
 from lookupvit_video.benchmarks.videos import GEOMETRIES, Geometry, make_videos
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Sample, clip_times, collate, read_crops, seeded
@@ -39,6 +38,7 @@ from lookupvit_video.data.transforms import CropTransform, normalize, side_by_si
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.errors import UserError
 from lookupvit_video.progress import progress
+from lookupvit_video.text import markdown_table
 
 STAGES = ("open", "decode", "convert", "transform", "collate")
 ACCOUNT = f"""

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.arguments import parse_with_settings
-from lookupvit_video.benchmarks.tables import aligned_table
 from lookupvit_video.commands import options
 from lookupvit_video.files import write_json
-from lookupvit_video.text import printable, write_csv
+from lookupvit_video.text import aligned_table, printable, write_csv
 
 if TYPE_CHECKING:
     from lookupvit_video.preparation.check import ListedVideo

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from lookupvit_video.commands.run_command import program
+from lookupvit_video.errors import UserError
+from lookupvit_video.text import parse_grid
 
 BACKENDS = ("pyav", "decord", "torchcodec")
 KERNELS = ("auto", "eager", "fused", "flex")
@@ -92,10 +94,13 @@ def seconds(text: str) -> float:
 
 def grid(text: str) -> tuple[int, ...]:
     """Read "4x7x7", for ``type=``."""
-    sides = text.split("x")
-    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+    try:
+        sides = parse_grid(text)
+    except UserError:
+        sides = ()
+    if len(sides) != 3 or not all(sides):
         raise argparse.ArgumentTypeError(f"{text!r} is not a grid such as 4x7x7")
-    return tuple(map(int, sides))
+    return sides
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, device: str = "auto") -> None:

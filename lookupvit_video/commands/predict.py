@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import print_error
-from lookupvit_video.errors import BUG, INTERNAL, UserError
+from lookupvit_video.errors import INTERNAL, UserError
 from lookupvit_video.text import printable
 
 if TYPE_CHECKING:
@@ -217,7 +217,6 @@ def predict(words: Sequence[str] | None = None) -> int:
     for failure in lost:
         print_error(printable(f"{failure.path}: {failure.reason}"))
     if any(failure.reason.startswith(INTERNAL) for failure in lost):
-        print_error(BUG)
         return 1
     if lost and not costs:
         return 2

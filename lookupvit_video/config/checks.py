@@ -146,11 +146,8 @@ def _grids_fit(MODEL: Section, DATA: Section, TEST: Section) -> Iterator[str]:
 
 
 def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
-    epochs, adapted, freezes = (
-        SOLVER.FREEZE_EPOCHS,
-        MODEL.ADAPTER != "none",
-        MODEL.FREEZE_ENCODER or MODEL.FREEZE_SPATIAL,
-    )
+    epochs, adapted = SOLVER.FREEZE_EPOCHS, MODEL.ADAPTER != "none"
+    freezes = MODEL.FREEZE_ENCODER or MODEL.FREEZE_SPATIAL
     if MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL:
         yield "MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL: set one only"
     if adapted and MODEL.FREEZE_ENCODER:

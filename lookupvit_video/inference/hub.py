@@ -3,7 +3,6 @@
 Written without huggingface_hub, which only a download needs.
 """
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from lookupvit_video.config import config_from_text, get_defaults, get_key
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.models.pretrained import load_safetensors
+from lookupvit_video.remote import is_hub_id
 from lookupvit_video.text import write_text
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -132,12 +132,6 @@ def _accuracy(results: dict[str, Any] | None) -> str:
     if grids := results.get("grids"):
         found += "\n\n| compressed grid | GMACs a view | top-1, % | top-5, % |\n|---|---|---|---|"
     return found + "".join("\n| {grid} | {gmacs_per_view} | {top1} | {top5} |".format(**row) for row in grids or [])
-
-
-def is_hub_id(source: str) -> bool:
-    """Whether a name is not a path and has the form of a Hugging Face Hub id ("org/name")."""
-    is_file = Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or Path(source).exists()
-    return not is_file and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None
 
 
 def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoint:

@@ -31,11 +31,12 @@ from lookupvit_video.inference.budget import (
     measured_latencies,
     run_cascade,
 )
-from lookupvit_video.inference.hub import is_hub_id, read_pretrained, write_pretrained
+from lookupvit_video.inference.hub import read_pretrained, write_pretrained
 from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.registry import MODELS
+from lookupvit_video.remote import is_hub_id
 from lookupvit_video.text import grid_name, parse_grid
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from lookupvit_video.errors import INTERNAL, RunFailure
+from lookupvit_video.errors import BUG, INTERNAL, RunFailure
 from lookupvit_video.processes.children import deaf_to
 from lookupvit_video.processes.waiting import seconds_without_processor
 
@@ -198,6 +198,7 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
             if (place.filename, place.lineno) not in reported:
                 reported.add((place.filename, place.lineno))
                 traceback.print_exc()
+                print(BUG, file=sys.stderr)
             message = (Lost("error", f"{INTERNAL}, {type(error).__name__}: {error}"), None)
         with contextlib.suppress(OSError):  # the parent was killed: the next receive ends this process
             connection.send(message)

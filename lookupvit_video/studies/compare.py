@@ -9,13 +9,13 @@ import numpy as np
 import simplejson
 import torch
 
-from lookupvit_video.benchmarks.tables import markdown_table
 from lookupvit_video.config import config_from_text, differences
 from lookupvit_video.errors import UserError
 from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.studies.study import mean_and_spread
+from lookupvit_video.text import markdown_table
 
 # These may differ between the seeds of a line.
 IGNORED = {"RNG_SEED", "OUTPUT_DIR"}

@@ -14,7 +14,6 @@ import numpy as np
 import simplejson
 import torch
 
-from lookupvit_video.benchmarks.tables import markdown_table
 from lookupvit_video.config import config_from_text, differences, get_defaults, load_config, parse_yaml
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.distributed.world import World
@@ -23,7 +22,7 @@ from lookupvit_video.evaluation.run_test import run_test
 from lookupvit_video.log import setup_logging
 from lookupvit_video.processes.children import deaf_to
 from lookupvit_video.processes.stop_signals import Stopped, StopSignals
-from lookupvit_video.text import write_text
+from lookupvit_video.text import markdown_table, write_text
 from lookupvit_video.training.output import sole_writer
 from lookupvit_video.training.train import train
 

@@ -462,7 +462,7 @@ def count_threads(frames_THWC):
 )
 def test_death_of_a_worker_is_one_line(videos, number, message):
     def read():
-        with report_worker_failures():  # as the training loop does: the loader's own is not told a second time
+        with report_worker_failures():  # as the training loop does: nothing is reported twice
             list(loader_with(videos, partial(die, number)))
 
     with pytest.raises(RunFailure, match=message) as caught:

@@ -9,8 +9,8 @@ from lookupvit_video import Predictor, load_model
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.inference import hub
-from lookupvit_video.inference.hub import is_hub_id
 from lookupvit_video.models.build import build_model
+from lookupvit_video.remote import is_hub_id
 from tests.models.test_models import SMALL
 from tests.videos import write_video
 

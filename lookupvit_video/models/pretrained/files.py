@@ -2,7 +2,6 @@
 
 import argparse
 import pickle
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.pretrained.report import State
 from lookupvit_video.models.tokenizer import Grid
-from lookupvit_video.remote import is_remote, local_copy
+from lookupvit_video.remote import is_hub_id, is_remote, local_copy
 from lookupvit_video.text import is_utf8
 
 _NESTS = ("model", "module", "state_dict", "model_state")
 _FILES = ("model.safetensors", "pytorch_model.bin")
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def read_state(source: str) -> State:
@@ -67,7 +65,7 @@ def _local(source: str) -> Path:
         if file := next((path / name for name in _FILES if (path / name).is_file()), None):
             return file
         raise UserError(f"{source}: neither {' nor '.join(_FILES)} is in this folder")
-    if path.suffix in _SUFFIXES or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
+    if not is_hub_id(source):
         raise UserError(
             f"{source}: no such file; MODEL.INIT_FROM is a file, a folder or a Hugging Face model id (org/name)"
         )
