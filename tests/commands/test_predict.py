@@ -217,7 +217,7 @@ def odd_arguments(folder, tmp):
         (["--gmacs", -1, clip], "must be above 0"), (["--latency-ms", "nan", clip], "must be above 0"),
         (["--adaptive", "--calibration", junk, clip], "not a file of thresholds"),
         (["--adaptive", "--calibration", tmp / "pipe", clip], "no such file"),
-        (["--adaptive", "--calibration", tmp / "none.json", clip], "tools/calibrate.py"),
+        (["--adaptive", "--calibration", tmp / "none.json", clip], "lookupvit calibrate"),
         (["--calibration", junk, clip], "--calibration is for --adaptive"),
         (["--adaptive", "--compile", clip], "give one of them"),
         (["--resume", clip], "--resume"), (["--resume", "--json", "a", "--csv", "b", clip], "--resume"),

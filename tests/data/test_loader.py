@@ -520,7 +520,7 @@ def test_advice_fits_the_machine():
     cores = len(os.sched_getaffinity(0))
     told = watch.advice(0.45, 1.0)
     assert "training waits for data 45 % of the time" in told
-    assert "tools/benchmark.py loader" in told
+    assert "lookupvit benchmark loader" in told
     if cores > 1:
         assert f"raise DATA_LOADER.NUM_WORKERS, now 0: this machine has {cores} cores" in told
     watch.workers = cores
