@@ -419,7 +419,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--module", nargs="+", default=list(MODULES), metavar="NAME", help="e.g. training/step")
     parser.add_argument("--seed", type=int, default=0, help="which faults are drawn (default 0)")
-    parser.add_argument("--per-module", type=int, default=6, help="faults a module (default 6)")
+    parser.add_argument("--per-module", type=int, default=4, help="faults a module (default 4)")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side (default 2)")
     parser.add_argument("--list", action="store_true", help="print the faults, run nothing")
     args = parser.parse_args()
