@@ -8,7 +8,13 @@ import pytest
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.preparation.check import ListedVideo
-from lookupvit_video.preparation.coverage import classes_of_inputs, coverage_warnings, warnings_of_rows, warnings_of_run
+from lookupvit_video.preparation.coverage import (
+    classes_of_inputs,
+    coverage_warnings,
+    imbalance_warning,
+    warnings_of_rows,
+    warnings_of_run,
+)
 from lookupvit_video.preparation.inspect_file import FileReport, Problem
 from lookupvit_video.remote import joined
 from tests.small import call_tool, make_videos, run_net, settings
@@ -109,3 +115,10 @@ def test_classes_of_lists_and_folders(tmp_path):
     (tmp_path / "lists" / "classes.txt").write_text("x\na\n")
     inputs = [str(tmp_path / name) for name in ("train", "val", "lists/train.csv")]
     assert classes_of_inputs(inputs) == ["a", "b", "c", "x"]
+
+
+def test_a_class_with_far_more_videos_than_another_is_named():
+    assert imbalance_warning(["run", "jump"], [0] * 40 + [1] * 2) == ""
+    line = imbalance_warning(["run", "jump"], [0] * 41 + [1] * 2)
+    assert line.startswith("run has 41 training videos and jump has 2")
+    assert "DATA.SAMPLER balanced" in line
