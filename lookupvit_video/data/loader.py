@@ -20,6 +20,7 @@ from lookupvit_video.data.transforms import eval_transform, train_transform
 from lookupvit_video.decoding.backends import check_backend
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to
+from lookupvit_video.processes.memory import keep_freed_memory
 from lookupvit_video.seeding import mix_seed
 
 _FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
@@ -145,6 +146,7 @@ def _report_start_failures() -> Iterator[None]:
 
 def _prepare_worker(_worker: int) -> None:
     """Prepare the process of a decoding worker."""
+    keep_freed_memory()
     multiprocessing.util.get_temp_dir()  # batches travel by a socket in it: better an error here than a thread's later
 
 
