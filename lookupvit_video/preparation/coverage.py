@@ -63,6 +63,16 @@ def imbalance_warning(classes: Sequence[str], labels: Collection[int]) -> str:
     )
 
 
+def class_counts(videos: Sequence[Video], classes: Sequence[str]) -> str:
+    """Return the videos a class as one line for a log: of up to ten classes all, of more the five with the fewest."""
+    counts = Counter(video.label for video in videos)
+    rows = [(counts[label], f"{one_line(name)} {counts[label]}") for label, name in enumerate(classes)]
+    if len(rows) <= 10:
+        return ", ".join(text for _, text in rows)
+    fewest = ", ".join(text for _, text in sorted(rows)[:5])
+    return f"fewest {fewest}; most {max(rows)[1]}"
+
+
 def warnings_of_run(
     classes: Sequence[str], train: Sequence[Video], val: Sequence[Video], test_list: str = "", prefix: str = ""
 ) -> list[str]:

@@ -49,7 +49,7 @@ class ClassificationLoss:
         return (terms_BK if self.weights_K is None else terms_BK * self.weights_K).sum(-1)
 
 
-def class_counts(labels: Sequence[int], num_classes: int, mirror: Sequence[int] | None = None) -> np.ndarray:
+def videos_per_class(labels: Sequence[int], num_classes: int, mirror: Sequence[int] | None = None) -> np.ndarray:
     """Return how many videos (K,) each class has in training.
 
     Args:

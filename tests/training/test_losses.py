@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.training.losses import ClassificationLoss, build_loss, class_counts, class_weights
+from lookupvit_video.training.losses import ClassificationLoss, build_loss, class_weights, videos_per_class
 
 CLASSES = ["run", "jump", "long jump"]
 COUNTS = np.array([80.0, 15.0, 5.0])
@@ -71,8 +71,8 @@ def test_weights_by_rule():
 
 
 def test_mirrored_clips_count_for_the_class_that_they_show():
-    assert class_counts([0, 0, 0, 1, 2], 4).tolist() == [3, 1, 1, 0]
-    assert class_counts([0, 0, 0, 1, 2], 4, [1, 0, 2, 3]).tolist() == [2, 2, 1, 0]
+    assert videos_per_class([0, 0, 0, 1, 2], 4).tolist() == [3, 1, 1, 0]
+    assert videos_per_class([0, 0, 0, 1, 2], 4, [1, 0, 2, 3]).tolist() == [2, 2, 1, 0]
 
 
 def test_weights_of_a_file(tmp_path):

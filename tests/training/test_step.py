@@ -51,7 +51,7 @@ def make_run(folder, world=None, videos=12, model=None, **changes):
     parts = {
         "cfg": cfg, "world": world, "classes": ["a", "b", "c"], "train_videos": listed, "model": model,
         "spec": model_spec(cfg), "frozen_at_first": frozen_at_first(cfg, model), "schedule": schedule_of(cfg),
-        "augment": batch_augment(cfg),
+        "augment": batch_augment(cfg), "loss": ClassificationLoss(smoothing=cfg.SOLVER.LABEL_SMOOTHING),
         "state": TrainingState(
             model, build_optimizer(cfg, model), torch.amp.GradScaler("cpu", enabled=False), world, videos,
             videos // (cfg.TRAIN.BATCH_SIZE // cfg.AUG.NUM_SAMPLE),
