@@ -176,6 +176,10 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             node[last] = expand_user(node[last])
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
+    if cfg.MODEL.TASK == "multi_label" and cfg.TEST.METRICS == KEYS["TEST.METRICS"].default:
+        # top-1 and top-5 say nothing where a video has several classes, or none
+        cfg.TEST.METRICS = ["mean_average_precision", "macro_f1"]
+        cfg.TRAIN.BEST_METRIC = "mean_average_precision"
     validate(cfg)
     cfg.freeze()
     return cfg

@@ -46,10 +46,10 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     Raises:
         UserError: the checkpoint or the list cannot be read, or they do not fit the config.
     """
-    chosen_metrics(cfg.TEST.METRICS, len(classes))
+    chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
     videos = load_split(cfg, "test", classes)
     checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
-    _check_fit(model_spec(cfg).settings_not_in_weights, classes, checkpoint)
+    _check_fit(model_spec(cfg).settings_not_in_weights, classes, cfg.MODEL.TASK, checkpoint)
     model = build_model(cfg)
     load_weights(model, checkpoint, resize_positions=True)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)
@@ -77,10 +77,14 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
         facts["grids"] = _grid_table(times, grids, macs, results, cfg.TEST.METRICS)
     folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
     forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
-    return _write(results[0], videos, classes, folder, facts, cfg.TEST.METRICS)
+    return _write(results[0], videos, classes, folder, facts, cfg.TEST.METRICS, checkpoint.thresholds)
 
 
-def _check_fit(settings: Mapping[str, Any], classes: list[str], checkpoint: Checkpoint) -> None:
+def _check_fit(settings: Mapping[str, Any], classes: list[str], task: str, checkpoint: Checkpoint) -> None:
+    if checkpoint.config.MODEL.TASK != task:
+        raise UserError(
+            f"{checkpoint.path}: trained for MODEL.TASK {checkpoint.config.MODEL.TASK}, the config says {task}"
+        )
     if checkpoint.classes != classes:
         raise UserError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
     check_settings(settings, checkpoint)
@@ -109,18 +113,19 @@ def _write(
     folder: Path,
     facts: dict[str, Any],
     metrics: Sequence[str],
+    thresholds: Sequence[float],
 ) -> dict[str, Any]:
     """Write all files of the test and return the summary."""
     unread = results.bad + results.used_damaged
     record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in unread])
     if "grids" in facts:
         write_grids(facts["grids"], folder)
-    summary = write_results(results, videos, classes, folder, facts, metrics)
+    summary = write_results(results, videos, classes, folder, facts, metrics, thresholds)
     logger.info(
         "test: %s of %d videos (%d could not be read and count as wrong, %d are damaged and were used); wrote %s",
         text({name: summary[name] for name in metrics if name in summary}),
         len(videos), len(results.bad), len(results.used_damaged),
-        ", ".join(str(folder / name) for name in ("test_results.json", "test_predictions.csv", "confusion_matrix.png")),
+        ", ".join(str(folder / name) for name in ("test_results.json", "test_predictions.csv", "test_per_class.png")),
     )  # fmt: skip
     logger.info("test: %s", class_recalls(results, classes))
     return summary
