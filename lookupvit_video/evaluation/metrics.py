@@ -145,8 +145,8 @@ def decisions(scores: np.ndarray, labels: np.ndarray, thresholds_K: np.ndarray |
     if labels.ndim == 2:
         above: np.ndarray = np.greater_equal(scores, thresholds_K)
         return above
-    answered: np.ndarray = scores.any(axis=1, keepdims=True)
-    return indicators(scores.argmax(1), scores.shape[1]) & answered
+    answered = np.asarray(scores.any(axis=1))[:, None]
+    return np.logical_and(indicators(scores.argmax(1), scores.shape[1]), answered)
 
 
 def _f1(scores: np.ndarray, labels: np.ndarray, average: str) -> float:
