@@ -4,7 +4,7 @@ Shape letters: B clips, V views, C channels, T frames, H W pixels, K classes.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,8 @@ class Prediction:
     """10^9 multiply-accumulates of the answer: all views, all passes."""
     note: str = ""
     """A remark on the video, such as that it is shorter than the clip."""
+    seconds: Sequence[float] = ()
+    """Of each frame of ``clip``; empty: unknown."""
 
     @property
     def label(self) -> str:
@@ -209,6 +211,7 @@ class Predictor:
                 grid=grids[step],
                 gmacs=len(views.clips) * macs[step] / 1e9,
                 note=views.note,
+                seconds=views.seconds[len(views.times) // 2] if views.seconds else (),
             )
 
     def compile(self, batch_size: int = 8, **options: Any) -> None:
