@@ -20,6 +20,7 @@ from lookupvit_video.data.transforms import eval_transform, train_transform
 from lookupvit_video.decoding.backends import check_backend
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to
+from lookupvit_video.processes.memory import keep_freed_memory
 from lookupvit_video.seeding import mix_seed
 
 _FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
@@ -145,6 +146,7 @@ def _report_start_failures() -> Iterator[None]:
 
 def _prepare_worker(_worker: int) -> None:
     """Prepare the process of a decoding worker."""
+    keep_freed_memory()
     multiprocessing.util.get_temp_dir()  # batches travel by a socket in it: better an error here than a thread's later
 
 
@@ -306,11 +308,13 @@ class DataWatch:
 
     Args:
         workers: DATA_LOADER.NUM_WORKERS.
+        cached: DATA.CACHE_VIDEOS.
         share: of the time, above which waiting is reported.
         pause: log lines from one warning to the next.
     """
 
     workers: int
+    cached: bool = False
     share: float = 0.3
     pause: int = 20
     _lines: int = 0
@@ -323,12 +327,19 @@ class DataWatch:
             return ""
         self._quiet_until = self._lines + self.pause
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if processes * (self.workers + 1) < cores:
+        processes, load = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.getloadavg()[0]
+        if self.cached:
+            fix = (
+                f"with DATA.CACHE_VIDEOS each of the {max(self.workers, 1)} reading processes of a rank decodes every "
+                "video once (DATA_LOADER.NUM_WORKERS); later epochs wait less"
+            )
+        elif load > 2 * cores:
+            fix = f"other programs keep the {cores} cores here busy (load {load:.0f}): stop them, or wait"
+        elif processes * (self.workers + 1) < cores:
             fix = f"raise DATA_LOADER.NUM_WORKERS, now {self.workers}: this machine has {cores} cores"
         else:
             fix = (
-                f"the {cores} cores here are busy: re-encode the videos (prepare.py --short-side, see datasets/), "
+                f"the {cores} cores here are busy: re-encode the videos smaller (ffmpeg -i IN -vf scale=-2:256 OUT), "
                 "draw more clips from each (AUG.NUM_SAMPLE) or use a machine with more cores"
             )
         return (

@@ -45,11 +45,12 @@ class Failure(NamedTuple):
     """A video without an answer."""
 
     path: str
-    reason: str
+    error: str
+    """Why not."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
-        return {"path": self.path, "error": self.reason}
+        return {"path": self.path, "error": self.error}
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Plan:
     """The rate of a tensor's frames, where the caller gives none."""
     clip_seconds: float | None = None
     """Length of a clip; None: its frames are spread over the video."""
+    video_seconds: float = 0.0
+    """Then: usual length of the training videos; 0: unknown."""
     index_cache: str = ""
     """Folder of frame times that earlier runs found; empty: none."""
 
@@ -119,6 +122,7 @@ def make_plan(cfg: CfgNode) -> Plan:
         timeout=data.DECODE_TIMEOUT,
         fps=data.TARGET_FPS,
         clip_seconds=data.NUM_FRAMES * data.SAMPLING_RATE / data.TARGET_FPS if is_clip else None,
+        video_seconds=data.VIDEO_SECONDS,
         index_cache=data.INDEX_CACHE,
     )
 

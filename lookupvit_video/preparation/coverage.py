@@ -1,5 +1,6 @@
 """Which classes the lists have videos of, and what a model cannot learn from them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,16 @@ def coverage_warnings(classes: Sequence[str], used: Mapping[str, Collection[int]
             f"subtract 1 and set MODEL.NUM_CLASSES {count - 1}"
         )
     return warnings
+
+
+def class_counts(videos: Sequence[Video], classes: Sequence[str]) -> str:
+    """Return the videos a class as one line for a log: of up to ten classes all, of more the five with the fewest."""
+    counts = Counter(video.label for video in videos)
+    rows = [(counts[label], f"{one_line(name)} {counts[label]}") for label, name in enumerate(classes)]
+    if len(rows) <= 10:
+        return ", ".join(text for _, text in rows)
+    fewest = ", ".join(text for _, text in sorted(rows)[:5])
+    return f"fewest {fewest}; most {max(rows)[1]}"
 
 
 def warnings_of_run(

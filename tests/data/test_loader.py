@@ -234,6 +234,7 @@ def test_the_waiting_that_is_told_is_more_than_three_tenths():
     ("workers", "processes", "more"), [(6, "1", True), (7, "1", False), (2, "2", True), (3, "2", False)]
 )
 def test_more_workers_are_advised_while_cores_are_free(monkeypatch, workers, processes, more):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     watch = DataWatch(workers=workers)
@@ -514,7 +515,8 @@ def test_waiting_is_told_now_and_then():
     assert told == [False, False, True, False, False, False, True, False, False, False]
 
 
-def test_advice_fits_the_machine():
+def test_advice_fits_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     watch = DataWatch(workers=0, pause=0)
     watch.advice(1, 1)
     cores = len(os.sched_getaffinity(0))
@@ -525,6 +527,11 @@ def test_advice_fits_the_machine():
         assert f"raise DATA_LOADER.NUM_WORKERS, now 0: this machine has {cores} cores" in told
     watch.workers = cores
     assert "re-encode" in watch.advice(0.45, 1.0)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0 * cores + 1, 0.0, 0.0))
+    assert f"keep the {cores} cores here busy (load {2 * cores + 1}): stop them" in watch.advice(0.45, 1.0)
+    watch = DataWatch(workers=3, cached=True, pause=0)  # more workers would each decode every video again
+    watch.advice(1, 1)
+    assert "each of the 3 reading processes of a rank decodes every video once" in watch.advice(0.45, 1.0)
 
 
 # Validation and test ----------------------------------------------------------------------------------------------

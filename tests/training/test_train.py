@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -240,7 +241,7 @@ def test_two_processes_train_and_test_as_one_does(data, vit, tmp_path):
     assert tested.returncode == 0, tested.stderr
     first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (alone, tested))
     assert second["videos"] == 9
-    assert {k: first[k] for k in ("top1", "top5", "grids")} == {k: second[k] for k in ("top1", "top5", "grids")}
+    assert {k: first[k] for k in ("top1", "grids")} == {k: second[k] for k in ("top1", "grids")}
     rows = [(tmp_path / name / "test_predictions.csv").read_text() for name in ("one", "retest")]
     assert [row.split(",")[:3] for row in rows[0].split()] == [row.split(",")[:3] for row in rows[1].split()]
 
@@ -359,8 +360,8 @@ def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path
     assert "9 training videos, 9 for validation, 3 classes" in plan["data"]
     assert "8 = 2 epochs x 4, 0 done" in plan["steps"]
     assert "first 1e-06, peak 0.001" in plan["rate"]
-    # parameters, gradients, two moments and the average, in float32
-    assert f"optimizer {20 * count_parameters(model) / 2**30:.3g}" in plan["memory"]
+    estimate, peak = (float(re.search(r"([\d.]+) GiB", plan[line])[1]) for line in ("memory", "one"))
+    assert 0.75 * peak <= estimate <= 1.25 * peak
     assert "loss 1." in plan["one"]
     assert not (tmp_path / "run").exists()
     assert sorted(path.name for path in data.iterdir()) == before

@@ -158,7 +158,7 @@ class Page:
 
     def _finish(self, shown: Shown, path: str, upload: Upload, prediction: Prediction, folder: Path) -> Iterator[Shown]:
         """Yield the last state, with a timeline where the video is longer than a clip."""
-        _, window = plan_windows(self.plan.clip_seconds, upload.duration, 1.0, None)
+        _, window = plan_windows(self.plan, upload.duration, 1.0, None)
         rest = upload.duration - window
         note = f" ({prediction.note})" if prediction.note else ""
         status = f"{prediction.path}: {one_line(prediction.label)}, {prediction.probability:.0%}{note}"
