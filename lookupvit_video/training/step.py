@@ -6,13 +6,12 @@ Everything random follows from (RNG_SEED, step, rank), so a resumed run repeats 
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
@@ -44,17 +43,18 @@ def report_memory_failures() -> Iterator[None]:
         ) from None
 
 
-def loss_of_heads(logits: tuple[Tensor, ...], targets_BK: Tensor, valid_B: Tensor, smoothing: float) -> Tensor:
-    """Return the cross-entropy averaged over the heads (LookupViT: equal weights) and over the clips.
+def loss_of_heads(
+    logits: tuple[Tensor, ...], targets_BK: Tensor, valid_B: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return the loss averaged over the heads (LookupViT: equal weights) and over the clips.
 
     Args:
         logits: per head (B, K).
         targets_BK: rows that sum to 1.
         valid_B: see ``mean_over_clips``.
+        loss: logits (B, K), targets (B, K) -> (B,), such as a ``ClassificationLoss``.
     """
-    per_clip_B = torch.stack(
-        [F.cross_entropy(head.float(), targets_BK, reduction="none", label_smoothing=smoothing) for head in logits]
-    ).mean(0)
+    per_clip_B = torch.stack([loss(head.float(), targets_BK) for head in logits]).mean(0)
     return mean_over_clips(per_clip_B, valid_B)
 
 
@@ -166,7 +166,7 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
         output = run.state.model(clips, **options)
         answer = run.teacher.answer(clips) if run.teacher else None
     logits, features = output if cfg.DISTILL.FEATURE_WEIGHT else (output, None)
-    loss = loss_of_heads(logits, targets, valid, cfg.SOLVER.LABEL_SMOOTHING)
+    loss = loss_of_heads(logits, targets, valid, run.loss)
     if not answer:
         return loss
     return distill(

@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.checkpoints.checkpoint import checkpoint_path, save_checkpoint
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.loader import report_worker_failures
+from lookupvit_video.distributed.utilization import utilization
 from lookupvit_video.distributed.world import World, gather_objects, in_any_process
 from lookupvit_video.drawing.figures import plot_curves
 from lookupvit_video.evaluation.evaluate import class_recalls, eval_loader, evaluate
@@ -25,7 +26,6 @@ from lookupvit_video.training.bad_videos import stop_at_too_many_bad, stop_if_lo
 from lookupvit_video.training.output import report_disk_failures
 from lookupvit_video.training.run import Run, describe_world, prepare, train_batches
 from lookupvit_video.training.step import one_step
-from lookupvit_video.training.utilization import utilization
 
 logger = logging.getLogger(__name__)
 

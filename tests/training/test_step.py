@@ -20,6 +20,7 @@ from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training.distill import Teacher
 from lookupvit_video.training.ema import Ema
+from lookupvit_video.training.losses import ClassificationLoss
 from lookupvit_video.training.optim import build_optimizer
 from lookupvit_video.training.run import Run
 from lookupvit_video.training.state import TrainingState
@@ -50,7 +51,7 @@ def make_run(folder, world=None, videos=12, model=None, **changes):
     parts = {
         "cfg": cfg, "world": world, "classes": ["a", "b", "c"], "train_videos": listed, "model": model,
         "spec": model_spec(cfg), "frozen_at_first": frozen_at_first(cfg, model), "schedule": schedule_of(cfg),
-        "augment": batch_augment(cfg),
+        "augment": batch_augment(cfg), "loss": ClassificationLoss(smoothing=cfg.SOLVER.LABEL_SMOOTHING),
         "state": TrainingState(
             model, build_optimizer(cfg, model), torch.amp.GradScaler("cpu", enabled=False), world, videos,
             videos // (cfg.TRAIN.BATCH_SIZE // cfg.AUG.NUM_SAMPLE),
@@ -177,7 +178,7 @@ def test_the_loss_is_smoothed_over_valid_clips(tmp_path):
 def test_losses_of_16_bit_logits_are_computed_in_32_bits(tmp_path):
     logits = torch.tensor([[8.0, 8.0625, 7.9375], [0.0, 0.0, 0.0625]]).bfloat16()
     targets = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]])
-    loss = loss_of_heads((logits, 2 * logits), targets, torch.tensor([True, True]), 0.1)
+    loss = loss_of_heads((logits, 2 * logits), targets, torch.tensor([True, True]), ClassificationLoss(smoothing=0.1))
     wanted = sum(F.cross_entropy(head.double(), targets.double(), label_smoothing=0.1) for head in (logits, 2 * logits))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(wanted.item() / 2, rel=1e-6)

@@ -18,6 +18,7 @@ import torch
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.distributed.utilization import peak_flops, utilization
 from lookupvit_video.distributed.world import World
 from lookupvit_video.drawing import figures
 from lookupvit_video.errors import RunFailure
@@ -28,9 +29,9 @@ from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training import train as train_module
+from lookupvit_video.training.losses import ClassificationLoss
 from lookupvit_video.training.step import draw_grid, loss_of_heads
 from lookupvit_video.training.step_log import StepLog
-from lookupvit_video.training.utilization import peak_flops, utilization
 from tests.small import call_tool, make_videos, run_net, run_tool, settings, started
 
 NET = ("tools/run_net.py", "--cfg", "tests/small.yaml")
@@ -56,13 +57,14 @@ def test_loss_is_the_mean_over_heads_and_clips_wherever_a_bad_one_is():
     targets = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     valid = torch.tensor([True, True, True, False])
     expected = sum(torch.nn.functional.cross_entropy(head[:3], targets[:3], label_smoothing=0.1) for head in logits) / 2
-    whole = loss_of_heads(logits, targets, valid, 0.1)
+    smoothed = ClassificationLoss(smoothing=0.1)
+    whole = loss_of_heads(logits, targets, valid, smoothed)
     torch.testing.assert_close(whole, expected * 3 / 4)
     halves = [
-        loss_of_heads([head[at] for head in logits], targets[at], valid[at], 0.1) for at in (slice(2), slice(2, 4))
+        loss_of_heads([head[at] for head in logits], targets[at], valid[at], smoothed) for at in (slice(2), slice(2, 4))
     ]
     torch.testing.assert_close(whole, sum(halves) / 2)  # in two processes or parts as in one
-    assert loss_of_heads(logits, targets, torch.zeros(4, dtype=torch.bool), 0.1) == 0
+    assert loss_of_heads(logits, targets, torch.zeros(4, dtype=torch.bool), smoothed) == 0
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_videos():
