@@ -33,8 +33,8 @@ from lookupvit_video.benchmarks.contenders import (
 from lookupvit_video.benchmarks.machine import seconds_per_run, show_versions, wait_for
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.utilization import peak_flops
+from lookupvit_video.drawing.figures import new_figure, save_figure
 from lookupvit_video.errors import UserError
-from lookupvit_video.figures import new_figure, save_figure
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.progress import progress
 from lookupvit_video.text import grid_name, markdown_table

@@ -20,9 +20,9 @@ from lookupvit_video.data.manifest import Video, join_labels
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
+from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.evaluation.metrics import chosen_metrics, decisions, interval, rounded, text, top_k
 from lookupvit_video.evaluation.report import class_table, write_class_table
-from lookupvit_video.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.files import write_json
 from lookupvit_video.progress import progress
 from lookupvit_video.text import one_line, write_csv
@@ -239,7 +239,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write test_results.json, test_predictions.csv and what ``write_class_table`` writes into a folder.
 
-    confusion_matrix.png in addition, where a video has one label. Returns the JSON's content.
+    confusion_matrix.csv and .png in addition, where a video has one label. Returns the JSON's content.
 
     Args:
         facts: what was measured (checkpoint, views, precision, ...); they come first.
@@ -269,7 +269,13 @@ def write_results(
         rows.append((video.path, *joined, "|".join(shares)))
     write_csv(folder / "test_predictions.csv", ("path", "label", "prediction", "probability"), rows)
     if not results.multi_label:
-        plot_confusion(results.confusion(), classes, folder / "confusion_matrix.png")
+        counts = results.confusion()
+        write_csv(
+            folder / "confusion_matrix.csv",
+            ("true \\ predicted", *classes),
+            [(name, *row) for name, row in zip(classes, counts.tolist(), strict=True)],
+        )
+        plot_confusion(counts, classes, folder / "confusion_matrix.png")
     return summary
 
 

@@ -145,8 +145,9 @@ def decisions(scores: np.ndarray, labels: np.ndarray, thresholds_K: np.ndarray |
     if labels.ndim == 2:
         above: np.ndarray = np.greater_equal(scores, thresholds_K)
         return above
-    answered = np.asarray(scores.any(axis=1))[:, None]
-    return np.logical_and(indicators(scores.argmax(1), scores.shape[1]), answered)
+    answered: np.ndarray = indicators(scores.argmax(1), scores.shape[1])
+    answered[~scores.any(1)] = False
+    return answered
 
 
 def _f1(scores: np.ndarray, labels: np.ndarray, average: str) -> float:

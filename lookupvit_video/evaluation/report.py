@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lookupvit_video.drawing.figures import new_figure, plain, save_figure
 from lookupvit_video.evaluation.metrics import decisions, indicators
-from lookupvit_video.figures import new_figure, save_figure
-from lookupvit_video.text import printable, write_csv
+from lookupvit_video.text import write_csv
 
 SHOWN = 20  # classes of each end of the picture, where there are more than twice as many
 COLUMNS = ("class", "videos", "precision", "recall", "f1", "average_precision")
@@ -83,7 +83,7 @@ def _plot_classes(rows: Sequence[tuple[str, int, float]], path: Path) -> None:
     axes.barh(places, values, color="#4477aa", height=0.75)
     for place, value, (_, count, _) in zip(places, values, shown, strict=True):
         axes.text(value + 1, place, f"{value:.0f} % of {count}", va="center", fontsize=7)
-    axes.set_yticks(places, [printable(name) for name, _, _ in shown], fontsize=8)
+    axes.set_yticks(places, [plain(name) for name, _, _ in shown], fontsize=8)
     axes.set_xlim(0, 118)
     axes.set_xticks(range(0, 101, 20))
     axes.invert_yaxis()

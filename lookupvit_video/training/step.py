@@ -17,8 +17,8 @@ from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.transforms import is_valid, normalize, soft_targets
 from lookupvit_video.distributed.parallel import autocast, clip_gradients, synchronizing
 from lookupvit_video.distributed.world import in_any_process
+from lookupvit_video.drawing.figures import plot_clips
 from lookupvit_video.errors import RunFailure
-from lookupvit_video.figures import plot_clips
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.bad_videos import note_bad_videos
 from lookupvit_video.training.distill import distill, mean_over_clips
@@ -154,7 +154,9 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
     cfg, device = run.cfg, run.world.device
     clips, targets, valid = prepare_clips(run, batch)
     if picture and run.world.is_main and not run.dry:
-        plot_clips(clips, targets, run.classes, cfg.DATA.MEAN, cfg.DATA.STD, run.folder / "train_clips.png")
+        every = 1 if cfg.MIXUP.ENABLE else cfg.AUG.NUM_SAMPLE  # a clip a video; mixing has shuffled them
+        shown, path = slice(None, None, every), run.folder / "train_clips.png"
+        plot_clips(clips[shown], targets[shown], run.classes, cfg.DATA.MEAN, cfg.DATA.STD, path)
     options: dict[str, Any] = {}
     if grid:
         options["grid"] = grid

@@ -225,6 +225,19 @@ def test_the_main_process_draws_the_first_clips_unless_the_run_is_dry(tmp_path, 
         assert path == tmp_path / "train_clips.png"
 
 
+@pytest.mark.parametrize(("mixup", "shown"), [(False, [0, 20, 40, 60]), (True, None)])
+def test_a_clip_of_each_video_is_drawn(tmp_path, monkeypatch, mixup, shown):
+    calls = []
+    monkeypatch.setattr(step_module, "plot_clips", lambda *arguments: calls.append(arguments))
+    run = make_run(tmp_path, World(0, 1, CPU), model=Watched(), AUG__NUM_SAMPLE=2, MIXUP__ENABLE=mixup)
+    run.augment = unmixed
+    forward(run, coded_batch(8), None, picture=True)
+    clips, targets, *_ = calls[0]
+    levels = levels_of(clips, run.cfg)
+    assert levels == shown or (mixup and sorted(levels) == list(range(0, 80, 10)))
+    assert targets.argmax(1).tolist() == [level // 20 % 3 for level in levels]
+
+
 # What is random ---------------------------------------------------------------------------------------------------
 
 
