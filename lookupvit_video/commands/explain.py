@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import print_error
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
 from lookupvit_video.text import one_line
 
@@ -163,6 +164,8 @@ def timeline() -> int:
     if arguments.annotate:
         check_video_name(arguments.annotate)  # before hours of work
     predictor = load_model(arguments.checkpoint, arguments.device)
+    if arguments.annotate and predictor.multi_label:
+        raise UserError("--annotate shows one label at a time; this checkpoint gives several: use --png or --json")
     windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
                             batch_size=arguments.batch_size)  # fmt: skip
     logger.info("%d windows of %.3g s over %.3g s", len(windows.starts), windows.window, windows.duration)

@@ -125,14 +125,35 @@ def read_manifest(
             videos.append(Video(name, _label(fields["label"], numbers, where), start, end, where))
             continue
         parts = split_labels(fields["label"] or "", where)
+        labels = [_label(part, numbers, where) for part in parts]
         for part in parts:
             first = kinds.setdefault(part in numbers, line)
             if len(kinds) > 1:
                 raise UserError(f"{where}: label {part!r} mixes numbers and names with line {first}; use one of them")
-        videos.append(_with_labels(name, [_label(part, numbers, where) for part in parts], start, end, where))
+        videos.append(_with_labels(name, labels, start, end, where))
     if not videos:
         raise UserError(f"{path}: the list holds no video")
     return _merged(videos, path) if multi_label else videos
+
+
+def has_several_labels(path: str | Path, classes: Sequence[str], *, repeats: bool = True) -> bool:
+    """Return whether a list is one of MODEL.TASK multi_label: some label is "a|b" or empty.
+
+    Args:
+        repeats: a file and span with rows of different labels is a sign too.
+
+    Raises:
+        UserError: see ``read_manifest``.
+    """
+    if os.path.isdir(path):
+        return False
+    text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys")
+    numbers = {name: label for label, name in enumerate(classes)}
+    rows = [fields for _, fields in _rows(path, text, partial(_are_labels, numbers=numbers))]
+    if any(not fields["label"] or ("|" in fields["label"] and fields["label"] not in numbers) for fields in rows):
+        return True
+    spans = {(fields["path"], fields.get("start"), fields.get("end")) for fields in rows}
+    return repeats and len({tuple(fields.values()) for fields in rows}) > len(spans)
 
 
 def split_labels(text: str, where: str) -> list[str]:

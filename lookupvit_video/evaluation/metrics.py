@@ -124,9 +124,14 @@ def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
-@metric("negative log-likelihood", higher_is_better=False, percent=False)
+@metric("negative log-likelihood", higher_is_better=False, percent=False, multi_label=True)
 def nll(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the cross-entropy of the mean softmax, in nats; a probability below 1e-7 counts as 1e-7."""
+    """Return the cross-entropy of the mean softmax, in nats; a probability below 1e-7 counts as 1e-7.
+
+    Of several labels a video the binary cross-entropy of the mean sigmoid, averaged over the classes.
+    """
+    if labels.ndim == 2:
+        return float(-np.log(np.clip(np.where(labels, scores, 1 - scores), 1e-7, None)).mean())
     return float(-np.log(np.clip(scores[np.arange(len(labels)), labels], 1e-7, None)).mean())
 
 
@@ -180,6 +185,8 @@ def _average_precision(scores: np.ndarray, labels: np.ndarray, average: str) -> 
 
     true = indicators(labels, scores.shape[1])
     occurs_K = true.any(0)
+    if not occurs_K.any():
+        return math.nan
     return 100 * float(average_precision_score(true[:, occurs_K], scores[:, occurs_K], average=average))
 
 

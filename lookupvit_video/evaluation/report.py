@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lookupvit_video.drawing.figures import new_figure, plain, save_figure
+from lookupvit_video.drawing.figures import class_color, new_figure, plain, save_figure
+from lookupvit_video.drawing.fonts import class_label
 from lookupvit_video.evaluation.metrics import decisions, indicators
 from lookupvit_video.text import write_csv
 
@@ -69,21 +70,21 @@ def write_class_table(
     write_csv(folder / "test_per_class.csv", COLUMNS, rows)
     order = sorted((at for at, row in enumerate(table) if row[0]), key=lambda at: -np.nan_to_num(table[at][3]))
     if order:
-        _plot_classes([(classes[at], table[at][0], table[at][3]) for at in order], folder / "test_per_class.png")
+        _plot_classes([(at, classes[at], table[at][0], table[at][3]) for at in order], folder / "test_per_class.png")
 
 
-def _plot_classes(rows: Sequence[tuple[str, int, float]], path: Path) -> None:
-    """Draw bars of F1 with the number of videos; of many classes the best and the worst."""
+def _plot_classes(rows: Sequence[tuple[int, str, int, float]], path: Path) -> None:
+    """Draw bars of F1 from (label, name, videos, F1); of many classes the best and the worst."""
     cut = len(rows) > 2 * SHOWN
     shown = [*rows[:SHOWN], *rows[-SHOWN:]] if cut else list(rows)
     figure = new_figure(7, 1.2 + 0.22 * len(shown))
     axes = figure.add_subplot()
     places = np.arange(len(shown)) + np.where(np.arange(len(shown)) >= SHOWN, 0.8 * cut, 0)
-    values = [np.nan_to_num(f1) for _, _, f1 in shown]
-    axes.barh(places, values, color="#4477aa", height=0.75)
-    for place, value, (_, count, _) in zip(places, values, shown, strict=True):
+    values = [float(np.nan_to_num(f1)) for *_, f1 in shown]
+    axes.barh(places, values, color=[class_color(label) for label, *_ in shown], height=0.75)
+    for place, value, (_, _, count, _) in zip(places, values, shown, strict=True):
         axes.text(value + 1, place, f"{value:.0f} % of {count}", va="center", fontsize=7)
-    axes.set_yticks(places, [plain(name) for name, _, _ in shown], fontsize=8)
+    axes.set_yticks(places, [plain(class_label(name, label)) for label, name, _, _ in shown], fontsize=8)
     axes.set_xlim(0, 118)
     axes.set_xticks(range(0, 101, 20))
     axes.invert_yaxis()

@@ -278,6 +278,8 @@ def accuracy_without_time(predictor: Predictor, videos: Sequence[Video]) -> dict
     Returns:
         results for each order of the frames; videos that could not be read count as wrong.
     """
+    if predictor.multi_label:
+        raise UserError("the comparison without time is of one label a video; this checkpoint gives several")
     loader = build_eval_loader(predictor.cfg, videos, num_views=1, num_crops=1)
     tables = {order: np.zeros((len(videos), len(predictor.classes)), dtype=np.float32) for order in ORDERS}
     bad: list[tuple[int, str]] = []

@@ -45,6 +45,7 @@ def write_pretrained(
         "id2label": {str(label): name for label, name in enumerate(loaded.classes)},
         "label2id": {name: label for label, name in enumerate(loaded.classes)},
         "lookupvit_video": yaml.safe_load(portable(loaded.config).dump()),
+        **({"thresholds": loaded.thresholds} if loaded.thresholds else {}),
     }
     write_json(folder / CONFIG, content, indent=2)
     with atomic_write(folder / WEIGHTS) as temporary:
@@ -150,6 +151,7 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
         content = simplejson.loads((folder / CONFIG).read_text(encoding="utf-8"))
         names, tree = content["id2label"], content["lookupvit_video"]
         classes = [names[str(label)] for label in range(len(names))]
+        thresholds = [float(value) for value in content.get("thresholds", [])]
     except OSError as error:
         hint = "give a .pt file of training, the folder of a finished run (model.pt), or one of save_pretrained"
         raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); {hint}") from None
@@ -163,7 +165,7 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
     except Exception as error:  # of a damaged file: any class
         reason = "No such file" if isinstance(error, FileNotFoundError) else "damaged, or not a file of weights"
         raise UserError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None
-    return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0)
+    return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0, thresholds=thresholds)
 
 
 def _downloaded(repository: str, revision: str | None) -> Path:
