@@ -33,6 +33,7 @@ from lookupvit_video.remote import local_copy
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
+_FOLDER = 0x10  # of a part's attributes in a zip archive
 KEYS = {"config", "classes", "model", "optimizer", "step", "best_top1"}
 
 
@@ -157,7 +158,11 @@ def _damaged_part(path: Path) -> str:
         return ""
     with zipfile.ZipFile(path) as archive:
         part = archive.testzip()
-    return f"damaged: the checksum of {part} does not match" if part else ""
+        # torch reads no data of a part that is marked as a folder; the list of parts has no checksum
+        folder = next((info.filename for info in archive.infolist() if info.external_attr & _FOLDER), "")
+    if part:
+        return f"damaged: the checksum of {part} does not match"
+    return f"damaged: {folder} is marked as a folder" if folder else ""
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: bool = False) -> None:
