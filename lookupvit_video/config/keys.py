@@ -73,6 +73,8 @@ KEYS: dict[str, Key] = {
     "TENSORBOARD.ENABLE": Key(False, "also write OUTPUT_DIR/tensorboard (log.jsonl is always written)"),
     "TEST.ENABLE": Key(True, "test after training, or alone when TRAIN.ENABLE is False"),
     "TEST.METRICS": Key(["top1", "top5"], "measured in validation and test, of those in evaluation/metrics.py"),
+    "TEST.PROBES": Key(False,
+        "test also with shuffled frames and with one frame repeated, and report what that says about the videos"),
     "TEST.THRESHOLDS": Key("f1",
         "multi_label: threshold of each class, chosen in validation: largest f1, or a wanted precision or recall",
         choices=("f1", "precision", "recall")),

@@ -22,6 +22,7 @@ from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathe
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.evaluation.metrics import chosen_metrics, decisions, interval, rounded, text, top_k
+from lookupvit_video.evaluation.probes import reordered
 from lookupvit_video.evaluation.report import class_table, write_class_table
 from lookupvit_video.files import write_json
 from lookupvit_video.progress import progress
@@ -159,6 +160,7 @@ def evaluate(
     world: World,
     label: str,
     grids: Sequence[CompressedGrid] = (None,),
+    orders: Sequence[str] = (),
 ) -> list[Results]:
     """Run a model over this process's share of the videos and gather the shares of all processes.
 
@@ -170,16 +172,18 @@ def evaluate(
         videos: the complete list, the same in all processes.
         label: what the progress line says.
         grids: compressed grids to answer with; None is the model's default.
+        orders: of the frames, see ``reordered``, to answer with in addition, on the default grid.
 
     Returns:
-        one ``Results`` for each of ``grids``.
+        one ``Results`` for each of ``grids``, then one for each of ``orders``.
 
     Raises:
         RunFailure: a video is damaged and DATA.DAMAGED_TEST is refuse.
     """
     was_training, multi_label = model.training, cfg.MODEL.TASK == "multi_label"
     model.eval()
-    own: list[list[tuple[int, np.ndarray]]] = [[] for _ in grids]
+    ways = [*((grid, "real") for grid in grids), *((None, order) for order in orders)]
+    own: list[list[tuple[int, np.ndarray]]] = [[] for _ in ways]
     bad: list[tuple[int, str]] = []
     damaged: list[tuple[int, str]] = []
     share = len(range(world.rank, len(videos), world.size))
@@ -187,9 +191,9 @@ def evaluate(
         if world.is_main else loader  # fmt: skip
     with gathered(model):
         for batch in batches:
-            for rows, grid in zip(own, grids, strict=True):
+            for rows, (grid, order) in zip(own, ways, strict=True):
                 probabilities = predict_clips(
-                    model, batch.clips, world.device,
+                    model, _with_order(batch, order), world.device,
                     mean=cfg.DATA.MEAN, std=cfg.DATA.STD, precision=cfg.TRAIN.PRECISION, grid=grid,
                     multi_label=multi_label,
                 )  # fmt: skip
@@ -201,7 +205,7 @@ def evaluate(
                 raise damage_refused(videos[damaged[0][0]].path, damaged[0][1], "DATA.DAMAGED_TEST")
     model.train(was_training)
     labels = label_table(videos, cfg.MODEL.NUM_CLASSES) if multi_label else np.array([v.label for v in videos])
-    tables = np.zeros((len(grids), len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
+    tables = np.zeros((len(ways), len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
     for shares in gather_objects(own, world):
         for table, rows in zip(tables, shares, strict=True):
             for row, probability in rows:
@@ -210,6 +214,15 @@ def evaluate(
     all_damaged = sorted(item for items in gather_objects(damaged, world) for item in items)
     tables[:, [row for row, _ in all_bad]] = 0
     return [Results(labels, table, all_bad, all_damaged) for table in tables]
+
+
+def _with_order(batch: Batch, order: str) -> torch.Tensor:
+    """Return a batch's clips with their frames in another order, one a video."""
+    if order == "real":
+        return batch.clips
+    of_video = batch.clips.unflatten(0, (len(batch.indices), -1))
+    pairs = zip(of_video, batch.indices.tolist(), strict=True)
+    return torch.cat([reordered(clips, order, seed=row) for clips, row in pairs])
 
 
 def label_table(videos: Sequence[Video], num_classes: int) -> np.ndarray:

@@ -24,7 +24,8 @@ from lookupvit_video.evaluation.evaluate import (
     write_grids,
     write_results,
 )
-from lookupvit_video.evaluation.metrics import chosen_metrics, rounded, text
+from lookupvit_video.evaluation.metrics import METRICS, chosen_metrics, rounded, text
+from lookupvit_video.evaluation.probes import ORDERS, what_order_means
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
@@ -59,7 +60,8 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     views, crops = cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
     logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
     with report_worker_failures():
-        results = evaluate(model, eval_loader(cfg, videos, world, views, crops), videos, cfg, world, "test", grids)
+        loader = eval_loader(cfg, videos, world, views, crops)
+        results = evaluate(model, loader, videos, cfg, world, "test", grids, ORDERS[1:] if cfg.TEST.PROBES else ())
     if not world.is_main:
         return None
     facts = {
@@ -74,7 +76,9 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     }
     if len(grids) > 1:
         times = model_spec(cfg).shape.times  # factorised: a grid is that of each time index
-        facts["grids"] = _grid_table(times, grids, macs, results, cfg.TEST.METRICS)
+        facts["grids"] = _grid_table(times, grids, macs, results[: len(grids)], cfg.TEST.METRICS)
+    if cfg.TEST.PROBES:
+        facts["probes"] = _probes([results[0], *results[len(grids) :]], cfg.TEST.METRICS[0])
     folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
     forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
     return _write(results[0], videos, classes, folder, facts, cfg.TEST.METRICS, checkpoint.thresholds)
@@ -104,6 +108,13 @@ def _grid_table(
          **rounded(found.measure(metrics), 2)}
         for grid, cost, found in sorted(zip(grids, macs, results, strict=True), key=lambda row: row[1])
     ]  # fmt: skip
+
+
+def _probes(results: Sequence[Results], metric: str) -> dict[str, float]:
+    """Log and return the first metric with each order of the frames."""
+    values = {order: round(found.measure([metric])[metric], 2) for order, found in zip(ORDERS, results, strict=True)}
+    logger.info("%s: %s", METRICS[metric].label, what_order_means(values))
+    return values
 
 
 def _write(
