@@ -302,7 +302,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         steps=StepLog(world, train_videos, state.losses),
         journal=Journal(cfg.OUTPUT_DIR, tensorboard=cfg.TENSORBOARD.ENABLE, enabled=writes,
                         step=resumed.step if resumed else 0),
-        watch=DataWatch(cfg.DATA_LOADER.NUM_WORKERS),
+        watch=DataWatch(cfg.DATA_LOADER.NUM_WORKERS, share=1.0 if cfg.DATA.CACHE_VIDEOS else 0.3),
         saver=Saver(cfg.OUTPUT_DIR, steps=train.CHECKPOINT_STEPS, minutes=train.CHECKPOINT_MINUTES,
                     keep=train.KEEP_CHECKPOINTS, enabled=writes),
         teacher=load_teacher(cfg, classes, world.device) if cfg.DISTILL.TEACHER else None,
