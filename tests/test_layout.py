@@ -17,7 +17,7 @@ LAYERS = [
     {"data", "distributed"},
     {"decoding", "models"},
     {"processes"},
-    {"config", "figures", "log"},
+    {"config", "drawing", "log"},
     {"arguments", "errors", "files", "progress", "provenance", "registry", "remote", "seeding", "text"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

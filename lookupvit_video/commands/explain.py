@@ -1,6 +1,7 @@
 """`lookupvit explain` and `lookupvit timeline`: where a model looks, and what happens when."""
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lookupvit_video.text import one_line
 if TYPE_CHECKING:
     from lookupvit_video.inference.predictor import Predictor
 
+logger = logging.getLogger(__name__)
 EXPLAIN_EXAMPLES = """  lookupvit explain --checkpoint runs/demo_motion/model.pt video.mp4 --out explained --token 0,1,1
   lookupvit explain --checkpoint runs/demo_motion/model.pt --list my_data/test.csv --out explained
 
@@ -21,7 +23,8 @@ Exit code 0: all done; 1: some videos could not be read (named on stderr); 2: no
 TIMELINE_EXAMPLES = """  lookupvit timeline --checkpoint runs/demo_motion/model.pt video.mp4 --json timeline.json \\
       --png timeline.png --annotate annotated.mp4
 
-Windows as long as the model's clip slide over the video, which is decoded once, forward; memory does not grow with it.
+Windows as long as what the model was trained on (its clip; with DATA.SAMPLING segments its usual training video) slide
+over the video, which is decoded once, forward; memory does not grow with it.
 Exit code 0: done; 1: runtime failure; 2: invalid input.
 """
 CHANGE_COST = 2.0  # as inference.timeline
@@ -101,7 +104,7 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
     if predictor.grids:
         attention = explain_attention(predictor, prediction.clip)
         rows = heat_maps(attention, arguments.token, arguments.lookup)
-        draw_prediction(prediction, rows, arguments.out / f"{stem}.png")
+        draw_prediction(prediction, rows, arguments.out / f"{stem}.png", predictor.classes)
         write_overlay(
             prediction.clip.permute(1, 2, 3, 0).numpy(), attention.answer_map(), arguments.out / f"{stem}.mp4"
         )
@@ -142,7 +145,7 @@ def timeline() -> int:
     add("--annotate", type=Path, metavar="FILE", help="write the video with the answers (.mp4)")
     add("--stride", type=float, metavar="S", help="seconds between windows (default: window / 4)")
     add("--window", type=float, metavar="S",
-        help="seconds of a window, for models of DATA.SAMPLING segments (default: 4)")  # fmt: skip
+        help="seconds of a window, of DATA.SAMPLING segments (default: as the training videos)")  # fmt: skip
     add("--topk", type=options.positive, default=5, metavar="K", help="classes per window, and drawn (default: 5)")
     add("--change-cost", type=options.number(float, 0), default=CHANGE_COST, metavar="X", help="log probability that a "
         f"change of label must gain; 0: scenes of one window (default: {CHANGE_COST:g})")  # fmt: skip
@@ -162,6 +165,7 @@ def timeline() -> int:
     predictor = load_model(arguments.checkpoint, arguments.device)
     windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
                             batch_size=arguments.batch_size)  # fmt: skip
+    logger.info("%d windows of %.3g s over %.3g s", len(windows.starts), windows.window, windows.duration)
     segments = find_segments(windows, change_cost=arguments.change_cost, min_probability=arguments.min_probability)
     for segment in segments:
         label = one_line(segment.label)

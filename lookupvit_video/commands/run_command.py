@@ -19,6 +19,7 @@ from typing import NoReturn
 from lookupvit_video.arguments import expand_arguments
 from lookupvit_video.errors import BUG, EXIT_INTERRUPTED, RunFailure, UserError
 from lookupvit_video.processes.children import end_children
+from lookupvit_video.processes.memory import keep_freed_memory
 from lookupvit_video.text import make_streams_tolerant, one_line, use_utf8
 
 PATIENCE = 5.0  # seconds that an interrupted command may take to end
@@ -47,6 +48,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """
     use_utf8()
     make_streams_tolerant()
+    keep_freed_memory()
     try:
         sys.argv[1:] = expand_arguments(sys.argv[1:])
         code = main()

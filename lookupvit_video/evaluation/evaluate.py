@@ -20,11 +20,11 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
+from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.evaluation.metrics import chosen_metrics, rounded, text, top_k
-from lookupvit_video.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.files import write_json
 from lookupvit_video.progress import progress
-from lookupvit_video.text import write_csv
+from lookupvit_video.text import one_line, write_csv
 
 logger = logging.getLogger(__name__)
 CompressedGrid = tuple[int, ...] | None
@@ -61,8 +61,11 @@ class Results:
         return top_k(self._scores, self.labels, k)
 
     def measure(self, names: Sequence[str]) -> dict[str, float]:
-        """Return the value of each of some metrics by name, see ``metrics``."""
-        return {metric.name: metric.function(self._scores, self.labels) for metric in chosen_metrics(names)}
+        """Return the value by name of each of some metrics that fits the number of classes, see ``metrics``."""
+        return {
+            metric.name: metric.function(self._scores, self.labels)
+            for metric in chosen_metrics(names, self._scores.shape[1])
+        }
 
     @property
     def _scores(self) -> np.ndarray:
@@ -80,6 +83,19 @@ class Results:
         totals = np.bincount(self.labels, minlength=self.probabilities.shape[1])
         right = self.confusion().diagonal()
         return [100 * float(r) / int(t) if t else None for r, t in zip(right, totals, strict=True)]
+
+
+def class_recalls(results: Results, classes: Sequence[str]) -> str:
+    """Return recall a class as one line for a log: up to ten classes, or the five lowest of more; and the mean."""
+    totals = np.bincount(results.labels, minlength=len(classes))
+    rows = [
+        (recall, f"{one_line(name)} {recall:.0f} % of {total}")
+        for recall, name, total in zip(results.per_class(), classes, totals, strict=True) if recall is not None
+    ]  # fmt: skip
+    lowest = sorted(rows, key=lambda row: row[0])[:5] if len(rows) > 10 else rows
+    mean = sum(recall for recall, _ in rows) / len(rows)
+    what = "recall a class" if lowest is rows else f"lowest recall of {len(rows)} classes"
+    return f"{what}: {', '.join(line for _, line in lowest)}; mean class accuracy {mean:.2f} %"
 
 
 def predict_clips(
@@ -192,7 +208,7 @@ def write_results(
     facts: dict[str, Any],
     metrics: Sequence[str] = ("top1", "top5"),
 ) -> dict[str, Any]:
-    """Write test_results.json, test_predictions.csv and confusion_matrix.png into a folder; return the JSON's content.
+    """Write test_results.json, test_predictions.csv, confusion_matrix.csv and .png; return the JSON's content.
 
     Args:
         facts: what was measured (checkpoint, views, precision, ...); they come first.
@@ -213,5 +229,8 @@ def write_results(
         answer = (classes[best], f"{results.probabilities[row, best]:.4f}") if readable[row] else ("", "")
         rows.append((video.path, classes[video.label], *answer))
     write_csv(folder / "test_predictions.csv", ("path", "label", "prediction", "probability"), rows)
-    plot_confusion(results.confusion(), classes, folder / "confusion_matrix.png")
+    counts = results.confusion()
+    rows = [(name, *row) for name, row in zip(classes, counts.tolist(), strict=True)]
+    write_csv(folder / "confusion_matrix.csv", ("true \\ predicted", *classes), rows)
+    plot_confusion(counts, classes, folder / "confusion_matrix.png")
     return summary

@@ -29,6 +29,8 @@ class Metric(NamedTuple):
     """What logs call it."""
     higher_is_better: bool
     percent: bool
+    min_classes: int = 1
+    """With fewer it says nothing and is left out."""
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether a value is better than the best so far (None: there is none); nan never is."""
@@ -40,23 +42,26 @@ class Metric(NamedTuple):
 METRICS: dict[str, Metric] = {}
 
 
-def metric(label: str = "", *, higher_is_better: bool = True, percent: bool = True) -> Callable[[Function], Function]:
+def metric(
+    label: str = "", *, higher_is_better: bool = True, percent: bool = True, min_classes: int = 1
+) -> Callable[[Function], Function]:
     """Register the decorated function as the metric of its own name.
 
     Args:
         label: what logs call it; default: its name.
+        min_classes: with fewer classes the metric says nothing and is left out.
     """
 
     def register(function: Function) -> Function:
         name = function.__name__
-        METRICS[name] = Metric(name, function, label or name, higher_is_better, percent)
+        METRICS[name] = Metric(name, function, label or name, higher_is_better, percent, min_classes)
         return function
 
     return register
 
 
-def chosen_metrics(names: Sequence[str]) -> list[Metric]:
-    """Return the metrics of TEST.METRICS.
+def chosen_metrics(names: Sequence[str], num_classes: int) -> list[Metric]:
+    """Return the metrics of TEST.METRICS, without those that say nothing about so few classes.
 
     Raises:
         UserError: one of them does not exist; lists the choices.
@@ -64,7 +69,7 @@ def chosen_metrics(names: Sequence[str]) -> list[Metric]:
     for name in names:
         if name not in METRICS:
             raise UserError(f"TEST.METRICS: there is no metric {name!r}; choose from {', '.join(METRICS)}")
-    return [METRICS[name] for name in names]
+    return [METRICS[name] for name in names if num_classes >= METRICS[name].min_classes]
 
 
 def rounded(values: Mapping[str, float], digits: int) -> dict[str, float]:
@@ -95,7 +100,7 @@ def top1(scores: np.ndarray, labels: np.ndarray) -> float:
     return top_k(scores, labels, 1)
 
 
-@metric("top-5")
+@metric("top-5", min_classes=6)  # of five, all are among the five likeliest
 def top5(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the share of videos, in percent, whose label is among the five likeliest classes."""
     return top_k(scores, labels, 5)

@@ -18,6 +18,7 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import (
     CompressedGrid,
     Results,
+    class_recalls,
     eval_loader,
     evaluate,
     write_grids,
@@ -45,7 +46,7 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     Raises:
         UserError: the checkpoint or the list cannot be read, or they do not fit the config.
     """
-    chosen_metrics(cfg.TEST.METRICS)
+    chosen_metrics(cfg.TEST.METRICS, len(classes))
     videos = load_split(cfg, "test", classes)
     checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
     _check_fit(model_spec(cfg).settings_not_in_weights, classes, checkpoint)
@@ -117,7 +118,9 @@ def _write(
     summary = write_results(results, videos, classes, folder, facts, metrics)
     logger.info(
         "test: %s of %d videos (%d could not be read and count as wrong, %d are damaged and were used); wrote %s",
-        text({name: summary[name] for name in metrics}), len(videos), len(results.bad), len(results.used_damaged),
+        text({name: summary[name] for name in metrics if name in summary}),
+        len(videos), len(results.bad), len(results.used_damaged),
         ", ".join(str(folder / name) for name in ("test_results.json", "test_predictions.csv", "confusion_matrix.png")),
     )  # fmt: skip
+    logger.info("test: %s", class_recalls(results, classes))
     return summary

@@ -234,12 +234,19 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def csv_columns(topk: int) -> list[str]:
     """Return the columns of a table of answers, one row per video."""
     best = [name for rank in range(1, topk + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-    return ["path", *best, "grid", "gmacs", "note", "error"]
+    return ["path", *best, "seconds", "grid", "gmacs", "note", "error"]
+
+
+def seconds_text(times: Sequence[Sequence[float]]) -> str:
+    """Return the first and last second of each clip in time as text: "0.00-1.75, 2.00-3.75 s"."""
+    return ", ".join(f"{first:.2f}-{last:.2f}" for first, last in times) + " s"
 
 
 def csv_row(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer, as JSON has it, as a row of such a table."""
     row = {name: value for name, value in answer.items() if name in ("path", "grid", "gmacs", "note", "error")}
+    if "times" in answer:
+        row["seconds"] = seconds_text(answer["times"])
     for rank, (label, probability) in enumerate(answer.get("classes", {}).items(), start=1):
         row |= {f"label_{rank}": label, f"probability_{rank}": f"{probability:.6f}"}
     return row

@@ -17,7 +17,7 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.remote import is_hub_id
-from lookupvit_video.text import write_text
+from lookupvit_video.text import markdown_table, write_text
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL_TYPE = "lookupvit_video"
@@ -71,7 +71,7 @@ def test_results(checkpoint: Path) -> dict[str, Any] | None:
         is_same = Path(found["checkpoint"]).name == checkpoint.name
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if is_same and {"top1", "top5", "videos", "views", "precision"} <= found.keys() else None
+    return found if is_same and {"top1", "videos", "views", "precision"} <= found.keys() else None
 
 
 def model_card(
@@ -124,14 +124,17 @@ GMACs are 10^9 multiply-accumulates (papers call them GFLOPs), attention include
 def _accuracy(results: dict[str, Any] | None) -> str:
     if results is None:
         return "Not measured."
+    metrics = {name: label for name, label in (("top1", "top-1"), ("top5", "top-5")) if name in results}
+    accuracy = ", ".join(f"{label} {results[name]} %" for name, label in metrics.items()).capitalize()
     found = (
-        f"Top-1 {results['top1']} %, top-5 {results['top5']} % of {results['videos']} test videos, "
-        f"{results['views']} views (times x crops), {results['precision']}; "
-        f"{len(results.get('bad_videos', []))} that could not be read count as wrong."
+        f"{accuracy} of {results['videos']} test videos, {results['views']} views (times x crops), "
+        f"{results['precision']}; {len(results.get('bad_videos', []))} that could not be read count as wrong."
     )
     if grids := results.get("grids"):
-        found += "\n\n| compressed grid | GMACs a view | top-1, % | top-5, % |\n|---|---|---|---|"
-    return found + "".join("\n| {grid} | {gmacs_per_view} | {top1} | {top5} |".format(**row) for row in grids or [])
+        header = ["compressed grid", "GMACs a view", *(f"{label}, %" for label in metrics.values())]
+        rows = [[row[key] for key in ("grid", "gmacs_per_view", *metrics)] for row in grids]
+        found += "\n\n" + markdown_table(header, rows).rstrip()
+    return found
 
 
 def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoint:
@@ -148,7 +151,7 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
         names, tree = content["id2label"], content["lookupvit_video"]
         classes = [names[str(label)] for label in range(len(names))]
     except OSError as error:
-        hint = "give a .pt file of training, or a folder of save_pretrained"
+        hint = "give a .pt file of training, the folder of a finished run (model.pt), or one of save_pretrained"
         raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); {hint}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise UserError(

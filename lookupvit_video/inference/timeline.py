@@ -29,7 +29,7 @@ from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
 
-SEGMENTS_WINDOW = 4.0  # seconds, for DATA.SAMPLING segments: about as long as those models' training videos
+SEGMENTS_WINDOW = 4.0  # seconds, for older checkpoints of DATA.SAMPLING segments
 CHANGE_COST = 2.0  # natural logarithm: seven times as likely; see find_segments
 _SMALLEST = 0.01  # probability: no single window may rule a class out
 
@@ -78,25 +78,24 @@ class Segment:
     """Of the label: the mean over the windows of the stretch."""
 
 
-def plan_windows(
-    clip_seconds: float | None, duration: float, stride: float | None, window: float | None
-) -> tuple[np.ndarray, float]:
+def plan_windows(plan: Plan, duration: float, stride: float | None, window: float | None) -> tuple[np.ndarray, float]:
     """Return the starts (W,) of the windows over a video, and their length, in seconds.
 
     Windows lie inside the video, the last one at its end; a video shorter than a window has one.
 
     Args:
-        clip_seconds: length of the model's clip; None for a model of DATA.SAMPLING segments.
+        plan: of the model.
         duration: of the video, in seconds.
         stride: seconds from one start to the next; None: a quarter of a window.
-        window: length in seconds, for DATA.SAMPLING segments only (None: 4 s).
+        window: length in seconds, for DATA.SAMPLING segments only; None: what the model was trained on, its clip or
+            its usual training video (4 s where the checkpoint does not know).
 
     Raises:
         UserError: a stride or window out of range.
     """
     if window is None:
-        window = SEGMENTS_WINDOW if clip_seconds is None else clip_seconds
-    elif clip_seconds is not None:
+        window = plan.clip_seconds or plan.video_seconds or SEGMENTS_WINDOW
+    elif plan.clip_seconds is not None:
         raise UserError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
     stride = window / 4 if stride is None else stride
     for name, value in (("--window", window), ("--stride", stride)):
@@ -157,7 +156,7 @@ def read_timeline(
     transform = eval_transform(plan.size, plan.short_side, 1)
     with open_forward(path, plan, timeout) as reader:
         end = monotonic() + timeout
-        starts, window = plan_windows(plan.clip_seconds, reader.duration, stride, window)
+        starts, window = plan_windows(plan, reader.duration, stride, window)
         offsets_T = replace(plan.times, num_clips=1)(window)[0]
         clips = window_clips(reader, starts[:, None] + offsets_T, transform)
         rows = []

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from lookupvit_video.errors import BUG, INTERNAL, RunFailure
 from lookupvit_video.processes.children import deaf_to
+from lookupvit_video.processes.memory import keep_freed_memory
 from lookupvit_video.processes.waiting import seconds_without_processor
 
 Task = TypeVar("Task")
@@ -182,6 +183,7 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
     # If memory runs out, the kernel should kill this process, not its parent.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
+    keep_freed_memory()
     connection.send((None, None))
     reported: set[tuple[str, int | None]] = set()
     while True:

@@ -25,6 +25,11 @@ def test_values_by_hand():
     assert measured("nll") == pytest.approx(-sum(logs) / 4)
 
 
+def test_top_5_says_nothing_about_five_classes():
+    assert [entry.name for entry in chosen_metrics(["top1", "top5"], 5)] == ["top1"]
+    assert [entry.name for entry in chosen_metrics(["top1", "top5"], 6)] == ["top1", "top5"]
+
+
 def test_which_value_is_better():
     for name, better, worse in (("top1", 60.0, 50.0), ("nll", 0.5, 0.6)):
         entry = METRICS[name]
@@ -50,7 +55,7 @@ def test_a_function_becomes_a_metric_and_an_unknown_name_lists_the_choices(monke
     def worst(scores, labels):
         return 1.0
 
-    (found,) = chosen_metrics(["worst"])
+    (found,) = chosen_metrics(["worst"], 2)
     assert (found.name, found.label, found.function, found.higher_is_better) == ("worst", "worst", worst, False)
     with pytest.raises(UserError, match=r"^TEST.METRICS: there is no metric 'top2'; choose from top1, .*, worst$"):
-        chosen_metrics(["top1", "top2"])
+        chosen_metrics(["top1", "top2"], 9)

@@ -78,7 +78,7 @@ def test_one_pass_answers_for_every_grid(data, tmp_path, monkeypatch, encoder, g
         one = run_test(data, tmp_path / "model.pt", tmp_path / grid, **(encoder | {"MODEL__COMPRESSED_GRID": grid}))
         alone = summary_of(one)
         assert "grids" not in alone
-        for key in ("top1", "top5", "gmacs_per_view"):
+        for key in ("top1", "gmacs_per_view"):
             assert alone[key] == row[key], (grid, key)
             if grid == encoder["MODEL__COMPRESSED_GRID"]:
                 assert found[key] == row[key]

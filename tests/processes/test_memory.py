@@ -1,0 +1,49 @@
+"""Freed memory is reused, in the processes of this package alone."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lookupvit_video.processes.memory import keep_freed_memory
+
+
+def test_freed_memory_is_kept_up_to_a_limit(monkeypatch):
+    """M_TRIM_THRESHOLD is -1 and M_MMAP_THRESHOLD -3 in glibc's malloc.h."""
+    calls = []
+    library = SimpleNamespace(mallopt=lambda *given: calls.append(given))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    keep_freed_memory()
+    assert sorted(calls) == [(-3, 33_554_432), (-1, 268_435_456)]
+    for error in (AttributeError, OSError, TypeError):  # no glibc
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error))
+        keep_freed_memory()
+
+
+@pytest.mark.skipif(not platform.libc_ver()[0], reason="not glibc")
+@pytest.mark.parametrize("where", ["a command", "a decoding worker"])
+def test_freed_memory_is_reused(where):
+    prepare = {
+        "a command": "from lookupvit_video.commands.run_command import run_command as prepare\n",
+        "a decoding worker": "from lookupvit_video.data.loader import _prepare_worker\n"
+        "def prepare(main): _prepare_worker(0); main()\n",
+    }[where]
+    count = prepare + (
+        "import resource, sys, numpy\n"
+        "def use(): a, b, c = (numpy.ones((5, 1 << 19), numpy.float32) for _ in range(3))\n"
+        "def main():\n"
+        "    use(); use(); use(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(10): use()\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)\n"
+        "prepare(main) if len(sys.argv) > 1 else main()"
+    )
+    # what glibc does with large pieces until it has seen some
+    fresh = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    options = {"capture_output": True, "check": True, "env": fresh, "timeout": 120}
+    faults = [int(subprocess.run([sys.executable, "-c", count, *given], **options).stdout) for given in ([], ["keep"])]
+    assert faults[0] > 3000  # each time; few where the kernel gives huge pages
+    assert faults[1] < faults[0] / 10
