@@ -47,7 +47,7 @@ class Costs(NamedTuple):
     view: float
     """A forward pass of one view in validation and test."""
     clip_bytes: int
-    """Kept of a clip for the backward pass."""
+    """That forward and backward pass of one clip take at most."""
 
 
 @dataclass(frozen=True)
@@ -243,13 +243,13 @@ def _learning_rate(known: Known) -> Choice:
 
 @_rule("TRAIN.ACCUMULATION_STEPS", measured=True)
 def _parts(known: Known) -> Choice:
-    """As few as keep the activations within 40 % of the free memory."""
+    """As few as keep forward and backward pass within 40 % of the free memory."""
     assert known.costs
     memory = known.machine.gpu_memory or known.machine.memory
     share = known["TRAIN.BATCH_SIZE"] // known.machine.processes // known["AUG.NUM_SAMPLE"]
     needed = known["TRAIN.BATCH_SIZE"] // known.machine.processes * known.costs.clip_bytes
     parts = next((n for n in range(1, share) if share % n == 0 and needed / n < 0.4 * memory), max(1, share))
-    return parts, f"activations of {needed / parts / 2**30:.2g} GiB, {memory / 2**30:.3g} GiB free"
+    return parts, f"a part takes {needed / parts / 2**30:.2g} GiB, {memory / 2**30:.3g} GiB free"
 
 
 @_rule("SOLVER.MAX_EPOCH", measured=True)
