@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "lookupvit_video"
 LAYERS = [
     {"__init__", "__main__"},
     {"commands"},
-    {"benchmarks", "inference", "studies", "training"},
+    {"benchmarks", "inference", "own_videos", "studies", "training"},
     {"evaluation"},
     {"checkpoints", "preparation"},
     {"data", "distributed"},

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class Video:
     """Seconds; None: the end of the file."""
     source: str = ""
     """Where the row is, for messages: ``train.csv, line 3``."""
+    group: str = ""
+    """What it has in common with other rows, such as a recording, so that one split takes all of them; or nothing."""
     labels: tuple[int, ...] | None = None
     """MODEL.TASK multi_label: all labels, in ascending order, perhaps none; ``label`` is the first of them, or -1."""
 
@@ -120,9 +122,9 @@ def read_manifest(
         start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
             raise UserError(f"{where}: end {end} is not after start {start or 0.0}")
-        name = str(resolve(folder, fields["path"]))
+        name, group = str(resolve(folder, fields["path"])), fields.get("group", "")
         if not multi_label:
-            videos.append(Video(name, _label(fields["label"], numbers, where), start, end, where))
+            videos.append(Video(name, _label(fields["label"], numbers, where), start, end, where, group))
             continue
         parts = split_labels(fields["label"] or "", where)
         labels = [_label(part, numbers, where) for part in parts]
@@ -130,7 +132,7 @@ def read_manifest(
             first = kinds.setdefault(part in numbers, line)
             if len(kinds) > 1:
                 raise UserError(f"{where}: label {part!r} mixes numbers and names with line {first}; use one of them")
-        videos.append(_with_labels(name, labels, start, end, where))
+        videos.append(_with_labels(Video(name, -1, start, end, where, group), labels))
     if not videos:
         raise UserError(f"{path}: the list holds no video")
     return _merged(videos, path) if multi_label else videos
@@ -185,9 +187,9 @@ def join_labels(names: Iterable[str]) -> str:
     return "|".join(f'"{name.replace(chr(34), chr(34) * 2)}"' if re.search(r'["|]', name) else name for name in names)
 
 
-def _with_labels(path: str, labels: Iterable[int], start: float | None, end: float | None, source: str) -> Video:
+def _with_labels(video: Video, labels: Iterable[int]) -> Video:
     every = tuple(sorted(set(labels)))
-    return Video(path, every[0] if every else -1, start, end, source, every)
+    return replace(video, label=every[0] if every else -1, labels=every)
 
 
 def _merged(videos: Sequence[Video], path: str | Path) -> list[Video]:
@@ -196,8 +198,7 @@ def _merged(videos: Sequence[Video], path: str | Path) -> list[Video]:
     for video in videos:
         key = (video.path, video.start, video.end)
         known = merged.get(key)
-        labels = (*known.every_label, *video.every_label) if known else video.every_label
-        merged[key] = _with_labels(*key[:1], labels, *key[1:], (known or video).source)
+        merged[key] = _with_labels(known, (*known.every_label, *video.every_label)) if known else video
     if len(merged) < len(videos):
         logger.info("%s: merged %d rows into others of the same file and span", path, len(videos) - len(merged))
     return list(merged.values())
