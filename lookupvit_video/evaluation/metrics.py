@@ -12,7 +12,7 @@ bool; an unread video scores 0 where a label is and 2 elsewhere, which is wrong 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -86,6 +86,11 @@ def chosen_metrics(names: Sequence[str], num_classes: int, *, multi_label: bool 
 def rounded(values: Mapping[str, float], digits: int) -> dict[str, float]:
     """Return values by metric name, rounded for a file: percentages to some digits, others to two more."""
     return {name: round(float(value), digits + 2 * (not METRICS[name].percent)) for name, value in values.items()}
+
+
+def main_metric(result: Mapping[str, Any]) -> str:
+    """Return the metric by which the results of runs are compared: top-1, or mAP of several labels a video."""
+    return "top1" if "top1" in result else "mean_average_precision"
 
 
 def text(values: Mapping[str, float], separator: str = ", ") -> str:

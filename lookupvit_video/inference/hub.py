@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.config import config_from_text, get_defaults, get_key
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.metrics import METRICS, main_metric
 from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.remote import is_hub_id
@@ -72,7 +73,7 @@ def test_results(checkpoint: Path) -> dict[str, Any] | None:
         is_same = Path(found["checkpoint"]).name == checkpoint.name
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if is_same and {"top1", "videos", "views", "precision"} <= found.keys() else None
+    return found if is_same and {main_metric(found), "videos", "views", "precision"} <= found.keys() else None
 
 
 def model_card(
@@ -125,7 +126,7 @@ GMACs are 10^9 multiply-accumulates (papers call them GFLOPs), attention include
 def _accuracy(results: dict[str, Any] | None) -> str:
     if results is None:
         return "Not measured."
-    metrics = {name: label for name, label in (("top1", "top-1"), ("top5", "top-5")) if name in results}
+    metrics = {name: metric.label for name, metric in METRICS.items() if name in results and metric.percent}
     accuracy = ", ".join(f"{label} {results[name]} %" for name, label in metrics.items()).capitalize()
     found = (
         f"{accuracy} of {results['videos']} test videos, {results['views']} views (times x crops), "
