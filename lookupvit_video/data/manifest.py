@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -139,7 +139,7 @@ def read_manifest(
 
 
 def has_several_labels(path: str | Path, classes: Sequence[str], *, repeats: bool = True) -> bool:
-    """Return whether a list is one of MODEL.TASK multi_label: some label is "a|b" or empty.
+    """Return whether a list is one of MODEL.TASK multi_label: some label is "a|b". An empty one alone may be a mistake.
 
     Args:
         repeats: a file and span with rows of different labels is a sign too.
@@ -152,7 +152,7 @@ def has_several_labels(path: str | Path, classes: Sequence[str], *, repeats: boo
     text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys")
     numbers = {name: label for label, name in enumerate(classes)}
     rows = [fields for _, fields in _rows(path, text, partial(_are_labels, numbers=numbers))]
-    if any(not fields["label"] or ("|" in fields["label"] and fields["label"] not in numbers) for fields in rows):
+    if any("|" in (fields["label"] or "") and fields["label"] not in numbers for fields in rows):
         return True
     spans = {(fields["path"], fields.get("start"), fields.get("end")) for fields in rows}
     return repeats and len({tuple(fields.values()) for fields in rows}) > len(spans)
@@ -185,6 +185,18 @@ def split_labels(text: str, where: str) -> list[str]:
 def join_labels(names: Iterable[str]) -> str:
     """Return a cell of labels that ``split_labels`` takes apart."""
     return "|".join(f'"{name.replace(chr(34), chr(34) * 2)}"' if re.search(r'["|]', name) else name for name in names)
+
+
+def label_cell(video: Video, classes: Sequence[str]) -> str:
+    """Return the label of a video as a list has it: a name, or several."""
+    names = [classes[label] for label in video.every_label]
+    return names[0] if video.labels is None else join_labels(names)
+
+
+def renumbered(video: Video, numbers: Mapping[int, int]) -> Video:
+    """Return a row with other label numbers."""
+    labels = [numbers[label] for label in video.every_label]
+    return replace(video, label=labels[0]) if video.labels is None else _with_labels(video, labels)
 
 
 def _with_labels(video: Video, labels: Iterable[int]) -> Video:

@@ -16,7 +16,7 @@ from lookupvit_video.data.manifest import (
     Video,
     class_folders,
     has_several_labels,
-    join_labels,
+    label_cell,
     read_class_list,
     read_manifest,
     split_labels,
@@ -78,8 +78,7 @@ def _named(path: str | Path, classes: Sequence[str], prefix: str = "") -> list[t
     """The rows of a list, each with the names of its classes."""
     several = has_several_labels(path, classes, repeats=False)
     videos = read_manifest(path, classes, prefix, multi_label=several)
-    join = join_labels if several else "".join
-    return [(video, join([classes[label] for label in video.every_label])) for video in videos]
+    return [(video, label_cell(video, classes)) for video in videos]
 
 
 def rows_of_path(path: str | Path) -> list[ListedVideo]:

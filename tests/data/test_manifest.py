@@ -410,7 +410,7 @@ def test_malformed_labels_give_one_line_with_the_place(tmp_path, cell, reason):
     [
         ("a.mp4,run\nb.mp4,sit\n", True, False),
         ("a.mp4,run|sit\nb.mp4,sit\n", True, True),
-        ("a.mp4,run\nb.mp4,\n", False, True),
+        ("a.mp4,run\nb.mp4,\n", True, False),
         ("a.mp4,run\na.mp4,sit\n", True, True),
         ("a.mp4,run\na.mp4,sit\n", False, False),
         ("a.mp4,run\na.mp4,run\n", True, False),

@@ -63,8 +63,8 @@ STEPS = {
     "the bit to torch.nn.functional.interpolate(uint8, mode='bilinear', antialias=True) on processors with AVX2.",
     "layout": "clips[view, channel, frame, row, column], uint8, channels red, green, blue; view = clip in time x "
     "VIEWS_IN_SPACE + crop. Pass them to the model as they are: NORMALIZATION is inside it.",
-    "answer": "The mean of the probabilities over the views; class n is CLASSES[n]. With "
-    "THRESHOLDS, which lie next to CLASSES, a video has each class whose probability is at least its threshold.",
+    "answer": "The mean of the probabilities over the views; class n is CLASSES[n]. "
+    "Where there are thresholds next to the classes, a video has each class whose probability is at least its own.",
 }
 
 
