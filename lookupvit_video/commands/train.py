@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands.options import add_cfg, add_settings, make_parser
-from lookupvit_video.commands.run_command import program
+from lookupvit_video.commands.run_command import program, share_cores
 from lookupvit_video.errors import EXIT_INTERRUPTED
 
 EXAMPLES = """  lookupvit train --cfg demo_motion
@@ -45,6 +45,7 @@ def test() -> int:
 
 def run(path: str, overrides: list[str], dry: bool = False) -> int:
     """Train and test by a config; return the exit code."""
+    share_cores()
     import simplejson
 
     from lookupvit_video.config import load_config
