@@ -84,7 +84,7 @@ def draw_curve(splits: "Sequence[tuple[str, list[Point], list[Point], Point]]", 
     """
     import numpy as np
 
-    from lookupvit_video.figures import new_figure, save_figure
+    from lookupvit_video.drawing.figures import new_figure, save_figure
 
     figure = new_figure(7.5, 4.6)
     axis = figure.subplots()

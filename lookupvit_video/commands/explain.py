@@ -104,7 +104,7 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
     if predictor.grids:
         attention = explain_attention(predictor, prediction.clip)
         rows = heat_maps(attention, arguments.token, arguments.lookup)
-        draw_prediction(prediction, rows, arguments.out / f"{stem}.png")
+        draw_prediction(prediction, rows, arguments.out / f"{stem}.png", predictor.classes)
         write_overlay(
             prediction.clip.permute(1, 2, 3, 0).numpy(), attention.answer_map(), arguments.out / f"{stem}.mp4"
         )

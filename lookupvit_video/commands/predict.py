@@ -136,7 +136,7 @@ def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number:
     name = printable(Path(prediction.path).name)
     sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
     rows = [("attention", explain_attention(predictor, prediction.clip).gather_map())] if predictor.costs else []
-    draw_prediction(replace(prediction, path=name), rows, sheet)
+    draw_prediction(replace(prediction, path=name), rows, sheet, predictor.classes)
     say(f"  drawn: {sheet}")
 
 

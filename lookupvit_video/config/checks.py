@@ -24,6 +24,8 @@ def validate(cfg: CfgNode) -> None:
     values = {name: get_key(cfg, name) for name in KEYS}
     for name, key in KEYS.items():
         check_value(name, key, values[name])
+    if cfg.AUTO.ENABLE:
+        return  # what must hold across keys is checked once they are chosen
     for name in KEYS:
         _check_needs(name, values)
     for check in CHECKS:

@@ -81,7 +81,7 @@ class VideoDataset(Dataset[Sample]):
         transform: frames (T, H, W, C) -> list of clips.
         shape: (V, C, T, H, W) of the result, also for a video that cannot be read.
         backend: decoder, see ``open_video``.
-        cache: keep every decoded video in memory, see ``open_video``.
+        cache: keep every decoded video in memory, see ``open_video``; a number: its frames reduced to that short side.
         timeout: seconds that decoding one video may take, see ``open_video``.
         index_cache: folder of time stamps and key frames, see ``open_video``.
         damaged: what to do with a damaged video: "use" its clips, or "skip" it as one that cannot be read ("refuse":
@@ -98,7 +98,7 @@ class VideoDataset(Dataset[Sample]):
         transform: ClipTransform,
         shape: tuple[int, int, int, int, int],
         backend: str = "pyav",
-        cache: bool = False,
+        cache: bool | int = False,
         timeout: float = 60.0,
         index_cache: str = "",
         damaged: str = "use",
@@ -148,7 +148,7 @@ def read_clips(
     times: TimeSampler,
     transform: ClipTransform,
     backend: str,
-    cache: bool = False,
+    cache: bool | int = False,
     *,
     timeout: float = 60.0,
     index_cache: str = "",
@@ -162,7 +162,10 @@ def read_clips(
     Raises:
         DecodeError: the video cannot be read.
     """
-    with open_video(video.path, backend, cache, timeout=timeout, index_cache=index_cache) as reader:
+    with open_video(
+        video.path, backend, bool(cache), short_side=0 if cache is True else cache, timeout=timeout,
+        index_cache=index_cache,
+    ) as reader:  # fmt: skip
         seconds_VT = clip_times(video, times, reader.duration)
         if isinstance(transform, CropTransform):
             clips = [transform.clip(crop_THWC) for crop_THWC in read_crops(reader, seconds_VT, transform)]

@@ -46,6 +46,8 @@ class Video:
     """Seconds; None: the end of the file."""
     source: str = ""
     """Where the row is, for messages: ``train.csv, line 3``."""
+    group: str = ""
+    """What it has in common with other rows, such as a recording, so that one split takes all of them; or nothing."""
 
     def span(self, duration: float) -> tuple[float, float]:
         """Return the first and last second of this row in a file of some duration."""
@@ -105,7 +107,8 @@ def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") ->
         if end is not None and end <= (start or 0.0):
             raise UserError(f"{where}: end {end} is not after start {start or 0.0}")
         label = _label(fields["label"], numbers, where)
-        videos.append(Video(str(resolve(folder, fields["path"])), label, start, end, where))
+        group = fields.get("group", "")
+        videos.append(Video(str(resolve(folder, fields["path"])), label, start, end, where, group))
     if not videos:
         raise UserError(f"{path}: the list holds no video")
     return videos

@@ -20,8 +20,8 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
+from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.evaluation.metrics import chosen_metrics, rounded, text, top_k
-from lookupvit_video.figures import plot_accuracy_vs_gmacs, plot_confusion
 from lookupvit_video.files import write_json
 from lookupvit_video.progress import progress
 from lookupvit_video.text import one_line, write_csv
@@ -208,7 +208,7 @@ def write_results(
     facts: dict[str, Any],
     metrics: Sequence[str] = ("top1", "top5"),
 ) -> dict[str, Any]:
-    """Write test_results.json, test_predictions.csv and confusion_matrix.png into a folder; return the JSON's content.
+    """Write test_results.json, test_predictions.csv, confusion_matrix.csv and .png; return the JSON's content.
 
     Args:
         facts: what was measured (checkpoint, views, precision, ...); they come first.
@@ -229,5 +229,8 @@ def write_results(
         answer = (classes[best], f"{results.probabilities[row, best]:.4f}") if readable[row] else ("", "")
         rows.append((video.path, classes[video.label], *answer))
     write_csv(folder / "test_predictions.csv", ("path", "label", "prediction", "probability"), rows)
-    plot_confusion(results.confusion(), classes, folder / "confusion_matrix.png")
+    counts = results.confusion()
+    rows = [(name, *row) for name, row in zip(classes, counts.tolist(), strict=True)]
+    write_csv(folder / "confusion_matrix.csv", ("true \\ predicted", *classes), rows)
+    plot_confusion(counts, classes, folder / "confusion_matrix.png")
     return summary

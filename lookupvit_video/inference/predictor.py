@@ -4,7 +4,7 @@ Shape letters: B clips, V views, C channels, T frames, H W pixels, K classes.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,8 @@ class Prediction:
     """10^9 multiply-accumulates of the answer: all views, all passes."""
     note: str = ""
     """A remark on the video, such as that it is shorter than the clip."""
+    seconds: Sequence[float] = ()
+    """Of each frame of ``clip``; empty: unknown."""
     error = ""  # as ``Failure`` has it, so that a list of both can be looked through
 
     @property
@@ -236,6 +238,7 @@ class Predictor:
                 grid=grids[step],
                 gmacs=len(views.clips) * macs[step] / 1e9,
                 note=views.note,
+                seconds=views.seconds[len(views.times) // 2] if views.seconds else (),
             )
 
     def compile(self, batch_size: int = 8, **options: Any) -> None:

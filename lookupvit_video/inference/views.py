@@ -7,6 +7,7 @@ Shape letters: V views (times x crops), C channels, T frames, H W pixels.
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -36,6 +37,8 @@ class Views(NamedTuple):
     """Seconds of the first and the last frame of each clip in time."""
     note: str = ""
     """A remark for the reader of the answer."""
+    seconds: Sequence[Sequence[float]] = ()
+    """Those of the frames of each clip in time."""
 
 
 class Failure(NamedTuple):
@@ -225,5 +228,5 @@ def _views(name: str, clips: list[Tensor], seconds_VT: np.ndarray, end: float) -
     note = ""
     if seconds_VT.max() >= end:
         note = f"shorter ({end:.2f} s) than the clip ({np.ptp(seconds_VT[0]):.2f} s): its last frame is repeated"
-    times = [(float(row[0]), min(float(row[-1]), end)) for row in seconds_VT]
-    return Views(name, torch.stack(clips).numpy(), times, note)
+    seconds = np.minimum(seconds_VT, end).tolist()
+    return Views(name, torch.stack(clips).numpy(), [(row[0], row[-1]) for row in seconds], note, seconds)

@@ -47,6 +47,22 @@ def coverage_warnings(classes: Sequence[str], used: Mapping[str, Collection[int]
     return warnings
 
 
+IMBALANCED = 20  # times as many videos in the largest class as in the smallest
+
+
+def imbalance_warning(classes: Sequence[str], labels: Collection[int]) -> str:
+    """Return a line for training labels of which one class has far more than another; empty where none has."""
+    counts = Counter(labels).most_common()
+    (most, many), (least, few) = counts[0], counts[-1]
+    if many <= IMBALANCED * few:
+        return ""
+    return (
+        f"{one_line(classes[most])} has {many} training videos and {one_line(classes[least])} has {few}: plain "
+        "training neglects small classes; try SOLVER.LOSS logit_adjusted, DATA.SAMPLER balanced or "
+        "SOLVER.CLASS_WEIGHTS balanced, one of them, and judge by mean_class_accuracy in TEST.METRICS"
+    )
+
+
 def class_counts(videos: Sequence[Video], classes: Sequence[str]) -> str:
     """Return the videos a class as one line for a log: of up to ten classes all, of more the five with the fewest."""
     counts = Counter(video.label for video in videos)
@@ -71,7 +87,8 @@ def warnings_of_run(
         test = read_manifest(test_list, classes, prefix) if test_list else []
         if test not in (list(train), list(val)):
             used["test"] = {video.label for video in test}
-    return coverage_warnings(classes, used)
+    imbalance = imbalance_warning(classes, [video.label for video in train])
+    return [*coverage_warnings(classes, used), *filter(None, [imbalance])]
 
 
 def warnings_of_rows(rows: Sequence[ListedVideo], classes: Sequence[str]) -> list[str]:

@@ -57,7 +57,8 @@ def step_bytes(model: nn.Module, clips_BCTHW: Tensor, dtype: torch.dtype, **opti
 
     Gradients count, parameters do not.
     """
-    with TensorMemory() as memory:
+    memory = TensorMemory()
+    with memory:
         clips = clips_BCTHW.clone()
         with autocast(clips.device, dtype):
             output = model(clips, **options)

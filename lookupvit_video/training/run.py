@@ -44,6 +44,7 @@ from lookupvit_video.remote import joined
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.distill import Teacher, load_teacher
 from lookupvit_video.training.ema import Ema
+from lookupvit_video.training.losses import ClassificationLoss, build_loss, class_weights, videos_per_class
 from lookupvit_video.training.optim import build_optimizer, build_schedule, learning_rate_factor
 from lookupvit_video.training.state import TrainingState
 from lookupvit_video.training.step_log import StepLog
@@ -51,7 +52,7 @@ from lookupvit_video.training.step_log import StepLog
 logger = logging.getLogger(__name__)
 # These decide which clips a step sees, so a run that resumes must have them unchanged.
 FIXED_ON_RESUME = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE",
-                   "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
+                   "DATA.SAMPLER", "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
 # These change no result, so a change is not reported.
 IGNORED_ON_RESUME = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
                      "DATA.VIDEO_SECONDS", "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE",
@@ -72,6 +73,7 @@ class Run:
     spec: ModelSpec
     state: TrainingState
     schedule: ParamScheduler
+    loss: ClassificationLoss
     augment: BatchAugment
     metrics: list[Metric]
     steps: StepLog
@@ -321,6 +323,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
             solver.WARMUP_START_LR, solver.BASE_LR, solver.COSINE_END_LR, warmup_epochs=solver.WARMUP_EPOCHS,
             epochs=solver.MAX_EPOCH, factor=learning_rate_factor(train.BATCH_SIZE, solver.BASE_LR_BATCH),
         ),
+        loss=_loss(solver, cfg.DATA.RANDOM_FLIP, classes, train_videos, world.device),
         steps=StepLog(world, train_videos, state.losses),
         journal=Journal(cfg.OUTPUT_DIR, tensorboard=cfg.TENSORBOARD.ENABLE, enabled=writes,
                         step=resumed.step if resumed else 0),
@@ -344,6 +347,17 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     elif writes:
         forget_bad_videos(run.folder, ("train", "val"), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
     return run
+
+
+def _loss(
+    solver: CfgNode, flip: bool, classes: Sequence[str], videos: Sequence[Video], device: torch.device
+) -> ClassificationLoss:
+    mirror = mirrored_labels(classes)[0] if flip else None
+    counts = videos_per_class([video.label for video in videos], len(classes), mirror)
+    return build_loss(
+        solver.LOSS, counts, class_weights(solver.CLASS_WEIGHTS, counts, classes), smoothing=solver.LABEL_SMOOTHING,
+        focal_gamma=solver.FOCAL_GAMMA, adjustment=solver.LOGIT_ADJUSTMENT, device=device,
+    )  # fmt: skip
 
 
 def train_batches(run: Run) -> Loader:

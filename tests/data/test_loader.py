@@ -21,6 +21,7 @@ from lookupvit_video.data.loader import (
     report_worker_failures,
 )
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.sample_order import sample_order
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.errors import RunFailure
@@ -64,10 +65,12 @@ def global_batches(world_size, parts, **changes):
 # Training order ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rule", ["shuffled", "balanced", "square_root"])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_global_batch_is_the_same_for_any_ranks_and_parts(world_size, parts):
-    assert global_batches(world_size, parts) == list(sampler())
+def test_global_batch_is_the_same_for_any_ranks_and_parts(rule, world_size, parts):
+    order = sample_order(rule, [label * label // 50 for label in range(VIDEOS)], 0)
+    assert global_batches(world_size, parts, order=order) == list(sampler(order=order))
 
 
 def test_no_video_twice_in_an_epoch():
@@ -95,9 +98,11 @@ def test_order_changes_with_epoch_and_seed():
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("start", [0, 1, 3, 5, 9, 10])
-def test_resumed_order_goes_on_exactly(start, parts):
-    whole = list(sampler(parts=parts, rank=1, world_size=2))
-    resumed = sampler(parts=parts, rank=1, world_size=2, start_step=start)
+@pytest.mark.parametrize("rule", ["shuffled", "balanced"])
+def test_resumed_order_continues_exactly(rule, start, parts):
+    order = sample_order(rule, [0] * (VIDEOS - 2) + [1, 1], 0)
+    whole = list(sampler(parts=parts, rank=1, world_size=2, order=order))
+    resumed = sampler(parts=parts, rank=1, world_size=2, start_step=start, order=order)
     assert list(resumed) == whole[start * parts :]
     assert len(resumed) == len(whole[start * parts :])
 

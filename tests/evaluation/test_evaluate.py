@@ -189,6 +189,12 @@ def test_results_are_written_for_programs_and_people(tmp_path):
             ["path", "label", "prediction", "probability"], ["a.mp4", "left", "right", "0.7500"],
             ["b.mp4", "right", "right", "0.9000"], ["c.mp4", "right", "", ""],
         ]  # fmt: skip
+    with (tmp_path / "confusion_matrix.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["true \\ predicted", "left", "right"],
+            ["left", "0", "1"],
+            ["right", "0", "1"],
+        ]
     assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
 
 

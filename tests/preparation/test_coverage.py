@@ -12,6 +12,7 @@ from lookupvit_video.preparation.coverage import (
     class_counts,
     classes_of_inputs,
     coverage_warnings,
+    imbalance_warning,
     warnings_of_rows,
     warnings_of_run,
 )
@@ -122,3 +123,10 @@ def test_classes_of_lists_and_folders(tmp_path):
     (tmp_path / "lists" / "classes.txt").write_text("x\na\n")
     inputs = [str(tmp_path / name) for name in ("train", "val", "lists/train.csv")]
     assert classes_of_inputs(inputs) == ["a", "b", "c", "x"]
+
+
+def test_a_class_with_far_more_videos_than_another_is_named():
+    assert imbalance_warning(["run", "jump"], [0] * 40 + [1] * 2) == ""
+    line = imbalance_warning(["run", "jump"], [0] * 41 + [1] * 2)
+    assert line.startswith("run has 41 training videos and jump has 2")
+    assert "DATA.SAMPLER balanced" in line
