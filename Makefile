@@ -23,8 +23,8 @@ INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --upgr
 
 # The installation is repeated when a file that names the dependencies is newer than its stamp.
 .venv/demo: setup.cfg setup.py pyproject.toml
-	@echo "Installing what the demo needs into .venv: @GPU@ with PyPI's torch for Linux, which brings the libraries for"
-	@echo "GPUs. Without a GPU, @CPU@ are enough: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	@echo "Installing what the demo needs into .venv: about 6 GB with PyPI's torch for Linux, which brings the libraries for"
+	@echo "GPUs. Without a GPU, about 1.5 GB are enough: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 	$(INSTALL) ".[demo]"
 	@touch $@
 

@@ -66,6 +66,7 @@ def test() -> int:
 
 def run(path: str, overrides: list[str], dry: bool = False) -> int:
     """Train and test by a config; return the exit code."""
+    share_cores()
     from lookupvit_video.config import given_keys, load_config
     from lookupvit_video.data.manifest import load_classes
     from lookupvit_video.distributed.world import close_world, init_world, report_lost_processes
