@@ -18,6 +18,7 @@ from lookupvit_video.inference.timeline import Segment, Timeline, leading_classe
 from lookupvit_video.text import shortened
 
 MAX_COLUMNS = 8
+_SMALL = 9.5  # points: readable where a sheet is shown at half its size
 _OPACITY = 0.75  # of the heat at its maximum
 # Perceptually uniform, without its dark end; more opaque where there is more attention.
 _HEAT = matplotlib.colormaps["plasma"](np.linspace(0.35, 1, 256))
@@ -42,29 +43,31 @@ def draw_prediction(
     figure = new_figure(1.5 * len(shown) + 3.2, 1.75 * rows + 0.4 + 0.5 * bool(heat_maps))
     label = class_label(prediction.label, classes.index(prediction.label), 60)
     title = f"{drawable(Path(prediction.path).name)}: {label} ({prediction.probability:.0%})"
-    figure.suptitle(title, fontsize=11, parse_math=False)
+    figure.suptitle(title, fontsize=12, parse_math=False)
     axes = figure.subplots(rows, len(shown) + 1, squeeze=False, width_ratios=[1.5] * len(shown) + [2.6])
     for axis in axes[:, :-1].flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis, frame in zip(axes[0], shown, strict=False):
         axis.imshow(frames_THWC[frame])
-        axis.set_title(f"{seconds[frame]:.2f} s" if unit == "s" else f"frame {frame}", fontsize=8)
+        axis.set_title(f"{seconds[frame]:.2f} s" if unit == "s" else f"frame {frame}", fontsize=_SMALL)
     _draw_bars(axes[0, -1], prediction, classes)
     for row, (name, heat_thw) in zip(axes[1:], heat_maps, strict=True):
         share = f"100 %: {heat_thw.max() / heat_thw.sum():.1%} of the clip's attention"
-        title = row[0].text(0, 1.04, f"{name}  ({share})", fontsize=8, transform=row[0].transAxes, parse_math=False)
+        title = row[0].text(
+            0, 1.04, f"{name}  ({share})", fontsize=_SMALL, transform=row[0].transAxes, parse_math=False
+        )
         title.set_in_layout(False)  # it is wider than its frame
         peaks = _draw_heat(row[:-1], heat_thw, frames_THWC, shown)
         row[-1].bar(seconds, peaks, 0.9 * (seconds[-1] - seconds[0]) / max(len(seconds) - 1, 1) or 0.9, color="0.45")
         row[-1].set(ylim=(0, 1.05), yticks=[0, 0.5, 1], yticklabels=["0", "50", "100 %"])
-        row[-1].set_title("maximum of each frame", fontsize=8)
-        row[-1].tick_params(labelsize=7)
+        row[-1].set_title("maximum of each frame", fontsize=_SMALL)
+        row[-1].tick_params(labelsize=8)
         row[-1].spines[["top", "right"]].set_visible(False)
     if heat_maps:
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 100), ListedColormap(_HEAT))
         bar = figure.colorbar(scale, ax=axes[:, :-1], location="bottom", aspect=60, shrink=0.5, pad=0.01)
-        bar.set_label("attention, % of the clip's maximum in the row", fontsize=8)
+        bar.set_label("attention, % of the clip's maximum in the row", fontsize=_SMALL)
         bar.ax.tick_params(labelsize=8)
     save_figure(figure, path)
 
@@ -75,10 +78,10 @@ def _draw_bars(axis: Any, prediction: Prediction, classes: Sequence[str]) -> Non
     for row, (label, share) in enumerate(zip(prediction.labels, prediction.probabilities, strict=True)):
         number = classes.index(label)
         axis.barh(row + 0.25, share, 0.3, color=class_color(number))
-        for x, text, side in ((0, class_label(label, number), "left"), (1, f"{share:.0%}", "right")):
-            axis.text(x, row - 0.2, text, ha=side, va="center", fontsize=min(8.0, 60 / count), parse_math=False)
+        for x, text, side in ((0, class_label(label, number, 26), "left"), (1, f"{share:.0%}", "right")):
+            axis.text(x, row - 0.2, text, ha=side, va="center", fontsize=min(_SMALL, 60 / count), parse_math=False)
     axis.set(xlim=(0, 1), ylim=(count - 0.4, -0.6))
-    axis.set_title("probability", fontsize=8)
+    axis.set_title("probability", fontsize=_SMALL)
     axis.set_axis_off()
 
 
@@ -94,7 +97,7 @@ def _draw_heat(axes: Any, heat_thw: Tensor, frames_THWC: np.ndarray, shown: Sequ
         axis.imshow(overlay(frames_THWC[frame], heat_hw))
         for color, thickness in (("black", 2.2), ("white", 1.0)):  # on any frame
             axis.plot(*place, "s" if is_peak else "o", ms=9, mfc="none", mec=color, mew=thickness)
-        axis.set_xlabel(f"{peaks[frame]:.0%}", fontsize=8, labelpad=1, weight="bold" if is_peak else "normal")
+        axis.set_xlabel(f"{peaks[frame]:.0%}", fontsize=_SMALL, labelpad=1, weight="bold" if is_peak else "normal")
     return peaks
 
 
@@ -121,7 +124,7 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, t
     """Write a PNG: the probability of the leading classes over time, and the segments below with their mean."""
     shown, numbers = leading_classes(timeline, topk), [timeline.classes.index(segment.label) for segment in segments]
     figure = new_figure(14, 4.8)
-    figure.suptitle(shortened(drawable(Path(timeline.path).name), 100), fontsize=11, parse_math=False)
+    figure.suptitle(shortened(drawable(Path(timeline.path).name), 100), fontsize=12, parse_math=False)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     unit, letter = (60.0, "min") if timeline.duration >= 180 else (1.0, "s")
     # At most as many bins as the picture has columns, each with its maximum: a short peak in hours stays visible.
@@ -138,9 +141,9 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, t
         width, color = (segment.end - segment.start) / unit, class_color(number)
         lower.barh(0, width, left=segment.start / unit, color=color, edgecolor="white", linewidth=0.5)
         text = f"{plain(class_label(segment.label, number))} {segment.probability:.0%}"
-        if width * unit > 0.01 * timeline.duration * len(text):  # else it has no room
+        if width * unit > 0.012 * timeline.duration * len(text):  # else it has no room
             middle = (segment.start + segment.end) / 2 / unit
-            lower.text(middle, 0, text, ha="center", va="center", fontsize=8, color=ink_on(color))
+            lower.text(middle, 0, text, ha="center", va="center", fontsize=_SMALL, color=ink_on(color))
     _add_legend(figure, {number: timeline.classes[number] for number in [*shown, *numbers]})
     lower.set(xlim=(0, timeline.duration / unit), ylim=(-0.4, 0.4), yticks=[], ylabel="segments")
     lower.set_xlabel(f"time, {letter}")
@@ -153,4 +156,4 @@ def _add_legend(figure: Any, names: dict[int, str]) -> None:
     patches = [Patch(color=class_color(number), label=plain(class_label(names[number], number))) for number in listed]
     if len(names) > len(listed):
         patches.append(Patch(color="white", label=f"and {len(names) - len(listed)} more"))
-    figure.legend(handles=patches, loc="outside right center", fontsize=8, frameon=False)
+    figure.legend(handles=patches, loc="outside right center", fontsize=_SMALL, frameon=False)
