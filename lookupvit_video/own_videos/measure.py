@@ -17,6 +17,7 @@ from lookupvit_video.own_videos.rules import Costs
 from lookupvit_video.training.dry_run import step_bytes
 
 VIDEOS, STEPS, CLIPS = 8, 4, 8  # at most
+READING = 5.0  # seconds after which no further video is read
 
 
 def measure(cfg: CfgNode, videos: Sequence[Video], device: torch.device) -> Costs:
@@ -24,7 +25,12 @@ def measure(cfg: CfgNode, videos: Sequence[Video], device: torch.device) -> Cost
     alone = with_settings(cfg, {"DATA_LOADER.NUM_WORKERS": 0})
     dataset = build_train_loader(alone, videos, total_steps=1).dataset
     rows = sorted({len(videos) * i // VIDEOS for i in range(VIDEOS)})
-    first, again = ([_seconds(partial(dataset.__getitem__, (epoch, row)), device) for row in rows] for epoch in (0, 1))
+    first, again = list[float](), list[float]()
+    for row in rows:
+        first.append(_seconds(partial(dataset.__getitem__, (0, row)), device))
+        again.append(_seconds(partial(dataset.__getitem__, (1, row)), device))
+        if sum(first) + sum(again) > READING:
+            break
     batch = min(CLIPS, cfg.TRAIN.BATCH_SIZE)
     size = cfg.DATA.TRAIN_CROP_SIZE
     clips = torch.zeros(batch, 3, cfg.DATA.NUM_FRAMES, size, size, device=device)
@@ -46,7 +52,7 @@ def measure(cfg: CfgNode, videos: Sequence[Video], device: torch.device) -> Cost
     model.eval()
     looks = [_seconds(look, device) for _ in range(STEPS)][1:]
     kept = step_bytes(model.train(), clips[:1], dtype)
-    return Costs(sum(first) / len(rows), sum(again) / len(rows), median(steps) / batch, median(looks) / batch, kept)
+    return Costs(sum(first) / len(first), sum(again) / len(again), median(steps) / batch, median(looks) / batch, kept)
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:

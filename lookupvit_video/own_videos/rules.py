@@ -198,12 +198,15 @@ def _cache_side(known: Known) -> Choice:
 
 @_rule("DATA.CACHE_VIDEOS")
 def _cache(known: Known) -> Choice:
-    """True on a CPU if the decoded and reduced videos take less than a quarter of the free memory."""
+    """True on a CPU for videos up to 30 s, if they take less than a quarter of the free memory, decoded and reduced."""
     facts, memory = known.facts, known.machine.memory
     share = min(1.0, (known["DATA.CACHE_SHORT_SIDE"] or math.inf) / facts.short_side)
     needed = facts.decoded_bytes * share**2 * (facts.train + facts.val + facts.test)
-    fits = known.machine.device == "cpu" and needed < memory / 4
-    return fits, f"they take {needed / 2**30:.2g} GiB of {memory / 2**30:.3g} GiB free"
+    keep = known.machine.device == "cpu" and facts.seconds <= 30 and needed < memory / 4
+    return (
+        keep,
+        f"{facts.seconds:.3g} s each; they would take {needed / 2**30:.2g} GiB of {memory / 2**30:.3g} GiB free",
+    )
 
 
 @_rule("DATA_LOADER.NUM_WORKERS")

@@ -111,7 +111,7 @@ def imbalance(classes: Sequence[str], splits: Mapping[str, Sequence[Video]]) -> 
     share = 100 * tested[most] / max(1, tested.total())
     return (
         f"{classes[most]!r} has {many} training videos and {classes[least]!r} {few}: always answering the former "
-        f"gives {share:.0f} % top-1 in the test; compare mean_class_accuracy, and add videos of the rare classes"
+        f"gives {share:.0f} % top-1 in the test; compare mean_class_accuracy, or try SOLVER.LOSS logit_adjusted"
     )
 
 

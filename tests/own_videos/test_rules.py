@@ -68,6 +68,7 @@ def test_without_costs_the_length_stays_open():
     ({"seconds": 600}, "TEST.NUM_ENSEMBLE_VIEWS", 5), ({}, "TEST.NUM_ENSEMBLE_VIEWS", 2),
     ({}, "MODEL.INPUT", "changes"), ({"train": 501}, "MODEL.INPUT", "frames"),
     ({}, "DATA.CACHE_VIDEOS", True), ({"decoded_bytes": 8e9}, "DATA.CACHE_VIDEOS", False),
+    ({"seconds": 31}, "DATA.CACHE_VIDEOS", False),
     ({}, "DATA_LOADER.NUM_WORKERS", 0), ({"decoded_bytes": 8e9}, "DATA_LOADER.NUM_WORKERS", 1),
     ({"train": 9}, "AUG.NUM_SAMPLE", 4), ({"train": 65}, "AUG.NUM_SAMPLE", 1),
     ({"train": 65, "decoded_bytes": 8e9}, "AUG.NUM_SAMPLE", 2),
