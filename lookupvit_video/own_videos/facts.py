@@ -80,10 +80,10 @@ def _free_memory() -> int:
             with suppress(OSError, ValueError):  # "max": no limit
                 limits.append(int(Path(folder, f"memory.{most}").read_text()))
                 limits[-1] -= int(Path(folder, f"memory.{used}").read_text())
-    if resource and (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+    if resource and (space := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         with suppress(OSError, ValueError):
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-            limits.append(most - pages * resource.getpagesize())
+            limits.append(space - pages * resource.getpagesize())
     return max(0, min(limits))
 
 
