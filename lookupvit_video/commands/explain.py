@@ -170,7 +170,7 @@ def timeline() -> int:
         raise UserError("--annotate shows one label at a time; this checkpoint gives several: use --png or --json")
     windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
                             batch_size=arguments.batch_size)  # fmt: skip
-    logger.info("%d windows of %.3g s over %.3g s", len(windows.starts), windows.window, windows.duration)
+    logger.info("windows of %.3g s over %.3g s: %d", windows.window, windows.duration, len(windows.starts))
     segments = find_segments(windows, change_cost=arguments.change_cost, min_probability=arguments.min_probability)
     for segment in segments:
         label = one_line(segment.label)

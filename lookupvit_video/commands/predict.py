@@ -221,7 +221,7 @@ def predict(words: Sequence[str] | None = None) -> int:
     report_cost(costs, list(predictor.grids.values())[-1] if predictor.grids else 0.0)
     for failure in lost:
         print_error(printable(f"{failure.path}: {failure.error}"))
-    logger.info("%d videos answered, %d failed", len(costs), len(lost))
+    logger.info("%d answered, %d failed", len(costs), len(lost))
     if any(failure.error.startswith(INTERNAL) for failure in lost):
         return 1
     if lost and not costs:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lookupvit_video.commands import options
+from lookupvit_video.commands.run_command import share_cores
 
 if TYPE_CHECKING:
     from lookupvit_video.preparation.lists import Options
@@ -170,6 +171,7 @@ def demo() -> int:
     options.add_out(parser, "runs/demo_motion")
     parser.add_argument("--data", type=Path, default=DATA, metavar="FOLDER", help=f"of the videos (default: {DATA})")
     arguments = parser.parse_args()
+    share_cores()
     from lookupvit_video.commands.predict import predict
     from lookupvit_video.commands.train import run
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands.options import add_cfg, add_settings, make_parser, number
-from lookupvit_video.commands.run_command import program
+from lookupvit_video.commands.run_command import program, share_cores
 from lookupvit_video.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def test() -> int:
 
 def run(path: str, overrides: list[str], dry: bool = False) -> int:
     """Train and test by a config; return the exit code."""
+    share_cores()
     from lookupvit_video.config import given_keys, load_config
     from lookupvit_video.data.manifest import load_classes
     from lookupvit_video.distributed.world import close_world, init_world, report_lost_processes

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 import matplotlib
 import numpy as np
@@ -146,7 +147,8 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, t
         place = levels[number]
         lower.barh(place, width, left=segment.start / unit, color=color, edgecolor="white", linewidth=0.5)
         text = f"{plain(class_label(segment.label, number))} {segment.probability:.0%}"
-        if width * unit > 0.012 * timeline.duration * len(text):  # else it has no room
+        columns = sum(1 + (east_asian_width(letter) in "WF") for letter in text)
+        if width * unit > 0.008 * timeline.duration * columns:  # else it has no room
             middle = (segment.start + segment.end) / 2 / unit
             lower.text(middle, place, text, ha="center", va="center", fontsize=_SMALL, color=ink_on(color))
     _add_legend(figure, {number: timeline.classes[number] for number in [*shown, *numbers]})

@@ -132,8 +132,8 @@ def _chosen(cfg: CfgNode, given: set[str], found: FoundVideos, world: World, fol
     logger.info("the median video: %.3g s, %.3g frames/s, short side %d", facts.seconds, facts.fps, facts.short_side)
     task = "multi_label" if found.multi_label else "single_label"
     of_data: dict[str, Any] = dict(zip(_OF_DATA, (str(folder), "", facts.classes, task), strict=True))
-    if found.multi_label:
-        of_data |= {name: value for name, value in _SEVERAL_LABELS.items() if name not in given}
+    if found.multi_label and "TRAIN.BEST_METRIC" not in given:
+        of_data |= _SEVERAL_LABELS
     weights = settings_of_weights(cfg.MODEL.INIT_FROM) if cfg.MODEL.INIT_FROM else {}
     weights = {name: choice for name, choice in weights.items() if name not in given}
     base = with_settings(cfg, of_data | {name: value for name, (value, _) in weights.items()})

@@ -70,16 +70,20 @@ def _free_memory() -> int:
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         limits = [1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        with suppress(OSError, ValueError):  # "max": no limit
-            limits.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    if resource and (most := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+    groups = list[str]()
+    with suppress(OSError):
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    for _, kinds, group in (line.split(":", 2) for line in groups):
+        root = "/sys/fs/cgroup/memory" if kinds == "memory" else "/sys/fs/cgroup"
+        most, used = ("limit_in_bytes", "usage_in_bytes") if kinds == "memory" else ("max", "current")
+        for folder in {root, root + group} if kinds in ("", "memory") else ():
+            with suppress(OSError, ValueError):  # "max": no limit
+                limits.append(int(Path(folder, f"memory.{most}").read_text()))
+                limits[-1] -= int(Path(folder, f"memory.{used}").read_text())
+    if resource and (space := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         with suppress(OSError, ValueError):
             pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-            limits.append(most - pages * resource.getpagesize())
+            limits.append(space - pages * resource.getpagesize())
     return max(0, min(limits))
 
 

@@ -64,7 +64,7 @@ def step_bytes(model: nn.Module, clips_BCTHW: Tensor, dtype: torch.dtype, **opti
             output = model(clips, **options)
         torch.stack([logits.float().sum() for logits in output]).sum().backward()
     model.zero_grad()
-    return memory.peak
+    return int(memory.peak)
 
 
 def estimate_bytes(run: Run, share: int) -> int:

@@ -106,7 +106,7 @@ def test_a_table_for_people_and_answers_for_programs(folder, tmp_path):
         assert row["path"] in done.stdout
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["000_0.png", "001_1.png", "002_2.png"]
     assert "3 videos: mean" in done.stderr
-    assert done.stderr.splitlines()[-1].endswith("3 videos answered, 0 failed")
+    assert done.stderr.splitlines()[-1].endswith("3 answered, 0 failed")
     only = predict(folder, folder / "clips" / "0.mp4", "--json", "-")
     assert json.loads(only.stdout)["path"].endswith("0.mp4")
 
