@@ -15,14 +15,24 @@ help:
 	@echo "make mutants        how many of a list of small faults the tests detect (an hour; tests/mutants.py --help)"
 	@echo "make clean          remove .venv, runs/ and the demo videos"
 
-# The installation is repeated when a file that names the dependencies is newer than this stamp.
-.venv/installed: setup.cfg setup.py pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[test,dev]"
+# Where pip finds torch; empty: PyPI, whose torch for Linux brings the libraries for GPUs.
+TORCH_INDEX ?=
+INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --upgrade pip && \
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch torchvision --index-url $(TORCH_INDEX) &&) \
+	$(BIN)/python -m pip install --quiet --editable
+
+# The installation is repeated when a file that names the dependencies is newer than its stamp.
+.venv/demo: setup.cfg setup.py pyproject.toml
+	@echo "Installing what the demo needs into .venv: about 6 GB with PyPI's torch for Linux, which brings the libraries for"
+	@echo "GPUs. Without a GPU, about 1.5 GB are enough: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+	$(INSTALL) ".[demo]"
 	@touch $@
 
-demo: .venv/installed
+.venv/installed: setup.cfg setup.py pyproject.toml
+	$(INSTALL) ".[test,dev]"
+	@touch $@
+
+demo: .venv/demo
 	$(BIN)/lookupvit demo --data $(DATA) --out $(RUN)
 
 test: .venv/installed

@@ -7,15 +7,18 @@ if TYPE_CHECKING:
     __version__: str
     from lookupvit_video.config import load_config
     from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
+    from lookupvit_video.inference.views import Failure
     from lookupvit_video.models.build import build_model, create_model
     from lookupvit_video.registry import list_models
 
 __all__ = [
-    "Prediction", "Predictor", "__version__", "build_model", "create_model", "list_models", "load_config", "load_model",
+    "Failure", "Prediction", "Predictor", "__version__", "build_model", "create_model", "list_models", "load_config",
+    "load_model",
 ]  # fmt: skip
 _PLACES = {
     "config": ("load_config",),
     "inference.predictor": ("Prediction", "Predictor", "load_model"),
+    "inference.views": ("Failure",),
     "models.build": ("build_model", "create_model"),
     "registry": ("list_models",),
 }
@@ -34,3 +37,7 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"{__name__}.{place}"), name)
     raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -52,6 +52,12 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
         temporary.write_text(simplejson.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
+def model_file(path: str | Path) -> str:
+    """Return the model.pt in a folder, if it is that of a finished run; else the path itself."""
+    inside = os.path.join(path, "model.pt")
+    return inside if os.path.isfile(inside) else os.fspath(path)
+
+
 def _sync(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder

@@ -26,6 +26,7 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+_JOINERS = "\u200c\u200d"  # part of words in Persian, Hindi and others
 
 
 def open_text(path: str | Path, mode: str = "r") -> IO[str]:
@@ -79,7 +80,7 @@ def is_utf8(text: str) -> bool:
 
 def printable(text: str) -> str:
     """Return text that a picture can show: "?" for line breaks, bytes of no alphabet and the like."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    return "".join(letter if letter.isprintable() or letter in _JOINERS else "?" for letter in text)
 
 
 def shortened(text: str, length: int, keep_end: bool = False) -> str:

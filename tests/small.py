@@ -118,12 +118,16 @@ def run_tool(*arguments: object, processes: int = 1) -> subprocess.CompletedProc
     return run_command([*command, *arguments])
 
 
-def call_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a command of tools/ in this process: the same file from its first line, without waiting for the imports."""
+def call_tool(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a command of tools/ in this process: the same file from its first line, without waiting for the imports.
+
+    Args:
+        folder: where it runs.
+    """
     stdout, stderr = io.StringIO(), io.StringIO()
-    before, folder = sys.argv, Path.cwd()
+    before, previous = sys.argv, Path.cwd()
     sys.argv = [str(argument) for argument in arguments]
-    os.chdir(ROOT)
+    os.chdir(folder)
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             runpy.run_path(str(arguments[0]), run_name="__main__")
@@ -132,7 +136,7 @@ def call_tool(*arguments: object) -> subprocess.CompletedProcess[str]:
         code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     finally:
         sys.argv = before
-        os.chdir(folder)
+        os.chdir(previous)
     return subprocess.CompletedProcess(list(arguments), code, stdout.getvalue(), stderr.getvalue())
 
 

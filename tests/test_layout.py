@@ -11,13 +11,13 @@ PACKAGE = Path(__file__).parent.parent / "lookupvit_video"
 LAYERS = [
     {"__init__", "__main__"},
     {"commands"},
-    {"benchmarks", "inference", "studies", "training"},
+    {"benchmarks", "inference", "own_videos", "studies", "training"},
     {"evaluation"},
     {"checkpoints", "preparation"},
     {"data", "distributed"},
     {"decoding", "models"},
     {"processes"},
-    {"config", "figures", "log"},
+    {"config", "drawing", "log"},
     {"arguments", "errors", "files", "progress", "provenance", "registry", "remote", "seeding", "text"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

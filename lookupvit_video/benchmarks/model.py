@@ -32,12 +32,12 @@ from lookupvit_video.benchmarks.contenders import (
 )
 from lookupvit_video.benchmarks.machine import seconds_per_run, show_versions, wait_for
 from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.utilization import peak_flops
+from lookupvit_video.drawing.figures import new_figure, save_figure
 from lookupvit_video.errors import UserError
-from lookupvit_video.figures import new_figure, save_figure
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.progress import progress
 from lookupvit_video.text import grid_name, markdown_table
-from lookupvit_video.training.utilization import peak_flops
 
 LEGEND = """
 ms, clips/s: a clip, the median of the rounds (lowest to highest). GMACs: of one clip's forward pass, counted by running

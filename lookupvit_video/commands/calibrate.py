@@ -84,7 +84,7 @@ def draw_curve(splits: "Sequence[tuple[str, list[Point], list[Point], Point]]", 
     """
     import numpy as np
 
-    from lookupvit_video.figures import new_figure, save_figure
+    from lookupvit_video.drawing.figures import new_figure, save_figure
 
     figure = new_figure(7.5, 4.6)
     axis = figure.subplots()
@@ -149,6 +149,8 @@ def calibrate() -> int:
 
     setup_logging()
     predictor = load_model(arguments.checkpoint, arguments.device)
+    if predictor.multi_label:
+        raise UserError(f"{arguments.checkpoint}: adaptive budgets are for one label a video; this model gives several")
     check_grid(predictor.costs)
     grids, cfg = list(predictor.costs), predictor.cfg.clone()
     if len(grids) < 2:

@@ -1,17 +1,20 @@
 """`lookupvit explain` and `lookupvit timeline`: where a model looks, and what happens when."""
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import print_error
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
 from lookupvit_video.text import one_line
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.predictor import Predictor
 
+logger = logging.getLogger(__name__)
 EXPLAIN_EXAMPLES = """  lookupvit explain --checkpoint runs/demo_motion/model.pt video.mp4 --out explained --token 0,1,1
   lookupvit explain --checkpoint runs/demo_motion/model.pt --list my_data/test.csv --out explained
 
@@ -21,7 +24,8 @@ Exit code 0: all done; 1: some videos could not be read (named on stderr); 2: no
 TIMELINE_EXAMPLES = """  lookupvit timeline --checkpoint runs/demo_motion/model.pt video.mp4 --json timeline.json \\
       --png timeline.png --annotate annotated.mp4
 
-Windows as long as the model's clip slide over the video, which is decoded once, forward; memory does not grow with it.
+Windows as long as what the model was trained on (its clip; with DATA.SAMPLING segments its usual training video) slide
+over the video, which is decoded once, forward; memory does not grow with it.
 Exit code 0: done; 1: runtime failure; 2: invalid input.
 """
 CHANGE_COST = 2.0  # as inference.timeline
@@ -101,7 +105,7 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
     if predictor.grids:
         attention = explain_attention(predictor, prediction.clip)
         rows = heat_maps(attention, arguments.token, arguments.lookup)
-        draw_prediction(prediction, rows, arguments.out / f"{stem}.png")
+        draw_prediction(prediction, rows, arguments.out / f"{stem}.png", predictor.classes)
         write_overlay(
             prediction.clip.permute(1, 2, 3, 0).numpy(), attention.answer_map(), arguments.out / f"{stem}.mp4"
         )
@@ -112,7 +116,8 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
 def _explain_list(predictor: "Predictor", path: str) -> dict[str, Any]:
     """Print and return the accuracy over a list of videos with the frames in, out of and without order."""
     from lookupvit_video.data.manifest import read_manifest
-    from lookupvit_video.inference.explain import ORDERS, accuracy_without_time
+    from lookupvit_video.evaluation.probes import ORDERS, what_order_means
+    from lookupvit_video.inference.explain import accuracy_without_time
 
     videos = read_manifest(path, predictor.classes)
     results = accuracy_without_time(predictor, videos)
@@ -121,6 +126,7 @@ def _explain_list(predictor: "Predictor", path: str) -> dict[str, Any]:
     print(f"  {'frames':9} {'top-1':>8} {'lost':>7}")
     for order, value in top1.items():
         print(f"  {order:9} {value:6.2f} % {top1['real'] - value:7.2f}")
+    print(f"  {what_order_means(top1)}")
     bad = [{"path": videos[row].path, "reason": reason} for row, reason in results["real"].bad]
     for video in bad:
         print_error(video["reason"])
@@ -142,7 +148,7 @@ def timeline() -> int:
     add("--annotate", type=Path, metavar="FILE", help="write the video with the answers (.mp4)")
     add("--stride", type=float, metavar="S", help="seconds between windows (default: window / 4)")
     add("--window", type=float, metavar="S",
-        help="seconds of a window, for models of DATA.SAMPLING segments (default: 4)")  # fmt: skip
+        help="seconds of a window, of DATA.SAMPLING segments (default: as the training videos)")  # fmt: skip
     add("--topk", type=options.positive, default=5, metavar="K", help="classes per window, and drawn (default: 5)")
     add("--change-cost", type=options.number(float, 0), default=CHANGE_COST, metavar="X", help="log probability that a "
         f"change of label must gain; 0: scenes of one window (default: {CHANGE_COST:g})")  # fmt: skip
@@ -160,8 +166,11 @@ def timeline() -> int:
     if arguments.annotate:
         check_video_name(arguments.annotate)  # before hours of work
     predictor = load_model(arguments.checkpoint, arguments.device)
+    if arguments.annotate and predictor.multi_label:
+        raise UserError("--annotate shows one label at a time; this checkpoint gives several: use --png or --json")
     windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
                             batch_size=arguments.batch_size)  # fmt: skip
+    logger.info("windows of %.3g s over %.3g s: %d", windows.window, windows.duration, len(windows.starts))
     segments = find_segments(windows, change_cost=arguments.change_cost, min_probability=arguments.min_probability)
     for segment in segments:
         label = one_line(segment.label)

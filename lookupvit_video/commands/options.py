@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from lookupvit_video.commands.run_command import program
 from lookupvit_video.errors import UserError
+from lookupvit_video.files import model_file
 from lookupvit_video.text import parse_grid
 
 BACKENDS = ("pyav", "decord", "torchcodec")
@@ -106,8 +107,9 @@ def grid(text: str) -> tuple[int, ...]:
 def add_checkpoint(parser: argparse.ArgumentParser, device: str = "auto") -> None:
     """Add --checkpoint and --device, of a command that loads a model."""
     parser.add_argument(
-        "--checkpoint", required=True, metavar="FILE", help="a .pt file of training, a save_pretrained folder, a Hub id"
-    )
+        "--checkpoint", required=True, type=model_file, metavar="PATH",
+        help="a run's folder (its model.pt), a .pt file of training, a save_pretrained folder, a Hub id",
+    )  # fmt: skip
     add_device(parser, device)
 
 

@@ -119,8 +119,13 @@ def say(text: str) -> None:
 
 
 def show(prediction: "Prediction") -> None:
-    """Print an answer."""
-    say(prediction.path + (f"  ({prediction.note})" if prediction.note else ""))
+    """Print an answer, and which seconds of the video it is from."""
+    from lookupvit_video.inference.batch import seconds_text
+
+    note = f"  ({prediction.note})" if prediction.note else ""
+    say(f"{prediction.path}  {seconds_text(prediction.times)}{note}")
+    if prediction.present is not None:
+        say(f"  {prediction.label}")
     for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
         say(f"  {100 * probability:5.1f} %  {label}")
 
@@ -133,7 +138,7 @@ def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number:
     name = printable(Path(prediction.path).name)
     sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
     rows = [("attention", explain_attention(predictor, prediction.clip).gather_map())] if predictor.costs else []
-    draw_prediction(replace(prediction, path=name), rows, sheet)
+    draw_prediction(replace(prediction, path=name), rows, sheet, predictor.classes)
     say(f"  drawn: {sheet}")
 
 
@@ -181,7 +186,7 @@ def answer_all(
     if arguments.compile:
         predictor.compile(arguments.batch_size)
     with ExitStack() as stack:
-        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk))]
+        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, predictor.multi_label))]
         files = [stack.enter_context(AnswerFile(path, kind, arguments.resume)) for path, kind in kinds if path]
         left = [video for video in videos if not any(video in file.done for file in files)]
         if len(left) < len(videos):
@@ -215,8 +220,9 @@ def predict(words: Sequence[str] | None = None) -> int:
     lost, costs = answer_all(arguments, predictor, videos, failures)
     report_cost(costs, list(predictor.grids.values())[-1] if predictor.grids else 0.0)
     for failure in lost:
-        print_error(printable(f"{failure.path}: {failure.reason}"))
-    if any(failure.reason.startswith(INTERNAL) for failure in lost):
+        print_error(printable(f"{failure.path}: {failure.error}"))
+    logger.info("%d answered, %d failed", len(costs), len(lost))
+    if any(failure.error.startswith(INTERNAL) for failure in lost):
         return 1
     if lost and not costs:
         return 2

@@ -7,11 +7,13 @@ from lookupvit_video.config.load import (
     differences,
     find_config,
     get_defaults,
+    given_keys,
     load_config,
     parse_yaml,
+    with_settings,
 )
 
 __all__ = [
-    "KEYS", "config_from_text", "differences", "find_config", "get_defaults", "get_key", "load_config",
-    "parse_yaml", "token_grid", "validate",
+    "KEYS", "config_from_text", "differences", "find_config", "get_defaults", "get_key", "given_keys",
+    "load_config", "parse_yaml", "token_grid", "validate", "with_settings",
 ]  # fmt: skip

@@ -176,9 +176,38 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             node[last] = expand_user(node[last])
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
+    _fit_metrics(cfg)
     validate(cfg)
     cfg.freeze()
     return cfg
+
+
+def given_keys(path: str | Path | None, overrides: Sequence[str] = ()) -> set[str]:
+    """Return the keys that a config's files and ``KEY value`` overrides set, as ``load_config`` reads them."""
+    trees = [tree for _, tree in _read_tree(path if is_remote(path) else find_config(path))] if path else []
+    trees += [_override_tree(name, text) for name, text in setting_pairs(overrides, KEYS.keys())]
+    return {name for tree in trees for name, _, _ in differences(tree, {}) if name in KEYS}
+
+
+def _fit_metrics(cfg: CfgNode) -> None:
+    """Replace the default metrics where a video may have several classes, or none: top-1 and top-5 say nothing then."""
+    if cfg.MODEL.TASK == "multi_label" and cfg.TEST.METRICS == KEYS["TEST.METRICS"].default:
+        cfg.TEST.METRICS = ["mean_average_precision", "macro_f1"]
+        cfg.TRAIN.BEST_METRIC = "mean_average_precision"
+
+
+def with_settings(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
+    """Return a frozen, checked copy of a config with other values for some dotted keys."""
+    changed = cfg.clone()
+    changed.defrost()
+    for name, value in values.items():
+        *groups, last = name.split(".")
+        node = get_key(changed, groups[0]) if groups else changed
+        node[last] = _coerce(value, KEYS[name].default, name)
+    _fit_metrics(changed)
+    validate(changed)
+    changed.freeze()
+    return changed
 
 
 def config_from_text(text: str, source: str) -> CfgNode:
@@ -194,11 +223,11 @@ def config_from_text(text: str, source: str) -> CfgNode:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (dotted key, value, other value) of each key that differs between two configs."""
+    """Return (dotted key, value, other value) of each key of ``one`` that ``other`` lacks or has another value of."""
     found = []
     for key, value in one.items():
         if isinstance(value, Mapping):
-            found += differences(value, other[key], f"{prefix}{key}.")
-        elif value != other[key]:
-            found.append((prefix + key, value, other[key]))
+            found += differences(value, other.get(key, {}), f"{prefix}{key}.")
+        elif key not in other or value != other[key]:
+            found.append((prefix + key, value, other.get(key)))
     return found

@@ -3,7 +3,7 @@
 import errno
 import multiprocessing.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 
 from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.sample_order import sample_order, shuffled
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, train_transform
 from lookupvit_video.decoding.backends import check_backend
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to
 from lookupvit_video.processes.memory import keep_freed_memory
-from lookupvit_video.seeding import mix_seed
 
 _FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
 _MORE_SHARED_MEMORY = (
@@ -36,15 +36,19 @@ _SIGNS_OF_NO_FILES = ("Too many open files", "received 0 items of ancdata")
 class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
     """Yields this rank's (epoch, row) keys for each micro-batch of each step from ``start_step`` to ``total_steps``.
 
-    An epoch is a permutation from (seed, epoch), cut into global batches of ``batch_size`` videos; the ragged rest is
-    left out of that epoch. Each global batch is cut into ``parts`` accumulation parts, and those over the ranks; so
+    An epoch is an order that follows from its number, cut into global batches of ``batch_size`` videos; the ragged rest
+    is left out of that epoch. Each global batch is cut into ``parts`` accumulation parts, and those over the ranks; so
     the global batch of a step holds the same videos for any number of ranks and parts.
+
+    Args:
+        order: the keys of an epoch, see ``sample_order``; None: each video once, shuffled.
     """
 
     def __init__(
         self,
         num_videos: int,
         *,
+        order: Callable[[int], list[tuple[int, int]]] | None = None,
         batch_size: int,
         seed: int,
         total_steps: int,
@@ -62,7 +66,8 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
                 f"TRAIN.BATCH_SIZE: {batch_size} videos a step cannot be split evenly over {world_size} processes x "
                 f"{parts} accumulation steps"
             )
-        self.num_videos, self.batch_size, self.seed = num_videos, batch_size, seed
+        self.order = order or shuffled(num_videos, seed)
+        self.batch_size = batch_size
         self.steps_per_epoch = num_videos // batch_size
         self.total_steps, self.start_step = total_steps, start_step
         self.parts, self.rank, self.world_size = parts, rank, world_size
@@ -71,16 +76,15 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         return (self.total_steps - self.start_step) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        shuffled_epoch, order = -1, []
+        begun, keys = -1, []
         share = self.batch_size // (self.parts * self.world_size)
         for step in range(self.start_step, self.total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != shuffled_epoch:
-                generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch))
-                shuffled_epoch, order = epoch, torch.randperm(self.num_videos, generator=generator).tolist()
+            if epoch != begun:
+                begun, keys = epoch, self.order(epoch)
             for part in range(self.parts):
                 first = batch * self.batch_size + (part * self.world_size + self.rank) * share
-                yield [(epoch, row) for row in order[first : first + share]]
+                yield keys[first : first + share]
 
 
 @contextmanager
@@ -242,6 +246,7 @@ def build_train_loader(
     }
     batches = TrainBatchSampler(
         len(videos),
+        order=sample_order(cfg.DATA.SAMPLER, [video.label for video in videos], cfg.RNG_SEED),
         batch_size=cfg.TRAIN.BATCH_SIZE // repeats,
         seed=cfg.RNG_SEED,
         total_steps=total_steps,
@@ -287,9 +292,10 @@ def _build_loader(
     dataset = VideoDataset(
         videos,
         backend=cfg.DATA.DECODING_BACKEND,
-        cache=cfg.DATA.CACHE_VIDEOS,
+        cache=cfg.DATA.CACHE_VIDEOS and (cfg.DATA.CACHE_SHORT_SIDE or True),
         timeout=cfg.DATA.DECODE_TIMEOUT,
         index_cache=cfg.DATA.INDEX_CACHE,
+        num_classes=cfg.MODEL.NUM_CLASSES if cfg.MODEL.TASK == "multi_label" else 0,
         **clips,
     )
     return Loader(
@@ -308,11 +314,13 @@ class DataWatch:
 
     Args:
         workers: DATA_LOADER.NUM_WORKERS.
+        cached: DATA.CACHE_VIDEOS.
         share: of the time, above which waiting is reported.
         pause: log lines from one warning to the next.
     """
 
     workers: int
+    cached: bool = False
     share: float = 0.3
     pause: int = 20
     _lines: int = 0
@@ -325,12 +333,19 @@ class DataWatch:
             return ""
         self._quiet_until = self._lines + self.pause
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        if processes * (self.workers + 1) < cores:
+        processes, load = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.getloadavg()[0]
+        if self.cached:
+            fix = (
+                f"with DATA.CACHE_VIDEOS each of the {max(self.workers, 1)} reading processes of a rank decodes every "
+                "video once (DATA_LOADER.NUM_WORKERS); later epochs wait less"
+            )
+        elif load > 2 * cores:
+            fix = f"other programs keep the {cores} cores here busy (load {load:.0f}): stop them, or wait"
+        elif processes * (self.workers + 1) < cores:
             fix = f"raise DATA_LOADER.NUM_WORKERS, now {self.workers}: this machine has {cores} cores"
         else:
             fix = (
-                f"the {cores} cores here are busy: re-encode the videos (prepare.py --short-side, see datasets/), "
+                f"the {cores} cores here are busy: re-encode the videos smaller (ffmpeg -i IN -vf scale=-2:256 OUT), "
                 "draw more clips from each (AUG.NUM_SAMPLE) or use a machine with more cores"
             )
         return (

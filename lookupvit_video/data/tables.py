@@ -20,6 +20,7 @@ COLUMNS = {
     "label": "label labels class class_name classname class_id category target".split(),
     "start": "start start_time time_start start_seconds".split(),
     "end": "end end_time time_end end_seconds".split(),
+    "group": ["group"],
 }
 """Names of columns that are understood, in any case, with blanks or hyphens for "_"; the first is ours and counts where
 several are there."""

@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from lookupvit_video.decoding.decord_torchcodec import DecordReader, TorchCodecReader
 from lookupvit_video.decoding.pyav_reader import PyAVReader
@@ -41,6 +42,7 @@ def open_video(
     backend: str = "pyav",
     in_memory: bool = False,
     *,
+    short_side: int = 0,
     timeout: float = 60.0,
     index_cache: str | os.PathLike[str] = "",
 ) -> VideoReader:
@@ -49,6 +51,7 @@ def open_video(
     Args:
         backend: "pyav", "decord" or "torchcodec".
         in_memory: decode all of it the first time and keep it in this process's memory (3 bytes a pixel and frame).
+        short_side: pixels to which the frames in memory are reduced; 0: they stay as they are.
         timeout: seconds that opening, or one call of the reader, may take; 0: no limit.
         index_cache: folder that keeps the time stamps and key frames of each video, so that only its first opening
             reads all of its packets; empty: none is kept.
@@ -62,20 +65,20 @@ def open_video(
     if backend not in BACKENDS:
         check_backend(backend)  # raises
     if in_memory:
-        return _in_memory(os.fspath(path), backend, timeout)
+        return _in_memory(os.fspath(path), backend, short_side, timeout)
     return BACKENDS[backend](path, timeout=timeout, index_cache=index_cache)
 
 
 class MemoryReader(VideoReader):
     """A decoded video; closing it does nothing, since the next one to ask shares it."""
 
-    def __init__(self, path: str, backend: str, timeout: float) -> None:
+    def __init__(self, path: str, backend: str, short_side: int, timeout: float) -> None:
         self.path = path
         with BACKENDS[backend](path, timeout=timeout) as reader:
             self.times = np.empty(0)
             while self.times is not reader.times:  # a decode that contradicts the packets corrects them
                 self.times = reader.times
-                self._frames = reader.frames_at(self.times.tolist())
+                self._frames = _all_frames(reader, short_side)
             self.duration, self._info, self._damage = reader.duration, reader.info, reader.damage
 
     @property
@@ -95,6 +98,20 @@ class MemoryReader(VideoReader):
 
     def close(self) -> None:
         """See `VideoReader.close`."""
+
+
+def _all_frames(reader: VideoReader, short_side: int) -> torch.Tensor:
+    """Return every frame (T, H, W, C) of a video, reduced part by part where that is wanted."""
+    times, info = reader.times.tolist(), reader.info
+    if not 0 < short_side < min(info.width, info.height):
+        return reader.frames_at(times)
+    scale = short_side / min(info.width, info.height)
+    size = [round(info.height * scale), round(info.width * scale)]
+    parts = (reader.frames_at(times[first : first + 32]) for first in range(0, len(times), 32))
+    return torch.cat([
+        F.interpolate(part.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+        for part in parts
+    ])  # fmt: skip
 
 
 _in_memory = cache(MemoryReader)

@@ -63,8 +63,7 @@ def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
         model: on ``world.device``, the same in all processes.
     """
     blocks = _blocks(model)
-    for block in blocks:
-        checkpoint_activations(block, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
+    checkpoint_blocks(model, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
     if cfg.TRAIN.COMPILE:
         compile_blocks(blocks)
     if world.size == 1:
@@ -93,6 +92,12 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 def _entry(block: nn.Module) -> str:
     """Return the name of the method by which the model calls a block."""
     return "forward_merging" if hasattr(block, "forward_merging") else "forward"
+
+
+def checkpoint_blocks(model: nn.Module, kind: str) -> None:
+    """Checkpoint the activations of each block, see ``checkpoint_activations``."""
+    for block in _blocks(model):
+        checkpoint_activations(block, kind)
 
 
 def checkpoint_activations(block: nn.Module, kind: str) -> None:

@@ -4,18 +4,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import av
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lookupvit_video.drawing.figures import class_color
+from lookupvit_video.drawing.fonts import BOLD, REGULAR, class_label, font_of
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
-from lookupvit_video.inference.draw import attention_at, class_colors, overlay
+from lookupvit_video.inference.draw import attention_at, overlay
 from lookupvit_video.inference.timeline import Segment, Timeline, open_forward
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
@@ -135,11 +137,12 @@ class Panel:
         self.scale = max(1.0, width / _LINE / 1.5)  # text grows less than the frame
         self.height = round(_PANEL_HEIGHT * self.scale)
         self._starts = np.array([segment.start for segment in segments])
+        self._numbers = {segment.label: timeline.classes.index(segment.label) for segment in segments}
         self.colors = {
-            name: tuple(round(255 * value) for value in color)
-            for name, color in class_colors(timeline, segments).items()
+            name: tuple(round(255 * value) for value in class_color(number)) for name, number in self._numbers.items()
         }
         self._strip = self._draw_strip()
+        self._drawn: tuple[Segment | None, Image.Image] = None, self._draw_answer(None)
 
     def segment_at(self, seconds: float) -> Segment | None:
         """Return the segment that a time lies in, if any."""
@@ -151,30 +154,36 @@ class Panel:
 
     def draw(self, seconds: float) -> np.ndarray:
         """Return the panel at a time: uint8 (height, width, 3)."""
-        image = Image.new("RGB", (self.width, self.height), _PAPER)
-        pen = ImageDraw.Draw(image)
         segment = self.segment_at(seconds)
-        if segment is not None:
-            label = self.timeline.classes.index(segment.label)
-            share = float(self.timeline.probabilities[self.timeline.at(seconds), label])
-            self._write_answer(pen, segment.label, share)
-        top, strip = self._px(54), self._strip
-        image.paste(strip, (self._px(8), top))
+        if self._drawn[0] is not segment:
+            self._drawn = segment, self._draw_answer(segment)
+        image, strip, top = self._drawn[1].copy(), self._strip, self._px(54)
+        pen = ImageDraw.Draw(image)
         cursor = self._px(8) + round(seconds / self.timeline.duration * (strip.width - 1))
         pen.rectangle((cursor - 1, top - self._px(3), cursor + 1, top + strip.height + self._px(3)), fill=_INK)
         clock = f"{as_clock(seconds)} / {as_clock(self.timeline.duration)}"
-        pen.text((self._px(8), self._px(68)), clock, fill=_INK, font=_font(self._px(11)))
+        pen.text((self._px(8), self._px(68)), clock, fill=_INK, font=_font(REGULAR, self._px(11)))
         return np.asarray(image)
 
-    def _write_answer(self, pen: ImageDraw.ImageDraw, name: str, share: float) -> None:
-        font, percent = _font(self._px(20)), f"{share:.0%}"
+    def _draw_answer(self, segment: Segment | None) -> Image.Image:
+        """Return the panel of a segment: label and mean probability, a bar of it, the timeline."""
+        image = Image.new("RGB", (self.width, self.height), _PAPER)
+        image.paste(self._strip, (self._px(8), self._px(54)))
+        if segment is None:
+            return image
+        pen = ImageDraw.Draw(image)
+        share, percent, size = segment.probability, f"{segment.probability:.0%}", self._px(20)
         left, right = self._px(8), self.width - self._px(8)
-        room = right - left - font.getlength(percent + "  ")
-        pen.text((left, self._px(6)), _fitted(name, font, room), fill=_INK, font=font)
-        pen.text((right, self._px(6)), percent, fill=_INK, font=font, anchor="ra")
+        room = right - left - sum(font.getlength(part) for part, font in _runs(percent + "  ", size))
+        x, baseline = float(left), self._px(26)
+        for part, font in _fitted(class_label(segment.label, self._numbers[segment.label], 1000), size, room):
+            pen.text((x, baseline), part, fill=_INK, font=font, anchor="ls")
+            x += font.getlength(part)
+        pen.text((right, baseline), percent, fill=_INK, font=_font(REGULAR, size), anchor="rs")
         top, bottom = self._px(36), self._px(45)
         pen.rectangle((left, top, right, bottom), fill=_PALE)
-        pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=self.colors[name])
+        pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=self.colors[segment.label])
+        return image
 
     def _draw_strip(self) -> Image.Image:
         """Return the timeline: the color of the segment at each column."""
@@ -197,13 +206,20 @@ def as_clock(seconds: float) -> str:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Return the font that comes with matplotlib; it has most alphabets."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf")), size)
+def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(BOLD if path == REGULAR else path, size)
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
-    length = len(text)
-    while length > 1 and font.getlength(shortened(text, length)) > room:
-        length -= 1
-    return shortened(text, length)
+def _runs(text: str, size: int) -> list[tuple[str, ImageFont.FreeTypeFont]]:
+    """Return the parts of a text, each with the font that has its letters: Pillow draws with one."""
+    parts = groupby(text, key=lambda letter: font_of(letter) or REGULAR)
+    return [("".join(letters), _font(path, size)) for path, letters in parts]
+
+
+def _fitted(text: str, size: int, room: float) -> list[tuple[str, ImageFont.FreeTypeFont]]:
+    """Return the parts of a text, see ``_runs``, of as many of its letters as fit into some pixels."""
+    for length in range(max(len(text), 1), 0, -1):
+        runs = _runs(shortened(text, length), size)
+        if sum(font.getlength(part) for part, font in runs) <= room:
+            break
+    return runs

@@ -4,7 +4,7 @@ Shape letters: B clips, V views, C channels, T frames, H W pixels, K classes.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from lookupvit_video.data.transforms import normalize
+from lookupvit_video.decoding.reader import DecodeError
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import predict_clips
+from lookupvit_video.files import model_file
 from lookupvit_video.inference.budget import (
     Cascade,
     Costs,
@@ -37,7 +39,7 @@ from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.registry import MODELS
 from lookupvit_video.remote import is_hub_id
-from lookupvit_video.text import grid_name, parse_grid
+from lookupvit_video.text import grid_name, parse_grid, shown
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Prediction:
     labels: list[str]
     """Class names, likeliest first."""
     probabilities: list[float]
-    """Of those classes; softmax averaged over the views."""
+    """Of those classes; softmax, or of several labels a video sigmoid, averaged over the views."""
     clip: Tensor = field(repr=False)
     """(C, T, H, W) uint8: the middle one of the views."""
     times: list[tuple[float, float]] = field(default_factory=list)
@@ -59,11 +61,18 @@ class Prediction:
     """10^9 multiply-accumulates of the answer: all views, all passes."""
     note: str = ""
     """A remark on the video, such as that it is shorter than the clip."""
+    seconds: Sequence[float] = ()
+    """Of each frame of ``clip``; empty: unknown."""
+    present: list[str] | None = None
+    """Of several labels a video: the classes above their thresholds, likeliest first; None: a video has one label."""
+    scores: dict[str, float] = field(default_factory=dict, repr=False)
+    """Of several labels a video: the probability of each class."""
+    error = ""  # as ``Failure`` has it, so that a list of both can be looked through
 
     @property
     def label(self) -> str:
-        """The likeliest class."""
-        return self.labels[0]
+        """The answer: the likeliest class, or, of several labels a video, all that are present, or "none"."""
+        return self.labels[0] if self.present is None else ", ".join(self.present) or "none"
 
     @property
     def probability(self) -> float:
@@ -74,7 +83,8 @@ class Prediction:
         """Return everything but the pixels, ready for JSON."""
         return {
             "path": self.path,
-            "classes": dict(zip(self.labels, self.probabilities, strict=True)),
+            "classes": self.scores or dict(zip(self.labels, self.probabilities, strict=True)),
+            **({} if self.present is None else {"present": self.present}),
             **{name: getattr(self, name) for name in ("times", "grid", "gmacs", "note")},
         }
 
@@ -83,8 +93,18 @@ class Predictor:
     """A trained model with what it needs to read a video; ``load_model`` makes one."""
 
     def __init__(
-        self, model: nn.Module, cfg: CfgNode, classes: list[str], device: torch.device, source: Path | None = None
+        self,
+        model: nn.Module,
+        cfg: CfgNode,
+        classes: list[str],
+        device: torch.device,
+        source: Path | None = None,
+        thresholds: Sequence[float] = (),
     ):
+        self.multi_label = cfg.MODEL.TASK == "multi_label"
+        """Whether a video may have several labels."""
+        self.thresholds = list(thresholds or [0.5] * len(classes)) if self.multi_label else []
+        """Of several labels a video: from which probability on each class is answered."""
         self.model, self.cfg, self.classes, self.device = model.to(device).eval(), cfg, classes, device
         self.source = source
         """The file or folder that it was loaded from."""
@@ -96,10 +116,21 @@ class Predictor:
         """Of each compressed grid; empty for a model without."""
         self._compiled_batch = 0
 
+    def __repr__(self) -> str:
+        model, data, names = self.cfg.MODEL, self.cfg.DATA, self.classes
+        seconds = f" over {self.plan.clip_seconds:.3g} s" if self.plan.clip_seconds else " over the complete video"
+        return (
+            f"Predictor({model.ARCH} {model.VARIANT}, {count_parameters(self.model) / 1e6:.3g} M parameters, clips of "
+            f"{data.NUM_FRAMES} frames of {self.plan.size} x {self.plan.size}{seconds}, "
+            f"{len(names)} classes: {shown(names, 5)}; {self.source or 'not from a file'}, on {self.device})"
+        )
+
     @overload
     def predict(self, videos: Source, topk: int = 5, **options: Any) -> Prediction: ...
     @overload
-    def predict(self, videos: list[Source] | tuple[Source, ...], topk: int = 5, **options: Any) -> list[Prediction]: ...
+    def predict(
+        self, videos: list[Source] | tuple[Source, ...], topk: int = 5, **options: Any
+    ) -> list[Prediction | Failure]: ...
     def predict(
         self,
         videos: Source | list[Source] | tuple[Source, ...],
@@ -110,8 +141,10 @@ class Predictor:
         backend: str | None = None,
         fps: float | None = None,
         **budget: Any,
-    ) -> Prediction | list[Prediction]:
+    ) -> Prediction | list[Prediction | Failure]:
         """Classify a video, or a list of them in batches.
+
+        In a list, a file that cannot be read is a ``Failure``, whose ``error`` says why; ``error`` of an answer is "".
 
         Args:
             videos: a source of ``read_views`` (path, open file, frames), or a list of them. A video shorter than a clip
@@ -122,14 +155,25 @@ class Predictor:
             budget: ``grid``, ``adaptive`` and ``batch_size`` of ``answers``.
 
         Raises:
-            DecodeError: a file cannot be read.
+            DecodeError: a file cannot be read, if it is the only one.
             UserError: wrong frames, unknown grid or missing decoder.
         """
         plan = self.plan.changed(num_views, num_crops, backend)
-        sources = list(videos) if isinstance(videos, (list, tuple)) else [videos]
-        found = self.answers((read_views(source, plan, fps) for source in sources), topk, **budget)
-        answers = [answer for answer in found if isinstance(answer, Prediction)]
-        return answers if isinstance(videos, (list, tuple)) else answers[0]
+        if not isinstance(videos, (list, tuple)):
+            (answer,) = self.answers([read_views(videos, plan, fps)], topk, **budget)
+            assert isinstance(answer, Prediction)
+            return answer
+        failures: dict[int, Failure] = {}
+
+        def readable() -> Iterator[Views]:
+            for place, source in enumerate(videos):
+                try:
+                    yield read_views(source, plan, fps)
+                except DecodeError as error:
+                    failures[place] = Failure(error.path, error.reason)
+
+        answers = iter(list(self.answers(readable(), topk, **budget)))
+        return [failures.get(place) or next(answers) for place in range(len(videos))]
 
     def answers(
         self,
@@ -158,6 +202,8 @@ class Predictor:
         if grid is not None:
             grid = parse_grid(grid) if isinstance(grid, str) else tuple(grid)
             check_grid(self.costs, grid)
+        if adaptive is not None and self.multi_label:
+            raise UserError("adaptive: the confidence of a single answer; this checkpoint gives several labels a video")
         if adaptive is not None and not isinstance(adaptive, Cascade):
             adaptive = load_cascade(adaptive, self.model, self.costs)
         answer = partial(self._answer_batch, topk=topk, grid=grid, cascade=adaptive, batch_size=batch_size)
@@ -200,7 +246,12 @@ class Predictor:
                     f"{self.source or 'model'}: the answer to {views.name} is not finite; the weights are damaged"
                 )
             best = share_K.topk(min(topk, len(self.classes)))
+            scores = dict(zip(self.classes, share_K.tolist(), strict=True)) if self.multi_label else {}
+            cuts = dict(zip(self.classes, self.thresholds, strict=False))
+            present = sorted((name for name in cuts if scores[name] >= cuts[name]), key=lambda name: -scores[name])
             yield Prediction(
+                present=present if self.multi_label else None,
+                scores=scores,
                 path=views.name,
                 labels=[self.classes[label] for label in best.indices.tolist()],
                 probabilities=best.values.tolist(),
@@ -209,6 +260,7 @@ class Predictor:
                 grid=grids[step],
                 gmacs=len(views.clips) * macs[step] / 1e9,
                 note=views.note,
+                seconds=views.seconds[len(views.times) // 2] if views.seconds else (),
             )
 
     def compile(self, batch_size: int = 8, **options: Any) -> None:
@@ -233,7 +285,14 @@ class Predictor:
             clips_BCTHW = torch.cat([clips_BCTHW, clips_BCTHW[-1:].expand(missing, *clips_BCTHW.shape[1:])])
         data, precision = self.cfg.DATA, self.cfg.TRAIN.PRECISION
         return predict_clips(
-            self.model, clips_BCTHW, self.device, mean=data.MEAN, std=data.STD, precision=precision, grid=grid
+            self.model,
+            clips_BCTHW,
+            self.device,
+            mean=data.MEAN,
+            std=data.STD,
+            precision=precision,
+            grid=grid,
+            multi_label=self.multi_label,
         )[:batch]
 
     def inputs(self, clips_BCTHW: Tensor) -> Tensor:
@@ -285,8 +344,9 @@ class Predictor:
         """
         state = self.model.state_dict()
         loaded = Checkpoint(
-            self.source or Path(), self.cfg, self.classes, state, optimizer=None, step=0, best_top1=-1.0
-        )
+            self.source or Path(), self.cfg, self.classes, state, optimizer=None, step=0, best_top1=-1.0,
+            thresholds=self.thresholds,
+        )  # fmt: skip
         gmacs = self.grids or {"": self.macs_a_view() / 1e9}
         write_pretrained(Path(folder), loaded, type(self.model).__name__, gmacs, count_parameters(self.model))
 
@@ -304,15 +364,22 @@ class Predictor:
 
 
 def load_model(checkpoint: str | Path, device: str = "auto") -> Predictor:
-    """Load any checkpoint of this project for prediction; it holds config, classes and normalization.
+    """Load a trained model; its file holds all that a prediction needs: config, class names and normalization.
+
+    Example:
+        model = load_model("runs/mine")
+        answer = model.predict("video.mp4")
+        print(answer.label, answer.probability)
 
     Args:
-        checkpoint: a .pt file of training; or a folder or Hub id as ``Predictor.from_pretrained`` takes.
+        checkpoint: the folder of a run (its model.pt is loaded), a .pt file of training, a folder of
+            ``Predictor.save_pretrained``, or an id of the Hugging Face Hub ("org/name").
         device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
 
     Raises:
         UserError: the checkpoint cannot be read or contradicts itself, or the device is missing.
     """
+    checkpoint = model_file(checkpoint)
     if Path(checkpoint).is_dir() or is_hub_id(str(checkpoint)):
         return Predictor.from_pretrained(checkpoint, device)
     if Path(checkpoint).exists() and not Path(checkpoint).is_file():
@@ -329,7 +396,7 @@ def _predictor(loaded: Checkpoint, device: str) -> Predictor:
     _check_consistent(loaded)
     model = build_model(loaded.config)
     load_weights(model, loaded)
-    return Predictor(model, loaded.config, loaded.classes, place, loaded.path)
+    return Predictor(model, loaded.config, loaded.classes, place, loaded.path, loaded.thresholds)
 
 
 def _device(name: str) -> torch.device:

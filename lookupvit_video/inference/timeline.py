@@ -29,7 +29,7 @@ from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
 
-SEGMENTS_WINDOW = 4.0  # seconds, for DATA.SAMPLING segments: about as long as those models' training videos
+SEGMENTS_WINDOW = 4.0  # seconds, for older checkpoints of DATA.SAMPLING segments
 CHANGE_COST = 2.0  # natural logarithm: seven times as likely; see find_segments
 _SMALLEST = 0.01  # probability: no single window may rule a class out
 
@@ -48,6 +48,8 @@ class Timeline:
     probabilities: np.ndarray
     """(W, K) float32."""
     classes: list[str]
+    thresholds: Sequence[float] = ()
+    """(K,), where a window may have several labels; empty: it has one."""
 
     @property
     def centers(self) -> np.ndarray:
@@ -78,25 +80,24 @@ class Segment:
     """Of the label: the mean over the windows of the stretch."""
 
 
-def plan_windows(
-    clip_seconds: float | None, duration: float, stride: float | None, window: float | None
-) -> tuple[np.ndarray, float]:
+def plan_windows(plan: Plan, duration: float, stride: float | None, window: float | None) -> tuple[np.ndarray, float]:
     """Return the starts (W,) of the windows over a video, and their length, in seconds.
 
     Windows lie inside the video, the last one at its end; a video shorter than a window has one.
 
     Args:
-        clip_seconds: length of the model's clip; None for a model of DATA.SAMPLING segments.
+        plan: of the model.
         duration: of the video, in seconds.
         stride: seconds from one start to the next; None: a quarter of a window.
-        window: length in seconds, for DATA.SAMPLING segments only (None: 4 s).
+        window: length in seconds, for DATA.SAMPLING segments only; None: what the model was trained on, its clip or
+            its usual training video (4 s where the checkpoint does not know).
 
     Raises:
         UserError: a stride or window out of range.
     """
     if window is None:
-        window = SEGMENTS_WINDOW if clip_seconds is None else clip_seconds
-    elif clip_seconds is not None:
+        window = plan.clip_seconds or plan.video_seconds or SEGMENTS_WINDOW
+    elif plan.clip_seconds is not None:
         raise UserError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
     stride = window / 4 if stride is None else stride
     for name, value in (("--window", window), ("--stride", stride)):
@@ -157,7 +158,7 @@ def read_timeline(
     transform = eval_transform(plan.size, plan.short_side, 1)
     with open_forward(path, plan, timeout) as reader:
         end = monotonic() + timeout
-        starts, window = plan_windows(plan.clip_seconds, reader.duration, stride, window)
+        starts, window = plan_windows(plan, reader.duration, stride, window)
         offsets_T = replace(plan.times, num_clips=1)(window)[0]
         clips = window_clips(reader, starts[:, None] + offsets_T, transform)
         rows = []
@@ -165,7 +166,8 @@ def read_timeline(
             if monotonic() > end:
                 raise DecodeError(str(path), f"a timeline of {reader.duration:.0f} s took longer than {timeout:g} s")
             rows.append(predictor.predict_clips(torch.stack(batch), grid).numpy())
-        return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes)
+        return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes,
+                        predictor.thresholds)  # fmt: skip
 
 
 def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> PyAVReader:
@@ -183,7 +185,7 @@ def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> PyA
 def find_segments(
     timeline: Timeline, *, change_cost: float = CHANGE_COST, min_probability: float = 0.0
 ) -> list[Segment]:
-    """Merge windows into stretches of one label.
+    """Merge windows into stretches of one label; of several labels, see ``_present``.
 
     The labels maximize the sum of the windows' log probabilities minus ``change_cost`` for every change (Viterbi's
     algorithm). Windows across a change do not count, since they mix both sides. So a stretch is at least a window long,
@@ -194,6 +196,8 @@ def find_segments(
             to end, of which only one window each shows a single scene.
         min_probability: leave out stretches of a lower mean probability.
     """
+    if timeline.thresholds:
+        return [segment for segment in _present(timeline) if segment.probability >= min_probability]
     starts, window = timeline.starts, timeline.window
     before_W = np.searchsorted(starts, starts - window + 1e-6, side="right") - 1  # the last one that ends by then
     labels_W = _likeliest_labels(np.log(np.maximum(timeline.probabilities, _SMALLEST)), before_W, change_cost)
@@ -208,6 +212,20 @@ def find_segments(
             found.append(Segment(start, end, timeline.classes[label], probability))
         start = end
     return found
+
+
+def _present(timeline: Timeline) -> list[Segment]:
+    """Return the stretches, in order of time, in which the windows' probability of a class is above its threshold.
+
+    Those of different classes overlap. A window counts for the time that is nearest to its center.
+    """
+    borders, found = timeline.borders, []
+    for label, cut in enumerate(timeline.thresholds):
+        there_W = np.concatenate([[False], timeline.probabilities[:, label] >= cut, [False]])
+        for first, after in np.flatnonzero(np.diff(there_W.astype(int))).reshape(-1, 2).tolist():
+            mean = float(timeline.probabilities[first:after, label].mean())
+            found.append(Segment(float(borders[first]), float(borders[after]), timeline.classes[label], mean))
+    return sorted(found, key=lambda segment: segment.start)
 
 
 def _likeliest_labels(scores_WK: np.ndarray, before_W: np.ndarray, change_cost: float) -> np.ndarray:

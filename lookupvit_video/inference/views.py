@@ -7,6 +7,7 @@ Shape letters: V views (times x crops), C channels, T frames, H W pixels.
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -36,17 +37,20 @@ class Views(NamedTuple):
     """Seconds of the first and the last frame of each clip in time."""
     note: str = ""
     """A remark for the reader of the answer."""
+    seconds: Sequence[Sequence[float]] = ()
+    """Those of the frames of each clip in time."""
 
 
 class Failure(NamedTuple):
     """A video without an answer."""
 
     path: str
-    reason: str
+    error: str
+    """Why not."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it ready for JSON."""
-        return {"path": self.path, "error": self.reason}
+        return {"path": self.path, "error": self.error}
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Plan:
     """The rate of a tensor's frames, where the caller gives none."""
     clip_seconds: float | None = None
     """Length of a clip; None: its frames are spread over the video."""
+    video_seconds: float = 0.0
+    """Then: usual length of the training videos; 0: unknown."""
     index_cache: str = ""
     """Folder of frame times that earlier runs found; empty: none."""
 
@@ -116,6 +122,7 @@ def make_plan(cfg: CfgNode) -> Plan:
         timeout=data.DECODE_TIMEOUT,
         fps=data.TARGET_FPS,
         clip_seconds=data.NUM_FRAMES * data.SAMPLING_RATE / data.TARGET_FPS if is_clip else None,
+        video_seconds=data.VIDEO_SECONDS,
         index_cache=data.INDEX_CACHE,
     )
 
@@ -221,5 +228,5 @@ def _views(name: str, clips: list[Tensor], seconds_VT: np.ndarray, end: float) -
     note = ""
     if seconds_VT.max() >= end:
         note = f"shorter ({end:.2f} s) than the clip ({np.ptp(seconds_VT[0]):.2f} s): its last frame is repeated"
-    times = [(float(row[0]), min(float(row[-1]), end)) for row in seconds_VT]
-    return Views(name, torch.stack(clips).numpy(), times, note)
+    seconds = np.minimum(seconds_VT, end).tolist()
+    return Views(name, torch.stack(clips).numpy(), [(row[0], row[-1]) for row in seconds], note, seconds)

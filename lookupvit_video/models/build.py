@@ -64,7 +64,7 @@ class ModelSpec:
         """The MODEL settings that change what weights compute but not their shapes, so that loading cannot see them."""
         if not self.entry.tubelets:
             return {}
-        names = ("num_heads", "pool", "resize")
+        names = ("num_heads", "pool", "resize", "input")
         options = self.arguments["options"]
         return {
             **{name.upper(): self.arguments[name] for name in names if name in self.arguments},
@@ -123,6 +123,7 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
         "size": cfg.DATA.TRAIN_CROP_SIZE,
         "tubelet": tuple(model.TUBELET),
         "compressed_grid": tuple(model.COMPRESSED_GRID),
+        "input": model.INPUT,
         "resize": model.RESIZE,
         "encoder": model.ENCODER,
         "temporal_depth": model.TEMPORAL_DEPTH,

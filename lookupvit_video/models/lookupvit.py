@@ -35,6 +35,7 @@ class LookupViT(VideoModel):
         num_frames: T; a multiple of ``tubelet[0]``. One frame and a tubelet (1, p, p): the paper's image model.
         size: H and W in pixels; a multiple of ``tubelet[1]`` and ``tubelet[2]``.
         tubelet: frames x height x width of one lookup token.
+        input: "frames" or "changes", see ``TubeletTokenizer``.
         compressed_grid: t x h x w of the compressed tokens, at most the grid of the lookup tokens; h x w of every time
             index where the encoder is factorized. The default of ``forward``.
         grids: further grids that ``forward`` takes: one set of weights serves them all.
@@ -61,6 +62,7 @@ class LookupViT(VideoModel):
         num_frames: int = 16,
         size: int = 224,
         tubelet: Grid = (2, 16, 16),
+        input: str = "frames",
         compressed_grid: tuple[int, ...] = (4, 7, 7),
         grids: Sequence[tuple[int, ...]] = (),
         encoder: str = "joint",
@@ -84,7 +86,7 @@ class LookupViT(VideoModel):
         if pool not in ("average", "average_norm", "attentive"):
             raise UserError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
         self.inference_heads = tuple(heads) if inference_head == "average" else (inference_head,)
-        self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim)
+        self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         t, h, w = self.tokenizer.grid
         self.block_grid: Grid = (1, h, w) if encoder == "factorised" else (t, h, w)
         self.grids = tuple(dict.fromkeys(map(tuple, (compressed_grid, *grids))))

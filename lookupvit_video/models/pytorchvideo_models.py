@@ -6,13 +6,16 @@ Recognition (CVPR 2020, arXiv 2004.04730). Layers and initialization are PyTorch
 Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K classes.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
-from pytorchvideo.models.vision_transformers import create_multiscale_vision_transformers
-from pytorchvideo.models.x3d import create_x3d
 from torch import Tensor, nn
+
+with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of torch.jit, which fvcore.nn uses as it loads
+    from pytorchvideo.models.vision_transformers import create_multiscale_vision_transformers
+    from pytorchvideo.models.x3d import create_x3d
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.contract import Features, Output, VideoModel

@@ -12,16 +12,24 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.models import kernels
 
 Grid = tuple[int, int, int]
+_CHANGES = 3.0  # factor of input "changes"
 
 
 class TubeletTokenizer(nn.Module):
     """Cuts a clip into tubelets and projects each to a token; learnable positions are added on the same grid.
 
     Source: ViViT (arXiv 2103.15691), section 3.2, tubelet embedding; positions as in LookupViT (arXiv 2407.12753).
+
+    Args:
+        input: "frames", or "changes": three times each frame's difference from the clip's average frame, so that few
+            videos show what moves, and not where it does.
     """
 
-    def __init__(self, *, num_frames: int, size: int, tubelet: Grid, dim: int, in_channels: int = 3):
+    def __init__(
+        self, *, num_frames: int, size: int, tubelet: Grid, dim: int, in_channels: int = 3, input: str = "frames"
+    ):
         super().__init__()
+        self.changes = input == "changes"
         extent = (num_frames, size, size)
         if any(side % part for side, part in zip(extent, tubelet, strict=True)):
             raise UserError(f"a clip of {extent} (frames, height, width) cannot be cut into tubelets of {tubelet}")
@@ -46,6 +54,8 @@ class TubeletTokenizer(nn.Module):
             raise UserError(
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
+        if self.changes:
+            clip_BCTHW = _CHANGES * (clip_BCTHW - clip_BCTHW.mean(2, keepdim=True))
         weight_DC = self.projection.weight.flatten(1)
         return kernels.linear(self._fold(clip_BCTHW), weight_DC, self.projection.bias) + self.positions
 

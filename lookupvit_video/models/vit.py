@@ -50,6 +50,7 @@ class ViT(VideoModel):
         num_frames: int = 16,
         size: int = 224,
         tubelet: Grid = (2, 16, 16),
+        input: str = "frames",
         encoder: str = "joint",
         temporal_depth: int = 4,
         dim: int = 768,
@@ -72,7 +73,7 @@ class ViT(VideoModel):
             raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
         if encoder == "factorised" and (pool == "class" or tokens != "all"):
             raise UserError("a factorized encoder takes all tokens and has no class token")
-        self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim)
+        self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         self.token_grid: Grid | None = self.tokenizer.grid
         self.reduce: nn.Module = nn.Identity()
         num_tokens = self.tokenizer.num_tokens

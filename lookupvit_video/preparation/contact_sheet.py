@@ -17,9 +17,10 @@ from torchvision.transforms.v2 import functional as F
 from lookupvit_video.data.loader import build_eval_loader, build_train_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.decoding.backends import open_video
-from lookupvit_video.figures import new_figure, save_figure
+from lookupvit_video.drawing.figures import new_figure, save_figure
+from lookupvit_video.drawing.fonts import drawable
 from lookupvit_video.preparation.check import ListedVideo
-from lookupvit_video.text import printable, shortened
+from lookupvit_video.text import shortened
 
 FRAMES = 4  # of each clip, from its first to its last
 _COLUMNS = 3
@@ -103,7 +104,7 @@ def draw_contact_sheet(shown: Sequence[tuple[ListedVideo, str, np.ndarray]], pat
     shape = np.median([strip.shape[:2] for _, _, strip in shown], axis=0)  # one tall video must not stretch all rows
     width, rows = 4.2, -(-len(shown) // _COLUMNS)
     figure = new_figure(width * _COLUMNS, rows * (width * shape[0] / shape[1] + 0.5) + 0.4)
-    figure.suptitle(shortened(title, 150), fontsize=10, color="0.35", parse_math=False)
+    figure.suptitle(shortened(drawable(title), 150), fontsize=10, color="0.35", parse_math=False)
     axes = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
     for axis in axes[len(shown) :]:
         axis.set_axis_off()
@@ -112,10 +113,10 @@ def draw_contact_sheet(shown: Sequence[tuple[ListedVideo, str, np.ndarray]], pat
         axis.set(xticks=[], yticks=[], anchor="W")
         axis.spines[:].set_visible(False)
         axis.set_title(
-            shortened(label or "no label", 54), loc="left", fontsize=9, weight="bold", pad=3, parse_math=False
+            shortened(drawable(label or "no label"), 54), loc="left", fontsize=9, weight="bold", pad=3, parse_math=False
         )
-        name = shortened(os.path.normpath(row.video.path), 76 - len(row.split), keep_end=True)
+        name = shortened(drawable(os.path.normpath(row.video.path)), 76 - len(row.split), keep_end=True)
         axis.set_xlabel(
-            f"{printable(row.split)}  {name}", loc="left", fontsize=6.5, color="0.45", labelpad=2, parse_math=False
+            f"{drawable(row.split)}  {name}", loc="left", fontsize=6.5, color="0.45", labelpad=2, parse_math=False
         )
     save_figure(figure, path)

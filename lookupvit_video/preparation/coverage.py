@@ -1,5 +1,6 @@
 """Which classes the lists have videos of, and what a model cannot learn from them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,32 @@ def coverage_warnings(classes: Sequence[str], used: Mapping[str, Collection[int]
     return warnings
 
 
+IMBALANCED = 20  # times as many videos in the largest class as in the smallest
+
+
+def imbalance_warning(classes: Sequence[str], labels: Collection[int]) -> str:
+    """Return a line for training labels of which one class has far more than another; empty where none has."""
+    counts = Counter(labels).most_common() or [(0, 0)]
+    (most, many), (least, few) = counts[0], counts[-1]
+    if many <= IMBALANCED * few:
+        return ""
+    return (
+        f"{one_line(classes[most])} has {many} training videos and {one_line(classes[least])} has {few}: plain "
+        "training neglects small classes; try SOLVER.LOSS logit_adjusted, DATA.SAMPLER balanced or "
+        "SOLVER.CLASS_WEIGHTS balanced, one of them, and judge by mean_class_accuracy in TEST.METRICS"
+    )
+
+
+def class_counts(videos: Sequence[Video], classes: Sequence[str]) -> str:
+    """Return the videos a class as one line for a log: of up to ten classes all, of more the five with the fewest."""
+    counts = Counter(label for video in videos for label in video.every_label)
+    rows = [(counts[label], f"{one_line(name)} {counts[label]}") for label, name in enumerate(classes)]
+    if len(rows) <= 10:
+        return ", ".join(text for _, text in rows)
+    fewest = ", ".join(text for _, text in sorted(rows)[:5])
+    return f"fewest {fewest}; most {max(rows)[1]}"
+
+
 def warnings_of_run(
     classes: Sequence[str], train: Sequence[Video], val: Sequence[Video], test_list: str = "", prefix: str = ""
 ) -> list[str]:
@@ -55,12 +82,18 @@ def warnings_of_run(
         test_list: of a run with a test; it is left out where it cannot be read, which the test reports.
         prefix: see ``read_manifest``.
     """
-    used = {"train": {video.label for video in train}, "validation": {video.label for video in val}}
+    used = {"train": _labels(train), "validation": _labels(val)}
     with suppress(UserError):
-        test = read_manifest(test_list, classes, prefix) if test_list else []
+        multi_label = train[0].labels is not None
+        test = read_manifest(test_list, classes, prefix, multi_label=multi_label) if test_list else []
         if test not in (list(train), list(val)):
-            used["test"] = {video.label for video in test}
-    return coverage_warnings(classes, used)
+            used["test"] = _labels(test)
+    imbalance = imbalance_warning(classes, [label for video in train for label in video.every_label])
+    return [*coverage_warnings(classes, used), *filter(None, [imbalance])]
+
+
+def _labels(videos: Sequence[Video]) -> set[int]:
+    return {label for video in videos for label in video.every_label}
 
 
 def warnings_of_rows(rows: Sequence[ListedVideo], classes: Sequence[str]) -> list[str]:

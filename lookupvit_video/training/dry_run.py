@@ -1,12 +1,17 @@
 """``lookupvit train --dry-run``: what a run will do and need, and one step."""
 
+import math
 import time
+import weakref
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lookupvit_video.distributed.parallel import autocast
+from lookupvit_video.distributed.parallel import autocast, checkpoint_blocks
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import peak_memory_gib
 from lookupvit_video.models.build import build_model
@@ -15,32 +20,71 @@ from lookupvit_video.processes.stop_signals import StopSignals
 from lookupvit_video.training.run import Run, prepare, train_batches
 from lookupvit_video.training.step import one_step
 
+CPU_ALLOWANCE = 1.25  # measured: what the C library keeps of freed memory, and buffers inside of operations
 
-def activation_bytes(model: nn.Module, clip: Tensor, dtype: torch.dtype) -> int:
-    """Return the memory that a forward pass of one clip (1, C, T, H, W) keeps for the backward pass, by running it.
 
-    Parameters do not count. Without activation checkpointing and compilation, which need less.
+class TensorMemory(TorchDispatchMode):
+    """Follows the memory of the tensors that operations in its block make: ``peak`` bytes at most at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now: int = 0
+        self.peak: int = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, _: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._seen:
+            self._seen.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
+
+
+def step_bytes(model: nn.Module, clips_BCTHW: Tensor, dtype: torch.dtype, **options: Any) -> int:
+    """Return the most memory that forward and backward pass of some clips take at one time, by running them.
+
+    Gradients count, parameters do not.
     """
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # the tensors too, so that no address is used twice
-
-    def note(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in own:
-            kept[address] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(clip.device, dtype):
-        output = model(clip)
-    del output
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    memory = TensorMemory()
+    with memory:
+        clips = clips_BCTHW.clone()
+        with autocast(clips.device, dtype):
+            output = model(clips, **options)
+        torch.stack([logits.float().sum() for logits in output]).sum().backward()
+    model.zero_grad()
+    return int(memory.peak)
 
 
-def state_bytes(model: nn.Module, moments: int, averaged: bool) -> int:
-    """Return the memory of parameters, gradients, the optimizer's moments and averaged weights, all in float32."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return 4 * (total + trained * (1 + moments + averaged))
+def estimate_bytes(run: Run, share: int) -> int:
+    """Return the memory that a process will need at most, from what it holds now and what one and two clips need.
+
+    Args:
+        share: clips in one pass of a process.
+    """
+    cfg, device = run.cfg, run.world.device
+    held = int(peak_memory_gib(device) * 2**30)  # before the passes below
+    model = build_model(cfg).to(device).train()
+    checkpoint_blocks(model, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
+    grids = cfg.MODEL.COMPRESSED_GRIDS
+    options = {"grid": tuple(max(grids, key=math.prod))} if grids else {}
+    clips = torch.zeros(2, 3, cfg.DATA.NUM_FRAMES, *2 * [cfg.DATA.TRAIN_CROP_SIZE], device=device)
+    one, two = (step_bytes(model, clips[:count], run.dtype, **options) for count in (1, min(2, share)))
+    trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
+    moments = 2 if cfg.SOLVER.OPTIMIZING_METHOD == "adamw" else int(cfg.SOLVER.MOMENTUM > 0)
+    added = 4 * moments * trained + one + (share - 1) * (two - one)
+    return held + (added if device.type == "cuda" else int(CPU_ALLOWANCE * added))
 
 
 def plan_lines(run: Run) -> list[str]:
@@ -49,11 +93,6 @@ def plan_lines(run: Run) -> list[str]:
     macs = [run.clip_macs(tuple(grid)) for grid in cfg.MODEL.COMPRESSED_GRIDS] or [run.clip_macs(None)]
     cost = f"{min(macs) / 1e9:.4g}" + (f" to {max(macs) / 1e9:.4g}" if len(macs) > 1 else "")
     share = cfg.TRAIN.BATCH_SIZE // (world.size * cfg.TRAIN.ACCUMULATION_STEPS)
-    clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, *2 * [cfg.DATA.TRAIN_CROP_SIZE], device=world.device)
-    activations = share * activation_bytes(build_model(cfg).to(world.device).train(), clip, run.dtype)
-    moments = 2 if solver.OPTIMIZING_METHOD == "adamw" else int(solver.MOMENTUM > 0)
-    state = state_bytes(run.model, moments, solver.EMA_DECAY > 0)
-    spread = world.size if cfg.TRAIN.PARALLEL == "fsdp" else 1
     rates = [run.schedule(step / run.total_steps) for step in (0, *range(run.total_steps))]
     start = f"step {done} of {cfg.OUTPUT_DIR}" if done else cfg.MODEL.INIT_FROM or "random weights"
     return [
@@ -67,9 +106,7 @@ def plan_lines(run: Run) -> list[str]:
         f"steps      {run.total_steps} = {solver.MAX_EPOCH} epochs x {run.state.steps_per_epoch}, {done} done",
         f"rate       {solver.OPTIMIZING_METHOD}, first {rates[0]:.3g}, peak {max(rates):.3g}, last {rates[-1]:.3g}",
         f"precision  {str(run.dtype).removeprefix('torch.')}",
-        f"memory     estimate {(state / spread + activations) / 2**30:.3g} GiB a process: weights, gradients and "
-        f"optimizer {state / spread / 2**30:.3g}, activations of {share} clips {activations / 2**30:.3g} (before "
-        "activation checkpointing)",
+        f"memory     estimate {estimate_bytes(run, share) / 2**30:.2f} GiB a process",
     ]
 
 

@@ -3,8 +3,11 @@
 import logging
 import os
 import socket
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from lookupvit_video.config import differences, get_key
 from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
+from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.distributed.parallel import autocast_dtype, parallelize
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
@@ -40,6 +44,7 @@ from lookupvit_video.remote import joined
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.distill import Teacher, load_teacher
 from lookupvit_video.training.ema import Ema
+from lookupvit_video.training.losses import ClassificationLoss, build_loss, class_weights, videos_per_class
 from lookupvit_video.training.optim import build_optimizer, build_schedule, learning_rate_factor
 from lookupvit_video.training.state import TrainingState
 from lookupvit_video.training.step_log import StepLog
@@ -47,10 +52,11 @@ from lookupvit_video.training.step_log import StepLog
 logger = logging.getLogger(__name__)
 # These decide which clips a step sees, so a run that resumes must have them unchanged.
 FIXED_ON_RESUME = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE",
-                   "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
+                   "DATA.SAMPLER", "MODEL.TASK", "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
 # These change no result, so a change is not reported.
 IGNORED_ON_RESUME = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
-                     "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE", "MODEL.INIT_INFLATE")  # fmt: skip
+                     "DATA.VIDEO_SECONDS", "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE",
+                     "MODEL.INIT_INFLATE")  # fmt: skip
 
 
 @dataclass
@@ -67,6 +73,7 @@ class Run:
     spec: ModelSpec
     state: TrainingState
     schedule: ParamScheduler
+    loss: ClassificationLoss
     augment: BatchAugment
     metrics: list[Metric]
     steps: StepLog
@@ -265,13 +272,25 @@ def report_changes(run: Run, resumed: Checkpoint, threads: list[int]) -> None:
         )  # fmt: skip
 
 
+def usual_seconds(videos: Sequence[Video], backend: str, timeout: float) -> float:
+    """Return the median length in seconds of up to 16 videos, taken evenly from a list; 0: none can be read."""
+    lengths = []
+    for video in videos[:: len(videos) // 16 + 1]:
+        with suppress(DecodeError), open_video(video.path, backend, timeout=timeout) as reader:
+            start, end = video.span(reader.duration)
+            lengths.append(end - start)
+    return round(median(lengths), 2) if lengths else 0.0
+
+
 def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *, dry: bool = False) -> Run:
     """Make everything of a run, up to the point where it starts or resumes.
 
     Args:
         dry: write nothing.
     """
-    metrics = chosen_metrics(cfg.TEST.METRICS)
+    metrics = chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
+    if cfg.TRAIN.BEST_METRIC not in [metric.name for metric in metrics]:
+        raise UserError(f"TRAIN.BEST_METRIC {cfg.TRAIN.BEST_METRIC} says nothing of {len(classes)} classes; set top1")
     train_videos = load_split(cfg, "train", classes)
     val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
     if world.is_main:
@@ -279,6 +298,11 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         for warning in warnings_of_run(classes, train_videos, val_videos, test_list, cfg.DATA.PATH_PREFIX):
             logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
+    if cfg.DATA.SAMPLING == "segments" and not cfg.DATA.VIDEO_SECONDS and world.is_main:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATA.VIDEO_SECONDS = usual_seconds(train_videos, cfg.DATA.DECODING_BACKEND, cfg.DATA.DECODE_TIMEOUT)
+        cfg.freeze()
     spec, model = model_spec(cfg), build_model(cfg)
     resumed = starting_point(cfg, classes, model, world)
     parallel_model = parallelize(model.to(world.device), cfg, world)
@@ -299,10 +323,11 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
             solver.WARMUP_START_LR, solver.BASE_LR, solver.COSINE_END_LR, warmup_epochs=solver.WARMUP_EPOCHS,
             epochs=solver.MAX_EPOCH, factor=learning_rate_factor(train.BATCH_SIZE, solver.BASE_LR_BATCH),
         ),
+        loss=_loss(solver, cfg.DATA.RANDOM_FLIP, classes, train_videos, world.device, cfg.MODEL.TASK == "multi_label"),
         steps=StepLog(world, train_videos, state.losses),
         journal=Journal(cfg.OUTPUT_DIR, tensorboard=cfg.TENSORBOARD.ENABLE, enabled=writes,
                         step=resumed.step if resumed else 0),
-        watch=DataWatch(cfg.DATA_LOADER.NUM_WORKERS),
+        watch=DataWatch(cfg.DATA_LOADER.NUM_WORKERS, cfg.DATA.CACHE_VIDEOS),
         saver=Saver(cfg.OUTPUT_DIR, steps=train.CHECKPOINT_STEPS, minutes=train.CHECKPOINT_MINUTES,
                     keep=train.KEEP_CHECKPOINTS, enabled=writes),
         teacher=load_teacher(cfg, classes, world.device) if cfg.DISTILL.TEACHER else None,
@@ -322,6 +347,23 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     elif writes:
         forget_bad_videos(run.folder, ("train", "val"), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
     return run
+
+
+def _loss(
+    solver: CfgNode,
+    flip: bool,
+    classes: Sequence[str],
+    videos: Sequence[Video],
+    device: torch.device,
+    multi_label: bool,
+) -> ClassificationLoss:
+    mirror = mirrored_labels(classes)[0] if flip else None
+    counts = videos_per_class((label for video in videos for label in video.every_label), len(classes), mirror)
+    weights = class_weights(solver.CLASS_WEIGHTS, counts, classes, len(videos) if multi_label else None)
+    return build_loss(
+        solver.LOSS, counts, weights, smoothing=solver.LABEL_SMOOTHING, focal_gamma=solver.FOCAL_GAMMA,
+        adjustment=solver.LOGIT_ADJUSTMENT, device=device, multi_label=multi_label,
+    )  # fmt: skip
 
 
 def train_batches(run: Run) -> Loader:

@@ -6,20 +6,19 @@ Everything random follows from (RNG_SEED, step, rank), so a resumed run repeats 
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lookupvit_video.data.dataset import Batch
-from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
+from lookupvit_video.data.transforms import is_valid, normalize, soft_targets
 from lookupvit_video.distributed.parallel import autocast, clip_gradients, synchronizing
 from lookupvit_video.distributed.world import in_any_process
+from lookupvit_video.drawing.figures import plot_clips
 from lookupvit_video.errors import RunFailure
-from lookupvit_video.figures import plot_clips
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.bad_videos import note_bad_videos
 from lookupvit_video.training.distill import distill, mean_over_clips
@@ -44,17 +43,18 @@ def report_memory_failures() -> Iterator[None]:
         ) from None
 
 
-def loss_of_heads(logits: tuple[Tensor, ...], targets_BK: Tensor, valid_B: Tensor, smoothing: float) -> Tensor:
-    """Return the cross-entropy averaged over the heads (LookupViT: equal weights) and over the clips.
+def loss_of_heads(
+    logits: tuple[Tensor, ...], targets_BK: Tensor, valid_B: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Return the loss averaged over the heads (LookupViT: equal weights) and over the clips.
 
     Args:
         logits: per head (B, K).
         targets_BK: rows that sum to 1.
         valid_B: see ``mean_over_clips``.
+        loss: logits (B, K), targets (B, K) -> (B,), such as a ``ClassificationLoss``.
     """
-    per_clip_B = torch.stack(
-        [F.cross_entropy(head.float(), targets_BK, reduction="none", label_smoothing=smoothing) for head in logits]
-    ).mean(0)
+    per_clip_B = torch.stack([loss(head.float(), targets_BK) for head in logits]).mean(0)
     return mean_over_clips(per_clip_B, valid_B)
 
 
@@ -141,7 +141,7 @@ def prepare_clips(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         order = torch.randperm(len(labels)).to(device, non_blocking=True)  # else the host waits for the GPU
         clips, labels = clips[order], labels[order]
     clips, targets = run.augment(clips, soft_targets(labels, cfg.MODEL.NUM_CLASSES))
-    return clips, targets, labels != IGNORED
+    return clips, targets, is_valid(labels)
 
 
 def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bool = False) -> Tensor:
@@ -154,7 +154,9 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
     cfg, device = run.cfg, run.world.device
     clips, targets, valid = prepare_clips(run, batch)
     if picture and run.world.is_main and not run.dry:
-        plot_clips(clips, targets, run.classes, cfg.DATA.MEAN, cfg.DATA.STD, run.folder / "train_clips.png")
+        every = 1 if cfg.MIXUP.ENABLE else cfg.AUG.NUM_SAMPLE  # a clip a video; mixing has shuffled them
+        shown, path = slice(None, None, every), run.folder / "train_clips.png"
+        plot_clips(clips[shown], targets[shown], run.classes, cfg.DATA.MEAN, cfg.DATA.STD, path)
     options: dict[str, Any] = {}
     if grid:
         options["grid"] = grid
@@ -164,10 +166,10 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
         output = run.state.model(clips, **options)
         answer = run.teacher.answer(clips) if run.teacher else None
     logits, features = output if cfg.DISTILL.FEATURE_WEIGHT else (output, None)
-    loss = loss_of_heads(logits, targets, valid, cfg.SOLVER.LABEL_SMOOTHING)
+    loss = loss_of_heads(logits, targets, valid, run.loss)
     if not answer:
         return loss
     return distill(
         loss, logits, features, answer, valid, weight=cfg.DISTILL.WEIGHT, temperature=cfg.DISTILL.TEMPERATURE,
-        feature_weight=cfg.DISTILL.FEATURE_WEIGHT,
+        feature_weight=cfg.DISTILL.FEATURE_WEIGHT, multi_label=run.loss.multi_label,
     )  # fmt: skip

@@ -13,18 +13,20 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.checkpoints.checkpoint import checkpoint_path, save_checkpoint
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.loader import report_worker_failures
+from lookupvit_video.distributed.utilization import utilization
 from lookupvit_video.distributed.world import World, gather_objects, in_any_process
-from lookupvit_video.evaluation.evaluate import eval_loader, evaluate
+from lookupvit_video.drawing.figures import plot_curves
+from lookupvit_video.evaluation.evaluate import class_recalls, eval_loader, evaluate
 from lookupvit_video.evaluation.metrics import METRICS, rounded, text
-from lookupvit_video.figures import plot_curves
+from lookupvit_video.evaluation.report import choose_thresholds
 from lookupvit_video.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.models.complexity import count_parameters
+from lookupvit_video.preparation.coverage import class_counts
 from lookupvit_video.processes.stop_signals import Stopped, StopSignals
 from lookupvit_video.training.bad_videos import stop_at_too_many_bad, stop_if_lost
 from lookupvit_video.training.output import report_disk_failures
 from lookupvit_video.training.run import Run, describe_world, prepare, train_batches
 from lookupvit_video.training.step import one_step
-from lookupvit_video.training.utilization import utilization
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
             "train: %d videos, %d classes, %s %.2f M parameters, %d steps",
             len(run.train_videos), len(classes), cfg.MODEL.ARCH, count_parameters(run.model) / 1e6, run.total_steps,
         )  # fmt: skip
+        logger.info("videos a class: %s", class_counts(run.train_videos, classes))
         try:
             with report_worker_failures():
                 _run_steps(run, iter(loader))
@@ -159,8 +162,10 @@ def _validate(run: Run, epoch: int) -> None:
     if results.bad:
         stop_if_lost([videos[row].path for row, _ in results.bad])
     values = results.measure(cfg.TEST.METRICS)
-    run.journal.write("val", state.step, epoch=epoch, **rounded(values, 3), bad=len(results.bad))
+    loss = round(results.measure(["nll"])["nll"], 5)
+    run.journal.write("val", state.step, epoch=epoch, loss=loss, **rounded(values, 3), bad=len(results.bad))
     logger.info("epoch %d validation: %s of %d videos", epoch, text(values), len(videos))
+    logger.info("epoch %d %s", epoch, class_recalls(results, run.classes))
     if world.is_main:
         listed = results.bad + results.used_damaged
         record_bad_videos(run.folder, [("val", videos[row].path, reason) for row, reason in listed])
@@ -169,6 +174,12 @@ def _validate(run: Run, epoch: int) -> None:
             "%d validation videos cannot be read and count as wrong, see %s", len(results.bad),
             run.folder / "bad_videos.csv",
         )  # fmt: skip
+    if results.multi_label:
+        rule, target = cfg.TEST.THRESHOLDS, cfg.TEST.THRESHOLD_TARGET
+        chosen = choose_thresholds(
+            results.probabilities[results.readable], results.labels[results.readable], rule, target
+        )
+        state.thresholds = chosen.tolist()
     if METRICS[state.best_metric].improves(values[state.best_metric], state.best):
         state.best = values[state.best_metric]
         run.saver.write(run.folder / "best.pt", run.checkpoint(inference=True), is_training_checkpoint=False)
@@ -185,6 +196,7 @@ def _finish(run: Run) -> None:
             read_json_lines(lines, "train"), read_json_lines(lines, "val"), run.folder / "curves.png",
             [metric.name for metric in run.metrics if metric.percent],
             [metric.name for metric in run.metrics if not metric.percent],
+            (run.state.best_metric, METRICS[run.state.best_metric].higher_is_better),
         )  # fmt: skip
         logger.info("wrote %s and %s", run.folder / "model.pt", run.folder / "curves.png")
     gather_objects(None, run.world)  # model.pt is there for all processes

@@ -76,7 +76,7 @@ def test_files_folders_patterns_and_lists_name_the_same_videos(folder, tmp_path)
     (tmp_path / "[0].mp4").write_text("")
     assert find_videos([str(tmp_path / "[0].mp4")])[0] == [str(tmp_path / "[0].mp4")]
     found, failures = find_videos([str(tmp_path / "*.nope"), str(tmp_path / "empty"), str(tmp_path / "[0].mp4")])
-    assert failures[0].reason == "no file matches this pattern"
+    assert failures[0].error == "no file matches this pattern"
     with pytest.raises(ValueError, match=r"nowhere.txt: this list cannot be read \(No such file"):
         find_videos([], [str(tmp_path / "nowhere.txt")])
     assert list_paths(io.BytesIO(b"\xef\xbb\xbfa b.mp4\n\xff.mp4\n"), "x", "") == ["a b.mp4", "\udcff.mp4"]
@@ -97,12 +97,16 @@ def test_a_table_for_people_and_answers_for_programs(folder, tmp_path):
         assert row["times"] == [list(span) for span in expected.times]
         assert (row["grid"], row["gmacs"]) == (expected.grid, pytest.approx(expected.gmacs))
         assert [line["label_1"], line["label_2"]] == expected.labels
+        seconds = ", ".join(f"{first:.2f}-{last:.2f}" for first, last in expected.times) + " s"
+        assert line["seconds"] == seconds
+        assert f"{row['path']}  {seconds}" in done.stdout
         assert float(line["probability_1"]) == pytest.approx(expected.probability, abs=1e-5)
         for label, share in row["classes"].items():
             assert f"{100 * share:5.1f} %  {label}" in done.stdout
         assert row["path"] in done.stdout
     assert sorted(path.name for path in (tmp_path / "sheets").iterdir()) == ["000_0.png", "001_1.png", "002_2.png"]
     assert "3 videos: mean" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("3 answered, 0 failed")
     only = predict(folder, folder / "clips" / "0.mp4", "--json", "-")
     assert json.loads(only.stdout)["path"].endswith("0.mp4")
 
@@ -281,7 +285,7 @@ def test_hostile_files_neither_crash_nor_hang_nor_write(folder, tmp_path):
     failed = [row for row in rows if "error" in row]
     assert len(failed) > 40
     assert all(row["error"] and "\n" not in row["error"] for row in failed)
-    errors = done.stderr.splitlines()[-len(failed) :]  # at the end, a line each
+    errors = done.stderr.splitlines()[-len(failed) - 1 : -1]  # at the end, a line each, and their number
     for row in failed:
         assert any(f"error: {row['path']}: " in line for line in errors), row
     reasons = {os.path.basename(row["path"]): row["error"] for row in failed}

@@ -11,6 +11,7 @@ import tempfile
 import pytest
 
 from lookupvit_video.commands.run_command import run_command as end
+from lookupvit_video.commands.run_command import share_cores
 from tests.small import run_command, started
 
 # A decoding worker that hangs in C, where no handler of a signal can run, as ``StopSignals`` has one.
@@ -116,3 +117,14 @@ def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match="1"):
             end(functools.partial(fail, *arguments))
         assert part in capsys.readouterr().err
+
+
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    share_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -4,7 +4,16 @@ import re
 
 import pytest
 
-from lookupvit_video.config import config_from_text, find_config, get_defaults, get_key, load_config, validate
+from lookupvit_video.config import (
+    config_from_text,
+    find_config,
+    get_defaults,
+    get_key,
+    given_keys,
+    load_config,
+    validate,
+    with_settings,
+)
 from lookupvit_video.errors import UserError
 
 
@@ -132,6 +141,24 @@ def test_a_shipped_config_is_found_by_name_and_a_file_of_that_name_comes_first(t
     assert load_config("k400_lvit").MODEL.NUM_CLASSES == 400
     write(tmp_path, "RNG_SEED: 7", "k400_vit")
     assert load_config("k400_vit").RNG_SEED == 7
+
+
+def test_keys_that_are_given_in_a_file_its_base_and_the_command_line(tmp_path):
+    (tmp_path / "base.yaml").write_text("DATA: {NUM_FRAMES: 16}\n")
+    (tmp_path / "own.yaml").write_text("_BASE_: base.yaml\nDATA: {MEAN: [0.5, 0.5, 0.5]}\nRNG_SEED: 0\n")
+    given = given_keys(tmp_path / "own.yaml", ["MODEL.DIM", "96", "MODEL.DEPTH=2"])
+    assert given == {"DATA.NUM_FRAMES", "DATA.MEAN", "RNG_SEED", "MODEL.DIM", "MODEL.DEPTH"}
+
+
+def test_other_settings_are_checked_and_the_first_config_stays():
+    cfg = load_config()
+    changed = with_settings(cfg, {"DATA.NUM_FRAMES": 8, "SOLVER.BASE_LR": 1, "RNG_SEED": 3})
+    assert (changed.DATA.NUM_FRAMES, changed.SOLVER.BASE_LR, changed.RNG_SEED) == (8, 1.0, 3)
+    assert (cfg.DATA.NUM_FRAMES, cfg.RNG_SEED) == (16, 0)
+    with pytest.raises(UserError, match=r"it must be divisible by MODEL\.TUBELET's 2 frames"):
+        with_settings(cfg, {"DATA.NUM_FRAMES": 7})
+    automatic = load_config(None, ["AUTO.ENABLE", "True", "DATA.NUM_FRAMES", "7"])  # the tubelet is chosen later
+    assert automatic.DATA.NUM_FRAMES == 7
 
 
 def test_an_unknown_name_lists_the_shipped_configs():

@@ -412,13 +412,13 @@ def test_a_data_set_opens_videos_as_it_was_told(asked):
     assert plain.mirror is None
     plain[0]
     asked[1].append(0)
-    options = {"backend": "decord", "cache": True, "timeout": 7.0, "index_cache": "index"}
+    options = {"backend": "decord", "cache": 96, "timeout": 7.0, "index_cache": "index"}
     VideoDataset([Video("a.mp4", 0)], times=times, transform=keep_pixels, shape=shape, **options)[0]
     read_clips(Video("a.mp4", 0), times, keep_pixels, "torchcodec")
     assert asked[1] == [
-        (("a.mp4", "pyav", False), {"timeout": 60.0, "index_cache": ""}), 0,
-        (("a.mp4", "decord", True), {"timeout": 7.0, "index_cache": "index"}),
-        (("a.mp4", "torchcodec", False), {"timeout": 60.0, "index_cache": ""}),
+        (("a.mp4", "pyav", False), {"short_side": 0, "timeout": 60.0, "index_cache": ""}), 0,
+        (("a.mp4", "decord", True), {"short_side": 96, "timeout": 7.0, "index_cache": "index"}),
+        (("a.mp4", "torchcodec", False), {"short_side": 0, "timeout": 60.0, "index_cache": ""}),
     ]  # fmt: skip
 
 

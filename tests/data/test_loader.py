@@ -21,6 +21,7 @@ from lookupvit_video.data.loader import (
     report_worker_failures,
 )
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.sample_order import sample_order, shuffled
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.errors import RunFailure
@@ -64,10 +65,12 @@ def global_batches(world_size, parts, **changes):
 # Training order ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("rule", ["shuffled", "balanced", "square_root"])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("parts", [1, 2])
-def test_global_batch_is_the_same_for_any_ranks_and_parts(world_size, parts):
-    assert global_batches(world_size, parts) == list(sampler())
+def test_global_batch_is_the_same_for_any_ranks_and_parts(rule, world_size, parts):
+    order = sample_order(rule, [label * label // 50 for label in range(VIDEOS)], 0)
+    assert global_batches(world_size, parts, order=order) == list(sampler(order=order))
 
 
 def test_no_video_twice_in_an_epoch():
@@ -95,9 +98,11 @@ def test_order_changes_with_epoch_and_seed():
 
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("start", [0, 1, 3, 5, 9, 10])
-def test_resumed_order_goes_on_exactly(start, parts):
-    whole = list(sampler(parts=parts, rank=1, world_size=2))
-    resumed = sampler(parts=parts, rank=1, world_size=2, start_step=start)
+@pytest.mark.parametrize("rule", ["shuffled", "balanced"])
+def test_resumed_order_continues_exactly(rule, start, parts):
+    order = sample_order(rule, [0] * (VIDEOS - 2) + [1, 1], 0)
+    whole = list(sampler(parts=parts, rank=1, world_size=2, order=order))
+    resumed = sampler(parts=parts, rank=1, world_size=2, start_step=start, order=order)
     assert list(resumed) == whole[start * parts :]
     assert len(resumed) == len(whole[start * parts :])
 
@@ -196,8 +201,9 @@ def test_a_training_loader_reads_as_the_config_says(videos):
     assert data.times == TimeSampler(2, 0.125, num_clips=2, training=True)
     assert (data.shape, data.backend, data.cache, data.timeout) == ((2, 3, 2, 16, 16), "pyav", True, 7.0)
     assert (data.index_cache, data.seed, data.mirror, data.videos) == ("index", 5, [1, 0], videos)
-    assert (batches.batch_size, batches.seed, batches.total_steps, batches.start_step) == (2, 5, 9, 2)
-    assert (batches.parts, batches.rank, batches.world_size, batches.num_videos) == (2, 0, 1, 7)
+    assert (batches.batch_size, batches.total_steps, batches.start_step) == (2, 9, 2)
+    assert batches.order(1) == shuffled(len(videos), 5)(1)
+    assert (batches.parts, batches.rank, batches.world_size) == (2, 0, 1)
     assert not built.pin_memory
     second = build_train_loader(
         small_config(KEYS.replace("STEPS 2", "STEPS 1")), videos, total_steps=9, rank=1, world_size=2
@@ -234,6 +240,7 @@ def test_the_waiting_that_is_told_is_more_than_three_tenths():
     ("workers", "processes", "more"), [(6, "1", True), (7, "1", False), (2, "2", True), (3, "2", False)]
 )
 def test_more_workers_are_advised_while_cores_are_free(monkeypatch, workers, processes, more):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     watch = DataWatch(workers=workers)
@@ -514,7 +521,8 @@ def test_waiting_is_told_now_and_then():
     assert told == [False, False, True, False, False, False, True, False, False, False]
 
 
-def test_advice_fits_the_machine():
+def test_advice_fits_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     watch = DataWatch(workers=0, pause=0)
     watch.advice(1, 1)
     cores = len(os.sched_getaffinity(0))
@@ -525,6 +533,11 @@ def test_advice_fits_the_machine():
         assert f"raise DATA_LOADER.NUM_WORKERS, now 0: this machine has {cores} cores" in told
     watch.workers = cores
     assert "re-encode" in watch.advice(0.45, 1.0)
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0 * cores + 1, 0.0, 0.0))
+    assert f"keep the {cores} cores here busy (load {2 * cores + 1}): stop them" in watch.advice(0.45, 1.0)
+    watch = DataWatch(workers=3, cached=True, pause=0)  # more workers would each decode every video again
+    watch.advice(1, 1)
+    assert "each of the 3 reading processes of a rank decodes every video once" in watch.advice(0.45, 1.0)
 
 
 # Validation and test ----------------------------------------------------------------------------------------------

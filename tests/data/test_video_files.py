@@ -114,8 +114,8 @@ def test_a_folder_without_videos_says_what_is_there(tmp_path):
         find_prepared([tmp_path])
     with pytest.raises(ValueError, match=r"no videos in class folders below it.*1 \.zip"):
         read_manifest(tmp_path, ["jump"])
-    assert "1 .zip" in find_to_predict([str(tmp_path)])[1][0].reason
-    assert "there is no file at all" in find_to_predict([str((tmp_path / "e").mkdir() or tmp_path / "e")])[1][0].reason
+    assert "1 .zip" in find_to_predict([str(tmp_path)])[1][0].error
+    assert "there is no file at all" in find_to_predict([str((tmp_path / "e").mkdir() or tmp_path / "e")])[1][0].error
 
 
 def test_the_line_is_short():

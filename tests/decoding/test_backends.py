@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from lookupvit_video.decoding import backends as decode
 from lookupvit_video.decoding import pyav_reader, timeline
@@ -310,6 +311,16 @@ def test_a_window_is_a_part_of_the_frames(videos, name, backend, in_memory):
         assert video.frames_at([], window).shape == (0, *part.shape[1:])
     assert torch.equal(part, whole[:, 5:-4, 3:-1])
     assert sizes == [tuple(whole.shape[1:3])] * 2, "asked once for each call"
+
+
+@pytest.mark.parametrize(("short_side", "size"), [(24, (24, 32)), (48, (48, 64)), (0, (48, 64))])
+def test_frames_in_memory_may_be_smaller(videos, short_side, size):
+    path = videos("gop12_b.mp4")
+    with open_video(path) as video, open_video(path, in_memory=True, short_side=short_side) as reduced:
+        frames, small = (reader.frames_at(video.times.tolist()) for reader in (video, reduced))
+    assert small.shape == (len(frames), *size, 3)
+    by_hand = F.interpolate(frames.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
+    assert (small.permute(0, 3, 1, 2) - by_hand).abs().max() <= 1
 
 
 def test_a_window_is_asked_for_once_where_the_work_is_done_twice(videos):

@@ -13,7 +13,14 @@ from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.evaluation import evaluate as evaluate_module
-from lookupvit_video.evaluation.evaluate import Results, evaluate, predict_clips, write_grids, write_results
+from lookupvit_video.evaluation.evaluate import (
+    Results,
+    class_recalls,
+    evaluate,
+    predict_clips,
+    write_grids,
+    write_results,
+)
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 
@@ -174,15 +181,37 @@ def test_results_are_written_for_programs_and_people(tmp_path):
     results = Results(np.array([0, 1, 1]), probabilities, [(2, "empty")])
     summary = write_results(results, videos, ["left", "right"], tmp_path, {"views": "2x3", "top1": "overwritten"})
     assert summary == json.loads((tmp_path / "test_results.json").read_text()) == {
-        "views": "2x3", "top1": 33.33, "videos": 3, "top5": 66.67, "per_class": {"left": 0.0, "right": 50.0},
+        "views": "2x3", "top1": 33.33, "videos": 3, "per_class": {"left": 0.0, "right": 50.0},
         "bad_videos": [{"path": "c.mp4", "reason": "empty"}], "damaged_videos": [],
+        "intervals_95": {"top1": [0.0, 100.0]},
     }  # fmt: skip
     with (tmp_path / "test_predictions.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [
             ["path", "label", "prediction", "probability"], ["a.mp4", "left", "right", "0.7500"],
             ["b.mp4", "right", "right", "0.9000"], ["c.mp4", "right", "", ""],
         ]  # fmt: skip
+    with (tmp_path / "confusion_matrix.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["true \\ predicted", "left", "right"],
+            ["left", "0", "1"],
+            ["right", "0", "1"],
+        ]
     assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_recall_a_class_fits_one_line():
+    results = Results(np.array([0, 0, 1]), np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.1, 0.9, 0.0]]), [])
+    assert class_recalls(results, ["left", "a\nb", "never"]) == (
+        "recall a class: left 50 % of 2, a\\nb 100 % of 1; mean class accuracy 75.00 %"
+    )
+    labels = np.repeat(np.arange(12), 2)
+    answers = labels.copy()
+    answers[[3, 10, 11]] = 0  # of classes 1 and 5
+    names = [f"c{label}" for label in range(12)]
+    assert class_recalls(Results(labels, np.eye(12)[answers], []), names) == (
+        "lowest recall of 12 classes: c5 0 % of 2, c1 50 % of 2, c0 100 % of 2, c2 100 % of 2, c3 100 % of 2; "
+        "mean class accuracy 87.50 %"
+    )
 
 
 def test_figures_by_grid_are_written_and_logged(tmp_path, caplog):

@@ -1,13 +1,17 @@
 """What is drawn below a video's pictures, and how videos are written."""
 
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 from lookupvit_video.decoding.backends import open_video
+from lookupvit_video.drawing.fonts import REGULAR
 from lookupvit_video.inference import annotate
 from lookupvit_video.inference.annotate import (
     Panel,
@@ -18,6 +22,7 @@ from lookupvit_video.inference.annotate import (
     open_writer,
     write_overlay,
 )
+from lookupvit_video.inference.draw import overlay
 from lookupvit_video.inference.timeline import Segment, Timeline
 from tests.videos import read_number, write_video
 
@@ -161,7 +166,7 @@ def test_an_overlay_is_enlarged_and_has_the_heat_of_each_frame(container, tmp_pa
         left, right = pixels[:, : width * factor], pixels[:, width * factor :]
         assert (left == 40 * number).all()
         share = number // 2
-        assert (right[..., 0] == min(255, int(40 * number * (0.4 + 0.35 * share) + 0.5 * share * 255))).all()
+        assert (right == overlay(left[:1, :1], torch.full((1, 1), float(share)))).all()
 
 
 def test_an_overlay_at_another_rate(container, tmp_path):
@@ -195,8 +200,8 @@ def place(panel, name):
 
 
 @pytest.mark.parametrize("width", [480, 960])
-def test_the_bar_is_as_long_as_the_label_is_probable(width):
-    panel = Panel(timeline(share=0.75), SEGMENTS, width)
+def test_the_bar_is_as_long_as_the_segment_is_probable(width):
+    panel = Panel(timeline(share=0.5), [replace(segment, probability=0.75) for segment in SEGMENTS], width)
     left, right = place(panel, "left"), width - place(panel, "left")
     for seconds, color in ((2.0, panel.colors["a"]), (7.0, panel.colors["b"])):
         drawn = panel.draw(seconds)
@@ -210,10 +215,6 @@ def test_the_bar_is_as_long_as_the_label_is_probable(width):
         assert np.flatnonzero(column)[[0, -1]].tolist()[0] == place(panel, "bar")
         assert column[place(panel, "bar") : place(panel, "bar end") + 1].all()
         assert not column[place(panel, "bar end") + 1]
-    # The share is that of the window that speaks for the time, not of the segment.
-    drawn = Panel(timeline(share=0.5), [Segment(0.0, 10.0, "a", 0.9)], width).draw(9.0)
-    filled = (drawn[place(panel, "bar") + 2] == panel.colors["a"]).all(-1)
-    assert filled.sum() == round(0.25 * (right - left)) + 1
 
 
 @pytest.mark.parametrize("width", [480, 960])
@@ -249,10 +250,10 @@ def test_a_panel_has_the_name_the_percentage_and_the_clock(monkeypatch):
         lambda pen, at, text, **options: written.append((at, text, options["font"].size, options.get("anchor"))) or
         plain(pen, at, text, **options),
     )  # fmt: skip
-    panel = Panel(timeline(3700.0, share=0.755), [Segment(0.0, 3700.0, "a", 0.9)], 480)
+    panel = Panel(timeline(3700.0), [Segment(0.0, 3700.0, "a", 0.755)], 480)
     panel.draw(75.2)
     assert written == [
-        ((8, 6), "a", 20, None), ((472, 6), "76%", 20, "ra"), ((8, 68), "1:15 / 1:01:40", 11, None),
+        ((8, 26), "a", 20, "ls"), ((472, 26), "76%", 20, "rs"), ((8, 68), "1:15 / 1:01:40", 11, None),
     ]  # fmt: skip
     written.clear()
     Panel(timeline(), [], 960).draw(5.0)
@@ -260,22 +261,29 @@ def test_a_panel_has_the_name_the_percentage_and_the_clock(monkeypatch):
 
 
 def test_a_long_name_leaves_room_for_the_percentage():
-    panel = Panel(timeline(), SEGMENTS, 480)
-    font = annotate._font(20)
+    font = annotate._font(REGULAR, 20)
     room = 464 - font.getlength("75%  ")
-    cut = annotate._fitted("w" * 99, font, room)
+    ((cut, _),) = annotate._fitted("w" * 99, 20, room)
     assert cut.endswith("…")
     assert font.getlength(cut) <= room < font.getlength("w" + cut)
-    assert annotate._fitted("short", font, room) == "short"
-    assert annotate._fitted("abc", font, font.getlength("abc")) == "abc"  # exactly its room
-    assert annotate._fitted("abc", font, 0.0) == "…"
-    image = Image.new("RGB", (panel.width, panel.height))
-    panel.colors["w" * 99] = (1, 2, 3)
-    panel._write_answer(ImageDraw.Draw(image), "w" * 99, 0.75)
-    letters = (np.asarray(image)[10:30] == 240).all(-1).any(0)
+    assert annotate._fitted("short", 20, room) == [("short", font)]
+    assert annotate._fitted("abc", 20, font.getlength("abc")) == [("abc", font)]  # exactly its room
+    assert annotate._fitted("abc", 20, 0.0) == [("…", font)]
+    panel = Panel(replace(timeline(), classes=["w" * 99, "b"]), [Segment(0.0, 10.0, "w" * 99, 0.75)], 480)
+    letters = (panel.draw(1.0)[10:30] == 240).all(-1).any(0)
     percent = int(font.getlength("75%"))
     assert not letters[472 - percent - 8 : 472 - percent - 2].any()  # a gap between name and percentage
     assert letters[: 472 - percent - 40].any()
+
+
+def test_names_of_several_scripts_are_drawn_with_a_font_for_each(monkeypatch):
+    other = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf"))
+    monkeypatch.setattr(annotate, "font_of", lambda letter: other if letter in "xy" else REGULAR)
+    runs = annotate._runs("a xy b", 20)
+    assert [part for part, _ in runs] == ["a ", "xy", " b"]
+    assert [font.getname()[0] for _, font in runs] == ["DejaVu Sans", "STIXGeneral", "DejaVu Sans"]
+    panel = Panel(replace(timeline(), classes=["a xy b", "b"]), [Segment(0.0, 10.0, "a xy b", 0.75)], 480)
+    assert (panel.draw(1.0)[10:30] == 240).any()
 
 
 @pytest.mark.parametrize(("seconds", "clock"), [

@@ -53,7 +53,7 @@ def test_a_folder_without_videos_is_a_failure(folder):
     found, (failure,) = find_videos([str(folder / "empty"), str(folder / "a.mp4")])
     assert found == [str(folder / "a.mp4")]
     assert failure.path == str(folder / "empty")
-    assert failure.reason
+    assert failure.error
 
 
 def test_a_pattern_stands_for_files_in_order(folder):
@@ -182,11 +182,11 @@ ANSWER = {"path": "a,b.mp4", "classes": {"x": 0.75, "y": 0.25}, "times": [[0, 1]
 
 
 def test_a_row_of_a_table():
-    assert csv_columns(2) == ["path", "label_1", "probability_1", "label_2", "probability_2", "grid", "gmacs", "note",
-                              "error"]  # fmt: skip
+    assert csv_columns(2) == ["path", "label_1", "probability_1", "label_2", "probability_2", "seconds", "grid",
+                              "gmacs", "note", "error"]  # fmt: skip
     assert csv_row(ANSWER) == {
         "path": "a,b.mp4", "label_1": "x", "probability_1": "0.750000", "label_2": "y", "probability_2": "0.250000",
-        "grid": "1x2x2", "gmacs": 0.5, "note": "short",
+        "seconds": "0.00-1.00 s", "grid": "1x2x2", "gmacs": 0.5, "note": "short",
     }  # fmt: skip
     assert csv_row({"path": "a", "error": "gone"}) == {"path": "a", "error": "gone"}
 

@@ -1,18 +1,18 @@
-import colorsys
-
 import numpy as np
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.decoding.backends import open_video
+from lookupvit_video.drawing.figures import class_color
 from lookupvit_video.inference import draw
 from lookupvit_video.inference.annotate import Panel, annotate_video, as_clock, open_writer, write_overlay
-from lookupvit_video.inference.draw import class_colors, draw_prediction, draw_timeline
+from lookupvit_video.inference.draw import draw_prediction, draw_timeline
 from lookupvit_video.inference.predictor import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline
 from lookupvit_video.inference.views import make_plan
 from lookupvit_video.text import shortened
+from tests.drawing.pictures import collisions
 from tests.videos import draw_frame, read_number, write_video
 
 CLASSES = ["pouring $5 of _milk_", "a very long name of a class that has no room at all anywhere here", "牛乳を注ぐ"]
@@ -34,12 +34,12 @@ def test_a_sheet_has_a_row_for_each_heat_map(tmp_path):
     classes = [(name, 0.3) for name in CLASSES]
     sizes = []
     for count in (0, 1, 3):
-        draw_prediction(prediction_of(frames, classes, "_x$.mp4"), maps[:count], tmp_path / "s.png")
+        draw_prediction(prediction_of(frames, classes, "_x$.mp4"), maps[:count], tmp_path / "s.png", CLASSES)
         data = (tmp_path / "s.png").read_bytes()
         assert data.startswith(b"\x89PNG")
         sizes.append((int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")))
     assert sizes[0][0] == sizes[2][0] == 120 * 15.2
-    assert [height for _, height in sizes] == [120 * (1.6 * rows + 0.5) for rows in (1, 2, 4)]
+    assert [height for _, height in sizes] == [258, 120 * 4.4, 120 * 7.9]
 
 
 def test_a_time_line_of_any_length_is_drawn(tmp_path):
@@ -47,12 +47,6 @@ def test_a_time_line_of_any_length_is_drawn(tmp_path):
         found = timeline(duration=duration)
         draw_timeline(found, [Segment(0, duration, CLASSES[0], 0.9)], tmp_path / "t.png")
         assert (tmp_path / "t.png").stat().st_size > 10_000
-
-
-def test_every_label_has_a_color_of_its_own():
-    many = Timeline("x", 2.0, 2.0, np.zeros(1), np.full((1, 40), 0.025), [str(i) for i in range(40)])
-    colors = class_colors(many, [Segment(0, 1, str(i), 1.0) for i in range(40)])
-    assert len(set(colors.values())) == len(colors) == 40
 
 
 def test_the_panel_tells_label_probability_and_place():
@@ -111,7 +105,7 @@ def test_an_overlay_has_the_frames_beside_the_heat(tmp_path):
     height, width = pictures.shape[1:3]
     assert width == 2 * height == 480
     assert abs(pictures[:, 5, 5] - 120).max() < 6  # the frame itself
-    assert pictures[1, 5, 245, 0] > 180 > 80 > pictures[0, 5, 245, 0]
+    assert abs(pictures[0, 5, 245] - 120).max() < 6 < 60 < abs(pictures[1, 5, 245] - 120).max()
 
 
 def test_names_of_videos_and_clocks(tmp_path):
@@ -136,9 +130,9 @@ def test_a_video_that_fails_midway_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def prediction_of(frames, classes, path="x.mp4"):
+def prediction_of(frames, classes, path="x.mp4", seconds=()):
     clip = torch.from_numpy(frames).permute(3, 0, 1, 2)
-    return Prediction(path, [name for name, _ in classes], [share for _, share in classes], clip)
+    return Prediction(path, [name for name, _ in classes], [share for _, share in classes], clip, seconds=seconds)
 
 
 # What is in a picture -----------------------------------------------------------------------------------------------
@@ -152,7 +146,7 @@ def figures(monkeypatch):
     return saved
 
 
-def test_a_sheet_shows_up_to_eight_frames_from_the_first_to_the_last(figures):
+def test_a_sheet_shows_up_to_eight_frames_from_the_first_to_the_last_and_their_times(figures):
     for count, shown in (
         (3, [0, 1, 2]),
         (8, list(range(8))),
@@ -160,96 +154,89 @@ def test_a_sheet_shows_up_to_eight_frames_from_the_first_to_the_last(figures):
         (16, [0, 2, 4, 6, 9, 11, 13, 15]),
     ):
         frames = np.stack([np.full((4, 4, 3), number, dtype=np.uint8) for number in range(count)])
-        draw_prediction(prediction_of(frames, [("a", 0.7)]), [], None)
-        pictures = [axis for axis in figures.pop().axes if axis.images]
-        assert [axis.get_title() for axis in pictures] == [f"frame {number}" for number in shown]
-        assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in pictures] == shown
+        for seconds in ((), [5 + number / 4 for number in range(count)]):
+            draw_prediction(prediction_of(frames, [("a", 0.7)], seconds=seconds), [], None, ["a"])
+            pictures = [axis for axis in figures.pop().axes if axis.images]
+            titles = [f"{seconds[number]:.2f} s" if seconds else f"frame {number}" for number in shown]
+            assert [axis.get_title() for axis in pictures] == titles
+            assert [int(axis.images[0].get_array()[0, 0, 0]) for axis in pictures] == shown
 
 
-def test_a_sheet_has_the_heat_of_each_frame_and_bars_of_the_classes(figures):
+def test_a_sheet_has_the_heat_of_each_frame_its_maxima_a_scale_and_bars_of_the_classes(figures):
     frames = np.full((4, 8, 8, 3), 100, dtype=np.uint8)
     heat = torch.zeros(2, 2, 2)
-    heat[1, 0, 0] = 4.0
-    draw_prediction(
-        prediction_of(frames, [("cat", 0.756), ("dog_$", 0.2)]), [("one", heat), ("two", heat.flip(0))], None
-    )
+    heat[1, 0, 0], heat[0, 1, 1] = 4.0, 1.0
+    answer = prediction_of(frames, [("cat", 0.756), ("dog_$", 0.2)], seconds=[1.0, 1.5, 2.0, 2.5])
+    draw_prediction(answer, [("one", heat), ("two", heat.flip(0))], None, ["dog_$", "cat"])
     (figure,) = figures
     assert figure.get_suptitle() == "x.mp4: cat (76%)"
-    assert figure.get_size_inches().tolist() == [1.5 * 4 + 3.2, 1.6 * 3 + 0.5]
-    *pictures, bars = figure.axes
-    assert [axis.get_title(loc="left") for axis in pictures[4::4]] == ["one", "two"]
-    assert not any(axis.axison for axis in pictures)
-    corners = [int(axis.images[0].get_array()[0, 0, 0]) for axis in pictures]
-    assert corners == [100] * 4 + [40, 40, 202, 202] + [202, 202, 40, 40]
+    grid, scale = figure.axes[:15], figure.axes[15]
+    pictures, right = [axis for axis in grid if axis.images], [axis for axis in grid if not axis.images]
+    assert [axis.texts[0].get_text() for axis in pictures[4::4]] == [
+        f"{name}  (100 %: 80.0% of the clip's attention)" for name in ("one", "two")
+    ]
+    assert [axis.get_xlabel() for axis in pictures[4:]] == ["25%", "25%", "100%", "100%", "100%", "100%", "25%", "25%"]
+    changed = [axis.images[0].get_array()[0, 0].tolist() != [100] * 3 for axis in pictures]
+    assert changed == [False] * 4 + [False, False, True, True] + [True, True, False, False]
+    rings = [axis.lines[-1] for axis in pictures[4:8]]
+    assert [line.get_marker() for line in rings] == ["o", "o", "s", "s"]
+    assert [line.get_xydata().tolist()[0] for line in rings] == [[5.5, 5.5]] * 2 + [[1.5, 1.5]] * 2  # pixels
+    assert [bar.get_height() for bar in right[1].patches] == [0.25, 0.25, 1, 1]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in right[1].patches] == pytest.approx([1.0, 1.5, 2.0, 2.5])
+    assert right[1].get_title() == "maximum of each frame"
+    assert "% of the clip's maximum" in scale.get_xlabel()
+    assert scale.get_xlim() == (0, 100)
+    bars = right[0]
     assert [bar.get_width() for bar in bars.patches] == [0.756, 0.2]
-    assert bars.patches[0].get_facecolor() != bars.patches[1].get_facecolor()
-    assert [label.get_text() for label in bars.get_yticklabels()] == ["cat", r"dog_\$"]
-    assert bars.get_xlim() == (0, 1)
+    assert [text.get_text() for text in bars.texts] == ["cat", "76%", "dog_$", "20%"]
+    assert not any(text.get_parse_math() for text in bars.texts)
     assert bars.yaxis_inverted()
+
+
+@pytest.mark.parametrize("num_maps", [0, 1, 6])
+@pytest.mark.parametrize("topk", [1, 5, 12])
+def test_texts_of_a_sheet_do_not_overlap(figures, num_maps, topk):
+    frames = np.zeros((16, 8, 8, 3), dtype=np.uint8)
+    names = [f"a class with a name that has number {number}" for number in range(12)]
+    maps = [("rolled out: what the compressed tokens hold", torch.rand(4, 3, 3))] * num_maps
+    seconds = [3605.2 + number / 3 for number in range(16)]
+    draw_prediction(prediction_of(frames, [(name, 0.08) for name in names[:topk]], seconds=seconds), maps, None, names)
+    assert collisions(figures[0]) == []
 
 
 def test_names_are_drawn_as_they_stand(figures):
     """A dollar in a name starts no formula, wherever the name is drawn."""
     frames, heat = np.zeros((2, 4, 4, 3), dtype=np.uint8), torch.ones(1, 2, 2)
     for rows in (0, 1, 2):
-        draw_prediction(prediction_of(frames, [("$a", 0.7)], "$x.mp4"), [("$map", heat)] * rows, None)
+        draw_prediction(prediction_of(frames, [("$a", 0.7)], "$x.mp4"), [("$map", heat)] * rows, None, ["$a"])
         figure = figures[-1]
         assert not figure._suptitle.get_parse_math()
-        titles = [axis.title if axis.get_title() else axis._left_title for axis in figure.axes]
-        assert not any(title.get_parse_math() for title in titles if title.get_text() == "$map")
-        assert sum(title.get_text() == "$map" for title in titles) == rows
-        assert len(figure.subfigs[1].subfigs) == 2 * (rows > 1)  # bars take no more room than two rows
+        titles = [text for axis in figure.axes for text in axis.texts]
+        assert not any(title.get_parse_math() for title in titles)
+        assert sum(title.get_text().startswith("$map") for title in titles) == rows
     draw_timeline(timeline("$.mp4"), [], None)
     assert not figures[-1]._suptitle.get_parse_math()
 
 
 def test_the_sheet_of_a_prediction_names_the_file_and_shows_its_clip(figures):
     clip = torch.arange(3 * 2 * 4 * 5, dtype=torch.uint8).view(3, 2, 4, 5)
-    draw_prediction(Prediction("/videos/x.mp4", ["a", "b"], [0.75, 0.25], clip), [], None)
+    draw_prediction(Prediction("/videos/x.mp4", ["a", "b"], [0.75, 0.25], clip), [], None, ["a", "b"])
     (figure,) = figures
     assert figure.get_suptitle() == "x.mp4: a (75%)"
     pictures = [axis.images[0].get_array() for axis in figure.axes if axis.images]
     assert np.array_equal(np.stack(pictures), clip.permute(1, 2, 3, 0).numpy())
 
 
-def test_heat_darkens_and_warms():
+def test_heat_covers_without_darkening_where_there_is_none():
     frame = np.full((2, 2, 3), 100, dtype=np.uint8)
-    heat = torch.tensor([[0.0, 0.5], [1.0, 0.25]])
-    drawn = draw.overlay(frame, heat)
-    assert drawn.dtype == np.uint8
-    for row, column, share in ((0, 0, 0.0), (0, 1, 0.5), (1, 0, 1.0), (1, 1, 0.25)):
-        expected = [100 * (0.4 + 0.35 * share) + 0.5 * share * warm for warm in (255, 90, 0)]
-        assert drawn[row, column].tolist() == [int(value) for value in expected]
-    assert draw.overlay(np.full((2, 2, 3), 255, dtype=np.uint8), torch.ones(2, 2))[0, 0].tolist() == [255, 236, 191]
+    drawn = draw.overlay(frame, torch.tensor([[0.0, 0.5], [1.0, 0.25]])).astype(float)
+    assert drawn[0, 0].tolist() == [100] * 3
+    full = np.round(0.25 * 100 + 0.75 * 255 * draw._HEAT[-1, :3])
+    assert drawn[1, 0].tolist() == full.tolist()
+    changes = [np.abs(drawn[place] - 100).sum() for place in ((0, 0), (1, 1), (0, 1), (1, 0))]
+    assert (np.diff(changes) > 10).all()
     smooth = draw.overlay(np.zeros((1, 8, 3), dtype=np.uint8), torch.tensor([[0.0, 1.0]]))[0, :, 0]
     assert (np.diff(smooth.astype(int)) >= 0).all()
-    assert len(set(smooth.tolist())) > 3
-
-
-@pytest.mark.parametrize(
-    ("num_frames", "times", "expected"), [(4, 2, [0, 0, 1, 1]), (5, 2, [0, 0, 0, 1, 1]), (3, 3, [0, 1, 2])]
-)
-def test_a_frame_has_the_attention_of_its_tubelet(num_frames, times, expected):
-    heat = (torch.arange(times) + 1.0).view(-1, 1, 1).expand(-1, 2, 3)
-    for frame, index in enumerate(expected):
-        assert torch.equal(draw.attention_at(heat, frame, num_frames), torch.full((2, 3), (index + 1) / times))
-
-
-def test_text_is_cut_where_it_has_no_room():
-    assert [shortened("abcdef", length) for length in (7, 6, 5, 1)] == ["abcdef", "abcdef", "abcd…", "…"]
-    assert draw._plain("_a$b") == r" _a\$b"
-    assert draw._plain("a_b") == "a_b"
-    assert draw._plain("x" * 28) == "x" * 28
-    assert draw._plain("x" * 29) == "x" * 27 + "…"
-
-
-def test_colors_step_around_the_circle_of_hues_by_the_golden_ratio():
-    found = Timeline("x", 2.0, 2.0, np.zeros(1), np.linspace(1, 0, 12)[None], list("abcdefghijkl"))
-    colors = class_colors(found, [Segment(0, 1, "l", 1.0), Segment(1, 2, "b", 1.0)])
-    assert list(colors) == [*"abcdefghij", "l"]  # ten leading ones and what segments bear
-    assert colors["a"] == pytest.approx(colorsys.hls_to_rgb(0.58, 0.45, 0.75))
-    assert colors["b"] == pytest.approx(colorsys.hls_to_rgb(0.198034, 0.55, 0.75))
-    assert colors["c"] == pytest.approx(colorsys.hls_to_rgb(0.816068, 0.45, 0.75))
 
 
 def test_a_time_line_draws_the_leading_classes_and_the_segments(figures):
@@ -258,7 +245,8 @@ def test_a_time_line_draws_the_leading_classes_and_the_segments(figures):
     (figure,) = figures
     upper, lower = figure.axes
     assert figure.get_suptitle() == "x.mp4"
-    assert [line.get_color() for line in upper.lines] == [class_colors(found, SEGMENTS)[CLASSES[i]] for i in (0, 1)]
+    assert [line.get_color() for line in upper.lines] == [class_color(0), class_color(1)]
+    assert [bar.get_facecolor()[:3] for bar in lower.patches] == [class_color(0), class_color(1)]
     for line, label in zip(upper.lines, (0, 1), strict=True):
         assert line.get_xdata() == pytest.approx(found.centers)
         assert line.get_ydata() == pytest.approx(found.probabilities[:, label])
@@ -267,8 +255,11 @@ def test_a_time_line_draws_the_leading_classes_and_the_segments(figures):
     assert [(bar.get_x(), bar.get_width()) for bar in lower.patches] == [(0, 5.5), (6.0, 4.0)]
     assert (lower.get_xlim(), lower.get_xlabel()) == ((0, 10), "time, s")
     assert (upper.get_ylabel(), lower.get_ylabel(), len(lower.get_yticks())) == ("probability", "segments", 0)
-    assert [text.get_text() for text in lower.texts] == [r"pouring \$5 of _milk_"]  # the other has no room
-    assert [text.get_position() for text in lower.texts] == [(2.75, 0)]
+    assert [text.get_text() for text in lower.texts] == [
+        r"pouring \$5 of _milk_ 90%",
+        "a very long name of a class… 90%",
+    ]
+    assert [text.get_position() for text in lower.texts] == [(2.75, 0), (8.0, 0)]
     assert len(draw_lines(found, figures)) == 3  # of three classes; five by default
 
 
@@ -296,21 +287,25 @@ def test_a_time_line_counts_in_minutes_from_three_on_and_keeps_short_peaks(figur
     assert figures[-1].axes[0].lines[0].get_marker() == "o"
 
 
-def test_letters_are_light_on_dark_segments(figures, monkeypatch):
-    for gray, ink in ((0.59, "white"), (0.61, "black")):
-        monkeypatch.setattr(draw, "class_colors", lambda *_, gray=gray: dict.fromkeys(CLASSES, (gray,) * 3))
-        draw_timeline(timeline(), [Segment(0, 10.0, CLASSES[2], 0.9)], None)
-        assert figures[-1].axes[1].texts[0].get_color() == ink
-    for color, ink in (((1.0, 0.5, 0.0), "white"), ((0.0, 1.0, 0.2), "black")):  # 0.595 and 0.612 of the brightness
-        monkeypatch.setattr(draw, "class_colors", lambda *_, color=color: dict.fromkeys(CLASSES, color))
-        draw_timeline(timeline(), [Segment(0, 10.0, CLASSES[2], 0.9)], None)
-        assert figures[-1].axes[1].texts[0].get_color() == ink
+def test_a_class_has_its_color_whatever_its_rank(figures):
+    """In lines, segments and bars, with other classes next to it."""
+    names = [str(number) for number in range(30)]
+    for leading in ([5, 9, 20], [20, 5, 11]):
+        shares = np.zeros((1, 30))
+        shares[0, leading] = (0.5, 0.3, 0.2)
+        draw_timeline(Timeline("x", 2.0, 2.0, np.zeros(1), shares, names), [Segment(0, 2, "20", 0.2)], None, topk=12)
+        upper, lower = figures[-1].axes
+        assert [line.get_color() for line in upper.lines[:3]] == [class_color(number) for number in leading]
+        assert lower.patches[0].get_facecolor()[:3] == class_color(20)
+        frames = np.zeros((2, 4, 4, 3), dtype=np.uint8)
+        draw_prediction(prediction_of(frames, [(names[number], 0.3) for number in leading]), [], None, names)
+        assert [bar.get_facecolor()[:3] for bar in figures[-1].axes[-1].patches] == [class_color(n) for n in leading]
 
 
 @pytest.mark.parametrize(("count", "listed", "more"), [(16, 16, None), (17, 16, "and 1 more"), (40, 16, "and 24 more")])
 def test_the_legend_names_sixteen_colors(count, listed, more):
     figure = draw.new_figure(4, 4)
-    draw._add_legend(figure, {f"_{number}": (0.1, 0.2, 0.3) for number in range(count)})
+    draw._add_legend(figure, {number + 3: f"_{number}" for number in range(count)})
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == [f" _{number}" for number in range(listed)] + [more] * (more is not None)
-    assert figure.legends[0].get_patches()[0].get_facecolor() == (0.1, 0.2, 0.3, 1.0)
+    assert figure.legends[0].get_patches()[0].get_facecolor() == (*class_color(3), 1.0)

@@ -159,7 +159,7 @@ def test_results_are_those_of_the_checkpoint_beside_them(tmp_path):
     assert hub.test_results(tmp_path / "best.pt") is None
     assert hub.test_results(tmp_path / "elsewhere" / "model.pt") is None
     assert hub.test_results(Path()) is None
-    for name in ("top1", "top5", "videos", "views", "precision", "checkpoint"):
+    for name in ("top1", "videos", "views", "precision", "checkpoint"):
         (tmp_path / "test_results.json").write_text(json.dumps({k: v for k, v in RESULTS.items() if k != name}))
         assert hub.test_results(tmp_path / "model.pt") is None
     for text in (json.dumps({**RESULTS, "checkpoint": 5}), "[]", "", "\xff"):

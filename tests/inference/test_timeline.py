@@ -126,22 +126,23 @@ def test_the_walk_goes_on_where_a_decode_contradicts_the_packets(tmp_path):
 
 def test_windows_cover_a_video_once_and_end_where_it_ends():
     cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "12", "DATA.TARGET_FPS", "24"])
-    starts, window = plan_windows(make_plan(cfg).clip_seconds, 9.3, None, None)
+    starts, window = plan_windows(make_plan(cfg), 9.3, None, None)
     assert window == 2.0
     assert starts[:3].tolist() == [0, 0.5, 1]
     assert starts[-1] == pytest.approx(7.3)
     assert np.diff(starts).max() <= 0.5
-    assert plan_windows(make_plan(cfg).clip_seconds, 10.0, 2.0, None)[0].tolist() == [0, 2, 4, 6, 8]
-    assert plan_windows(make_plan(cfg).clip_seconds, 1.0, None, None)[0].tolist() == [0]
+    assert plan_windows(make_plan(cfg), 10.0, 2.0, None)[0].tolist() == [0, 2, 4, 6, 8]
+    assert plan_windows(make_plan(cfg), 1.0, None, None)[0].tolist() == [0]
     with pytest.raises(ValueError, match=r"--stride must .* from 0.01 on, got 0"):
-        plan_windows(make_plan(cfg).clip_seconds, 10.0, 0.0, None)
+        plan_windows(make_plan(cfg), 10.0, 0.0, None)
     with pytest.raises(ValueError, match="--window: this model sees clips of a fixed length"):
-        plan_windows(make_plan(cfg).clip_seconds, 10.0, None, 3.0)
+        plan_windows(make_plan(cfg), 10.0, None, 3.0)
     segments = load_config(None, [*SMALL, "DATA.SAMPLING", "segments"])
-    assert plan_windows(make_plan(segments).clip_seconds, 10.0, None, None)[1] == 4
-    assert plan_windows(make_plan(segments).clip_seconds, 10.0, None, 3.0)[0].tolist() == [
-        0.75 * i for i in range(10)
-    ] + [7.0]
+    assert plan_windows(make_plan(segments), 10.0, None, None)[1] == 4  # of a checkpoint that knows no better
+    trained = load_config(None, [*SMALL, "DATA.SAMPLING", "segments", "DATA.VIDEO_SECONDS", "2.5"])
+    assert plan_windows(make_plan(trained), 10.0, None, None)[1] == 2.5
+    assert plan_windows(make_plan(trained), 10.0, None, 3.0)[1] == 3
+    assert plan_windows(make_plan(segments), 10.0, None, 3.0)[0].tolist() == [0.75 * i for i in range(10)] + [7.0]
 
 
 def test_windows_are_the_clips_of_a_data_set_and_only_one_windows_pictures_are_kept(tmp_path):
@@ -266,25 +267,21 @@ def test_a_window_speaks_for_the_time_that_its_center_is_nearest_to():
 def test_windows_have_the_models_length_or_one_of_their_own():
     clip = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "3", "DATA.TARGET_FPS", "24"])
     segments = load_config(None, [*SMALL, "DATA.SAMPLING", "segments"])
-    assert plan_windows(make_plan(clip).clip_seconds, 0.9, 0.125, None)[1] == 0.5
-    assert plan_windows(make_plan(clip).clip_seconds, 0.9, None, None)[0].tolist() == pytest.approx(
-        [0, 0.125, 0.25, 0.375, 0.4]
-    )
-    assert plan_windows(make_plan(clip).clip_seconds, 0.5008, 0.25, None)[0].tolist() == [
-        0
-    ]  # less than a frame is no window more
-    assert plan_windows(make_plan(clip).clip_seconds, 0.502, 0.25, None)[0].tolist() == pytest.approx([0, 0.002])
-    assert plan_windows(make_plan(clip).clip_seconds, 0.75 - 1e-7, 0.25, None)[0].tolist() == [
+    assert plan_windows(make_plan(clip), 0.9, 0.125, None)[1] == 0.5
+    assert plan_windows(make_plan(clip), 0.9, None, None)[0].tolist() == pytest.approx([0, 0.125, 0.25, 0.375, 0.4])
+    assert plan_windows(make_plan(clip), 0.5008, 0.25, None)[0].tolist() == [0]  # less than a frame is no window more
+    assert plan_windows(make_plan(clip), 0.502, 0.25, None)[0].tolist() == pytest.approx([0, 0.002])
+    assert plan_windows(make_plan(clip), 0.75 - 1e-7, 0.25, None)[0].tolist() == [
         0,
         0.25,
     ]  # a rounding error is no window less
-    assert plan_windows(make_plan(segments).clip_seconds, 0.02, 0.01, 0.01)[1] == 0.01
+    assert plan_windows(make_plan(segments), 0.02, 0.01, 0.01)[1] == 0.01
     for stride, window in ((0.01, 0.01), (None, 0.04)):
-        assert plan_windows(make_plan(segments).clip_seconds, 1.0, stride, window)[0][1] == pytest.approx(0.01)
+        assert plan_windows(make_plan(segments), 1.0, stride, window)[0][1] == pytest.approx(0.01)
     for stride, window, name in ((None, 0.009, "--window"), (0.009, None, "--stride"), (float("inf"), None, "--stride"),
                                  (None, float("inf"), "--window"), (float("nan"), 1.0, "--stride")):  # fmt: skip
         with pytest.raises(ValueError, match=f"{name} must be a number of seconds from 0.01 on"):
-            plan_windows(make_plan(segments).clip_seconds, 10.0, stride, window)
+            plan_windows(make_plan(segments), 10.0, stride, window)
 
 
 def test_how_long_a_video_may_take(monkeypatch):
@@ -356,6 +353,7 @@ class Answers:
     """Stands for a `Predictor`: says how many windows it was given at once."""
 
     classes = ["a", "b"]
+    thresholds = ()
 
     def __init__(self, *overrides):
         self.cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "4", "DATA.TARGET_FPS", "8", *overrides])
@@ -515,3 +513,11 @@ def join_videos(cfg, path, count):
             seconds = [float(stamp * source.time_base) for stamp in (first, at)]
             true.append((*seconds, classes[int(row["label"])]))
     return true
+
+
+def test_stretches_above_the_threshold_of_each_class():
+    shares = np.array([[0.9, 0.1], [0.8, 0.6], [0.2, 0.7], [0.6, 0.1]], dtype=np.float32)
+    found = find_segments(Timeline("a.mp4", 5.0, 2.0, np.arange(4.0), shares, ["a", "b"], [0.6, 0.5]))
+    assert [(s.start, s.end, s.label) for s in found] == [(0.0, 2.5, "a"), (1.5, 3.5, "b"), (3.5, 5.0, "a")]
+    assert [s.probability for s in found] == pytest.approx([0.85, 0.65, 0.6])
+    assert find_segments(Timeline("a.mp4", 5.0, 2.0, np.arange(4.0), shares, ["a", "b"], [0.95, 0.95])) == []

@@ -95,6 +95,7 @@ def test_a_tensor_with_a_rate_is_sampled_as_a_file_is():
     assert shown(found) == [[0, 1, 2, 3], [4, 8, 18, 19]]
     assert plan.times.durations == [1.0]
     assert found.times == [(0.0, 0.15), (0.2, 1.0)]
+    assert [(row[0], row[-1]) for row in found.seconds] == found.times
     assert (found.name, found.note) == ("tensor", "shorter (1.00 s) than the clip (0.15 s): its last frame is repeated")
 
 

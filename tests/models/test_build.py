@@ -64,7 +64,7 @@ def test_weights_follow_from_the_seed_and_are_finite(name):
 NAMED = """MODEL.NUM_CLASSES 7 DATA.NUM_FRAMES 8 DATA.TRAIN_CROP_SIZE 64 DATA.TEST_CROP_SIZE 64 MODEL.TUBELET [2,16,8]
            MODEL.COMPRESSED_GRID [2,3,1] MODEL.RESIZE trilinear MODEL.TEMPORAL_DEPTH 3 MODEL.POOL average_norm
            MODEL.DROP_PATH 0.25 MODEL.DROPOUT_RATE 0.5 MODEL.ACTIVATION quick_gelu MODEL.NORM_EPS 1e-3
-           MODEL.LAYER_SCALE 0.125 MODEL.QK_NORM True MODEL.REVERSE_WEIGHTS scaled""".split()
+           MODEL.LAYER_SCALE 0.125 MODEL.QK_NORM True MODEL.REVERSE_WEIGHTS scaled MODEL.INPUT changes""".split()
 
 
 def test_every_argument_is_the_configs():
@@ -76,7 +76,7 @@ def test_every_argument_is_the_configs():
         "resize": "trilinear", "encoder": "joint", "temporal_depth": 3, "dim": 40, "depth": 5, "num_heads": 4,
         "pool": "average_norm", "drop_path": 0.25, "dropout": 0.5,
         "options": BlockOptions("quick_gelu", 1e-3, 0.125, True, "scaled"), "heads": ("compressed", "lookup"),
-        "inference_head": "average", "grids": (),
+        "input": "changes", "inference_head": "average", "grids": (),
     }  # fmt: skip
     for variant, sizes in (("S", (384, 12, 6)), ("L", (1024, 24, 16))):
         arguments = model_spec(load_config(None, [*NAMED, "MODEL.VARIANT", variant])).arguments
@@ -103,7 +103,8 @@ def test_what_counts_operations_gets_the_models_shape():
 def test_settings_that_no_shape_tells_are_of_this_projects_models():
     cfg = load_config(None, "MODEL.VARIANT S MODEL.ADAPTER lora MODEL.ADAPTER_SCALE 2".split())
     assert model_spec(cfg).settings_not_in_weights == {
-        "NUM_HEADS": 6, "POOL": "average", "RESIZE": "triangle", "REVERSE_WEIGHTS": "softmax", "ACTIVATION": "gelu",
+        "NUM_HEADS": 6, "POOL": "average", "RESIZE": "triangle", "INPUT": "frames", "REVERSE_WEIGHTS": "softmax",
+        "ACTIVATION": "gelu",
         "NORM_EPS": 1e-6, "ADAPTER_SCALE": 2.0,
     }  # fmt: skip
     assert model_spec(load_config(None, ["MODEL.ARCH", "vit"])).settings_not_in_weights["NUM_HEADS"] == 12

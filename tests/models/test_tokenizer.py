@@ -27,6 +27,15 @@ def test_each_token_is_one_tubelet_in_t_h_w_order():
     assert tokens.shape[1] == row
 
 
+def test_changes_amplify_what_differs_from_the_average_frame():
+    plain, changes = tokenizer(), TubeletTokenizer(num_frames=4, size=12, tubelet=(2, 4, 6), dim=5, input="changes")
+    changes.double().load_state_dict(plain.state_dict())
+    still = torch.randn(1, 3, 1, 12, 12, dtype=torch.float64).expand(-1, -1, 4, -1, -1)
+    moving = torch.randn(1, 3, 4, 12, 12, dtype=torch.float64)
+    moving = moving - moving.mean(2, keepdim=True)
+    torch.testing.assert_close(changes(still + moving), plain(3 * moving))
+
+
 def test_wrong_geometry_is_a_clear_error():
     with pytest.raises(ValueError, match="cannot be cut into tubelets"):
         TubeletTokenizer(num_frames=5, size=12, tubelet=(2, 4, 6), dim=5)

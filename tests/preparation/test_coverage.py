@@ -8,10 +8,24 @@ import pytest
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video, load_classes, load_split
 from lookupvit_video.preparation.check import ListedVideo
-from lookupvit_video.preparation.coverage import classes_of_inputs, coverage_warnings, warnings_of_rows, warnings_of_run
+from lookupvit_video.preparation.coverage import (
+    class_counts,
+    classes_of_inputs,
+    coverage_warnings,
+    imbalance_warning,
+    warnings_of_rows,
+    warnings_of_run,
+)
 from lookupvit_video.preparation.inspect_file import FileReport, Problem
 from lookupvit_video.remote import joined
 from tests.small import call_tool, make_videos, run_net, settings
+
+
+def test_videos_a_class_fit_one_line():
+    videos = [Video("x.mp4", label) for label in [0] * 3 + [2]]
+    assert class_counts(videos, ["left", "never", "a\nb"]) == "left 3, never 0, a\\nb 1"
+    videos = [Video("x.mp4", label) for label in range(11) for _ in range(label)]
+    assert class_counts(videos, "abcdefghijk") == "fewest a 0, b 1, c 2, d 3, e 4; most k 10"
 
 
 @pytest.mark.parametrize(
@@ -109,3 +123,10 @@ def test_classes_of_lists_and_folders(tmp_path):
     (tmp_path / "lists" / "classes.txt").write_text("x\na\n")
     inputs = [str(tmp_path / name) for name in ("train", "val", "lists/train.csv")]
     assert classes_of_inputs(inputs) == ["a", "b", "c", "x"]
+
+
+def test_a_class_with_far_more_videos_than_another_is_named():
+    assert imbalance_warning(["run", "jump"], [0] * 40 + [1] * 2) == ""
+    line = imbalance_warning(["run", "jump"], [0] * 41 + [1] * 2)
+    assert line.startswith("run has 41 training videos and jump has 2")
+    assert "DATA.SAMPLER balanced" in line

@@ -53,7 +53,7 @@ def assert_same_end(one, other):
     for part in ("scaler", "losses", "bad_rows", "position", "to_validate"):
         assert equal(first.state[part], second.state[part]), part
     assert equal(load_checkpoint(one / "model.pt").model, load_checkpoint(other / "model.pt").model)
-    for kind, names in (("train", ("step", "loss", "grad_norm", "lr")), ("val", ("step", "top1", "top5"))):
+    for kind, names in (("train", ("step", "loss", "grad_norm", "lr")), ("val", ("step", "top1", "bad"))):
         lines = [
             [{name: entry[name] for name in names} for entry in read_json_lines(folder / "log.jsonl", kind)]
             for folder in (one, other)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lookupvit_video.data.manifest import allowed_bad
+from lookupvit_video.checkpoints.checkpoint import load_checkpoint
+from lookupvit_video.data.manifest import Video, allowed_bad
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
+from lookupvit_video.training.run import usual_seconds
 from tests.small import ROOT, make_videos, run_net, settings
 
 ONE_EPOCH = {"SOLVER__MAX_EPOCH": 1, "SOLVER__WARMUP_EPOCHS": 0, "TEST__ENABLE": False, "TRAIN__EVAL_PERIOD": 0}
@@ -28,6 +30,23 @@ def test_a_run_that_resumes_does_not_pass_over_other_weights_to_start_from(data,
         assert "choose another OUTPUT_DIR" in done.stderr.splitlines()[-1]
     same = run_net(settings(data, tmp_path, **options, MODEL__INIT_FROM=os.path.relpath(model, ROOT)))
     assert same.returncode == 0, same.stderr
+
+
+def test_a_model_of_segments_knows_how_long_its_videos_were(data, tmp_path):
+    done = run_net(settings(data, tmp_path, **ONE_EPOCH, DATA__SAMPLING="segments"))
+    assert done.returncode == 0, done.stderr
+    assert load_checkpoint(tmp_path / "model.pt").config.DATA.VIDEO_SECONDS == 0.5
+    videos = [Video("gone.mp4", 0), Video(str(data / "0.mp4"), 0, 0.1, 0.3), Video(str(data / "1.mp4"), 0)]
+    assert usual_seconds(videos, "pyav", 60) == 0.35
+    assert usual_seconds(videos[:1], "pyav", 60) == 0
+    many = [*[Video(str(data / "0.mp4"), 0, 0, 0.2)] * 40, *[Video(str(data / "1.mp4"), 0)] * 24]
+    assert usual_seconds(many, "pyav", 60) == 0.2
+
+
+def test_the_best_model_is_not_chosen_by_what_says_nothing(data, tmp_path):
+    done = run_net(settings(data, tmp_path, **ONE_EPOCH, TRAIN__BEST_METRIC="top5"))
+    assert done.returncode == 2
+    assert "TRAIN.BEST_METRIC top5 says nothing of 3 classes; set top1" in done.stderr
 
 
 @pytest.mark.parametrize(("count", "fraction", "allowed"), [

@@ -20,6 +20,7 @@ from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training.distill import Teacher
 from lookupvit_video.training.ema import Ema
+from lookupvit_video.training.losses import ClassificationLoss
 from lookupvit_video.training.optim import build_optimizer
 from lookupvit_video.training.run import Run
 from lookupvit_video.training.state import TrainingState
@@ -50,7 +51,7 @@ def make_run(folder, world=None, videos=12, model=None, **changes):
     parts = {
         "cfg": cfg, "world": world, "classes": ["a", "b", "c"], "train_videos": listed, "model": model,
         "spec": model_spec(cfg), "frozen_at_first": frozen_at_first(cfg, model), "schedule": schedule_of(cfg),
-        "augment": batch_augment(cfg),
+        "augment": batch_augment(cfg), "loss": ClassificationLoss(smoothing=cfg.SOLVER.LABEL_SMOOTHING),
         "state": TrainingState(
             model, build_optimizer(cfg, model), torch.amp.GradScaler("cpu", enabled=False), world, videos,
             videos // (cfg.TRAIN.BATCH_SIZE // cfg.AUG.NUM_SAMPLE),
@@ -177,7 +178,7 @@ def test_the_loss_is_smoothed_over_valid_clips(tmp_path):
 def test_losses_of_16_bit_logits_are_computed_in_32_bits(tmp_path):
     logits = torch.tensor([[8.0, 8.0625, 7.9375], [0.0, 0.0, 0.0625]]).bfloat16()
     targets = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]])
-    loss = loss_of_heads((logits, 2 * logits), targets, torch.tensor([True, True]), 0.1)
+    loss = loss_of_heads((logits, 2 * logits), targets, torch.tensor([True, True]), ClassificationLoss(smoothing=0.1))
     wanted = sum(F.cross_entropy(head.double(), targets.double(), label_smoothing=0.1) for head in (logits, 2 * logits))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(wanted.item() / 2, rel=1e-6)
@@ -222,6 +223,19 @@ def test_the_main_process_draws_the_first_clips_unless_the_run_is_dry(tmp_path, 
         assert targets.argmax(1).tolist() == [0, 1, 2, 0]
         assert (classes, mean, std) == (["a", "b", "c"], run.cfg.DATA.MEAN, run.cfg.DATA.STD)
         assert path == tmp_path / "train_clips.png"
+
+
+@pytest.mark.parametrize(("mixup", "shown"), [(False, [0, 20, 40, 60]), (True, None)])
+def test_a_clip_of_each_video_is_drawn(tmp_path, monkeypatch, mixup, shown):
+    calls = []
+    monkeypatch.setattr(step_module, "plot_clips", lambda *arguments: calls.append(arguments))
+    run = make_run(tmp_path, World(0, 1, CPU), model=Watched(), AUG__NUM_SAMPLE=2, MIXUP__ENABLE=mixup)
+    run.augment = unmixed
+    forward(run, coded_batch(8), None, picture=True)
+    clips, targets, *_ = calls[0]
+    levels = levels_of(clips, run.cfg)
+    assert levels == shown or (mixup and sorted(levels) == list(range(0, 80, 10)))
+    assert targets.argmax(1).tolist() == [level // 20 % 3 for level in levels]
 
 
 # What is random ---------------------------------------------------------------------------------------------------

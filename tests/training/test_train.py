@@ -4,21 +4,24 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import chain, repeat
 
 import pytest
 import torch
 
-from lookupvit_video import figures
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, training_checkpoints
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.distributed.utilization import peak_flops, utilization
 from lookupvit_video.distributed.world import World
+from lookupvit_video.drawing import figures
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.evaluation.metrics import METRICS, metric
 from lookupvit_video.log import read_json_lines
@@ -27,9 +30,9 @@ from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training import train as train_module
+from lookupvit_video.training.losses import ClassificationLoss
 from lookupvit_video.training.step import draw_grid, loss_of_heads
 from lookupvit_video.training.step_log import StepLog
-from lookupvit_video.training.utilization import peak_flops, utilization
 from tests.small import call_tool, make_videos, run_net, run_tool, settings, started
 
 NET = ("tools/run_net.py", "--cfg", "tests/small.yaml")
@@ -55,13 +58,14 @@ def test_loss_is_the_mean_over_heads_and_clips_wherever_a_bad_one_is():
     targets = torch.nn.functional.one_hot(torch.tensor([0, 1, 2, 0]), 3).float()
     valid = torch.tensor([True, True, True, False])
     expected = sum(torch.nn.functional.cross_entropy(head[:3], targets[:3], label_smoothing=0.1) for head in logits) / 2
-    whole = loss_of_heads(logits, targets, valid, 0.1)
+    smoothed = ClassificationLoss(smoothing=0.1)
+    whole = loss_of_heads(logits, targets, valid, smoothed)
     torch.testing.assert_close(whole, expected * 3 / 4)
     halves = [
-        loss_of_heads([head[at] for head in logits], targets[at], valid[at], 0.1) for at in (slice(2), slice(2, 4))
+        loss_of_heads([head[at] for head in logits], targets[at], valid[at], smoothed) for at in (slice(2), slice(2, 4))
     ]
     torch.testing.assert_close(whole, sum(halves) / 2)  # in two processes or parts as in one
-    assert loss_of_heads(logits, targets, torch.zeros(4, dtype=torch.bool), 0.1) == 0
+    assert loss_of_heads(logits, targets, torch.zeros(4, dtype=torch.bool), smoothed) == 0
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_videos():
@@ -154,7 +158,7 @@ def test_a_run_leaves_everything_it_promises(data, tmp_path):
     wanted = {"loss", "lr", "grad_norm", "clips_per_second", "data_time", "data_share", "step_time", "memory_gib",
               "eta_seconds"}  # fmt: skip
     assert wanted <= entries[0].keys()
-    assert len(read_json_lines(tmp_path / "log.jsonl", "val")) == 2
+    assert [entry["loss"] > 0 for entry in read_json_lines(tmp_path / "log.jsonl", "val")] == [True, True]
     checkpoint = load_checkpoint(tmp_path / "model.pt")
     assert checkpoint.classes == ["class 0", "class 1", "class 2"]
     assert (tmp_path / "config.yaml").read_text() == checkpoint.config.dump()
@@ -164,7 +168,7 @@ def test_a_run_leaves_everything_it_promises(data, tmp_path):
 
 def test_a_metric_added_at_run_time_chooses_the_best_and_is_in_logs_curves_and_results(data, tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "made_up", None)  # removed after the test
-    values, pictures = iter([5.0, 1.0, 3.0, 7.0]), []
+    values, pictures = chain([5.0, 1.0, 3.0], repeat(7.0)), []
 
     @metric("made up", higher_is_better=False, percent=False)
     def made_up(scores, labels):
@@ -183,7 +187,15 @@ def test_a_metric_added_at_run_time_chooses_the_best_and_is_in_logs_curves_and_r
     assert (last.state["best"], last.best_top1) == ({"made_up": 1.0}, -1.0)
     assert json.loads((tmp_path / "test_results.json").read_text())["made_up"] == 7
     curves = dict(pictures)["curves.png"]
-    assert {"top1", "made_up"} == {line.get_label() for axis in curves.axes[1:] for line in axis.lines} - {"_child0"}
+    labels = {line.get_label() for axis in curves.axes for line in axis.lines}
+    assert labels == {
+        "training loss",
+        "validation loss",
+        "learning rate",
+        "top1",
+        "made_up",
+        "best: epoch 2, made_up 1",
+    }
 
 
 def test_an_unknown_metric_is_reported_in_one_line_before_the_first_step(data, tmp_path):
@@ -232,7 +244,7 @@ def test_two_processes_train_and_test_as_one_does(data, vit, tmp_path):
     assert tested.returncode == 0, tested.stderr
     first, second = (json.loads(done.stdout.splitlines()[-1]) for done in (alone, tested))
     assert second["videos"] == 9
-    assert {k: first[k] for k in ("top1", "top5", "grids")} == {k: second[k] for k in ("top1", "top5", "grids")}
+    assert {k: first[k] for k in ("top1", "grids")} == {k: second[k] for k in ("top1", "grids")}
     rows = [(tmp_path / name / "test_predictions.csv").read_text() for name in ("one", "retest")]
     assert [row.split(",")[:3] for row in rows[0].split()] == [row.split(",")[:3] for row in rows[1].split()]
 
@@ -351,8 +363,8 @@ def test_a_dry_run_tells_the_plan_makes_a_step_and_writes_nothing(data, tmp_path
     assert "9 training videos, 9 for validation, 3 classes" in plan["data"]
     assert "8 = 2 epochs x 4, 0 done" in plan["steps"]
     assert "first 1e-06, peak 0.001" in plan["rate"]
-    # parameters, gradients, two moments and the average, in float32
-    assert f"optimizer {20 * count_parameters(model) / 2**30:.3g}" in plan["memory"]
+    estimate, peak = (float(re.search(r"([\d.]+) GiB", plan[line])[1]) for line in ("memory", "one"))
+    assert 0.75 * peak <= estimate <= 1.25 * peak
     assert "loss 1." in plan["one"]
     assert not (tmp_path / "run").exists()
     assert sorted(path.name for path in data.iterdir()) == before

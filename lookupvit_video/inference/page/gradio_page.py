@@ -10,6 +10,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from matplotlib.colors import to_hex
+
+from lookupvit_video.drawing.figures import class_color
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.page.page import Page, Shown
 
@@ -26,10 +29,14 @@ h3 { font-size: 1.05rem; margin: 0.4rem 0; }
 #status p { font-size: 1.15rem; margin: 0.3rem 0; overflow-wrap: anywhere; }
 #status p.failed { color: #b42318; font-weight: 600; }
 .dark #status p.failed { color: #ff9c8f; }
-#steps table { width: 100%; border-collapse: collapse; }
-#steps table, #steps tr, #steps td { border: none; }
-#steps td { padding: 0.2rem 0; }
-#steps td:last-child { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+:is(#steps, #classes) table { width: 100%; border-collapse: collapse; }
+:is(#steps, #classes) :is(table, tr, td) { border: none; }
+:is(#steps, #classes) td { padding: 0.2rem 0; }
+#classes td { padding-right: 0.6rem; overflow-wrap: anywhere; }
+#classes td:nth-child(2) { width: 50%; }
+#classes td div { height: 0.9rem; min-width: 1px; }
+#classes td:last-child { padding: 0; }
+:is(#steps, #classes) td:last-child { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 #steps tr:last-child td { border-top: 1px solid var(--border-color-primary); font-weight: 600; }
 """
 # Gradio warns if the browser cannot play an upload; the page itself reports problems that matter.
@@ -76,7 +83,7 @@ def build(gradio: Any, page: Page, title: str, folder: Path) -> Any:
                 steps = gradio.HTML(visible=False, elem_id="steps")
             with gradio.Column(scale=3):
                 status = gradio.HTML(status_line(Shown("Choose a video, or drop one.")), elem_id="status")
-                classes = gradio.Label(label="Top classes", num_top_classes=page.topk, elem_id="classes")
+                classes = gradio.HTML(elem_id="classes")
                 heading = "Where the answer comes from: frames, and the same under attention"
                 overlay = _section(gradio, heading, gradio.Video, "overlay", ["download"], autoplay=True, loop=True)
         pictures = ["download", "fullscreen"]
@@ -86,7 +93,7 @@ def build(gradio: Any, page: Page, title: str, folder: Path) -> Any:
         def answer(path: str | None, chosen: str | None) -> Iterator[list[Any]]:
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 for shown in page.answer(path, chosen if budgets else None, Path(made)):
-                    found: list[Any] = [status_line(shown), shown.classes or None]
+                    found: list[Any] = [status_line(shown), class_bars(shown)]
                     found.append(gradio.update(value=table_of(shown), visible=bool(shown.steps)))
                     for file in (shown.overlay, shown.sheet, shown.timeline):
                         found += [gradio.update(visible=file is not None), file and str(file)]
@@ -137,6 +144,17 @@ def table_of(shown: Shown) -> str:
     rows = [*shown.steps, ("all", total)]
     cells = "".join(f"<tr><td>{html.escape(name)}</td><td>{seconds:.2f} s</td></tr>" for name, seconds in rows)
     return f"<h3>Time of each step</h3><table>{cells}</table>"
+
+
+def class_bars(shown: Shown) -> str:
+    """Return the likeliest classes and their probabilities as HTML, each with its color."""
+    rows = [
+        f'<tr><td>{html.escape(name)}</td><td><div style="width: {share:.1%}; '
+        f'background: {to_hex(class_color(number))}"></div></td><td>{share:.0%}</td></tr>'
+        for (name, share), number in zip(shown.classes.items(), shown.numbers, strict=True)
+    ]
+    heading = f"<h2>{html.escape(next(iter(shown.classes)))}</h2>" if rows else ""
+    return f"{heading}<table>{''.join(rows)}</table>"
 
 
 def with_policy(app: App) -> App:

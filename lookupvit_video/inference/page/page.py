@@ -38,6 +38,8 @@ class Shown:
     """The line reports why the answer is missing or incomplete."""
     classes: dict[str, float] = field(default_factory=dict)
     """Probability of the likeliest classes."""
+    numbers: tuple[int, ...] = ()
+    """Their places in the class list."""
     steps: tuple[tuple[str, float], ...] = ()
     """Each step and its seconds."""
     sheet: Path | None = None
@@ -131,8 +133,9 @@ class Page:
         prediction = self._predict(upload.views._replace(name=name), budget)
         on = f" on grid {prediction.grid}" if prediction.grid else ""
         classes = dict(zip(map(one_line, prediction.labels), prediction.probabilities, strict=True))
+        numbers = tuple(map(self.predictor.classes.index, prediction.labels))
         step = f"answer{on}: {prediction.gmacs:.3g} GMACs"
-        yield (shown := shown.after(f"{name}: drawing …", step, began, classes=classes))
+        yield (shown := shown.after(f"{name}: drawing …", step, began, classes=classes, numbers=numbers))
         began = perf_counter()
         pictures = self._draw(prediction, folder)
         yield (shown := shown.after(f"{name}: timeline …", "draw where the model looked", began, **pictures))
@@ -150,15 +153,16 @@ class Page:
             attention = explain_attention(self.predictor, prediction.clip, parse_grid(prediction.grid))
             rows, pictures["overlay"] = heat_maps(attention), folder / "overlay.mp4"
             write_overlay(prediction.clip.permute(1, 2, 3, 0).numpy(), attention.answer_map(), pictures["overlay"])
-        draw_prediction(prediction, rows, pictures["sheet"])
+        draw_prediction(prediction, rows, pictures["sheet"], self.predictor.classes)
         return pictures
 
     def _finish(self, shown: Shown, path: str, upload: Upload, prediction: Prediction, folder: Path) -> Iterator[Shown]:
         """Yield the last state, with a timeline where the video is longer than a clip."""
-        _, window = plan_windows(self.plan.clip_seconds, upload.duration, 1.0, None)
+        _, window = plan_windows(self.plan, upload.duration, 1.0, None)
         rest = upload.duration - window
         note = f" ({prediction.note})" if prediction.note else ""
-        status = f"{prediction.path}: {one_line(prediction.label)}, {prediction.probability:.0%}{note}"
+        share = f", {prediction.probability:.0%}" if prediction.present is None else ""
+        status = f"{prediction.path}: {one_line(prediction.label)}{share}{note}"
         if rest <= 1e-3:  # a single window
             yield replace(shown, status=status)
             return

@@ -55,7 +55,7 @@ def read_upload(path: str, plan: Plan, limits: Limits) -> Upload:
         if isinstance(outcome.answer, Upload):
             return outcome.answer
         if outcome.answer is not None:
-            raise DecodeError(path, outcome.answer.reason)
+            raise DecodeError(path, outcome.answer.error)
     raise DecodeError(path, "was not read")
 
 

@@ -5,9 +5,12 @@ import os
 import sys
 
 import pytest
+from matplotlib.colors import to_hex
 
+from lookupvit_video.drawing.figures import class_color
 from lookupvit_video.inference.page.gradio_page import (
     POLICY,
+    class_bars,
     import_gradio,
     keep_local,
     status_line,
@@ -23,6 +26,15 @@ def test_strangers_text_is_no_html():
     table = table_of(shown)
     assert "<td>&lt;i&gt;read</td><td>1.23 s</td>" in table
     assert "<td>all</td><td>3.23 s</td>" in table
+
+
+def test_classes_are_bars_in_their_colors():
+    text = class_bars(Shown("x", classes={"<b>": 0.756, "c": 0.2}, numbers=(12, 1)))
+    assert text.startswith("<h2>&lt;b&gt;</h2>")
+    for name, share, percent, number in (("&lt;b&gt;", "75.6%", "76%", 12), ("c", "20.0%", "20%", 1)):
+        bar = f'<div style="width: {share}; background: {to_hex(class_color(number))}"></div>'
+        assert f"<tr><td>{name}</td><td>{bar}</td><td>{percent}</td></tr>" in text
+    assert class_bars(Shown("x")) == "<table></table>"
 
 
 def test_addresses_are_not_fetched():

@@ -42,7 +42,7 @@ def test_what_is_too_large_is_not_opened(plan, tmp_path, monkeypatch):
     large.touch()
     os.truncate(large, (2 << 20) + 1)
     monkeypatch.setattr(upload, "open_video", lambda *_, **__: pytest.fail("opened"))
-    reason = upload._read_within_limits(plan, Limits(megabytes=2), str(large)).reason
+    reason = upload._read_within_limits(plan, Limits(megabytes=2), str(large)).error
     assert reason == "larger than 2 MB, the limit here (--max-mb)"
 
 
