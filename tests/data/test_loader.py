@@ -21,7 +21,7 @@ from lookupvit_video.data.loader import (
     report_worker_failures,
 )
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.sample_order import sample_order
+from lookupvit_video.data.sample_order import sample_order, shuffled
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.errors import RunFailure
@@ -201,8 +201,9 @@ def test_a_training_loader_reads_as_the_config_says(videos):
     assert data.times == TimeSampler(2, 0.125, num_clips=2, training=True)
     assert (data.shape, data.backend, data.cache, data.timeout) == ((2, 3, 2, 16, 16), "pyav", True, 7.0)
     assert (data.index_cache, data.seed, data.mirror, data.videos) == ("index", 5, [1, 0], videos)
-    assert (batches.batch_size, batches.seed, batches.total_steps, batches.start_step) == (2, 5, 9, 2)
-    assert (batches.parts, batches.rank, batches.world_size, batches.num_videos) == (2, 0, 1, 7)
+    assert (batches.batch_size, batches.total_steps, batches.start_step) == (2, 9, 2)
+    assert list(batches.order(3)) == list(shuffled(len(videos), 5)(3))
+    assert (batches.parts, batches.rank, batches.world_size) == (2, 0, 1)
     assert not built.pin_memory
     second = build_train_loader(
         small_config(KEYS.replace("STEPS 2", "STEPS 1")), videos, total_steps=9, rank=1, world_size=2
