@@ -120,7 +120,7 @@ def test_home_in_every_path_of_a_config(home, tmp_path):
 
 def test_every_key_with_free_text_is_declared_as_a_path():
     free = [name for name, key in config.KEYS.items() if isinstance(key.default, str) and not key.choices]
-    assert set(free) - {"MODEL.VARIANT", "TRAIN.BEST_METRIC"} == set(PATHS)
+    assert set(free) - {"MODEL.VARIANT", "TRAIN.BEST_METRIC", "AUTO.GROUP_BY"} == set(PATHS)
 
 
 def test_an_unknown_user_is_named(tmp_path, monkeypatch):

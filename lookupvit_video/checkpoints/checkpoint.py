@@ -13,7 +13,7 @@ import platform
 import socket
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from lookupvit_video.remote import local_copy
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
+_FOLDER = 0x10  # of a part's attributes in a zip archive
 KEYS = {"config", "classes", "model", "optimizer", "step", "best_top1"}
 
 
@@ -53,6 +54,8 @@ class Checkpoint:
     """The averaged weights of a training checkpoint; in a file for inference they are ``model``."""
     state: dict[str, Any] = field(default_factory=dict)
     """The rest of a run's state, see ``training.state``; empty in a file for inference."""
+    thresholds: list[float] = field(default_factory=list)
+    """MODEL.TASK multi_label: of each class, from which probability on it is answered; empty: 0.5."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of Python, the libraries and this package that wrote it."""
 
@@ -76,6 +79,7 @@ def save_checkpoint(
     step: int = 0,
     best_top1: float = -1.0,
     state: dict[str, Any] | None = None,
+    thresholds: Sequence[float] = (),
 ) -> None:
     """Write a checkpoint; without ``optimizer`` it is one for inference, from which no run can resume.
 
@@ -95,6 +99,7 @@ def save_checkpoint(
         "step": step,
         "best_top1": best_top1,
         "state": state or {},
+        "thresholds": list(thresholds),
         "versions": library_versions(),
     }
     with atomic_write(path) as temporary, _ErrorKeepingFile(io.FileIO(temporary, "w")) as file:
@@ -143,7 +148,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         path=Path(path),
         config=config_from_text(content["config"], f"{path} (config in it)"),
         **{name: content[name] for name in ("classes", "model", "optimizer", "step", "best_top1")},
-        **{name: content[name] for name in ("ema", "state", "versions") if name in content},  # newer
+        **{name: content[name] for name in ("ema", "state", "thresholds", "versions") if name in content},  # newer
     )
 
 
@@ -153,7 +158,11 @@ def _damaged_part(path: Path) -> str:
         return ""
     with zipfile.ZipFile(path) as archive:
         part = archive.testzip()
-    return f"damaged: the checksum of {part} does not match" if part else ""
+        # torch reads no data of a part that is marked as a folder; the list of parts has no checksum
+        folder = next((info.filename for info in archive.infolist() if info.external_attr & _FOLDER), "")
+    if part:
+        return f"damaged: the checksum of {part} does not match"
+    return f"damaged: {folder} is marked as a folder" if folder else ""
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: bool = False) -> None:

@@ -149,6 +149,8 @@ def calibrate() -> int:
 
     setup_logging()
     predictor = load_model(arguments.checkpoint, arguments.device)
+    if predictor.multi_label:
+        raise UserError(f"{arguments.checkpoint}: adaptive budgets are for one label a video; this model gives several")
     check_grid(predictor.costs)
     grids, cfg = list(predictor.costs), predictor.cfg.clone()
     if len(grids) < 2:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import print_error
+from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
 from lookupvit_video.text import one_line
 
@@ -115,7 +116,8 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
 def _explain_list(predictor: "Predictor", path: str) -> dict[str, Any]:
     """Print and return the accuracy over a list of videos with the frames in, out of and without order."""
     from lookupvit_video.data.manifest import read_manifest
-    from lookupvit_video.inference.explain import ORDERS, accuracy_without_time
+    from lookupvit_video.evaluation.probes import ORDERS, what_order_means
+    from lookupvit_video.inference.explain import accuracy_without_time
 
     videos = read_manifest(path, predictor.classes)
     results = accuracy_without_time(predictor, videos)
@@ -124,6 +126,7 @@ def _explain_list(predictor: "Predictor", path: str) -> dict[str, Any]:
     print(f"  {'frames':9} {'top-1':>8} {'lost':>7}")
     for order, value in top1.items():
         print(f"  {order:9} {value:6.2f} % {top1['real'] - value:7.2f}")
+    print(f"  {what_order_means(top1)}")
     bad = [{"path": videos[row].path, "reason": reason} for row, reason in results["real"].bad]
     for video in bad:
         print_error(video["reason"])
@@ -163,6 +166,8 @@ def timeline() -> int:
     if arguments.annotate:
         check_video_name(arguments.annotate)  # before hours of work
     predictor = load_model(arguments.checkpoint, arguments.device)
+    if arguments.annotate and predictor.multi_label:
+        raise UserError("--annotate shows one label at a time; this checkpoint gives several: use --png or --json")
     windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
                             batch_size=arguments.batch_size)  # fmt: skip
     logger.info("windows of %.3g s over %.3g s: %d", windows.window, windows.duration, len(windows.starts))

@@ -124,6 +124,8 @@ def show(prediction: "Prediction") -> None:
 
     note = f"  ({prediction.note})" if prediction.note else ""
     say(f"{prediction.path}  {seconds_text(prediction.times)}{note}")
+    if prediction.present is not None:
+        say(f"  {prediction.label}")
     for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
         say(f"  {100 * probability:5.1f} %  {label}")
 
@@ -184,7 +186,7 @@ def answer_all(
     if arguments.compile:
         predictor.compile(arguments.batch_size)
     with ExitStack() as stack:
-        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk))]
+        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, predictor.multi_label))]
         files = [stack.enter_context(AnswerFile(path, kind, arguments.resume)) for path, kind in kinds if path]
         left = [video for video in videos if not any(video in file.done for file in files)]
         if len(left) < len(videos):

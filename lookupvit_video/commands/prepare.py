@@ -128,6 +128,7 @@ def moving_digits(words: Sequence[str] | None = None) -> int:
         ("train", 4800, "training videos"), ("val", 160, "validation videos"), ("test", 480, "test videos"),
         ("size", 64, "pixels per side, even"), ("frames", 24, "frames per video"),
         ("fps", 12, "frames per second; also the distance of key frames"),
+        ("digits", 1, "most digits in a video; from 2 on, the label is all that are in it"),
         ("seed", 0, "another seed gives other videos and another split"),
         ("processes", os.cpu_count() or 1, "the files do not depend on it"),
     ):  # fmt: skip
@@ -151,12 +152,15 @@ def subset() -> int:
     add = parser.add_argument
     add("--of", required=True, type=Path, metavar="FOLDER", help="a label set: lists and classes.txt")
     options.add_out(parser)
-    add("--classes", required=True, nargs="+", metavar="NAME", help="those to keep, in this order")
+    add("--classes", default=[], nargs="+", metavar="NAME", help="those to keep, in this order (default: all)")
     add("--train", type=options.natural, default=0, metavar="N", help="the first N training videos (default: all)")
+    add("--long-tail", type=options.number(float, 1), default=1.0, metavar="R",
+        help="keep R times as many training videos of the first class as of the last (default: 1)")  # fmt: skip
     arguments = parser.parse_args()
     from lookupvit_video.preparation.subset import write_subset
 
-    for path, count in write_subset(arguments.of, arguments.out, arguments.classes, arguments.train or None).items():
+    lists = write_subset(arguments.of, arguments.out, arguments.classes, arguments.train or None, arguments.long_tail)
+    for path, count in lists.items():
         print(f"{path}: {count} videos")
     return 0
 

@@ -38,6 +38,7 @@ HAS_GRIDS = Need({"MODEL.ARCH": models_with("compressed_grids")})
 HAS_ADAPTERS = Need({"MODEL.ARCH": models_with("adapters")})
 SHARDS = Need({"MODEL.ARCH": models_with("shards")})
 JOINT_VIT = Need({"MODEL.ARCH": models_with("reduces_tokens"), "MODEL.ENCODER": ("joint",)})
+SINGLE_LABEL = Need({"MODEL.TASK": ("single_label",)})
 FACTORIZED = Need({"MODEL.ARCH": models_with("factorized"), "MODEL.ENCODER": ("factorised",)})
 
 # fmt: off
@@ -75,7 +76,13 @@ KEYS: dict[str, Key] = {
     "TRAIN.COMPILE": Key(False, "torch.compile each block: faster steps after minutes of compilation"),
     "TENSORBOARD.ENABLE": Key(False, "also write OUTPUT_DIR/tensorboard (log.jsonl is always written)"),
     "TEST.ENABLE": Key(True, "test after training, or alone when TRAIN.ENABLE is False"),
-    "TEST.METRICS": Key(["top1", "top5"], "measured in validation and test: top1, top5, mean_class_accuracy, nll"),
+    "TEST.METRICS": Key(["top1", "top5"], "measured in validation and test, of those in evaluation/metrics.py"),
+    "TEST.PROBES": Key(False,
+        "test also with shuffled frames and with one frame repeated, and report what that says about the videos"),
+    "TEST.THRESHOLDS": Key("f1",
+        "multi_label: threshold of each class, chosen in validation: largest f1, or a wanted precision or recall",
+        choices=("f1", "precision", "recall")),
+    "TEST.THRESHOLD_TARGET": Key(0.9, "multi_label: the wanted precision or recall", above=0, at_most=1),
     "TEST.BATCH_SIZE": Key(4, "videos, with all their views, per step of a process in validation and test", at_least=1),
     "TEST.CHECKPOINT_FILE_PATH": Key("", "checkpoint to test; empty: OUTPUT_DIR/model.pt, of training", is_path=True),
     "TEST.NUM_ENSEMBLE_VIEWS": Key(1, "clips per video in time, whose softmax is averaged", at_least=1),
@@ -91,7 +98,7 @@ KEYS: dict[str, Key] = {
     "DATA.SKIP_LIST": Key("", "bad_videos.csv of a check or a run, left out of TRAIN_LIST; empty: none", is_path=True),
     "DATA.SAMPLER": Key("shuffled",
         "videos of an epoch: each once; balanced: all classes equally often; square_root: by the root of their number",
-        choices=("shuffled", "balanced", "square_root")),
+        choices=("shuffled", "balanced", "square_root"), needs=(SINGLE_LABEL,)),
     "DATA.DECODING_BACKEND": Key("pyav", "pyav, decord or torchcodec; all return exact frames",
         choices=("pyav", "decord", "torchcodec")),
     "DATA.DECODE_TIMEOUT": Key(60.0, "seconds to open a video or decode its clips at most; 0: no limit", at_least=0),
@@ -136,6 +143,8 @@ KEYS: dict[str, Key] = {
     "DATA_LOADER.TIMEOUT": Key(600.0, "seconds without a batch before the run stops; 0: no limit", at_least=0),
     "DATA_LOADER.PIN_MEMORY": Key(True, "faster copies to a GPU; no effect on a CPU"),
     "MODEL.ARCH": Key("lookupvit", "vit: dense, on the same tokens; mvit, x3d: PyTorchVideo's", choices=tuple(MODELS)),
+    "MODEL.TASK": Key("single_label", "single_label: one class a video; multi_label: any number of them, by sigmoid",
+        choices=("single_label", "multi_label")),
     "MODEL.NUM_CLASSES": Key(400, "K; must be the length of the class list", at_least=1),
     "MODEL.VARIANT": Key("B", "size of the model: width, depth and heads; the choices depend on MODEL.ARCH"),
     "MODEL.DIM": Key(0, "width D; 0: the variant's", at_least=0),
@@ -236,7 +245,8 @@ KEYS: dict[str, Key] = {
         at_least=0, below=1),
     "SOLVER.LOSS": Key("cross_entropy",
         "focal: easy clips count less; logit_adjusted: trains as if all classes had the same number of videos",
-        choices=("cross_entropy", "focal", "logit_adjusted")),
+        choices=("cross_entropy", "focal", "logit_adjusted"),
+        needs=(SINGLE_LABEL._replace(value="logit_adjusted"),)),
     "SOLVER.FOCAL_GAMMA": Key(2.0, "focal: how little easy clips count; the paper's best", at_least=0),
     "SOLVER.LOGIT_ADJUSTMENT": Key(1.0, "logit_adjusted: strength; the paper's, optimal for mean class accuracy",
         at_least=0),

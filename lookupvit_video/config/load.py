@@ -176,6 +176,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             node[last] = expand_user(node[last])
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
+    _fit_metrics(cfg)
     validate(cfg)
     cfg.freeze()
     return cfg
@@ -188,6 +189,13 @@ def given_keys(path: str | Path | None, overrides: Sequence[str] = ()) -> set[st
     return {name for tree in trees for name, _, _ in differences(tree, {}) if name in KEYS}
 
 
+def _fit_metrics(cfg: CfgNode) -> None:
+    """Replace the default metrics where a video may have several classes, or none: top-1 and top-5 say nothing then."""
+    if cfg.MODEL.TASK == "multi_label" and cfg.TEST.METRICS == KEYS["TEST.METRICS"].default:
+        cfg.TEST.METRICS = ["mean_average_precision", "macro_f1"]
+        cfg.TRAIN.BEST_METRIC = "mean_average_precision"
+
+
 def with_settings(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
     """Return a frozen, checked copy of a config with other values for some dotted keys."""
     changed = cfg.clone()
@@ -196,6 +204,7 @@ def with_settings(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
         *groups, last = name.split(".")
         node = get_key(changed, groups[0]) if groups else changed
         node[last] = _coerce(value, KEYS[name].default, name)
+    _fit_metrics(changed)
     validate(changed)
     changed.freeze()
     return changed

@@ -21,6 +21,9 @@ from lookupvit_video.decoding.reader import Box, DamageList, VideoReader
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.seeding import mix_seed
 
+Label = int | list[float]
+"""Of a clip: its class, or, where it may have several, a row (K,) of zeros and ones."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -28,7 +31,7 @@ class Sample:
 
     clips: Tensor
     """(V, C, T, H, W) uint8; zeros where the video could not be read."""
-    labels: list[int]
+    labels: Sequence[Label]
     """Of each clip: a mirrored one may show another class."""
     index: int
     """Row in the list."""
@@ -45,7 +48,7 @@ class Batch:
     clips: Tensor
     """(B * V, C, T, H, W) uint8, the views of a video one after the other."""
     labels: Tensor
-    """(B * V,) int64; ``IGNORED`` for clips that could not be read."""
+    """(B * V,) int64, or (B * V, K) float32 of several labels each; ``IGNORED`` for clips that could not be read."""
     indices: Tensor
     """(B,) int64: rows in the list."""
     errors: list[tuple[int, str]]
@@ -88,6 +91,7 @@ class VideoDataset(Dataset[Sample]):
             likewise, and the run stops at its batch).
         seed: with (epoch, index) it decides everything random about a sample.
         mirror: mirror half of the clips, and give those of label i the label ``mirror[i]``; None: mirror none.
+        num_classes: K, where a video has several labels; 0: each has one.
     """
 
     def __init__(
@@ -104,10 +108,12 @@ class VideoDataset(Dataset[Sample]):
         damaged: str = "use",
         seed: int = 0,
         mirror: Sequence[int] | None = None,
+        num_classes: int = 0,
     ):
         self.videos, self.times, self.transform = videos, times, transform
         self.shape, self.backend, self.cache, self.seed = shape, backend, cache, seed
         self.timeout, self.index_cache, self.damaged, self.mirror = timeout, index_cache, damaged, mirror
+        self.num_classes = num_classes
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -128,9 +134,10 @@ class VideoDataset(Dataset[Sample]):
                     index_cache=self.index_cache,
                     damage=damage,
                 )
-                labels = [video.label] * len(clips)
+                labels = [self._label(video.every_label)] * len(clips)
                 if self.mirror is not None:
-                    clips, labels = mirror_half(clips, video.label, self.mirror)
+                    mirrored = self._label([self.mirror[label] for label in video.every_label])
+                    clips, labels = mirror_half(clips, labels[0], mirrored)
         except DecodeError as error:
             return self._unread(index, str(error), damage)
         if damage and self.damaged != "use":
@@ -138,9 +145,16 @@ class VideoDataset(Dataset[Sample]):
         clips_VCTHW = clips[0][None] if len(clips) == 1 else side_by_side(clips)
         return Sample(clips_VCTHW, labels, index, damage=str(damage))
 
+    def _label(self, labels: Sequence[int]) -> Label:
+        """The label of a clip of some classes; of several labels, a row with a 1 for each class."""
+        if not self.num_classes:
+            return labels[0]
+        return [float(label in labels) for label in range(self.num_classes)]
+
     def _unread(self, index: int, reason: str, damage: DamageList) -> Sample:
         clips_VCTHW = torch.zeros(self.shape, dtype=torch.uint8)
-        return Sample(clips_VCTHW, [IGNORED] * self.shape[0], index, reason, str(damage))
+        label: Label = [float(IGNORED)] * self.num_classes if self.num_classes else IGNORED
+        return Sample(clips_VCTHW, [label] * self.shape[0], index, reason, str(damage))
 
 
 def read_clips(

@@ -295,6 +295,7 @@ def _build_loader(
         cache=cfg.DATA.CACHE_VIDEOS and (cfg.DATA.CACHE_SHORT_SIDE or True),
         timeout=cfg.DATA.DECODE_TIMEOUT,
         index_cache=cfg.DATA.INDEX_CACHE,
+        num_classes=cfg.MODEL.NUM_CLASSES if cfg.MODEL.TASK == "multi_label" else 0,
         **clips,
     )
     return Loader(

@@ -9,9 +9,10 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from fvcore.common.config import CfgNode
@@ -32,6 +33,7 @@ from lookupvit_video.remote import is_remote, joined
 from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)
+_LABEL = re.compile(r'\s*("(?:[^"]|"")*"|(?!")[^|]*?)\s*(\||$)')  # one of several, up to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ class Video:
     """Where the row is, for messages: ``train.csv, line 3``."""
     group: str = ""
     """What it has in common with other rows, such as a recording, so that one split takes all of them; or nothing."""
+    labels: tuple[int, ...] | None = None
+    """MODEL.TASK multi_label: all labels, in ascending order, perhaps none; ``label`` is the first of them, or -1."""
+
+    @property
+    def every_label(self) -> tuple[int, ...]:
+        """All labels, in either task."""
+        return (self.label,) if self.labels is None else self.labels
 
     def span(self, duration: float) -> tuple[float, float]:
         """Return the first and last second of this row in a file of some duration."""
@@ -82,22 +91,29 @@ def _class_name(line: str) -> str:
     return quoted[1].replace('""', '"').strip() if quoted else line.strip()
 
 
-def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") -> list[Video]:
+def read_manifest(
+    path: str | Path, classes: Sequence[str], prefix: str = "", *, multi_label: bool = False
+) -> list[Video]:
     """Read a list file or a folder of class folders.
 
     Relative paths are taken from ``prefix``, or from the list's own folder where that is empty. Labels are numbers
     from 0, or class names.
 
+    Args:
+        multi_label: a label is several of them with "|" in between, in double quotes where a name holds a "|" or a
+            quote, or nothing; rows of the same file and span are merged.
+
     Raises:
         UserError: names the file, the line and how to fix it.
     """
     if os.path.isdir(path):
-        return _read_class_folders(Path(path), classes)
+        return _read_class_folders(Path(path), classes, multi_label)
     text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys")
     folder = Path(prefix or os.path.dirname(path))
     numbers = {name: label for label, name in enumerate(classes)}
-    videos = []
-    for line, fields in _rows(path, text, numbers):
+    is_label = partial(_are_labels if multi_label else _is_label, numbers=numbers)
+    videos, kinds = [], dict[bool, int]()
+    for line, fields in _rows(path, text, is_label):
         where = f"{path}, line {line}"
         if not fields["path"].strip():
             raise UserError(f"{where}: no path")
@@ -106,12 +122,98 @@ def read_manifest(path: str | Path, classes: Sequence[str], prefix: str = "") ->
         start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
         if end is not None and end <= (start or 0.0):
             raise UserError(f"{where}: end {end} is not after start {start or 0.0}")
-        label = _label(fields["label"], numbers, where)
-        group = fields.get("group", "")
-        videos.append(Video(str(resolve(folder, fields["path"])), label, start, end, where, group))
+        name, group = str(resolve(folder, fields["path"])), fields.get("group", "")
+        if not multi_label:
+            videos.append(Video(name, _label(fields["label"], numbers, where), start, end, where, group))
+            continue
+        parts = split_labels(fields["label"] or "", where)
+        labels = [_label(part, numbers, where) for part in parts]
+        for part in parts:
+            first = kinds.setdefault(part in numbers, line)
+            if len(kinds) > 1:
+                raise UserError(f"{where}: label {part!r} mixes numbers and names with line {first}; use one of them")
+        videos.append(_with_labels(Video(name, -1, start, end, where, group), labels))
     if not videos:
         raise UserError(f"{path}: the list holds no video")
-    return videos
+    return _merged(videos, path) if multi_label else videos
+
+
+def has_several_labels(path: str | Path, classes: Sequence[str], *, repeats: bool = True) -> bool:
+    """Return whether a list is one of MODEL.TASK multi_label: some label is "a|b". An empty one alone may be a mistake.
+
+    Args:
+        repeats: a file and span with rows of different labels is a sign too.
+
+    Raises:
+        UserError: see ``read_manifest``.
+    """
+    if os.path.isdir(path):
+        return False
+    text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys")
+    numbers = {name: label for label, name in enumerate(classes)}
+    rows = [fields for _, fields in _rows(path, text, partial(_are_labels, numbers=numbers))]
+    if any("|" in (fields["label"] or "") and fields["label"] not in numbers for fields in rows):
+        return True
+    spans = {(fields["path"], fields.get("start"), fields.get("end")) for fields in rows}
+    return repeats and len({tuple(fields.values()) for fields in rows}) > len(spans)
+
+
+def split_labels(text: str, where: str) -> list[str]:
+    """Split a cell of labels, "a|b" or '"a|b"|c', into its parts; none for an empty one.
+
+    Raises:
+        UserError: a part is empty or occurs twice, or a quote is left open.
+    """
+    names: list[str] = []
+    at = 0 if text.strip() else len(text) + 1
+    while at <= len(text):
+        part = _LABEL.match(text, at)
+        if not part:
+            raise UserError(
+                f'{where}: a quote in the labels {text!r} is left open; write "a|b"|c, quotes in it doubled'
+            )
+        name = part[1][1:-1].replace('""', '"') if part[1].startswith('"') else part[1]
+        if not name:
+            raise UserError(f"{where}: an empty label in {text!r}; write a|b, or nothing for none of the classes")
+        if name in names:
+            raise UserError(f"{where}: label {name!r} is twice in {text!r}")
+        names.append(name)
+        at = part.end() if part[2] else len(text) + 1
+    return names
+
+
+def join_labels(names: Iterable[str]) -> str:
+    """Return a cell of labels that ``split_labels`` takes apart."""
+    return "|".join(f'"{name.replace(chr(34), chr(34) * 2)}"' if re.search(r'["|]', name) else name for name in names)
+
+
+def label_cell(video: Video, classes: Sequence[str]) -> str:
+    """Return the label of a video as a list has it: a name, or several."""
+    names = [classes[label] for label in video.every_label]
+    return names[0] if video.labels is None else join_labels(names)
+
+
+def renumbered(video: Video, numbers: Mapping[int, int]) -> Video:
+    """Return a row with other label numbers."""
+    labels = [numbers[label] for label in video.every_label]
+    return replace(video, label=labels[0]) if video.labels is None else _with_labels(video, labels)
+
+
+def _with_labels(video: Video, labels: Iterable[int]) -> Video:
+    every = tuple(sorted(set(labels)))
+    return replace(video, label=every[0] if every else -1, labels=every)
+
+
+def _merged(videos: Sequence[Video], path: str | Path) -> list[Video]:
+    """Put rows of the same file and span into one with the labels of all."""
+    merged: dict[tuple[str, float | None, float | None], Video] = {}
+    for video in videos:
+        key = (video.path, video.start, video.end)
+        known = merged.get(key)
+        merged[key] = _with_labels(known, (*known.every_label, *video.every_label)) if known else video
+    if len(merged) < len(videos):
+        logger.info("%s: merged %d rows into others of the same file and span", path, len(videos) - len(merged))
+    return list(merged.values())
 
 
 def resolve(folder: Path, name: str) -> Path:
@@ -119,12 +221,12 @@ def resolve(folder: Path, name: str) -> Path:
     return folder / (name if name == name.strip() or os.path.lexists(folder / name) else name.strip())
 
 
-def _rows(path: str | Path, text: str, numbers: dict[str, int]) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(path: str | Path, text: str, is_label: Callable[[str], bool]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, fields) of a table with header, or of headerless ``path label`` lines."""
     lines = lines_of(text)
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     # "video 3" is a row, not a header
-    is_row = any(_is_label(label, numbers) for _, label in possible_readings(lines[first].strip()))
+    is_row = any(is_label(label) for _, label in possible_readings(lines[first].strip()))
     header = find_header(text, path)
     if header and not (is_row and "label" not in header.columns):
         if "label" not in header.columns:
@@ -147,12 +249,20 @@ def _rows(path: str | Path, text: str, numbers: dict[str, int]) -> Iterator[tupl
             f"{path}, line {first + 1}: the header {lines[first].strip()!r} names no column of paths; write path,label "
             "(and start,end)"
         )
-    for number, video, label in labelled_lines("\n".join(lines), path, lambda text: _is_label(text, numbers)):
+    for number, video, label in labelled_lines("\n".join(lines), path, is_label):
         yield number, {"path": video, "label": label}
 
 
 def _is_label(text: str, numbers: dict[str, int]) -> bool:
     return text in numbers or re.fullmatch(r"[+-]?\d+", text) is not None
+
+
+def _are_labels(text: str, numbers: dict[str, int]) -> bool:
+    try:
+        parts = split_labels(text, "")
+    except UserError:
+        return False
+    return bool(parts) and all(_is_label(part, numbers) for part in parts)
 
 
 def _label(text: str | None, numbers: dict[str, int], where: str) -> int:
@@ -162,6 +272,8 @@ def _label(text: str | None, numbers: dict[str, int], where: str) -> int:
         label = int(text or "")
     except ValueError:
         advice = "" if is_utf8(text or "") else "; it is not UTF-8: save the list as UTF-8"
+        if not text or "|" in text:
+            advice = "; for several labels a video, or none, set MODEL.TASK multi_label"
         raise UserError(f"{where}: label {text!r} is neither a number nor a name of the class list{advice}") from None
     if not 0 <= label < len(numbers):
         raise UserError(
@@ -188,7 +300,7 @@ def class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
+def _read_class_folders(folder: Path, classes: Sequence[str], multi_label: bool) -> list[Video]:
     numbers = {name: label for label, name in enumerate(classes)}
     videos: list[Video] = []
     left_out: Counter[str] = Counter()
@@ -196,7 +308,9 @@ def _read_class_folders(folder: Path, classes: Sequence[str]) -> list[Video]:
         if name not in numbers:
             raise UserError(f"{folder / name}: {name!r} is not in the class list; rename the folder or add the class")
         found = find_video_files(folder / name)
-        videos += [Video(str(file), numbers[name], source=str(file)) for file in found.videos]
+        label = numbers[name]
+        labels = (label,) if multi_label else None
+        videos += [Video(str(file), label, source=str(file), labels=labels) for file in found.videos]
         left_out += found.left_out
     skipped = left_out_line(left_out)
     if not videos:
@@ -287,7 +401,7 @@ def load_split(cfg: CfgNode, split: str, classes: Sequence[str]) -> list[Video]:
         UserError: names the file, line or key, and how to fix it.
     """
     path = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA[f"{split.upper()}_LIST"])
-    videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX)
+    videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX, multi_label=cfg.MODEL.TASK == "multi_label")
     if split == "train" and cfg.DATA.SKIP_LIST:
         folder = path if os.path.isdir(path) else cfg.DATA.PATH_PREFIX or os.path.dirname(path)
         videos = _without_skipped(videos, Path(folder), joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
@@ -201,8 +202,12 @@ def _named_sides(name: str, *, mirrored: bool) -> str:
     return _SIDE.sub(word, name.lower())
 
 
-def mirror_half(clips: Sequence[Tensor], label: int, mirror: Sequence[int]) -> tuple[list[Tensor], list[int]]:
-    """Mirror each clip (..., W) with a chance of one half; return the clips and the label of each."""
+def mirror_half(clips: Sequence[Tensor], label: Any, mirrored: Any) -> tuple[list[Tensor], list[Any]]:
+    """Mirror each clip (..., W) with a chance of one half; return the clips and the label of each.
+
+    Args:
+        mirrored: the label of a mirrored clip.
+    """
     flips = [random.random() < 0.5 for _ in clips]
     return (
         # frames first: torch has a fast way for pictures with channels last
@@ -210,7 +215,7 @@ def mirror_half(clips: Sequence[Tensor], label: int, mirror: Sequence[int]) -> t
             clip.transpose(0, 1).flip(-1).transpose(0, 1) if flip else clip
             for clip, flip in zip(clips, flips, strict=True)
         ],
-        [mirror[label] if flip else label for flip in flips],
+        [mirrored if flip else label for flip in flips],
     )
 
 
@@ -222,8 +227,18 @@ def normalize(clips_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]) 
     return floats
 
 
+def is_valid(labels: Tensor) -> Tensor:
+    """Return which clips (B,) could be read, by their labels (B,) or, of several each, (B, K)."""
+    return labels != IGNORED if labels.dim() == 1 else labels[:, 0] != IGNORED
+
+
 def soft_targets(labels_B: Tensor, num_classes: int) -> Tensor:
-    """Turn labels (B,) into one-hot rows (B, K); the row of an ignored clip is all zeros."""
+    """Turn labels (B,) into one-hot rows (B, K); the row of an ignored clip is all zeros.
+
+    Rows of several labels, (B, K) of zeros and ones, stay as they are.
+    """
+    if labels_B.dim() == 2:
+        return labels_B.clamp(min=0)
     targets_BK = torch.zeros(len(labels_B), num_classes, device=labels_B.device)
     valid_B = labels_B != IGNORED
     return targets_BK.scatter_(1, labels_B.clamp(min=0)[:, None], valid_B[:, None].float())

@@ -175,16 +175,17 @@ def _spread(labels: Sequence[int], count: int) -> list[int]:
 
 
 def plot_accuracy_vs_gmacs(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw top-1 accuracy over GMACs a view, a point for each compressed grid of one checkpoint."""
+    """Draw accuracy over GMACs a view, a point for each compressed grid of one checkpoint."""
     figure = new_figure(6, 4)
     axis = figure.subplots()
-    costs, accuracies = [row["gmacs_per_view"] for row in rows], [row["top1"] for row in rows]
+    name, label = ("top1", "top-1") if "top1" in rows[0] else ("mean_average_precision", "mAP")
+    costs, accuracies = [row["gmacs_per_view"] for row in rows], [row[name] for row in rows]
     axis.plot(costs, accuracies, marker="o", color="tab:blue")
     for row in rows:
         axis.annotate(
-            row["grid"], (row["gmacs_per_view"], row["top1"]), textcoords="offset points", xytext=(4, -12), fontsize=9
+            row["grid"], (row["gmacs_per_view"], row[name]), textcoords="offset points", xytext=(4, -12), fontsize=9
         )
-    axis.set(title="one checkpoint, several compressed grids", xlabel="GMACs a view", ylabel="top-1, %")
+    axis.set(title="one checkpoint, several compressed grids", xlabel="GMACs a view", ylabel=f"{label}, %")
     axis.margins(x=0.12, y=0.15)
     axis.grid(alpha=0.3)
     save_figure(figure, path)

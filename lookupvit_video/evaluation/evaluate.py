@@ -16,12 +16,14 @@ from torch import nn
 
 from lookupvit_video.data.dataset import Batch, damage_refused
 from lookupvit_video.data.loader import Loader, build_eval_loader
-from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.manifest import Video, join_labels
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs, plot_confusion
-from lookupvit_video.evaluation.metrics import chosen_metrics, rounded, text, top_k
+from lookupvit_video.evaluation.metrics import chosen_metrics, decisions, interval, rounded, text, top_k
+from lookupvit_video.evaluation.probes import reordered
+from lookupvit_video.evaluation.report import class_table, write_class_table
 from lookupvit_video.files import write_json
 from lookupvit_video.progress import progress
 from lookupvit_video.text import one_line, write_csv
@@ -35,9 +37,9 @@ class Results:
     """Answers over a list of videos; a video that could not be read counts as wrong."""
 
     labels: np.ndarray
-    """(videos,)"""
+    """(videos,); of several labels a video (videos, K) bool"""
     probabilities: np.ndarray
-    """(videos, K): mean softmax over the views; zeros for a video that could not be read."""
+    """(videos, K): mean softmax, or sigmoid, over the views; zeros for a video that could not be read."""
     bad: list[tuple[int, str]]
     """(row, reason) of each video that could not be read, or was skipped for its damage."""
     damaged: list[tuple[int, str]] = field(default_factory=list)
@@ -58,18 +60,31 @@ class Results:
 
     def top(self, k: int) -> float:
         """Return the share of videos, in percent, whose label is among the k likeliest classes."""
-        return top_k(self._scores, self.labels, k)
+        return top_k(self.scores, self.labels, k)
 
     def measure(self, names: Sequence[str]) -> dict[str, float]:
         """Return the value by name of each of some metrics that fits the number of classes, see ``metrics``."""
         return {
-            metric.name: metric.function(self._scores, self.labels)
-            for metric in chosen_metrics(names, self._scores.shape[1])
+            metric.name: metric.function(self.scores, self.labels)
+            for metric in chosen_metrics(names, self.scores.shape[1], multi_label=self.multi_label)
         }
 
     @property
-    def _scores(self) -> np.ndarray:
-        return np.where(self.readable[:, None], self.probabilities, 0)
+    def multi_label(self) -> bool:
+        """Whether a video may have several labels."""
+        return self.labels.ndim == 2
+
+    def intervals(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return the 95 % bootstrap interval over the videos of each of these metrics."""
+        chosen = chosen_metrics(names, self.scores.shape[1], multi_label=self.multi_label)
+        found = {metric.name: interval(metric.function, self.scores, self.labels) for metric in chosen}
+        return {name: [round(value, 2) for value in pair] for name, pair in found.items()}
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(videos, K): what metrics take, see ``metrics``."""
+        wrong = 2.0 * ~self.labels if self.multi_label else 0.0
+        return np.where(self.readable[:, None], self.probabilities, wrong)
 
     def confusion(self) -> np.ndarray:
         """Return counts (K, K): rows true, columns predicted; videos that could not be read are left out."""
@@ -79,7 +94,13 @@ class Results:
         return counts
 
     def per_class(self) -> list[float | None]:
-        """Return each class's accuracy in percent, unreadable videos as wrong; None where the list has no video."""
+        """Return each class's recall in percent, unreadable videos as wrong; None where the list has no video.
+
+        Of several labels a video with a threshold of 0.5.
+        """
+        if self.multi_label:
+            found = (decisions(self.scores, self.labels) & self.labels).sum(0)
+            return [100 * float(r) / int(t) if t else None for r, t in zip(found, self.labels.sum(0), strict=True)]
         totals = np.bincount(self.labels, minlength=self.probabilities.shape[1])
         right = self.confusion().diagonal()
         return [100 * float(r) / int(t) if t else None for r, t in zip(right, totals, strict=True)]
@@ -87,7 +108,7 @@ class Results:
 
 def class_recalls(results: Results, classes: Sequence[str]) -> str:
     """Return recall a class as one line for a log: up to ten classes, or the five lowest of more; and the mean."""
-    totals = np.bincount(results.labels, minlength=len(classes))
+    totals = results.labels.sum(0) if results.multi_label else np.bincount(results.labels, minlength=len(classes))
     rows = [
         (recall, f"{one_line(name)} {recall:.0f} % of {total}")
         for recall, name, total in zip(results.per_class(), classes, totals, strict=True) if recall is not None
@@ -107,6 +128,7 @@ def predict_clips(
     std: Sequence[float],
     precision: str = "auto",
     grid: CompressedGrid = None,
+    multi_label: bool = False,
 ) -> torch.Tensor:
     """Return the softmax (clips, K), float32 on the CPU, of uint8 clips (clips, C, T, H, W); model in eval mode.
 
@@ -114,11 +136,12 @@ def predict_clips(
         mean, std: of each channel, on a scale of 0 to 1.
         precision: TRAIN.PRECISION.
         grid: of the compressed tokens, for a LookupViT; None: the model's default.
+        multi_label: return the sigmoid instead.
     """
     with torch.inference_mode(), autocast(device, autocast_dtype(precision, device)):
         inputs = normalize(clips.to(device, non_blocking=True), mean, std)
         logits: torch.Tensor = model(inputs) if grid is None else model(inputs, grid)
-        return logits.float().softmax(-1).cpu()
+        return (logits.float().sigmoid() if multi_label else logits.float().softmax(-1)).cpu()
 
 
 def eval_loader(cfg: CfgNode, videos: Sequence[Video], world: World, views: int = 1, crops: int = 1) -> Loader:
@@ -137,6 +160,7 @@ def evaluate(
     world: World,
     label: str,
     grids: Sequence[CompressedGrid] = (None,),
+    orders: Sequence[str] = (),
 ) -> list[Results]:
     """Run a model over this process's share of the videos and gather the shares of all processes.
 
@@ -148,16 +172,18 @@ def evaluate(
         videos: the complete list, the same in all processes.
         label: what the progress line says.
         grids: compressed grids to answer with; None is the model's default.
+        orders: of the frames, see ``reordered``, to answer with in addition, on the default grid.
 
     Returns:
-        one ``Results`` for each of ``grids``.
+        one ``Results`` for each of ``grids``, then one for each of ``orders``.
 
     Raises:
         RunFailure: a video is damaged and DATA.DAMAGED_TEST is refuse.
     """
-    was_training = model.training
+    was_training, multi_label = model.training, cfg.MODEL.TASK == "multi_label"
     model.eval()
-    own: list[list[tuple[int, np.ndarray]]] = [[] for _ in grids]
+    ways = [*((grid, "real") for grid in grids), *((None, order) for order in orders)]
+    own: list[list[tuple[int, np.ndarray]]] = [[] for _ in ways]
     bad: list[tuple[int, str]] = []
     damaged: list[tuple[int, str]] = []
     share = len(range(world.rank, len(videos), world.size))
@@ -165,10 +191,11 @@ def evaluate(
         if world.is_main else loader  # fmt: skip
     with gathered(model):
         for batch in batches:
-            for rows, grid in zip(own, grids, strict=True):
+            for rows, (grid, order) in zip(own, ways, strict=True):
                 probabilities = predict_clips(
-                    model, batch.clips, world.device,
+                    model, _with_order(batch, order), world.device,
                     mean=cfg.DATA.MEAN, std=cfg.DATA.STD, precision=cfg.TRAIN.PRECISION, grid=grid,
+                    multi_label=multi_label,
                 )  # fmt: skip
                 by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
                 rows += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)
@@ -177,8 +204,8 @@ def evaluate(
             if damaged and cfg.DATA.DAMAGED_TEST == "refuse":
                 raise damage_refused(videos[damaged[0][0]].path, damaged[0][1], "DATA.DAMAGED_TEST")
     model.train(was_training)
-    labels = np.array([video.label for video in videos])
-    tables = np.zeros((len(grids), len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
+    labels = label_table(videos, cfg.MODEL.NUM_CLASSES) if multi_label else np.array([v.label for v in videos])
+    tables = np.zeros((len(ways), len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
     for shares in gather_objects(own, world):
         for table, rows in zip(tables, shares, strict=True):
             for row, probability in rows:
@@ -187,6 +214,20 @@ def evaluate(
     all_damaged = sorted(item for items in gather_objects(damaged, world) for item in items)
     tables[:, [row for row, _ in all_bad]] = 0
     return [Results(labels, table, all_bad, all_damaged) for table in tables]
+
+
+def _with_order(batch: Batch, order: str) -> torch.Tensor:
+    """Return a batch's clips with their frames in another order, one a video."""
+    if order == "real":
+        return batch.clips
+    of_video = batch.clips.unflatten(0, (len(batch.indices), -1))
+    pairs = zip(of_video, batch.indices.tolist(), strict=True)
+    return torch.cat([reordered(clips, order, seed=row) for clips, row in pairs])
+
+
+def label_table(videos: Sequence[Video], num_classes: int) -> np.ndarray:
+    """Return which classes (videos, K) bool each video has."""
+    return np.array([[label in video.every_label for label in range(num_classes)] for video in videos])
 
 
 def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -207,30 +248,49 @@ def write_results(
     folder: Path,
     facts: dict[str, Any],
     metrics: Sequence[str] = ("top1", "top5"),
+    thresholds: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """Write test_results.json, test_predictions.csv, confusion_matrix.csv and .png; return the JSON's content.
+    """Write test_results.json, test_predictions.csv and what ``write_class_table`` writes into a folder.
+
+    confusion_matrix.csv and .png in addition, where a video has one label. Returns the JSON's content.
 
     Args:
         facts: what was measured (checkpoint, views, precision, ...); they come first.
         metrics: TEST.METRICS.
+        thresholds: of each class (K,), where a video may have several labels; none: 0.5 for all.
     """
+    cuts_K = np.array(thresholds or 0.5)
+    table = class_table(results.scores, results.labels, cuts_K)
     summary = {
         **facts,
         "videos": len(videos),
         **rounded(results.measure(metrics), 2),
+        "intervals_95": results.intervals(metrics),
+        **({"macro_f1_with_thresholds": _mean_f1(table)} if thresholds else {}),
         "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in results.bad],
         "damaged_videos": [{"path": videos[row].path, "damage": damage} for row, damage in results.damaged],
         "per_class": dict(zip(classes, results.per_class(), strict=True)),
     }
     write_json(folder / "test_results.json", summary, indent=None)
-    readable, rows = results.readable, []
+    write_class_table(table, classes, folder)
+    answered, readable, rows = decisions(results.probabilities, results.labels, cuts_K), results.readable, []
     for row, video in enumerate(videos):
-        best = int(results.probabilities[row].argmax())
-        answer = (classes[best], f"{results.probabilities[row, best]:.4f}") if readable[row] else ("", "")
-        rows.append((video.path, classes[video.label], *answer))
+        best = [int(label) for label in np.flatnonzero(answered[row] & readable[row])]
+        shares = [f"{results.probabilities[row, label]:.4f}" for label in best]
+        cells = [[classes[label] for label in labels] for labels in (video.every_label, best)]
+        joined = map(join_labels if results.multi_label else "".join, cells)
+        rows.append((video.path, *joined, "|".join(shares)))
     write_csv(folder / "test_predictions.csv", ("path", "label", "prediction", "probability"), rows)
-    counts = results.confusion()
-    rows = [(name, *row) for name, row in zip(classes, counts.tolist(), strict=True)]
-    write_csv(folder / "confusion_matrix.csv", ("true \\ predicted", *classes), rows)
-    plot_confusion(counts, classes, folder / "confusion_matrix.png")
+    if not results.multi_label:
+        counts = results.confusion()
+        write_csv(
+            folder / "confusion_matrix.csv",
+            ("true \\ predicted", *classes),
+            [(name, *row) for name, row in zip(classes, counts.tolist(), strict=True)],
+        )
+        plot_confusion(counts, classes, folder / "confusion_matrix.png")
     return summary
+
+
+def _mean_f1(table: Sequence[tuple[int, float, float, float, float]]) -> float:
+    return round(float(np.nanmean([f1 for _, _, _, f1, _ in table])), 2)

@@ -6,12 +6,13 @@ follow. A function takes
 * scores (videos, K): mean softmax over the views; all zeros for a video that could not be read, which counts as wrong,
 * labels (videos,),
 
-and returns a number. Shape letters: K classes.
+and returns a number. Of several labels a video (MODEL.TASK multi_label) scores are mean sigmoids and labels (videos, K)
+bool; an unread video scores 0 where a label is and 2 elsewhere, which is wrong everywhere. Shape letters: K classes.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class Metric(NamedTuple):
     percent: bool
     min_classes: int = 1
     """With fewer it says nothing and is left out."""
+    multi_label: bool = False
+    """Whether it is also of several labels a video."""
 
     def improves(self, value: float, best: float | None) -> bool:
         """Whether a value is better than the best so far (None: there is none); nan never is."""
@@ -43,38 +46,51 @@ METRICS: dict[str, Metric] = {}
 
 
 def metric(
-    label: str = "", *, higher_is_better: bool = True, percent: bool = True, min_classes: int = 1
+    label: str = "",
+    *,
+    higher_is_better: bool = True,
+    percent: bool = True,
+    min_classes: int = 1,
+    multi_label: bool = False,
 ) -> Callable[[Function], Function]:
     """Register the decorated function as the metric of its own name.
 
     Args:
         label: what logs call it; default: its name.
         min_classes: with fewer classes the metric says nothing and is left out.
+        multi_label: whether it is also of several labels a video.
     """
 
     def register(function: Function) -> Function:
         name = function.__name__
-        METRICS[name] = Metric(name, function, label or name, higher_is_better, percent, min_classes)
+        METRICS[name] = Metric(name, function, label or name, higher_is_better, percent, min_classes, multi_label)
         return function
 
     return register
 
 
-def chosen_metrics(names: Sequence[str], num_classes: int) -> list[Metric]:
-    """Return the metrics of TEST.METRICS, without those that say nothing about so few classes.
+def chosen_metrics(names: Sequence[str], num_classes: int, *, multi_label: bool = False) -> list[Metric]:
+    """Return the metrics of TEST.METRICS, without those that say nothing about this number of classes.
 
     Raises:
-        UserError: one of them does not exist; lists the choices.
+        UserError: one of them does not exist, or is not of several labels a video; lists the choices.
     """
+    choices = [name for name, metric in METRICS.items() if metric.multi_label or not multi_label]
     for name in names:
-        if name not in METRICS:
-            raise UserError(f"TEST.METRICS: there is no metric {name!r}; choose from {', '.join(METRICS)}")
+        if name not in choices:
+            task = " for MODEL.TASK multi_label" if name in METRICS else ""
+            raise UserError(f"TEST.METRICS: there is no metric {name!r}{task}; choose from {', '.join(choices)}")
     return [METRICS[name] for name in names if num_classes >= METRICS[name].min_classes]
 
 
 def rounded(values: Mapping[str, float], digits: int) -> dict[str, float]:
     """Return values by metric name, rounded for a file: percentages to some digits, others to two more."""
     return {name: round(float(value), digits + 2 * (not METRICS[name].percent)) for name, value in values.items()}
+
+
+def main_metric(result: Mapping[str, Any]) -> str:
+    """Return the metric by which the results of runs are compared: top-1, or mAP of several labels a video."""
+    return "top1" if "top1" in result else "mean_average_precision"
 
 
 def text(values: Mapping[str, float], separator: str = ", ") -> str:
@@ -113,7 +129,113 @@ def mean_class_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
-@metric("negative log-likelihood", higher_is_better=False, percent=False)
+@metric("negative log-likelihood", higher_is_better=False, percent=False, multi_label=True)
 def nll(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the cross-entropy of the mean softmax, in nats; a probability below 1e-7 counts as 1e-7."""
+    """Return the cross-entropy of the mean softmax, in nats; a probability below 1e-7 counts as 1e-7.
+
+    Of several labels a video the binary cross-entropy of the mean sigmoid, averaged over the classes.
+    """
+    if labels.ndim == 2:
+        return float(-np.log(np.clip(np.where(labels, scores, 1 - scores), 1e-7, None)).mean())
     return float(-np.log(np.clip(scores[np.arange(len(labels)), labels], 1e-7, None)).mean())
+
+
+# Of each class against the rest, by scikit-learn. Classes for which a figure is not defined are left out of its mean:
+# F1 of a class that neither occurs nor is answered, AP of one that does not occur, ROC AUC of one that all or no videos
+# have.
+
+
+def indicators(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return which classes (videos, K) bool each video has, from one label a video (videos,) or several."""
+    return labels.astype(bool) if labels.ndim == 2 else np.eye(num_classes, dtype=bool)[labels]
+
+
+def decisions(scores: np.ndarray, labels: np.ndarray, thresholds_K: np.ndarray | float = 0.5) -> np.ndarray:
+    """Return which classes (videos, K) bool are answered: the likeliest, or of several labels all above a threshold."""
+    if labels.ndim == 2:
+        above: np.ndarray = np.greater_equal(scores, thresholds_K)
+        return above
+    answered: np.ndarray = indicators(scores.argmax(1), scores.shape[1])
+    answered[~scores.any(1)] = False
+    return answered
+
+
+def _f1(scores: np.ndarray, labels: np.ndarray, average: str) -> float:
+    from sklearn.metrics import f1_score
+
+    true, answered = indicators(labels, scores.shape[1]), decisions(scores, labels)
+    return 100 * float(f1_score(true, answered, average=average, zero_division=np.nan))
+
+
+@metric("macro F1", multi_label=True)
+def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of F1 over the classes, in percent."""
+    return _f1(scores, labels, "macro")
+
+
+@metric("micro F1", multi_label=True)
+def micro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return F1 of all answers together, in percent."""
+    return _f1(scores, labels, "micro")
+
+
+@metric("weighted F1", multi_label=True)
+def weighted_f1(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of F1 over the classes, in percent, weighted by their number of videos."""
+    return _f1(scores, labels, "weighted")
+
+
+def _average_precision(scores: np.ndarray, labels: np.ndarray, average: str) -> float:
+    from sklearn.metrics import average_precision_score
+
+    true = indicators(labels, scores.shape[1])
+    occurs_K = true.any(0)
+    if not occurs_K.any():
+        return math.nan
+    return 100 * float(average_precision_score(true[:, occurs_K], scores[:, occurs_K], average=average))
+
+
+@metric("mAP", multi_label=True)
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return average precision, in percent, averaged over the classes that have videos."""
+    return _average_precision(scores, labels, "macro")
+
+
+@metric("weighted mAP", multi_label=True)
+def weighted_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return average precision, in percent, averaged over the classes with their number of videos as weight."""
+    return _average_precision(scores, labels, "weighted")
+
+
+@metric("micro AP", multi_label=True)
+def micro_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return average precision, in percent, over all pairs of a video and a class that has videos."""
+    return _average_precision(scores, labels, "micro")
+
+
+@metric("ROC AUC", multi_label=True)
+def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the area under the ROC curve, in percent, averaged over the classes; nan where it is defined for none."""
+    from sklearn.metrics import roc_auc_score
+
+    true = indicators(labels, scores.shape[1])
+    defined_K = true.any(0) & ~true.all(0)
+    if not defined_K.any():
+        return math.nan
+    return 100 * float(roc_auc_score(true[:, defined_K], scores[:, defined_K], average="macro"))
+
+
+def interval(
+    function: Function, scores: np.ndarray, labels: np.ndarray, *, seed: int = 0, resamples: int = 1000
+) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval (percentile method) of a metric over the videos.
+
+    Args:
+        resamples: of the videos, with replacement; fewer, but at least 100, of large tables, which need fewer.
+    """
+    count = max(min(resamples, 10**8 // scores.size), 100)
+    draws = np.random.default_rng(seed).integers(len(labels), size=(count, len(labels)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.array([function(scores[rows], labels[rows]) for rows in draws])
+    low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (math.nan, math.nan)
+    return float(low), float(high)

@@ -24,7 +24,8 @@ from lookupvit_video.evaluation.evaluate import (
     write_grids,
     write_results,
 )
-from lookupvit_video.evaluation.metrics import chosen_metrics, rounded, text
+from lookupvit_video.evaluation.metrics import METRICS, chosen_metrics, rounded, text
+from lookupvit_video.evaluation.probes import ORDERS, what_order_means
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
@@ -46,10 +47,10 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     Raises:
         UserError: the checkpoint or the list cannot be read, or they do not fit the config.
     """
-    chosen_metrics(cfg.TEST.METRICS, len(classes))
+    chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
     videos = load_split(cfg, "test", classes)
     checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
-    _check_fit(model_spec(cfg).settings_not_in_weights, classes, checkpoint)
+    _check_fit(model_spec(cfg).settings_not_in_weights, classes, cfg.MODEL.TASK, checkpoint)
     model = build_model(cfg)
     load_weights(model, checkpoint, resize_positions=True)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)
@@ -59,7 +60,8 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     views, crops = cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
     logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
     with report_worker_failures():
-        results = evaluate(model, eval_loader(cfg, videos, world, views, crops), videos, cfg, world, "test", grids)
+        loader = eval_loader(cfg, videos, world, views, crops)
+        results = evaluate(model, loader, videos, cfg, world, "test", grids, ORDERS[1:] if cfg.TEST.PROBES else ())
     if not world.is_main:
         return None
     facts = {
@@ -74,13 +76,19 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     }
     if len(grids) > 1:
         times = model_spec(cfg).shape.times  # factorised: a grid is that of each time index
-        facts["grids"] = _grid_table(times, grids, macs, results, cfg.TEST.METRICS)
+        facts["grids"] = _grid_table(times, grids, macs, results[: len(grids)], cfg.TEST.METRICS)
+    if cfg.TEST.PROBES:
+        facts["probes"] = _probes([results[0], *results[len(grids) :]], cfg.TEST.METRICS[0])
     folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
     forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
-    return _write(results[0], videos, classes, folder, facts, cfg.TEST.METRICS)
+    return _write(results[0], videos, classes, folder, facts, cfg.TEST.METRICS, checkpoint.thresholds)
 
 
-def _check_fit(settings: Mapping[str, Any], classes: list[str], checkpoint: Checkpoint) -> None:
+def _check_fit(settings: Mapping[str, Any], classes: list[str], task: str, checkpoint: Checkpoint) -> None:
+    if checkpoint.config.MODEL.TASK != task:
+        raise UserError(
+            f"{checkpoint.path}: trained for MODEL.TASK {checkpoint.config.MODEL.TASK}, the config says {task}"
+        )
     if checkpoint.classes != classes:
         raise UserError(f"{checkpoint.path}: its classes are not those of the data; test it with its own class list")
     check_settings(settings, checkpoint)
@@ -102,6 +110,13 @@ def _grid_table(
     ]  # fmt: skip
 
 
+def _probes(results: Sequence[Results], metric: str) -> dict[str, float]:
+    """Log and return the first metric with each order of the frames."""
+    values = {order: round(found.measure([metric])[metric], 2) for order, found in zip(ORDERS, results, strict=True)}
+    logger.info("%s: %s", METRICS[metric].label, what_order_means(values))
+    return values
+
+
 def _write(
     results: Results,
     videos: list[Video],
@@ -109,18 +124,19 @@ def _write(
     folder: Path,
     facts: dict[str, Any],
     metrics: Sequence[str],
+    thresholds: Sequence[float],
 ) -> dict[str, Any]:
     """Write all files of the test and return the summary."""
     unread = results.bad + results.used_damaged
     record_bad_videos(folder, [("test", videos[row].path, reason) for row, reason in unread])
     if "grids" in facts:
         write_grids(facts["grids"], folder)
-    summary = write_results(results, videos, classes, folder, facts, metrics)
+    summary = write_results(results, videos, classes, folder, facts, metrics, thresholds)
     logger.info(
         "test: %s of %d videos (%d could not be read and count as wrong, %d are damaged and were used); wrote %s",
         text({name: summary[name] for name in metrics if name in summary}),
         len(videos), len(results.bad), len(results.used_damaged),
-        ", ".join(str(folder / name) for name in ("test_results.json", "test_predictions.csv", "confusion_matrix.png")),
+        ", ".join(str(folder / name) for name in ("test_results.json", "test_predictions.csv", "test_per_class.png")),
     )  # fmt: skip
     logger.info("test: %s", class_recalls(results, classes))
     return summary

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import simplejson
 
+from lookupvit_video.data.manifest import join_labels
 from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.data.video_files import find_video_files, some_videos
 from lookupvit_video.decoding.reader import DecodeError
@@ -231,10 +232,10 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("path"), str) else None
 
 
-def csv_columns(topk: int) -> list[str]:
+def csv_columns(topk: int, multi_label: bool = False) -> list[str]:
     """Return the columns of a table of answers, one row per video."""
     best = [name for rank in range(1, topk + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-    return ["path", *best, "seconds", "grid", "gmacs", "note", "error"]
+    return ["path", *["present"] * multi_label, *best, "seconds", "grid", "gmacs", "note", "error"]
 
 
 def seconds_text(times: Sequence[Sequence[float]]) -> str:
@@ -247,6 +248,9 @@ def csv_row(answer: dict[str, Any]) -> dict[str, Any]:
     row = {name: value for name, value in answer.items() if name in ("path", "grid", "gmacs", "note", "error")}
     if "times" in answer:
         row["seconds"] = seconds_text(answer["times"])
-    for rank, (label, probability) in enumerate(answer.get("classes", {}).items(), start=1):
+    if "present" in answer:
+        row["present"] = join_labels(answer["present"])
+    classes = sorted(answer.get("classes", {}).items(), key=lambda item: -item[1])  # of several labels: all
+    for rank, (label, probability) in enumerate(classes, start=1):
         row |= {f"label_{rank}": label, f"probability_{rank}": f"{probability:.6f}"}
     return row

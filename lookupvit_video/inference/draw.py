@@ -42,8 +42,10 @@ def draw_prediction(
     seconds, unit = (prediction.seconds, "s") if prediction.seconds else (list(range(len(frames_THWC))), "frames")
     rows = 1 + len(heat_maps)
     figure = new_figure(1.5 * len(shown) + 3.2, 1.75 * rows + 0.4 + 0.5 * bool(heat_maps))
-    label = class_label(prediction.label, classes.index(prediction.label), 60)
-    title = f"{drawable(Path(prediction.path).name)}: {label} ({prediction.probability:.0%})"
+    answer = [prediction.labels[0]] if prediction.present is None else prediction.present
+    label = ", ".join(class_label(name, classes.index(name), 60) for name in answer) or "none of the classes"
+    share = f" ({prediction.probability:.0%})" if prediction.present is None else ""
+    title = f"{drawable(Path(prediction.path).name)}: {shortened(label, 80)}{share}"
     figure.suptitle(title, fontsize=12, parse_math=False)
     axes = figure.subplots(rows, len(shown) + 1, squeeze=False, width_ratios=[1.5] * len(shown) + [2.6])
     for axis in axes[:, :-1].flat:
@@ -124,6 +126,8 @@ def overlay(frame_HWC: np.ndarray, attention_hw: Tensor) -> np.ndarray:
 def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, topk: int = 5) -> None:
     """Write a PNG: the probability of the leading classes over time, and the segments below with their mean."""
     shown, numbers = leading_classes(timeline, topk), [timeline.classes.index(segment.label) for segment in segments]
+    # of several labels at a time, each has a row
+    levels = {number: level * bool(timeline.thresholds) for level, number in enumerate(dict.fromkeys(numbers))}
     figure = new_figure(14, 4.8)
     figure.suptitle(shortened(drawable(Path(timeline.path).name), 100), fontsize=12, parse_math=False)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
@@ -140,14 +144,20 @@ def draw_timeline(timeline: Timeline, segments: Sequence[Segment], path: Path, t
     upper.grid(alpha=0.3)
     for segment, number in zip(segments, numbers, strict=True):
         width, color = (segment.end - segment.start) / unit, class_color(number)
-        lower.barh(0, width, left=segment.start / unit, color=color, edgecolor="white", linewidth=0.5)
+        place = levels[number]
+        lower.barh(place, width, left=segment.start / unit, color=color, edgecolor="white", linewidth=0.5)
         text = f"{plain(class_label(segment.label, number))} {segment.probability:.0%}"
         columns = sum(1 + (east_asian_width(letter) in "WF") for letter in text)
         if width * unit > 0.008 * timeline.duration * columns:  # else it has no room
             middle = (segment.start + segment.end) / 2 / unit
-            lower.text(middle, 0, text, ha="center", va="center", fontsize=_SMALL, color=ink_on(color))
+            lower.text(middle, place, text, ha="center", va="center", fontsize=_SMALL, color=ink_on(color))
     _add_legend(figure, {number: timeline.classes[number] for number in [*shown, *numbers]})
-    lower.set(xlim=(0, timeline.duration / unit), ylim=(-0.4, 0.4), yticks=[], ylabel="segments")
+    lower.set(
+        xlim=(0, timeline.duration / unit),
+        ylim=(-0.4, 0.4 + max(levels.values(), default=0)),
+        yticks=[],
+        ylabel="segments",
+    )
     lower.set_xlabel(f"time, {letter}")
     save_figure(figure, path)
 

@@ -10,23 +10,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
-from lookupvit_video.evaluation.evaluate import Results
+from lookupvit_video.evaluation.evaluate import Results, eval_loader, evaluate
+from lookupvit_video.evaluation.probes import ORDERS, reordered
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import head_mean, using_kernel
 from lookupvit_video.models.tokenizer import Grid
-from lookupvit_video.progress import progress
-from lookupvit_video.seeding import mix_seed
 from lookupvit_video.text import grid_name
 
-ORDERS = ("real", "shuffled", "frozen")
 MAX_BLOCKS = 4  # of a sheet, from the first to the last
 
 
@@ -234,29 +231,6 @@ def _unit(tokens_BHNd: Tensor) -> Tensor:
 # Without time -----------------------------------------------------------------------------------------------------
 
 
-def reordered(clips_BCTHW: Tensor, order: str, seed: int = 0) -> Tensor:
-    """Return clips with their frames as they are ("real"), in another order ("shuffled") or all the same ("frozen").
-
-    Args:
-        order: "shuffled" draws an order from the seed, never the real one; "frozen" repeats the middle frame.
-
-    Raises:
-        UserError: an unknown order.
-    """
-    num_frames = clips_BCTHW.shape[2]
-    if order == "real" or num_frames == 1:
-        return clips_BCTHW
-    if order == "frozen":
-        return clips_BCTHW[:, :, [num_frames // 2]].expand_as(clips_BCTHW)
-    if order != "shuffled":
-        raise UserError(f"order {order!r}: choose one of {', '.join(ORDERS)}")
-    draw, real = np.random.default_rng(mix_seed(seed)), np.arange(num_frames)
-    chosen = real
-    while (chosen == real).all():
-        chosen = draw.permutation(num_frames)
-    return clips_BCTHW[:, :, chosen.tolist()]
-
-
 def without_time(predictor: Predictor, clip_CTHW: Tensor, num_orders: int = 8) -> dict[str, Tensor]:
     """Return a model's probabilities (K,) for a uint8 clip (C, T, H, W) as it is, shuffled and frozen.
 
@@ -273,23 +247,10 @@ def without_time(predictor: Predictor, clip_CTHW: Tensor, num_orders: int = 8) -
 def accuracy_without_time(predictor: Predictor, videos: Sequence[Video]) -> dict[str, Results]:
     """Classify the center clip of each video as it is, shuffled (one order a video) and frozen.
 
-    A model that answers as well without time has learned how things look, not how they move.
-
     Returns:
         results for each order of the frames; videos that could not be read count as wrong.
     """
-    loader = build_eval_loader(predictor.cfg, videos, num_views=1, num_crops=1)
-    tables = {order: np.zeros((len(videos), len(predictor.classes)), dtype=np.float32) for order in ORDERS}
-    bad: list[tuple[int, str]] = []
-    step = predictor.cfg.TEST.BATCH_SIZE
-    for batch in progress(loader, total=len(videos), label="without time", unit="videos", step=step):
-        rows = batch.indices.tolist()
-        for order, table in tables.items():
-            pairs = zip(batch.clips, rows, strict=True)
-            clips = torch.cat([reordered(clip[None], order, seed=row) for clip, row in pairs])
-            table[rows] = predictor.predict_clips(clips).numpy()
-        bad += batch.errors
-    labels = np.array([video.label for video in videos])
-    for table in tables.values():
-        table[[row for row, _ in bad]] = 0
-    return {order: Results(labels, table, sorted(bad)) for order, table in tables.items()}
+    cfg, world = predictor.cfg, World(0, 1, predictor.device)
+    results = evaluate(predictor.model, eval_loader(cfg, videos, world), videos, cfg, world, "without time", (),
+                       ORDERS)  # fmt: skip
+    return dict(zip(ORDERS, results, strict=True))

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.config import config_from_text, get_defaults, get_key
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.metrics import METRICS, main_metric
 from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.remote import is_hub_id
@@ -45,6 +46,7 @@ def write_pretrained(
         "id2label": {str(label): name for label, name in enumerate(loaded.classes)},
         "label2id": {name: label for label, name in enumerate(loaded.classes)},
         "lookupvit_video": yaml.safe_load(portable(loaded.config).dump()),
+        **({"thresholds": loaded.thresholds} if loaded.thresholds else {}),
     }
     write_json(folder / CONFIG, content, indent=2)
     with atomic_write(folder / WEIGHTS) as temporary:
@@ -71,7 +73,7 @@ def test_results(checkpoint: Path) -> dict[str, Any] | None:
         is_same = Path(found["checkpoint"]).name == checkpoint.name
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return found if is_same and {"top1", "videos", "views", "precision"} <= found.keys() else None
+    return found if is_same and {main_metric(found), "videos", "views", "precision"} <= found.keys() else None
 
 
 def model_card(
@@ -124,7 +126,7 @@ GMACs are 10^9 multiply-accumulates (papers call them GFLOPs), attention include
 def _accuracy(results: dict[str, Any] | None) -> str:
     if results is None:
         return "Not measured."
-    metrics = {name: label for name, label in (("top1", "top-1"), ("top5", "top-5")) if name in results}
+    metrics = {name: metric.label for name, metric in METRICS.items() if name in results and metric.percent}
     accuracy = ", ".join(f"{label} {results[name]} %" for name, label in metrics.items()).capitalize()
     found = (
         f"{accuracy} of {results['videos']} test videos, {results['views']} views (times x crops), "
@@ -150,6 +152,7 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
         content = simplejson.loads((folder / CONFIG).read_text(encoding="utf-8"))
         names, tree = content["id2label"], content["lookupvit_video"]
         classes = [names[str(label)] for label in range(len(names))]
+        thresholds = [float(value) for value in content.get("thresholds", [])]
     except OSError as error:
         hint = "give a .pt file of training, the folder of a finished run (model.pt), or one of save_pretrained"
         raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror}); {hint}") from None
@@ -163,7 +166,7 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
     except Exception as error:  # of a damaged file: any class
         reason = "No such file" if isinstance(error, FileNotFoundError) else "damaged, or not a file of weights"
         raise UserError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None
-    return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0)
+    return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0, thresholds=thresholds)
 
 
 def _downloaded(repository: str, revision: str | None) -> Path:

@@ -50,7 +50,7 @@ class Prediction:
     labels: list[str]
     """Class names, likeliest first."""
     probabilities: list[float]
-    """Of those classes; softmax averaged over the views."""
+    """Of those classes; softmax, or of several labels a video sigmoid, averaged over the views."""
     clip: Tensor = field(repr=False)
     """(C, T, H, W) uint8: the middle one of the views."""
     times: list[tuple[float, float]] = field(default_factory=list)
@@ -63,12 +63,16 @@ class Prediction:
     """A remark on the video, such as that it is shorter than the clip."""
     seconds: Sequence[float] = ()
     """Of each frame of ``clip``; empty: unknown."""
+    present: list[str] | None = None
+    """Of several labels a video: the classes above their thresholds, likeliest first; None: a video has one label."""
+    scores: dict[str, float] = field(default_factory=dict, repr=False)
+    """Of several labels a video: the probability of each class."""
     error = ""  # as ``Failure`` has it, so that a list of both can be looked through
 
     @property
     def label(self) -> str:
-        """The likeliest class."""
-        return self.labels[0]
+        """The answer: the likeliest class, or, of several labels a video, all that are present, or "none"."""
+        return self.labels[0] if self.present is None else ", ".join(self.present) or "none"
 
     @property
     def probability(self) -> float:
@@ -79,7 +83,8 @@ class Prediction:
         """Return everything but the pixels, ready for JSON."""
         return {
             "path": self.path,
-            "classes": dict(zip(self.labels, self.probabilities, strict=True)),
+            "classes": self.scores or dict(zip(self.labels, self.probabilities, strict=True)),
+            **({} if self.present is None else {"present": self.present}),
             **{name: getattr(self, name) for name in ("times", "grid", "gmacs", "note")},
         }
 
@@ -88,8 +93,18 @@ class Predictor:
     """A trained model with what it needs to read a video; ``load_model`` makes one."""
 
     def __init__(
-        self, model: nn.Module, cfg: CfgNode, classes: list[str], device: torch.device, source: Path | None = None
+        self,
+        model: nn.Module,
+        cfg: CfgNode,
+        classes: list[str],
+        device: torch.device,
+        source: Path | None = None,
+        thresholds: Sequence[float] = (),
     ):
+        self.multi_label = cfg.MODEL.TASK == "multi_label"
+        """Whether a video may have several labels."""
+        self.thresholds = list(thresholds or [0.5] * len(classes)) if self.multi_label else []
+        """Of several labels a video: from which probability on each class is answered."""
         self.model, self.cfg, self.classes, self.device = model.to(device).eval(), cfg, classes, device
         self.source = source
         """The file or folder that it was loaded from."""
@@ -187,6 +202,8 @@ class Predictor:
         if grid is not None:
             grid = parse_grid(grid) if isinstance(grid, str) else tuple(grid)
             check_grid(self.costs, grid)
+        if adaptive is not None and self.multi_label:
+            raise UserError("adaptive: the confidence of a single answer; this checkpoint gives several labels a video")
         if adaptive is not None and not isinstance(adaptive, Cascade):
             adaptive = load_cascade(adaptive, self.model, self.costs)
         answer = partial(self._answer_batch, topk=topk, grid=grid, cascade=adaptive, batch_size=batch_size)
@@ -229,7 +246,12 @@ class Predictor:
                     f"{self.source or 'model'}: the answer to {views.name} is not finite; the weights are damaged"
                 )
             best = share_K.topk(min(topk, len(self.classes)))
+            scores = dict(zip(self.classes, share_K.tolist(), strict=True)) if self.multi_label else {}
+            cuts = dict(zip(self.classes, self.thresholds, strict=False))
+            present = sorted((name for name in cuts if scores[name] >= cuts[name]), key=lambda name: -scores[name])
             yield Prediction(
+                present=present if self.multi_label else None,
+                scores=scores,
                 path=views.name,
                 labels=[self.classes[label] for label in best.indices.tolist()],
                 probabilities=best.values.tolist(),
@@ -263,7 +285,14 @@ class Predictor:
             clips_BCTHW = torch.cat([clips_BCTHW, clips_BCTHW[-1:].expand(missing, *clips_BCTHW.shape[1:])])
         data, precision = self.cfg.DATA, self.cfg.TRAIN.PRECISION
         return predict_clips(
-            self.model, clips_BCTHW, self.device, mean=data.MEAN, std=data.STD, precision=precision, grid=grid
+            self.model,
+            clips_BCTHW,
+            self.device,
+            mean=data.MEAN,
+            std=data.STD,
+            precision=precision,
+            grid=grid,
+            multi_label=self.multi_label,
         )[:batch]
 
     def inputs(self, clips_BCTHW: Tensor) -> Tensor:
@@ -315,8 +344,9 @@ class Predictor:
         """
         state = self.model.state_dict()
         loaded = Checkpoint(
-            self.source or Path(), self.cfg, self.classes, state, optimizer=None, step=0, best_top1=-1.0
-        )
+            self.source or Path(), self.cfg, self.classes, state, optimizer=None, step=0, best_top1=-1.0,
+            thresholds=self.thresholds,
+        )  # fmt: skip
         gmacs = self.grids or {"": self.macs_a_view() / 1e9}
         write_pretrained(Path(folder), loaded, type(self.model).__name__, gmacs, count_parameters(self.model))
 
@@ -366,7 +396,7 @@ def _predictor(loaded: Checkpoint, device: str) -> Predictor:
     _check_consistent(loaded)
     model = build_model(loaded.config)
     load_weights(model, loaded)
-    return Predictor(model, loaded.config, loaded.classes, place, loaded.path)
+    return Predictor(model, loaded.config, loaded.classes, place, loaded.path, loaded.thresholds)
 
 
 def _device(name: str) -> torch.device:

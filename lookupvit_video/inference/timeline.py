@@ -48,6 +48,8 @@ class Timeline:
     probabilities: np.ndarray
     """(W, K) float32."""
     classes: list[str]
+    thresholds: Sequence[float] = ()
+    """(K,), where a window may have several labels; empty: it has one."""
 
     @property
     def centers(self) -> np.ndarray:
@@ -164,7 +166,8 @@ def read_timeline(
             if monotonic() > end:
                 raise DecodeError(str(path), f"a timeline of {reader.duration:.0f} s took longer than {timeout:g} s")
             rows.append(predictor.predict_clips(torch.stack(batch), grid).numpy())
-        return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes)
+        return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes,
+                        predictor.thresholds)  # fmt: skip
 
 
 def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> PyAVReader:
@@ -182,7 +185,7 @@ def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> PyA
 def find_segments(
     timeline: Timeline, *, change_cost: float = CHANGE_COST, min_probability: float = 0.0
 ) -> list[Segment]:
-    """Merge windows into stretches of one label.
+    """Merge windows into stretches of one label; of several labels, see ``_present``.
 
     The labels maximize the sum of the windows' log probabilities minus ``change_cost`` for every change (Viterbi's
     algorithm). Windows across a change do not count, since they mix both sides. So a stretch is at least a window long,
@@ -193,6 +196,8 @@ def find_segments(
             to end, of which only one window each shows a single scene.
         min_probability: leave out stretches of a lower mean probability.
     """
+    if timeline.thresholds:
+        return [segment for segment in _present(timeline) if segment.probability >= min_probability]
     starts, window = timeline.starts, timeline.window
     before_W = np.searchsorted(starts, starts - window + 1e-6, side="right") - 1  # the last one that ends by then
     labels_W = _likeliest_labels(np.log(np.maximum(timeline.probabilities, _SMALLEST)), before_W, change_cost)
@@ -207,6 +212,20 @@ def find_segments(
             found.append(Segment(start, end, timeline.classes[label], probability))
         start = end
     return found
+
+
+def _present(timeline: Timeline) -> list[Segment]:
+    """Return the stretches, in order of time, in which the windows' probability of a class is above its threshold.
+
+    Those of different classes overlap. A window counts for the time that is nearest to its center.
+    """
+    borders, found = timeline.borders, []
+    for label, cut in enumerate(timeline.thresholds):
+        there_W = np.concatenate([[False], timeline.probabilities[:, label] >= cut, [False]])
+        for first, after in np.flatnonzero(np.diff(there_W.astype(int))).reshape(-1, 2).tolist():
+            mean = float(timeline.probabilities[first:after, label].mean())
+            found.append(Segment(float(borders[first]), float(borders[after]), timeline.classes[label], mean))
+    return sorted(found, key=lambda segment: segment.start)
 
 
 def _likeliest_labels(scores_WK: np.ndarray, before_W: np.ndarray, change_cost: float) -> np.ndarray:

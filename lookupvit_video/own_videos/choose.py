@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.checkpoints.checkpoint import training_checkpoints
 from lookupvit_video.config import KEYS, config_from_text, differences, get_defaults, get_key, with_settings
-from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.manifest import Video, label_cell
 from lookupvit_video.decoding.backends import VideoInfo
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import RunFailure, UserError
@@ -39,8 +39,11 @@ from lookupvit_video.text import one_line, shown, write_csv, write_text
 
 logger = logging.getLogger(__name__)
 _FIXED = ("RNG_SEED", "AUTO.MINUTES", "AUTO.GROUP_BY")  # of a run that resumes
-_OF_DATA = ("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "MODEL.NUM_CLASSES")
+_OF_DATA = ("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "MODEL.NUM_CLASSES", "MODEL.TASK")
 _CHOSEN = {"AUTO.ENABLE": False}
+_SEVERAL_LABELS = {
+    "TEST.METRICS": ["mean_average_precision", "macro_f1"], "TRAIN.BEST_METRIC": "mean_average_precision"
+}  # fmt: skip
 _TRIAL = {**_CHOSEN, "SOLVER.MAX_EPOCH": 1, "SOLVER.WARMUP_EPOCHS": 0}
 _DIGEST, _LEFT_OUT = "videos.sha256", "left_out.csv"
 
@@ -114,7 +117,8 @@ def _as_before(cfg: CfgNode, given: set[str], found: FoundVideos) -> dict[str, A
 def _digest(found: FoundVideos) -> str:
     """Return a text that changes with the videos, their classes and groups."""
     rows = sorted(
-        (split, os.path.abspath(video.path), found.classes[video.label], video.group, str(video.start), str(video.end))
+        (split, os.path.abspath(video.path), label_cell(video, found.classes), video.group, str(video.start),
+         str(video.end))
         for split, videos in found.splits.items() for video in videos
     )  # fmt: skip
     return hashlib.sha256(repr(rows).encode("utf-8", "surrogateescape")).hexdigest()
@@ -126,7 +130,10 @@ def _chosen(cfg: CfgNode, given: set[str], found: FoundVideos, world: World, fol
     splits, infos = _split(found, cfg.RNG_SEED, folder)
     facts, machine = video_facts(splits, len(found.classes), infos), this_machine(world)
     logger.info("the median video: %.3g s, %.3g frames/s, short side %d", facts.seconds, facts.fps, facts.short_side)
-    of_data = dict(zip(_OF_DATA, (str(folder), "", facts.classes), strict=True))
+    task = "multi_label" if found.multi_label else "single_label"
+    of_data: dict[str, Any] = dict(zip(_OF_DATA, (str(folder), "", facts.classes, task), strict=True))
+    if found.multi_label and "TRAIN.BEST_METRIC" not in given:
+        of_data |= _SEVERAL_LABELS
     weights = settings_of_weights(cfg.MODEL.INIT_FROM) if cfg.MODEL.INIT_FROM else {}
     weights = {name: choice for name, choice in weights.items() if name not in given}
     base = with_settings(cfg, of_data | {name: value for name, (value, _) in weights.items()})
@@ -189,7 +196,7 @@ def _split(found: FoundVideos, seed: int, folder: Path) -> tuple[dict[str, list[
     for line in said:
         logger.info("%s: %s", folder, line)
     for split, videos in splits.items():
-        counts = Counter(found.classes[video.label] for video in videos)
+        counts = Counter(found.classes[label] for video in videos for label in video.every_label)
         logger.info("%s: %d videos: %s", split, len(videos), shown(f"{name} {counts[name]}" for name in found.classes))
     for hint in filter(None, hints):
         logger.warning("%s", one_line(hint))

@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
+from lookupvit_video.data.manifest import (
+    Video,
+    class_folders,
+    has_several_labels,
+    read_class_list,
+    read_manifest,
+    renumbered,
+    split_labels,
+)
 from lookupvit_video.data.tables import COLUMNS, find_header, labelled_lines, read_list, table_rows
 from lookupvit_video.data.video_files import find_video_files, is_video_name
 from lookupvit_video.errors import UserError
@@ -31,6 +39,8 @@ class FoundVideos:
     splits: Mapping[str, list[Video]]
     """"train" and perhaps "val", "test"; or ``ALL``. Each video has a group."""
     hints: list[str]
+    multi_label: bool = False
+    """Whether the lists give videos several labels, or none."""
 
 
 def find_videos(place: Path, group_by: str = "") -> FoundVideos:
@@ -47,12 +57,13 @@ def find_videos(place: Path, group_by: str = "") -> FoundVideos:
     folder = next(iter(sources.values())).parent if place.is_file() or ALL not in sources else sources[ALL]
     named = next((folder / name for name in _CLASS_LISTS if (folder / name).is_file()), None)
     classes = read_class_list(named) if named else _classes_of(list(sources.values()))
-    splits = {split: read_manifest(source, classes) for split, source in sources.items()}
+    multi_label = any(has_several_labels(source, classes) for source in sources.values())
+    splits = {split: read_manifest(source, classes, multi_label=multi_label) for split, source in sources.items()}
     if not named:
         classes, splits = _without_empty(classes, splits, hints)
     root = place if place.is_dir() else place.parent
     splits = {split: _grouped(videos, root, group_by, hints) for split, videos in splits.items()}
-    return FoundVideos(classes, splits, hints)
+    return FoundVideos(classes, splits, hints, multi_label)
 
 
 def _sources(place: Path) -> tuple[dict[str, Path], list[str]]:
@@ -115,7 +126,8 @@ def _classes_of(sources: Sequence[Path]) -> list[str]:
         text = read_list(source, "the list of videos", "check --data")
         header = find_header(text, source)
         if header and "label" in header.columns:
-            names |= {fields["label"] for _, fields in table_rows(header, source)}
+            rows = table_rows(header, source)
+            names |= {name for line, row in rows for name in split_labels(row["label"], f"{source}, line {line}")}
         else:
             lines = labelled_lines(text, source, _is_one_word)
             names |= {label for _, path, label in lines if path.lower() not in COLUMNS["path"]}  # a header's
@@ -132,13 +144,13 @@ def _without_empty(
     classes: Sequence[str], splits: Mapping[str, list[Video]], hints: list[str]
 ) -> tuple[list[str], dict[str, list[Video]]]:
     """Leave out classes of which no split has a video."""
-    used = sorted({video.label for videos in splits.values() for video in videos})
+    used = sorted({label for videos in splits.values() for video in videos for label in video.every_label})
     empty = [name for label, name in enumerate(classes) if label not in used]
     if empty:
         hints.append(f"{len(empty)} classes have no video and are left out: {shown(empty)}")
     numbers = {label: number for number, label in enumerate(used)}
     return [classes[label] for label in used], {
-        split: [replace(video, label=numbers[video.label]) for video in videos] for split, videos in splits.items()
+        split: [renumbered(video, numbers) for video in videos] for split, videos in splits.items()
     }
 
 

@@ -7,27 +7,30 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.manifest import Video, label_cell
 from lookupvit_video.text import write_csv, write_text
 
 SHARED_TEST = 200
 """With fewer videos, one held-out quarter serves as validation and test."""
 
 
-def split_by_group(labels: Sequence[int], groups: Sequence[str], shares: Mapping[str, float], seed: int) -> list[str]:
+def split_by_group(
+    labels: Sequence[Sequence[int]], groups: Sequence[str], shares: Mapping[str, float], seed: int
+) -> list[str]:
     """Return the split of each video: no group in two splits, the share of each class as near as that allows.
 
     Args:
+        labels: of each video, one or several.
         shares: split -> its share; the first one is for training, and gets a video of each class.
         seed: the same seed, videos and groups give the same splits.
     """
     counts: dict[str, Counter[int]] = defaultdict(Counter)
-    for label, group in zip(labels, groups, strict=True):
-        counts[group][label] += 1
+    for every, group in zip(labels, groups, strict=True):
+        counts[group].update(every)
     order = sorted(counts)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda group: -counts[group].total())  # large ones first: small ones fill what is missing
-    totals = Counter(labels)
+    totals = Counter(label for every in labels for label in every)
     have: dict[str, Counter[int]] = {split: Counter() for split in shares}
     split_of: dict[str, str] = {}
 
@@ -67,7 +70,7 @@ def complete_splits(found: Mapping[str, list[Video]], seed: int) -> tuple[dict[s
         shares = {"train": 0.75, "val": 0.25}
         if "test" not in splits and len(videos) >= SHARED_TEST:
             shares = {"train": 0.7, "val": 0.15, "test": 0.15}
-        names = split_by_group([v.label for v in videos], [v.group for v in videos], shares, seed)
+        names = split_by_group([v.every_label or (-1,) for v in videos], [v.group for v in videos], shares, seed)
         del splits[source]
         for split in shares:
             splits[split] = [video for video, name in zip(videos, names, strict=True) if name == split]
@@ -103,6 +106,8 @@ def shared_names(videos: Sequence[Video]) -> str:
 
 def imbalance(classes: Sequence[str], splits: Mapping[str, Sequence[Video]]) -> str:
     """Return a hint where the largest class of the test has a share that makes top-1 look good; or nothing."""
+    if splits["train"][0].labels is not None:
+        return ""
     counts = Counter(video.label for video in splits["train"])
     (most, many), (least, few) = max(counts.items(), key=_second), min(counts.items(), key=_second)
     if many < 5 * few:
@@ -124,7 +129,7 @@ def write_splits(folder: Path, classes: Sequence[str], splits: Mapping[str, Sequ
     write_text(folder / "classes.txt", "".join(f"{name}\n" for name in classes))
     for split, videos in splits.items():
         rows = [
-            [os.path.abspath(video.path), classes[video.label],
+            [os.path.abspath(video.path), label_cell(video, classes),
              *("" if second is None else second for second in (video.start, video.end))]
             for video in videos
         ]  # fmt: skip

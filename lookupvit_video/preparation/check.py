@@ -12,7 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
+from lookupvit_video.data.manifest import (
+    Video,
+    class_folders,
+    has_several_labels,
+    label_cell,
+    read_class_list,
+    read_manifest,
+    split_labels,
+)
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.video_files import find_video_files, is_video_name, some_videos
 from lookupvit_video.preparation.inspect_file import KINDS, FileReport, Problem, inspect_file
@@ -62,8 +70,15 @@ def rows_of_lists(lists: Mapping[str, str], classes: Sequence[str], prefix: str 
             logger.info("%s: the same list as %s, checked once", split, seen[path])
             continue
         seen[path] = split
-        rows += [ListedVideo(split, v, classes[v.label]) for v in read_manifest(path, classes, prefix)]
+        rows += [ListedVideo(split, video, label) for video, label in _named(path, classes, prefix)]
     return rows
+
+
+def _named(path: str | Path, classes: Sequence[str], prefix: str = "") -> list[tuple[Video, str]]:
+    """The rows of a list, each with the names of its classes."""
+    several = has_several_labels(path, classes, repeats=False)
+    videos = read_manifest(path, classes, prefix, multi_label=several)
+    return [(video, label_cell(video, classes)) for video in videos]
 
 
 def rows_of_path(path: str | Path) -> list[ListedVideo]:
@@ -87,7 +102,7 @@ def rows_of_path(path: str | Path) -> list[ListedVideo]:
         return [ListedVideo("", Video(str(path), -1, source="command line"), "")]
     names = path.parent / "classes.txt"
     classes = read_class_list(names) if names.is_file() else [str(number) for number in range(100_000)]
-    return [ListedVideo(path.stem, video, classes[video.label]) for video in read_manifest(path, classes)]
+    return [ListedVideo(path.stem, video, label) for video, label in _named(path, classes)]
 
 
 def inspect_files(
@@ -235,7 +250,11 @@ def summarize(rows: Sequence[ListedVideo], classes: Sequence[str] = ()) -> dict[
 
 
 def _summarize_split(rows: Sequence[ListedVideo], classes: Sequence[str]) -> dict[str, Any]:
-    of_class = Counter(row.label for row in rows)
+    of_class = Counter(
+        name
+        for row in rows
+        for name in ([row.label] if row.video.labels is None else split_labels(row.label, row.video.source))
+    )
     counts = [of_class[name] for name in classes or sorted(of_class)]
     return {
         "videos": len(rows),

@@ -52,7 +52,7 @@ IMBALANCED = 20  # times as many videos in the largest class as in the smallest
 
 def imbalance_warning(classes: Sequence[str], labels: Collection[int]) -> str:
     """Return a line for training labels of which one class has far more than another; empty where none has."""
-    counts = Counter(labels).most_common()
+    counts = Counter(labels).most_common() or [(0, 0)]
     (most, many), (least, few) = counts[0], counts[-1]
     if many <= IMBALANCED * few:
         return ""
@@ -65,7 +65,7 @@ def imbalance_warning(classes: Sequence[str], labels: Collection[int]) -> str:
 
 def class_counts(videos: Sequence[Video], classes: Sequence[str]) -> str:
     """Return the videos a class as one line for a log: of up to ten classes all, of more the five with the fewest."""
-    counts = Counter(video.label for video in videos)
+    counts = Counter(label for video in videos for label in video.every_label)
     rows = [(counts[label], f"{one_line(name)} {counts[label]}") for label, name in enumerate(classes)]
     if len(rows) <= 10:
         return ", ".join(text for _, text in rows)
@@ -82,13 +82,18 @@ def warnings_of_run(
         test_list: of a run with a test; it is left out where it cannot be read, which the test reports.
         prefix: see ``read_manifest``.
     """
-    used = {"train": {video.label for video in train}, "validation": {video.label for video in val}}
+    used = {"train": _labels(train), "validation": _labels(val)}
     with suppress(UserError):
-        test = read_manifest(test_list, classes, prefix) if test_list else []
+        multi_label = train[0].labels is not None
+        test = read_manifest(test_list, classes, prefix, multi_label=multi_label) if test_list else []
         if test not in (list(train), list(val)):
-            used["test"] = {video.label for video in test}
-    imbalance = imbalance_warning(classes, [video.label for video in train])
+            used["test"] = _labels(test)
+    imbalance = imbalance_warning(classes, [label for video in train for label in video.every_label])
     return [*coverage_warnings(classes, used), *filter(None, [imbalance])]
+
+
+def _labels(videos: Sequence[Video]) -> set[int]:
+    return {label for video in videos for label in video.every_label}
 
 
 def warnings_of_rows(rows: Sequence[ListedVideo], classes: Sequence[str]) -> list[str]:

@@ -1,7 +1,8 @@
 """Moving Digits: real handwritten digits set in motion, written as real H.264 files.
 
 One set of videos carries two label sets. *motion* (eight classes, as in Something-Something) shows only in the order of
-the frames; *digit* (ten classes, as in Kinetics) shows in any frame.
+the frames; *digit* (ten classes, as in Kinetics) shows in any frame. With two or more digits a video, which move
+independently, there is one label set, *digits*: all that are in the video.
 
 Why a single frame says nothing about the motion: each moving quantity (x, y or the logarithm of the size) travels along
 a loop from a uniformly random phase, so at every moment it is uniform on its range; a quantity that does not move in a
@@ -15,6 +16,7 @@ import colorsys
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -77,13 +79,17 @@ class Settings:
     fps: int
     seed: int
     generator: int = GENERATOR
+    digits: int = 1
+    """In a video; with 2 or more, from two different ones up to this number."""
 
     def validate(self) -> None:
         """Raise UserError for the first setting that is out of range."""
-        lowest = {"train": 1, "val": 1, "test": 1, "size": 32, "frames": 8, "fps": 1, "seed": 0}
+        lowest = {"train": 1, "val": 1, "test": 1, "size": 32, "frames": 8, "fps": 1, "seed": 0, "digits": 1}
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
+        if self.digits > len(DIGITS):
+            raise UserError(f"digits must be at most {len(DIGITS)}, not {self.digits}")
         if self.size % 2:
             raise UserError(f"size must be even (yuv420p halves the color planes), not {self.size}")
 
@@ -107,6 +113,13 @@ def labels(settings: Settings, split: str, index: int) -> dict[str, int]:
         order = _rng(settings.seed, stream, SPLITS.index(split), block).permutation(len(classes))
         found[name] = int(order[place])
     return found
+
+
+def digits_present(settings: Settings, split: str, index: int) -> list[int]:
+    """Return the different digits of a video with two or more of them, in ascending order."""
+    rng = _rng(settings.seed, 4, SPLITS.index(split), index)
+    count = int(rng.integers(2, settings.digits + 1))
+    return sorted(rng.choice(len(DIGITS), count, replace=False).tolist())
 
 
 @cache
@@ -224,13 +237,15 @@ def _add_clutter(canvas: np.ndarray, images: np.ndarray, tint: np.ndarray, rng: 
         canvas += opacity * (tint - canvas)
 
 
-def render(digit: np.ndarray, path: Trajectory, others: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a digit that moves along a path over a cluttered, noisy, still background.
+def render(
+    digits: Sequence[np.ndarray], paths: Sequence[Trajectory], others: np.ndarray, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw digits that move along paths over a cluttered, noisy, still background; a later one covers those before.
 
-    digit: (8, 8) in [0, 1]; others: (n, 8, 8), what the clutter is cut from; size: pixels per side.
+    digits: each (8, 8) in [0, 1]; others: (n, 8, 8), what the clutter is cut from; size: pixels per side.
     Returns RGB frames (T, size, size, 3) uint8.
     """
-    frames = len(path.x)
+    frames = len(paths[0].x)
     # Light on dark, always: a demo must be learned in minutes, and either polarity at random costs most of them.
     canvas = _background(size, rng)
     tint = _tint(rng.uniform(0.78, 0.92), rng.uniform(0.3, 1.0), rng)
@@ -238,9 +253,11 @@ def render(digit: np.ndarray, path: Trajectory, others: np.ndarray, size: int, r
 
     shake = rng.normal(0, 0.004 * size, size=(frames, 2)).clip(-0.9, 0.9)  # of the camera, in pixels
     video = _shift(canvas, shake)
-    x, y = (size * np.stack(path[:2], axis=1) + shake).T
-    opacity = _stamp(digit, x, y, size * path.scale / digit.shape[0], size)[..., None]
-    video += opacity * (tint - video)
+    for number, (digit, path) in enumerate(zip(digits, paths, strict=True)):
+        color = _tint(rng.uniform(0.78, 0.92), rng.uniform(0.3, 1.0), rng) if number else tint
+        x, y = (size * np.stack(path[:2], axis=1) + shake).T
+        opacity = _stamp(digit, x, y, size * path.scale / digit.shape[0], size)[..., None]
+        video += opacity * (color - video)
     video *= rng.normal(1, 0.02, size=(frames, 1, 1, 1)).astype(np.float32)  # flicker of the light
     # Noise of the sensor, the same in all colors: 4:2:0 would average most of the color noise away.
     video += np.float32(0.02) * rng.standard_normal(size=(frames, size, size, 1), dtype=np.float32)
@@ -278,11 +295,17 @@ def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
         container.mux(stream.encode())
 
 
+def _label(settings: Settings, split: str, index: int, label_set: str) -> str:
+    if settings.digits > 1:
+        return "|".join(map(str, digits_present(settings, split, index)))
+    return str(labels(settings, split, index)[label_set])
+
+
 def _write_manifests(out: Path, settings: Settings) -> None:
-    for name, classes in LABEL_SETS.items():
+    for name, classes in (LABEL_SETS if settings.digits == 1 else {"digits": DIGITS}).items():
         for split in SPLITS:
             rows = (
-                f"../videos/{split}/{index:05d}.mp4,{labels(settings, split, index)[name]}\n"
+                f"../videos/{split}/{index:05d}.mp4,{_label(settings, split, index, name)}\n"
                 for index in range(getattr(settings, split))
             )
             write_text(out / name / f"{split}.csv", "path,label\n" + "".join(rows))
@@ -298,9 +321,14 @@ def make_video(settings: Settings, split: str, index: int) -> np.ndarray:
     pool = split_digits(settings.seed)[split]
     label = labels(settings, split, index)
     rng = _rng(settings.seed, 0, SPLITS.index(split), index)
-    chosen = rng.choice(pool[targets[pool] == label["digit"]])
-    path = trajectory(MOTIONS[label["motion"]], settings.frames, rng)
-    return render(images[chosen], path, images[pool[pool != chosen]], settings.size, rng)
+    if settings.digits == 1:
+        shown, motions = [label["digit"]], [label["motion"]]
+    else:
+        shown = digits_present(settings, split, index)
+        motions = rng.integers(len(MOTIONS), size=len(shown)).tolist()
+    chosen = [rng.choice(pool[targets[pool] == digit]) for digit in shown]
+    paths = [trajectory(MOTIONS[motion], settings.frames, rng) for motion in motions]
+    return render(list(images[chosen]), paths, images[pool[~np.isin(pool, chosen)]], settings.size, rng)
 
 
 def _video_path(out: Path, split: str, index: int) -> Path:
@@ -343,7 +371,7 @@ def _write_videos(out: Path, settings: Settings, videos: list[tuple[str, int]], 
 
 def _remove(out: Path) -> None:
     """Remove a data set; the settings last, so that an interrupted removal is still recognized."""
-    for name in (*LABEL_SETS, "videos"):
+    for name in (*LABEL_SETS, "digits", "videos"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("settings.json", "settings.partial.json"):
         (out / name).unlink(missing_ok=True)
@@ -365,7 +393,7 @@ def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
             found = json.loads(known.read_text(encoding="utf-8"))
         except ValueError:
             found = None
-        if found != asdict(settings):
+        if not isinstance(found, dict) or {"digits": 1, **found} != asdict(settings):
             raise UserError(
                 f"{out} holds Moving Digits made with other settings ({known.name}: {found}); "
                 "choose another --out or pass --overwrite"
@@ -386,12 +414,14 @@ def make_moving_digits(
     frames: int = 24,
     fps: int = 12,
     seed: int = 0,
+    digits: int = 1,
     processes: int | None = None,
     overwrite: bool = False,
 ) -> bool:
     """Write Moving Digits into the folder `out`; return False where it was complete already and nothing was written.
 
-    train, val, test: videos per split; size: pixels per side; fps: frames per second, and the distance of key frames.
+    train, val, test: videos per split; size: pixels per side; fps: frames per second, and the distance of key frames;
+    digits: in a video, see ``Settings``.
     processes: default one per core; the files do not depend on it. An interrupted data set is resumed.
     Raises UserError for a setting that is out of range, and where `out` holds something else or, without `overwrite`,
     the data set with other settings.
@@ -399,7 +429,7 @@ def make_moving_digits(
     if not all(map(find_spec, ("sklearn", "threadpoolctl"))):
         raise UserError("Moving Digits needs scikit-learn and threadpoolctl: pip install 'lookupvit_video[demo]'")
     out = Path(out)
-    settings = Settings(train, val, test, size, frames, fps, seed)
+    settings = Settings(train, val, test, size, frames, fps, seed, digits=digits)
     settings.validate()
     processes = (os.cpu_count() or 1) if processes is None else processes
     if processes < 1:

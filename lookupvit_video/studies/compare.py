@@ -11,6 +11,7 @@ import torch
 
 from lookupvit_video.config import config_from_text, differences
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.metrics import main_metric
 from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
@@ -43,7 +44,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
         before = line["step"]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return {"folder": folder, "config": cfg, "trained": trained, "total": count_parameters(model), "seconds": seconds,
-            "steps": before, "top1": result["top1"], "videos": result["videos"],
+            "steps": before, "accuracy": result[main_metric(result)], "videos": result["videos"],
             "views": result.get("views", "")}  # fmt: skip
 
 
@@ -101,13 +102,13 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 def table_of(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Return the Markdown table."""
     titles = ("run", "trains, k", "of, k", "share", "steps", "training without waiting for data, s",
-              "top-1, mean ± deviation")  # fmt: skip
+              "accuracy, mean ± deviation")  # fmt: skip
     rows = []
     for name, seeds in runs.items():
         first, seconds = seeds[0], np.mean([facts["seconds"] for facts in seeds])
         rows.append((
             name, f"{first['trained'] / 1000:.1f}", f"{first['total'] / 1000:.1f}",
             f"{100 * first['trained'] / first['total']:.1f} %", first["steps"], f"{seconds:.1f}",
-            mean_and_spread([facts["top1"] for facts in seeds]),
+            mean_and_spread([facts["accuracy"] for facts in seeds]),
         ))  # fmt: skip
     return markdown_table(titles, rows)

@@ -18,6 +18,7 @@ from lookupvit_video.config import config_from_text, differences, get_defaults, 
 from lookupvit_video.data.manifest import load_classes
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.metrics import METRICS, main_metric
 from lookupvit_video.evaluation.run_test import run_test
 from lookupvit_video.log import setup_logging
 from lookupvit_video.processes.children import deaf_to
@@ -162,25 +163,27 @@ def results_of(study: dict[str, Any], out: Path) -> list[dict[str, Any]]:
                 if not path.exists():
                     continue
                 result = simplejson.loads(path.read_text(encoding="utf-8"))
-                own = {"grid": "", **{key: result[key] for key in ("gmacs_per_view", "top1")}}
+                metric = main_metric(result)
+                own = {"grid": "", **{key: result[key] for key in ("gmacs_per_view", metric)}}
                 for line in result.get("grids", [own]):
                     entry = found.setdefault(
                         line["grid"],
                         {"config": config, "row": row, "grid": line["grid"], "gmacs": line["gmacs_per_view"],
-                         "parameters": result["parameters"], "videos": result["videos"], "top1": {}},
+                         "parameters": result["parameters"], "videos": result["videos"], metric: {}},
                     )  # fmt: skip
-                    entry["top1"][str(seed)] = line["top1"]
+                    entry[metric][str(seed)] = line[metric]
             entries += found.values()
     return entries
 
 
 def table_of(entries: list[dict[str, Any]]) -> str:
     """Return the Markdown table of one study."""
-    titles = ("config", "row", "grid", "MMACs a view", "parameters, k", "top-1, mean ± deviation over seeds",
-              "each seed")  # fmt: skip
+    labels = dict.fromkeys(METRICS[main_metric(entry)].label for entry in entries)
+    titles = ("config", "row", "grid", "MMACs a view", "parameters, k",
+              f"{' or '.join(labels) or 'top-1'}, mean ± deviation over seeds", "each seed")  # fmt: skip
     rows = []
     for entry in entries:
-        values = list(entry["top1"].values())
+        values = list(entry[main_metric(entry)].values())
         rows.append((
             entry["config"], entry["row"], entry["grid"], f"{1000 * entry['gmacs']:.2f}",
             f"{entry['parameters'] / 1000:.0f}", mean_and_spread(values), ", ".join(f"{value:.1f}" for value in values),
@@ -236,8 +239,11 @@ def do_runs(runs: Sequence[Run], jobs: int) -> list[str]:
                     failed.append(f"{folder}: {future.exception()}")
                     print(f"[{number}/{len(runs)}] failed: {failed[-1]}", flush=True)
                     continue
-                top1 = simplejson.loads((folder / "test_results.json").read_text(encoding="utf-8"))["top1"]
-                print(f"[{number}/{len(runs)}] {folder}: {top1:.2f} % in {future.result():.0f} s", flush=True)
+                result = simplejson.loads((folder / "test_results.json").read_text(encoding="utf-8"))
+                print(
+                    f"[{number}/{len(runs)}] {folder}: {result[main_metric(result)]:.2f} % in {future.result():.0f} s",
+                    flush=True,
+                )
     if stop.name:
         raise Stopped(f"stopped by {stop.name}; rerun the command to resume from what was saved", stop.interrupted)
     return failed

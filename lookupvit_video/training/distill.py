@@ -94,6 +94,7 @@ def distill(
     weight: float,
     temperature: float,
     feature_weight: float,
+    multi_label: bool = False,
 ) -> Tensor:
     """Mix the loss on labels with the distance from the teacher's answer.
 
@@ -105,11 +106,11 @@ def distill(
         logits: per head (B, K).
         valid_B: see ``mean_over_clips``.
         weight, temperature, feature_weight: see DISTILL.
+        multi_label: the KL divergence of each class's sigmoid, averaged over the classes.
     """
-    soft_BK = (answer.logits.float() / temperature).softmax(-1)
-    per_clip_B = torch.stack(
-        [F.kl_div((head.float() / temperature).log_softmax(-1), soft_BK, reduction="none").sum(-1) for head in logits]
-    ).mean(0)
+    of_head = _binary_divergence if multi_label else _divergence
+    teacher_BK = answer.logits.float() / temperature
+    per_clip_B = torch.stack([of_head(teacher_BK, head.float() / temperature) for head in logits]).mean(0)
     total = (1 - weight) * loss + weight * temperature**2 * mean_over_clips(per_clip_B, valid_B)
     if features is None or answer.tokens is None or answer.grid is None:
         return total
@@ -119,6 +120,19 @@ def distill(
     dim = target_BMD.shape[-1:]
     error_BMD = F.layer_norm(features.compressed.float(), dim) - F.layer_norm(target_BMD, dim)
     return total + feature_weight * mean_over_clips(error_BMD.square().mean((1, 2)), valid_B)
+
+
+def _divergence(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
+    """KL(teacher || student) (B,) of the softmax of logits."""
+    return F.kl_div(student_BK.log_softmax(-1), teacher_BK.softmax(-1), reduction="none").sum(-1)
+
+
+def _binary_divergence(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
+    """The same (B,) of the sigmoids, averaged over the classes."""
+    both = [
+        F.kl_div(F.logsigmoid(sign * student_BK), (sign * teacher_BK).sigmoid(), reduction="none") for sign in (1, -1)
+    ]
+    return (both[0] + both[1]).mean(-1)
 
 
 def mean_over_clips(per_clip_B: Tensor, valid_B: Tensor) -> Tensor:

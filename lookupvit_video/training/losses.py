@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,9 @@ _EFFECTIVE_BETA = 0.999
 
 @dataclass(frozen=True)
 class ClassificationLoss:
-    """The loss of one head's logits (B, K) against targets (B, K) whose rows sum to 1: one value for each clip.
+    """The loss of one head's logits (B, K) against targets (B, K): one value for each clip.
+
+    Rows of targets sum to 1, or, with several labels a video, have values of 0 to 1.
 
     * cross_entropy;
     * focal (Lin et al., 1708.02002): each class's term times (1 - its probability) ^ gamma;
@@ -33,10 +35,14 @@ class ClassificationLoss:
     adjustment_K: Tensor | None = None
     """logit_adjusted: what is added to the logits."""
     weights_K: Tensor | None = None
-    """Factor of each class's term; None: all 1."""
+    """Factor of each class's term; None: all 1. multi_label: of the term of a class that is there."""
+    multi_label: bool = False
+    """Each class by its own sigmoid; the loss is the mean over the classes."""
 
     def __call__(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
         """Return the loss (B,) of float32 logits."""
+        if self.multi_label:
+            return self._binary(logits_BK, targets_BK)
         if self.adjustment_K is not None:
             logits_BK = logits_BK + self.adjustment_K
         if self.kind != "focal":
@@ -48,23 +54,38 @@ class ClassificationLoss:
         terms_BK = targets_BK * (1 - logs_BK.exp()) ** self.focal_gamma * -logs_BK
         return (terms_BK if self.weights_K is None else terms_BK * self.weights_K).sum(-1)
 
+    def _binary(self, logits_BK: Tensor, targets_BK: Tensor) -> Tensor:
+        targets_BK = targets_BK * (1 - self.smoothing) + self.smoothing / 2
+        if self.kind != "focal":
+            return F.binary_cross_entropy_with_logits(
+                logits_BK, targets_BK, reduction="none", pos_weight=self.weights_K
+            ).mean(-1)
+        present_BK, absent_BK = logits_BK.sigmoid(), (-logits_BK).sigmoid()
+        there_BK = targets_BK * absent_BK**self.focal_gamma * -F.logsigmoid(logits_BK)
+        away_BK = (1 - targets_BK) * present_BK**self.focal_gamma * -F.logsigmoid(-logits_BK)
+        return ((there_BK if self.weights_K is None else there_BK * self.weights_K) + away_BK).mean(-1)
 
-def videos_per_class(labels: Sequence[int], num_classes: int, mirror: Sequence[int] | None = None) -> np.ndarray:
+
+def videos_per_class(labels: Iterable[int], num_classes: int, mirror: Sequence[int] | None = None) -> np.ndarray:
     """Return how many videos (K,) each class has in training.
 
     Args:
         mirror: the label of each class's mirror image, where half of the clips are mirrored.
     """
-    counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
+    counts = np.bincount(list(labels), minlength=num_classes).astype(np.float64)
     return counts if mirror is None else (counts + counts[list(mirror)]) / 2
 
 
-def class_weights(rule: str, counts_K: np.ndarray, classes: Sequence[str]) -> np.ndarray | None:
+def class_weights(
+    rule: str, counts_K: np.ndarray, classes: Sequence[str], num_videos: int | None = None
+) -> np.ndarray | None:
     """Return the weight (K,) of each class; their mean over the training videos is 1, so learning rates keep theirs.
 
-    A class without a training video gets the largest weight of the others.
+    A class without a training video gets the largest weight of the others. Of several labels a video: by rule, the
+    weight of a class that is there is that of the videos without it over that of the videos with it.
 
     Args:
+        num_videos: where a video may have several labels.
         rule: SOLVER.CLASS_WEIGHTS: none; balanced: 1 / videos; effective_number: 1 / effective number of videos (Cui et
             al., 1901.05555); or a CSV file with the header ``class,weight``, whose weights are taken as they are.
         counts_K: videos of each class.
@@ -77,9 +98,17 @@ def class_weights(rule: str, counts_K: np.ndarray, classes: Sequence[str]) -> np
     if rule not in ("balanced", "effective_number"):
         return _weights_of_file(rule, classes)
     counts_K = np.where(counts_K > 0, counts_K, counts_K.max())
-    weights_K = 1 / counts_K if rule == "balanced" else 1 / (1 - _EFFECTIVE_BETA**counts_K)
+    if num_videos is not None:
+        ratio_K: np.ndarray = _effective(rule, np.maximum(num_videos - counts_K, 1)) / _effective(rule, counts_K)
+        return ratio_K
+    weights_K = 1 / _effective(rule, counts_K)
     scaled_K: np.ndarray = weights_K * counts_K.sum() / (weights_K * counts_K).sum()
     return scaled_K
+
+
+def _effective(rule: str, counts_K: np.ndarray) -> np.ndarray:
+    """How many videos (K,) count: all of them, or the effective number."""
+    return counts_K if rule == "balanced" else (1 - _EFFECTIVE_BETA**counts_K) / (1 - _EFFECTIVE_BETA)
 
 
 def _weights_of_file(path: str, classes: Sequence[str]) -> np.ndarray:
@@ -119,6 +148,7 @@ def build_loss(
     focal_gamma: float,
     adjustment: float,
     device: torch.device,
+    multi_label: bool = False,
 ) -> ClassificationLoss:
     """Return the loss that SOLVER.LOSS names, its tensors on a device.
 
@@ -138,4 +168,5 @@ def build_loss(
         focal_gamma,
         on_device(adjustment * np.log(shares_K)) if kind == "logit_adjusted" else None,
         None if weights_K is None else on_device(weights_K),
+        multi_label,
     )

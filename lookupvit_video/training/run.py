@@ -52,7 +52,7 @@ from lookupvit_video.training.step_log import StepLog
 logger = logging.getLogger(__name__)
 # These decide which clips a step sees, so a run that resumes must have them unchanged.
 FIXED_ON_RESUME = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE",
-                   "DATA.SAMPLER", "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
+                   "DATA.SAMPLER", "MODEL.TASK", "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
 # These change no result, so a change is not reported.
 IGNORED_ON_RESUME = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
                      "DATA.VIDEO_SECONDS", "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE",
@@ -288,7 +288,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     Args:
         dry: write nothing.
     """
-    metrics = chosen_metrics(cfg.TEST.METRICS, len(classes))
+    metrics = chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
     if cfg.TRAIN.BEST_METRIC not in [metric.name for metric in metrics]:
         raise UserError(f"TRAIN.BEST_METRIC {cfg.TRAIN.BEST_METRIC} says nothing of {len(classes)} classes; set top1")
     train_videos = load_split(cfg, "train", classes)
@@ -323,7 +323,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
             solver.WARMUP_START_LR, solver.BASE_LR, solver.COSINE_END_LR, warmup_epochs=solver.WARMUP_EPOCHS,
             epochs=solver.MAX_EPOCH, factor=learning_rate_factor(train.BATCH_SIZE, solver.BASE_LR_BATCH),
         ),
-        loss=_loss(solver, cfg.DATA.RANDOM_FLIP, classes, train_videos, world.device),
+        loss=_loss(solver, cfg.DATA.RANDOM_FLIP, classes, train_videos, world.device, cfg.MODEL.TASK == "multi_label"),
         steps=StepLog(world, train_videos, state.losses),
         journal=Journal(cfg.OUTPUT_DIR, tensorboard=cfg.TENSORBOARD.ENABLE, enabled=writes,
                         step=resumed.step if resumed else 0),
@@ -350,13 +350,19 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
 
 
 def _loss(
-    solver: CfgNode, flip: bool, classes: Sequence[str], videos: Sequence[Video], device: torch.device
+    solver: CfgNode,
+    flip: bool,
+    classes: Sequence[str],
+    videos: Sequence[Video],
+    device: torch.device,
+    multi_label: bool,
 ) -> ClassificationLoss:
     mirror = mirrored_labels(classes)[0] if flip else None
-    counts = videos_per_class([video.label for video in videos], len(classes), mirror)
+    counts = videos_per_class((label for video in videos for label in video.every_label), len(classes), mirror)
+    weights = class_weights(solver.CLASS_WEIGHTS, counts, classes, len(videos) if multi_label else None)
     return build_loss(
-        solver.LOSS, counts, class_weights(solver.CLASS_WEIGHTS, counts, classes), smoothing=solver.LABEL_SMOOTHING,
-        focal_gamma=solver.FOCAL_GAMMA, adjustment=solver.LOGIT_ADJUSTMENT, device=device,
+        solver.LOSS, counts, weights, smoothing=solver.LABEL_SMOOTHING, focal_gamma=solver.FOCAL_GAMMA,
+        adjustment=solver.LOGIT_ADJUSTMENT, device=device, multi_label=multi_label,
     )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ class TrainingState:
     """Steps that were left out because their loss or gradient was not finite."""
     to_validate: bool = False
     """An epoch is done, but not the validation after it."""
+    thresholds: list[float] = field(default_factory=list)
+    """MODEL.TASK multi_label: of each class, from the last validation."""
 
     def averaged(self) -> AbstractContextManager[None]:
         """Let the model have the weights that are tested and written for inference: the averaged ones, if any."""
@@ -61,7 +63,10 @@ class TrainingState:
 
     def inference_state(self) -> dict[str, Any]:
         """Return what ``save_checkpoint`` takes for a file that predicts."""
-        return {"model": self.inference_weights(), "step": self.step, "best_top1": self.best_top1}
+        return {
+            "model": self.inference_weights(), "step": self.step, "best_top1": self.best_top1,
+            "thresholds": self.thresholds,
+        }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return what ``save_checkpoint`` takes for a file that a run resumes from."""
@@ -82,7 +87,7 @@ class TrainingState:
         }
         return {
             "model": weights, "optimizer": optimizer, "ema": self.inference_weights() if self.ema else None,
-            "step": self.step, "best_top1": self.best_top1, "state": state,
+            "step": self.step, "best_top1": self.best_top1, "state": state, "thresholds": self.thresholds,
         }  # fmt: skip
 
     def load_state_dict(self, saved: Checkpoint) -> None:
@@ -104,4 +109,5 @@ class TrainingState:
         self.bad_rows = set(state.get("bad_rows", [])) if same_list else set()  # rows of another list are other videos
         self.bad_steps = state.get("bad_steps", 0)
         self.to_validate = state.get("to_validate", False)
+        self.thresholds = list(saved.thresholds)
         restore_random_state(state.get("random", []), self.world)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lookupvit_video.data.dataset import Batch
-from lookupvit_video.data.transforms import IGNORED, normalize, soft_targets
+from lookupvit_video.data.transforms import is_valid, normalize, soft_targets
 from lookupvit_video.distributed.parallel import autocast, clip_gradients, synchronizing
 from lookupvit_video.distributed.world import in_any_process
 from lookupvit_video.drawing.figures import plot_clips
@@ -141,7 +141,7 @@ def prepare_clips(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         order = torch.randperm(len(labels)).to(device, non_blocking=True)  # else the host waits for the GPU
         clips, labels = clips[order], labels[order]
     clips, targets = run.augment(clips, soft_targets(labels, cfg.MODEL.NUM_CLASSES))
-    return clips, targets, labels != IGNORED
+    return clips, targets, is_valid(labels)
 
 
 def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bool = False) -> Tensor:
@@ -171,5 +171,5 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
         return loss
     return distill(
         loss, logits, features, answer, valid, weight=cfg.DISTILL.WEIGHT, temperature=cfg.DISTILL.TEMPERATURE,
-        feature_weight=cfg.DISTILL.FEATURE_WEIGHT,
+        feature_weight=cfg.DISTILL.FEATURE_WEIGHT, multi_label=run.loss.multi_label,
     )  # fmt: skip

@@ -18,6 +18,7 @@ from lookupvit_video.distributed.world import World, gather_objects, in_any_proc
 from lookupvit_video.drawing.figures import plot_curves
 from lookupvit_video.evaluation.evaluate import class_recalls, eval_loader, evaluate
 from lookupvit_video.evaluation.metrics import METRICS, rounded, text
+from lookupvit_video.evaluation.report import choose_thresholds
 from lookupvit_video.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.preparation.coverage import class_counts
@@ -173,6 +174,12 @@ def _validate(run: Run, epoch: int) -> None:
             "%d validation videos cannot be read and count as wrong, see %s", len(results.bad),
             run.folder / "bad_videos.csv",
         )  # fmt: skip
+    if results.multi_label:
+        rule, target = cfg.TEST.THRESHOLDS, cfg.TEST.THRESHOLD_TARGET
+        chosen = choose_thresholds(
+            results.probabilities[results.readable], results.labels[results.readable], rule, target
+        )
+        state.thresholds = chosen.tolist()
     if METRICS[state.best_metric].improves(values[state.best_metric], state.best):
         state.best = values[state.best_metric]
         run.saver.write(run.folder / "best.pt", run.checkpoint(inference=True), is_training_checkpoint=False)

@@ -68,9 +68,14 @@ def test_a_bound_itself_is_allowed(name, number):
 CHANGED = {
     "TEST.GRIDS": "[[1,1,1]]", "MODEL.COMPRESSED_GRIDS": "[[1,1,1]]", "MODEL.TOKENS": "merge", "MODEL.ADAPTER": "lora",
     "MODEL.TEMPORAL_INIT": "identity", "MODEL.DROP_PATH": "0.1", "DISTILL.FEATURE_WEIGHT": "1",
-    "TRAIN.ACTIVATION_CHECKPOINTING": "full",
+    "TRAIN.ACTIVATION_CHECKPOINTING": "full", "DATA.SAMPLER": "balanced",
 }  # fmt: skip
-UNMET = {"MODEL.ARCH": ("x3d",), "MODEL.ENCODER": ("joint", "factorised"), "TRAIN.PARALLEL": ("ddp",)}
+UNMET = {
+    "MODEL.TASK": ("multi_label",),
+    "MODEL.ARCH": ("x3d",),
+    "MODEL.ENCODER": ("joint", "factorised"),
+    "TRAIN.PARALLEL": ("ddp",),
+}
 
 
 def unmet_needs():

@@ -202,7 +202,7 @@ def test_a_training_loader_reads_as_the_config_says(videos):
     assert (data.shape, data.backend, data.cache, data.timeout) == ((2, 3, 2, 16, 16), "pyav", True, 7.0)
     assert (data.index_cache, data.seed, data.mirror, data.videos) == ("index", 5, [1, 0], videos)
     assert (batches.batch_size, batches.total_steps, batches.start_step) == (2, 9, 2)
-    assert list(batches.order(3)) == list(shuffled(len(videos), 5)(3))
+    assert batches.order(1) == shuffled(len(videos), 5)(1)
     assert (batches.parts, batches.rank, batches.world_size) == (2, 0, 1)
     assert not built.pin_memory
     second = build_train_loader(

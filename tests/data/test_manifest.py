@@ -9,12 +9,16 @@ import pytest
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import (
     Video,
+    has_several_labels,
+    join_labels,
     load_classes,
     load_split,
     missing_files,
     read_class_list,
     read_manifest,
+    split_labels,
 )
+from lookupvit_video.errors import UserError
 
 CLASSES = ["abseiling", "air drumming", "zumba, slow"]
 EMPTY_LIST_MESSAGE = "the list holds no video"
@@ -337,3 +341,87 @@ def test_mistake_in_a_skip_list(tmp_path, text, message):
         write(tmp_path, text, "bad.csv")
     with pytest.raises(ValueError, match=message):
         kept(tmp_path)
+
+
+# Several labels a video ---------------------------------------------------------------------------------------------
+
+NAMES = ["run", "jump", 'say "hi"|wave', "sit"]
+
+
+def several(folder, rows, header="path,label"):
+    path = folder / "several.csv"
+    path.write_text(f"{header}\n{rows}", encoding="utf-8")
+    return [(Path(video.path).name, video.labels) for video in read_manifest(path, NAMES, multi_label=True)]
+
+
+def test_several_labels_a_video(tmp_path):
+    rows = 'a.mp4,jump|run\nb.mp4,\nc.mp4,"""say """"hi""""|wave""| sit"\nd.mp4,sit\n'
+    assert several(tmp_path, rows) == [("a.mp4", (0, 1)), ("b.mp4", ()), ("c.mp4", (2, 3)), ("d.mp4", (3,))]
+    assert several(tmp_path, "a.mp4,1|0\nb.mp4,3\n") == [("a.mp4", (0, 1)), ("b.mp4", (3,))]
+    assert several(tmp_path, "a.mp4;jump|run\n", "path;label") == [("a.mp4", (0, 1))]
+    (tmp_path / "plain.txt").write_text("a.mp4 jump|run\nb.mp4 sit\n")
+    found = read_manifest(tmp_path / "plain.txt", NAMES, multi_label=True)
+    assert [(video.label, video.labels) for video in found] == [(0, (0, 1)), (3, (3,))]
+
+
+def test_rows_of_the_same_file_and_span_are_merged(tmp_path, caplog):
+    rows = "a.mp4,run,0,2\na.mp4,jump,0,2\na.mp4,sit,2,4\nb.mp4,,,\nb.mp4,sit,,\na.mp4,run,0,2\n"
+    with caplog.at_level("INFO"):
+        found = several(tmp_path, rows, "path,label,start,end")
+    assert found == [("a.mp4", (0, 1)), ("a.mp4", (3,)), ("b.mp4", (3,))]
+    assert "merged 3 rows" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ("run||sit", "an empty label in 'run||sit'"),
+        ("|run", "an empty label"),
+        ("run|", "an empty label"),
+        ("|", "an empty label"),
+        ("run|run", "label 'run' is twice"),
+        ("run|0", "label '0' mixes numbers and names with line 2"),
+        ("0|run", "label 'run' mixes numbers and names with line 2"),
+        ("swim", "label 'swim' is neither a number nor a name"),
+        ("run|swim", "label 'swim' is neither"),
+        ("Run", "label 'Run' is neither"),
+        ("run,sit", "expected 2 fields"),
+        ("run;sit", "label 'run;sit' is neither"),
+        ("run/sit", "label 'run/sit' is neither"),
+        ("9", "label 9 is out of range"),
+        ("1|9", "label 9 is out of range"),
+        ("-1", "label -1 is out of range"),
+        ("1.0", "label '1.0' is neither"),
+        ('"""run|sit"', "a quote in the labels"),
+        ('"""run""x|sit"', "a quote in the labels"),
+        ('"run', "is a quote left open"),
+    ],
+)
+def test_malformed_labels_give_one_line_with_the_place(tmp_path, cell, reason):
+    with pytest.raises(UserError) as error:
+        several(tmp_path, f"a.mp4,{cell}\n")
+    assert reason in str(error.value)
+    assert "several.csv, line 2" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "repeats", "expected"),
+    [
+        ("a.mp4,run\nb.mp4,sit\n", True, False),
+        ("a.mp4,run|sit\nb.mp4,sit\n", True, True),
+        ("a.mp4,run\nb.mp4,\n", True, False),
+        ("a.mp4,run\na.mp4,sit\n", True, True),
+        ("a.mp4,run\na.mp4,sit\n", False, False),
+        ("a.mp4,run\na.mp4,run\n", True, False),
+        ("a.mp4,say \"hi\"|wave\nb.mp4,sit\n", True, False),
+    ],
+)  # fmt: skip
+def test_the_list_alone_shows_whether_videos_have_several_labels(tmp_path, rows, repeats, expected):
+    path = tmp_path / "list.csv"
+    path.write_text("path,label\n" + rows)
+    assert has_several_labels(path, NAMES, repeats=repeats) is expected
+
+
+def test_names_of_labels_survive_a_round_trip():
+    assert split_labels(join_labels(NAMES), "here") == NAMES

@@ -233,15 +233,15 @@ def test_half_of_the_clips_are_mirrored_each_by_itself_and_labels_follow():
     patterns = set()
     for seed in range(100):
         seed_all(seed)
-        clips, labels = mirror_half([clip, clip], 1, mirror)
+        clips, labels = mirror_half([clip, clip], 1, mirror[1])
         for got, label in zip(clips, labels, strict=True):
             assert torch.equal(got, clip if label == 1 else clip.flip(-1))
             assert label in (1, 2)
         patterns.add(tuple(labels))
     assert patterns == {(1, 1), (1, 2), (2, 1), (2, 2)}
     seed_all(0)
-    assert sum(label == 2 for label in mirror_half([clip] * 400, 1, mirror)[1]) in range(160, 240)
-    assert mirror_half([clip] * 400, 0, mirror)[1] == [0] * 400
+    assert sum(label == 2 for label in mirror_half([clip] * 400, 1, mirror[1])[1]) in range(160, 240)
+    assert mirror_half([clip] * 400, 0, mirror[0])[1] == [0] * 400
 
 
 # Validation and test ----------------------------------------------------------------------------------------------
@@ -573,7 +573,7 @@ def test_clips_are_put_together_by_the_function_given():
 def test_a_mirrored_clip_is_drawn_for_each_clip_below_one_half(monkeypatch):
     draws = iter([0.0, 0.499, 0.5, 0.99])
     monkeypatch.setattr(random, "random", lambda: next(draws))
-    assert mirror_half([ramp(2, 4).permute(3, 0, 1, 2)] * 4, 0, [1, 0])[1] == [1, 1, 0, 0]
+    assert mirror_half([ramp(2, 4).permute(3, 0, 1, 2)] * 4, 0, 1)[1] == [1, 1, 0, 0]
 
 
 def test_mixing_has_the_chances_and_strengths_of_the_config(monkeypatch):

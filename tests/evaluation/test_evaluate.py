@@ -183,6 +183,7 @@ def test_results_are_written_for_programs_and_people(tmp_path):
     assert summary == json.loads((tmp_path / "test_results.json").read_text()) == {
         "views": "2x3", "top1": 33.33, "videos": 3, "per_class": {"left": 0.0, "right": 50.0},
         "bad_videos": [{"path": "c.mp4", "reason": "empty"}], "damaged_videos": [],
+        "intervals_95": {"top1": [0.0, 100.0]},
     }  # fmt: skip
     with (tmp_path / "test_predictions.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [

@@ -138,10 +138,10 @@ def test_classes_must_be_the_checkpoints_in_its_order(tmp_path):
     write_checkpoint(tmp_path)
     checkpoint = load_checkpoint(tmp_path / "model.pt")
     theirs = model_spec(checkpoint.config).settings_not_in_weights
-    test_module._check_fit(theirs, CLASSES, checkpoint)
+    test_module._check_fit(theirs, CLASSES, "single_label", checkpoint)
     for others in (CLASSES[::-1], CLASSES[:2], [*CLASSES, "class 3"], ["class 0", "class 2", "class 1"]):
         with pytest.raises(ValueError, match=r"model\.pt: its classes are not those of the data"):
-            test_module._check_fit(theirs, others, checkpoint)
+            test_module._check_fit(theirs, others, "single_label", checkpoint)
 
 
 @pytest.mark.parametrize(("macs", "wanted"), [(8_512_345_678, 8.512), (180_280_000_000, 180.3), (12_345_678, 0.01235)])

@@ -5,6 +5,7 @@ import torch
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import read_manifest
+from lookupvit_video.evaluation.probes import reordered
 from lookupvit_video.inference.explain import (
     ORDERS,
     Attention,
@@ -14,7 +15,6 @@ from lookupvit_video.inference.explain import (
     explain_attention,
     heat_maps,
     mixing,
-    reordered,
     watched,
     without_time,
 )

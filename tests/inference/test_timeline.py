@@ -353,6 +353,7 @@ class Answers:
     """Stands for a `Predictor`: says how many windows it was given at once."""
 
     classes = ["a", "b"]
+    thresholds = ()
 
     def __init__(self, *overrides):
         self.cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "4", "DATA.TARGET_FPS", "8", *overrides])
@@ -512,3 +513,11 @@ def join_videos(cfg, path, count):
             seconds = [float(stamp * source.time_base) for stamp in (first, at)]
             true.append((*seconds, classes[int(row["label"])]))
     return true
+
+
+def test_stretches_above_the_threshold_of_each_class():
+    shares = np.array([[0.9, 0.1], [0.8, 0.6], [0.2, 0.7], [0.6, 0.1]], dtype=np.float32)
+    found = find_segments(Timeline("a.mp4", 5.0, 2.0, np.arange(4.0), shares, ["a", "b"], [0.6, 0.5]))
+    assert [(s.start, s.end, s.label) for s in found] == [(0.0, 2.5, "a"), (1.5, 3.5, "b"), (3.5, 5.0, "a")]
+    assert [s.probability for s in found] == pytest.approx([0.85, 0.65, 0.6])
+    assert find_segments(Timeline("a.mp4", 5.0, 2.0, np.arange(4.0), shares, ["a", "b"], [0.95, 0.95])) == []

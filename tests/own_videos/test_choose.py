@@ -126,3 +126,19 @@ def test_mistakes(words, message, tmp_path):
     done = train(*words, *(["OUTPUT_DIR", tmp_path] if words else []))
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_list_with_several_labels_trains_for_several_labels(videos, tmp_path):
+    files = sorted(videos.rglob("*.mp4"))
+    labels = ["run", "jump", "run|jump", ""] * 3
+    lines = [f"{file},{label}\n" for file, label in zip(files, labels, strict=True)]
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(lines), encoding="utf-8")
+    done = train("--data", tmp_path / "list.csv", "--minutes", 1, "OUTPUT_DIR", tmp_path / "run", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "TASK: multi_label" in done.stderr
+    assert "mean_average_precision" in json.loads((tmp_path / "run/test_results.json").read_text())
+    classes = ["jump", "run"]
+    split = [v for name in ("train", "val")
+             for v in read_manifest(tmp_path / f"run/data/{name}.csv", classes, multi_label=True)]  # fmt: skip
+    expected = dict(zip(map(str, files), [(1,), (0,), (0, 1), ()] * 3, strict=True))
+    assert {video.path: video.labels for video in split} == expected

@@ -132,3 +132,15 @@ def test_mistakes(tmp_path, names, group_by, message):
 def test_no_such_folder(tmp_path):
     with pytest.raises(UserError, match="no such folder or list of videos"):
         find_videos(tmp_path / "typo")
+
+
+def test_several_labels_a_video_are_seen_in_the_list_alone(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,run|jump\nb.mp4,\nc.mp4,sit\n")
+    found = find_videos(tmp_path / "list.csv")
+    assert (found.classes, found.multi_label) == (["jump", "run", "sit"], True)
+    assert [video.labels for video in found.splits["all"]] == [(0, 1), (), (2,)]
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,run\nc.mp4,sit\n")
+    assert not find_videos(tmp_path / "list.csv").multi_label
+    (tmp_path / "list.csv").write_text("path,label\na.mp4,run\nb.mp4,\n")  # one label was forgotten
+    with pytest.raises(UserError, match=r"line 3: label '' is neither"):
+        find_videos(tmp_path / "list.csv")

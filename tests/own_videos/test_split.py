@@ -20,7 +20,7 @@ def videos(count, classes=2, per_group=1):
 @pytest.mark.parametrize("shares", [TWO, THREE])
 def test_shares_of_each_class(seed, shares):
     labels = [0] * 200 + [1] * 100 + [2] * 20
-    names = split_by_group(labels, [str(i) for i in range(320)], shares, seed)
+    names = split_by_group([(label,) for label in labels], [str(i) for i in range(320)], shares, seed)
     for label, total in Counter(labels).items():
         got = Counter(name for name, of in zip(names, labels, strict=True) if of == label)
         assert {split: got[split] for split in shares} == pytest.approx(
@@ -33,7 +33,7 @@ def test_groups_stay_together_and_training_has_each_class(seed):
     draw = random.Random(seed)
     groups = [f"g{draw.randrange(12)}" for _ in range(60)]
     labels = [draw.randrange(4) for _ in groups]
-    names = split_by_group(labels, groups, TWO, seed)
+    names = split_by_group([(label,) for label in labels], groups, TWO, seed)
     of_group = defaultdict(set)
     for group, name in zip(groups, names, strict=True):
         of_group[group].add(name)
@@ -44,15 +44,22 @@ def test_groups_stay_together_and_training_has_each_class(seed):
 
 def test_a_rare_class_is_in_training_first_then_in_validation():
     labels = [0] * 20 + [1]
-    assert split_by_group(labels, list(map(str, range(21))), TWO, 0)[-1] == "train"
+    assert split_by_group([(label,) for label in labels], list(map(str, range(21))), TWO, 0)[-1] == "train"
     labels = [0] * 20 + [1, 1]
-    assert set(split_by_group(labels, list(map(str, range(22))), TWO, 0)[-2:]) == {"train", "val"}
+    assert set(split_by_group([(label,) for label in labels], list(map(str, range(22))), TWO, 0)[-2:]) == {
+        "train",
+        "val",
+    }
 
 
 def test_the_seed_decides():
     labels, groups = [0, 1] * 20, list(map(str, range(40)))
-    assert split_by_group(labels, groups, TWO, 3) == split_by_group(labels, groups, TWO, 3)
-    assert split_by_group(labels, groups, TWO, 3) != split_by_group(labels, groups, TWO, 4)
+    assert split_by_group([(label,) for label in labels], groups, TWO, 3) == split_by_group(
+        [(label,) for label in labels], groups, TWO, 3
+    )
+    assert split_by_group([(label,) for label in labels], groups, TWO, 3) != split_by_group(
+        [(label,) for label in labels], groups, TWO, 4
+    )
 
 
 def test_few_videos_share_validation_and_test():

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
 
+from lookupvit_video.data.manifest import read_manifest
+from lookupvit_video.errors import UserError
 from lookupvit_video.preparation import moving_digits as synthetic
 from lookupvit_video.preparation.moving_digits import DIGITS, MOTIONS, SPLITS, Settings, make_moving_digits, trajectory
 
@@ -109,8 +111,8 @@ def test_splits_share_no_digit_image_and_keep_the_class_shares() -> None:
 def test_a_video_draws_on_its_own_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[np.ndarray] = []
 
-    def spy(digit: np.ndarray, path: object, others: np.ndarray, size: int, rng: object) -> np.ndarray:
-        used.append(np.concatenate([digit[None], others]))
+    def spy(digits: list[np.ndarray], paths: object, others: np.ndarray, size: int, rng: object) -> np.ndarray:
+        used.append(np.concatenate([np.stack(digits), others]))
         return np.zeros((8, size, size, 3), np.uint8)
 
     monkeypatch.setattr(synthetic, "render", spy)
@@ -178,7 +180,9 @@ def test_the_digit_is_drawn_where_and_as_large_as_the_path_says(motion: str) -> 
     path = path._replace(x=0.5 + 0.4 * (path.x - 0.5), y=0.5 + 0.4 * (path.y - 0.5))  # wholly inside the frame
     others = np.zeros((1, 8, 8), np.float32)
     drawn, blank = (
-        synthetic.render(np.full((8, 8), value, np.float32), path, others, 64, np.random.default_rng(2)).astype(float)
+        synthetic.render([np.full((8, 8), value, np.float32)], [path], others, 64, np.random.default_rng(2)).astype(
+            float
+        )
         for value in (1, 0)
     )
     for t, x, y, scale in zip(range(24), *path, strict=True):
@@ -274,3 +278,24 @@ def test_command_reports_user_errors_in_one_line(tmp_path: Path) -> None:
         right = subprocess.run(small, capture_output=True, text=True, check=True, timeout=120)
         assert right.stdout.startswith(said)
     assert json.loads((tmp_path / "d" / "settings.json").read_text())["train"] == 2
+
+
+def test_several_digits_a_video_with_all_of_them_as_labels(tmp_path: Path) -> None:
+    make_moving_digits(tmp_path, **TINY | {"train": 30, "val": 1, "test": 1}, digits=3, processes=1)
+    videos = read_manifest(tmp_path / "digits/train.csv", synthetic.DIGITS, multi_label=True)
+    assert {len(video.every_label) for video in videos} == {2, 3}
+    assert {label for video in videos for label in video.every_label} == set(range(10))
+    settings = Settings(30, 1, 1, TINY["size"], TINY["frames"], TINY["fps"], 0, digits=3)
+    for index in (0, 7):
+        assert tuple(synthetic.digits_present(settings, "train", index)) == videos[index].every_label
+    assert not (tmp_path / "motion").exists()
+    with pytest.raises(UserError, match="made with other settings"):
+        make_moving_digits(tmp_path, **TINY | {"train": 30, "val": 1, "test": 1}, processes=1)
+
+
+def test_data_sets_of_before_are_known_by_their_settings(tmp_path: Path) -> None:
+    make_moving_digits(tmp_path, **TINY | {"train": 1, "val": 1, "test": 1}, processes=1)
+    known = json.loads((tmp_path / "settings.json").read_text())
+    del known["digits"]
+    (tmp_path / "settings.json").write_text(json.dumps(known))
+    assert not make_moving_digits(tmp_path, **TINY | {"train": 1, "val": 1, "test": 1}, processes=1)

@@ -1,5 +1,7 @@
 """datasets/moving_digits/subset.py: some classes of a label set, numbered anew, with paths that lead somewhere."""
 
+from collections import Counter
+
 from lookupvit_video.data.manifest import read_class_list, read_manifest
 from tests.small import call_tool
 
@@ -24,3 +26,18 @@ def test_some_classes_and_fewer_training_videos(tmp_path):
     wrong = call_tool(*command, "left")
     assert wrong.returncode == 2
     assert "'left' is not in" in wrong.stderr
+
+
+def test_a_long_tail(tmp_path):
+    whole, part = tmp_path / "motion", tmp_path / "part"
+    whole.mkdir()
+    (whole / "classes.txt").write_text("up\ndown\nfar\n")
+    for split in ("train", "val", "test"):
+        (whole / f"{split}.csv").write_text("path,label\n" + "".join(f"{i}.mp4,{i % 3}\n" for i in range(300)))
+    done = call_tool("datasets/moving_digits/subset.py", "--of", whole, "--out", part, "--long-tail", 100)
+    assert done.returncode == 0, done.stderr
+    names = read_class_list(part / "classes.txt")
+    counts = {
+        split: Counter(v.label for v in read_manifest(part / f"{split}.csv", names)) for split in ("train", "val")
+    }
+    assert counts == {"train": {0: 100, 1: 10, 2: 1}, "val": {0: 100, 1: 100, 2: 100}}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import chain, repeat
 
 import pytest
 import torch
@@ -167,7 +168,7 @@ def test_a_run_leaves_everything_it_promises(data, tmp_path):
 
 def test_a_metric_added_at_run_time_chooses_the_best_and_is_in_logs_curves_and_results(data, tmp_path, monkeypatch):
     monkeypatch.setitem(METRICS, "made_up", None)  # removed after the test
-    values, pictures = iter([5.0, 1.0, 3.0, 7.0]), []
+    values, pictures = chain([5.0, 1.0, 3.0], repeat(7.0)), []
 
     @metric("made up", higher_is_better=False, percent=False)
     def made_up(scores, labels):

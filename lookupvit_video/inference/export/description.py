@@ -63,7 +63,8 @@ STEPS = {
     "the bit to torch.nn.functional.interpolate(uint8, mode='bilinear', antialias=True) on processors with AVX2.",
     "layout": "clips[view, channel, frame, row, column], uint8, channels red, green, blue; view = clip in time x "
     "VIEWS_IN_SPACE + crop. Pass them to the model as they are: NORMALIZATION is inside it.",
-    "answer": "The mean of the probabilities over the views; class n is CLASSES[n].",
+    "answer": "The mean of the probabilities over the views; class n is CLASSES[n]. "
+    "Where there are thresholds next to the classes, a video has each class whose probability is at least its own.",
 }
 
 
@@ -96,8 +97,11 @@ def description(
             "name": "probabilities",
             "dtype": "float32",
             "shape": [batch or "any", len(predictor.classes)],
-            "meaning": "softmax of the class scores of each clip: sums to 1, in the order of classes",
+            "meaning": "sigmoid of the class scores of each clip: each class by itself, in the order of classes"
+            if predictor.multi_label
+            else "softmax of the class scores of each clip: sums to 1, in the order of classes",
         },
+        **({"thresholds": predictor.thresholds} if predictor.multi_label else {}),
         "preprocessing": preprocessing(predictor.plan, cfg.DATA.MEAN, cfg.DATA.STD),
         "classes": predictor.classes,
     }

@@ -36,15 +36,23 @@ class DeployedModel(nn.Module):
     """Pixels in, probabilities out: normalization, a model in float32, softmax.
 
     Args:
+        multi_label: sigmoid in place of the softmax.
         grid: of the compressed tokens; None: the model's default.
     """
 
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], grid: tuple[int, ...] | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        grid: tuple[int, ...] | None,
+        multi_label: bool = False,
+    ):
         super().__init__()
-        self.model, self.grid = model, grid
+        self.model, self.grid, self.multi_label = model, grid, multi_label
         shape = (1, -1, 1, 1, 1)
         self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(shape), persistent=False)
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(shape), persistent=False)
@@ -53,7 +61,7 @@ class DeployedModel(nn.Module):
         """Map uint8 clips (B, C, T, H, W) to probabilities (B, K)."""
         inputs = clips.to(torch.float32) * self.scale + self.shift
         logits: Tensor = self.model(inputs) if self.grid is None else self.model(inputs, self.grid)
-        return logits.softmax(-1)
+        return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
 
 def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, int8: bool = False) -> DeployedModel:
@@ -73,7 +81,7 @@ def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, in
         torchao: Any = importlib.import_module("torchao.quantization")
         torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     cfg = predictor.cfg
-    return DeployedModel(model, cfg.DATA.MEAN, cfg.DATA.STD, grid).to(predictor.device)
+    return DeployedModel(model, cfg.DATA.MEAN, cfg.DATA.STD, grid, predictor.multi_label).to(predictor.device)
 
 
 def export_model(

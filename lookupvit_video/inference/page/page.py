@@ -161,7 +161,8 @@ class Page:
         _, window = plan_windows(self.plan, upload.duration, 1.0, None)
         rest = upload.duration - window
         note = f" ({prediction.note})" if prediction.note else ""
-        status = f"{prediction.path}: {one_line(prediction.label)}, {prediction.probability:.0%}{note}"
+        share = f", {prediction.probability:.0%}" if prediction.present is None else ""
+        status = f"{prediction.path}: {one_line(prediction.label)}{share}{note}"
         if rest <= 1e-3:  # a single window
             yield replace(shown, status=status)
             return
