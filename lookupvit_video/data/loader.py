@@ -1,11 +1,14 @@
 """Samplers and loaders. The order of samples follows from (seed, step) alone: not from ranks, workers or restarts."""
 
+import atexit
 import errno
 import multiprocessing.util
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, train_transform
 from lookupvit_video.decoding.backends import check_backend
 from lookupvit_video.errors import RunFailure, UserError
-from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to
+from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to, end_children
 from lookupvit_video.processes.memory import keep_freed_memory
 
 _FEWER = "lower DATA_LOADER.NUM_WORKERS or DATA_LOADER.PREFETCH_FACTOR (in training, or raise TRAIN.ACCUMULATION_STEPS)"
@@ -163,6 +166,13 @@ class _Workers(_MultiProcessingDataLoaderIter):
         except OSError:
             self._shutdown = True
             raise
+        _workers.update(self._workers)
+
+
+# At its end Python sends its children SIGTERM, which workers do not hear, and waits: a script that leaves a loop over
+# a loader early would not end.
+_workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+atexit.register(end_children, _workers)
 
 
 class Loader(DataLoader[Sample]):

@@ -3,20 +3,24 @@
 import multiprocessing
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 
 STOP_SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")  # a training saves and leaves
 
 
-def end_children() -> None:
+def end_children(only: Container[BaseProcess] | None = None) -> None:
     """Kill this process's children, such as decoding workers: Python would wait for them at its end without limit.
+
+    Args:
+        only: those to kill; None: all.
 
     A worker that hangs in a decoder reacts to no other signal. Torch watches its workers by SIGCHLD, and raises at any
     line when one is killed, so that signal is ignored until all have ended.
     """
-    children = multiprocessing.active_children()
+    children = [child for child in multiprocessing.active_children() if only is None or child in only]
     if not children:
         return
     watching = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()

@@ -4,6 +4,8 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from functools import partial
@@ -582,3 +584,18 @@ def test_data_sets_travel_to_spawned_workers(videos):
     ):
         copy = pickle.loads(pickle.dumps(loader.dataset))
         assert torch.equal(copy[2].clips, loader.dataset[2].clips)
+
+
+def test_a_script_that_leaves_the_loop_early_ends(videos, tmp_path):
+    script = (
+        "import sys\n"
+        "from lookupvit_video.config import load_config\n"
+        "from lookupvit_video.data.loader import build_train_loader\n"
+        "from lookupvit_video.data.manifest import Video\n"
+        "videos = [Video(path, 0) for path in sys.argv[2:]]\n"
+        "batches = iter(build_train_loader(load_config(None, sys.argv[1].split()), videos, total_steps=9))\n"
+        "next(batches)\n"
+    )
+    settings = f"{SMALL} DATA_LOADER.NUM_WORKERS 1"
+    command = [sys.executable, "-c", script, settings, *(video.path for video in videos)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0
