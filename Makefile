@@ -25,7 +25,7 @@ INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --upgr
 .venv/demo: setup.cfg setup.py pyproject.toml
 	@echo "Installing what the demo needs into .venv: about 6 GB with PyPI's torch for Linux, which brings the libraries for"
 	@echo "GPUs. Without a GPU, about 1.5 GB are enough: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu"
-	$(INSTALL) ".[demo]"
+	$(INSTALL) .
 	@touch $@
 
 .venv/installed: setup.cfg setup.py pyproject.toml

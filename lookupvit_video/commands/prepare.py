@@ -28,8 +28,7 @@ SSV2_EXAMPLES = f"""  lookupvit prepare ssv2 --annotations ssv2/labels --videos 
 SUBSET_EXAMPLES = f"""  lookupvit prepare subset --of {DATA}/motion --out {DATA}/turning --train 480 \\
       --classes clockwise counter-clockwise approaching leaving
 """
-DEMO_EXAMPLES = """  pip install "lookupvit_video[demo]"
-  lookupvit demo
+DEMO_EXAMPLES = """  lookupvit demo
   lookupvit demo --out /tmp/demo --data /tmp/digits
 """
 

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -426,8 +425,6 @@ def make_moving_digits(
     Raises UserError for a setting that is out of range, and where `out` holds something else or, without `overwrite`,
     the data set with other settings.
     """
-    if not all(map(find_spec, ("sklearn", "threadpoolctl"))):
-        raise UserError("Moving Digits needs scikit-learn and threadpoolctl: pip install 'lookupvit_video[demo]'")
     out = Path(out)
     settings = Settings(train, val, test, size, frames, fps, seed, digits=digits)
     settings.validate()
