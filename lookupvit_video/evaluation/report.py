@@ -83,12 +83,13 @@ def _plot_classes(rows: Sequence[tuple[int, str, int, float]], path: Path) -> No
     values = [float(np.nan_to_num(f1)) for *_, f1 in shown]
     axes.barh(places, values, color=[class_color(label) for label, *_ in shown], height=0.75)
     for place, value, (_, _, count, _) in zip(places, values, shown, strict=True):
-        axes.text(value + 1, place, f"{value:.0f} % of {count}", va="center", fontsize=7)
+        axes.text(value + 1, place, f"{value:.0f} % ({count})", va="center", fontsize=7)
     axes.set_yticks(places, [plain(class_label(name, label)) for label, name, _, _ in shown], fontsize=8)
     axes.set_xlim(0, 118)
     axes.set_xticks(range(0, 101, 20))
     axes.invert_yaxis()
-    axes.set_xlabel("F1 in percent, and videos of the class")
+    axes.margins(y=0.02)
+    axes.set_xlabel("F1 in percent (videos of the class)")
     title = f"the {SHOWN} best and {SHOWN} worst of {len(rows)} classes" if cut else f"{len(rows)} classes"
     axes.set_title(title, fontsize=10)
     save_figure(figure, path)
