@@ -158,13 +158,14 @@ def _prepare_worker(_worker: int) -> None:
 
 
 class _Workers(_MultiProcessingDataLoaderIter):
-    """Torch's iterator, which does not try to shut down at its end what it could not start."""
+    """Torch's iterator, which ends the workers that it could start if it could not start all of them."""
 
     def __init__(self, loader: "Loader"):
         try:
             super().__init__(loader)
         except OSError:
-            self._shutdown = True
+            self._shutdown = True  # not by asking them through queues that may be missing
+            end_children(getattr(self, "_workers", []))
             raise
         _workers.update(self._workers)
 

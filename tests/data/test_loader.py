@@ -1,5 +1,7 @@
 """The order of samples follows from (seed, step) alone: not from ranks, accumulation, workers or restarts."""
 
+import errno
+import multiprocessing
 import os
 import pickle
 import random
@@ -599,3 +601,20 @@ def test_a_script_that_leaves_the_loop_early_ends(videos, tmp_path):
     settings = f"{SMALL} DATA_LOADER.NUM_WORKERS 1"
     command = [sys.executable, "-c", script, settings, *(video.path for video in videos)]
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
+
+
+def test_workers_end_where_not_all_of_them_can_start(videos, monkeypatch):
+    start, calls = multiprocessing.process.BaseProcess.start, []
+
+    def second_fails(process):
+        calls.append(process)
+        if len(calls) == 2:
+            raise OSError(errno.EMFILE, "Too many open files")
+        start(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", second_fails)
+    before = set(multiprocessing.active_children())
+    with pytest.raises((RunFailure, OSError)):
+        train_batches(videos, workers=2)
+    assert set(multiprocessing.active_children()) <= before
+    assert calls[0].exitcode is not None
