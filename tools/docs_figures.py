@@ -130,11 +130,20 @@ FINETUNE = [
     STRAIGHT,
     study("finetune"),
 ]
-STUDIES = ("controls_digit", "controls_motion", "resolution", "options_motion", "options_digit")
+STUDIES = {
+    "controls_digit": [], "controls_motion": [], "resolution": [], "options_motion": [], "options_digit": [],
+    "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")],
+    "controls_digits": [
+        Step(
+            "datasets/moving_digits/prepare.py --digits 3 --test 1440 --out datasets/moving_digits/data_digits",
+            "datasets/moving_digits/data_digits/digits/classes.txt",
+        )
+    ],
+}  # fmt: skip
 PAGES = {
     "ablations": [
-        Table(name, [PREPARED, study(name)], lambda runs, name=name: study_table(name, runs))  # type: ignore[misc]
-        for name in STUDIES
+        Table(name, [PREPARED, *more, study(name)], lambda runs, name=name: study_table(name, runs))  # type: ignore[misc]
+        for name, more in STUDIES.items()
     ],
     "inference": [Table("adaptive", [PREPARED, study("resolution"), *map(calibration, range(3))], adaptive_table)],
     "finetuning": [Table("ways to fine-tune", FINETUNE, finetune_table)],

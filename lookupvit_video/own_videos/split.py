@@ -116,7 +116,7 @@ def imbalance(classes: Sequence[str], splits: Mapping[str, Sequence[Video]]) -> 
     share = 100 * tested[most] / max(1, tested.total())
     return (
         f"{classes[most]!r} has {many} training videos and {classes[least]!r} {few}: always answering the former "
-        f"gives {share:.0f} % top-1 in the test; compare mean_class_accuracy, or try SOLVER.LOSS logit_adjusted"
+        f"gives {share:.0f} % top-1 in the test; compare mean_class_accuracy, or try DATA.SAMPLER balanced"
     )
 
 

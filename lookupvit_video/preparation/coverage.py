@@ -58,8 +58,8 @@ def imbalance_warning(classes: Sequence[str], labels: Collection[int]) -> str:
         return ""
     return (
         f"{one_line(classes[most])} has {many} training videos and {one_line(classes[least])} has {few}: plain "
-        "training neglects small classes; try SOLVER.LOSS logit_adjusted, DATA.SAMPLER balanced or "
-        "SOLVER.CLASS_WEIGHTS balanced, one of them, and judge by mean_class_accuracy in TEST.METRICS"
+        "training neglects small classes; try DATA.SAMPLER balanced, and judge by mean_class_accuracy in TEST.METRICS "
+        "(docs/labels.md)"
     )
 
 
