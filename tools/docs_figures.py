@@ -133,12 +133,6 @@ FINETUNE = [
 STUDIES = {
     "controls_digit": [], "controls_motion": [], "resolution": [], "options_motion": [], "options_digit": [],
     "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")],
-    "controls_digits": [
-        Step(
-            "datasets/moving_digits/prepare.py --digits 3 --test 1440 --out datasets/moving_digits/data_digits",
-            "datasets/moving_digits/data_digits/digits/classes.txt",
-        )
-    ],
 }  # fmt: skip
 PAGES = {
     "ablations": [
