@@ -129,6 +129,21 @@ def warn_of_few(count: int, drop: float) -> None:
         logger.warning("%d videos are too few to detect a drop below %.1f points", count, 300 / count)
 
 
+def check_several_grids(checkpoint: str, predictor: "Predictor") -> None:
+    """Raise UserError where a model has no budgets to choose from."""
+    from lookupvit_video.inference.budget import check_grid
+    from lookupvit_video.text import grid_name
+
+    if predictor.multi_label:
+        raise UserError(f"{checkpoint}: adaptive budgets are for one label a video; this model gives several")
+    check_grid(predictor.costs)
+    if len(predictor.costs) < 2:
+        (grid,) = predictor.costs
+        raise UserError(
+            f"{checkpoint}: it has one compressed grid, {grid_name(grid)}; train with MODEL.COMPRESSED_GRIDS"
+        )
+
+
 def calibrate() -> int:
     """Run `lookupvit calibrate`."""
     arguments = parse_arguments()
@@ -137,7 +152,6 @@ def calibrate() -> int:
     from lookupvit_video.inference.budget import (
         Cascade,
         candidates,
-        check_grid,
         choose,
         frontier,
         measure,
@@ -145,17 +159,11 @@ def calibrate() -> int:
     )
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
-    from lookupvit_video.text import grid_name
 
     setup_logging()
     predictor = load_model(arguments.checkpoint, arguments.device)
-    if predictor.multi_label:
-        raise UserError(f"{arguments.checkpoint}: adaptive budgets are for one label a video; this model gives several")
-    check_grid(predictor.costs)
+    check_several_grids(arguments.checkpoint, predictor)
     grids, cfg = list(predictor.costs), predictor.cfg.clone()
-    if len(grids) < 2:
-        raise UserError(f"{arguments.checkpoint}: it has one compressed grid, {grid_name(grids[0])}; train with "
-                        "MODEL.COMPRESSED_GRIDS")  # fmt: skip
     cfg.defrost()
     cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
     cfg.TEST.NUM_ENSEMBLE_VIEWS = arguments.views or cfg.TEST.NUM_ENSEMBLE_VIEWS

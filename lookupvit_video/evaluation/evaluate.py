@@ -205,7 +205,23 @@ def evaluate(
                 raise damage_refused(videos[damaged[0][0]].path, damaged[0][1], "DATA.DAMAGED_TEST")
     model.train(was_training)
     labels = label_table(videos, cfg.MODEL.NUM_CLASSES) if multi_label else np.array([v.label for v in videos])
-    tables = np.zeros((len(ways), len(videos), cfg.MODEL.NUM_CLASSES), dtype=np.float32)
+    return _gathered(own, bad, damaged, labels, cfg.MODEL.NUM_CLASSES, world)
+
+
+def _gathered(
+    own: Sequence[Sequence[tuple[int, np.ndarray]]],
+    bad: Sequence[tuple[int, str]],
+    damaged: Sequence[tuple[int, str]],
+    labels: np.ndarray,
+    num_classes: int,
+    world: World,
+) -> list[Results]:
+    """Put the shares of all processes together.
+
+    Args:
+        own: of each way to answer, (row, probabilities (K,)) of this process's videos.
+    """
+    tables = np.zeros((len(own), len(labels), num_classes), dtype=np.float32)
     for shares in gather_objects(own, world):
         for table, rows in zip(tables, shares, strict=True):
             for row, probability in rows:

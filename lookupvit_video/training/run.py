@@ -338,15 +338,20 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     if solver.EMA_DECAY:
         state.ema = Ema(parallel_model, solver.EMA_DECAY)
     if resumed:
-        if writes:
-            set_aside_after(cfg.OUTPUT_DIR, resumed.step)
-        state.load_state_dict(resumed)
-        threads = gather_objects(torch.get_num_threads(), world)
-        if world.is_main:
-            report_changes(run, resumed, threads)
+        _resume(run, resumed, writes)
     elif writes:
         forget_bad_videos(run.folder, ("train", "val"), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
     return run
+
+
+def _resume(run: Run, resumed: Checkpoint, writes: bool) -> None:
+    """Take up the state of a checkpoint."""
+    if writes:
+        set_aside_after(run.cfg.OUTPUT_DIR, resumed.step)
+    run.state.load_state_dict(resumed)
+    threads = gather_objects(torch.get_num_threads(), run.world)
+    if run.world.is_main:
+        report_changes(run, resumed, threads)
 
 
 def _loss(
