@@ -116,22 +116,24 @@ def _explain_video(predictor: "Predictor", video: str, stem: str, arguments: arg
 def _explain_list(predictor: "Predictor", path: str) -> dict[str, Any]:
     """Print and return the accuracy over a list of videos with the frames in, out of and without order."""
     from lookupvit_video.data.manifest import read_manifest
+    from lookupvit_video.evaluation.metrics import METRICS
     from lookupvit_video.evaluation.probes import ORDERS, what_order_means
     from lookupvit_video.inference.explain import accuracy_without_time
 
-    videos = read_manifest(path, predictor.classes)
+    videos = read_manifest(path, predictor.classes, multi_label=predictor.multi_label)
     results = accuracy_without_time(predictor, videos)
-    top1 = {order: results[order].top(1) for order in ORDERS}
+    metric = "mean_average_precision" if predictor.multi_label else "top1"
+    values = {order: results[order].measure([metric])[metric] for order in ORDERS}
     print(f"{path}: {len(videos)} videos, one center clip each")
-    print(f"  {'frames':9} {'top-1':>8} {'lost':>7}")
-    for order, value in top1.items():
-        print(f"  {order:9} {value:6.2f} % {top1['real'] - value:7.2f}")
-    print(f"  {what_order_means(top1)}")
+    print(f"  {'frames':9} {METRICS[metric].label:>8} {'lost':>7}")
+    for order, value in values.items():
+        print(f"  {order:9} {value:6.2f} % {values['real'] - value:7.2f}")
+    print(f"  {what_order_means(values)}")
     bad = [{"path": videos[row].path, "reason": reason} for row, reason in results["real"].bad]
     for video in bad:
         print_error(video["reason"])
-    rounded = {order: round(value, 2) for order, value in top1.items()}
-    return {"list": path, "videos": len(videos), "top1": rounded, "bad_videos": bad}
+    rounded = {order: round(value, 2) for order, value in values.items()}
+    return {"list": path, "videos": len(videos), metric: rounded, "bad_videos": bad}
 
 
 def timeline() -> int:

@@ -44,7 +44,7 @@ def share_cores() -> None:
     """Let waiting threads of OpenMP (torch) sleep soon; before torch is imported. Results do not depend on it.
 
     By default they spin for milliseconds. On a busy machine, a thread that spins keeps the one that it waits for from
-    running: 1.2 s a step of the demo at load 6, with this 0.2 s. A user's own setting stays.
+    running. A user's own setting stays.
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"

@@ -41,6 +41,11 @@ JOINT_VIT = Need({"MODEL.ARCH": models_with("reduces_tokens"), "MODEL.ENCODER": 
 SINGLE_LABEL = Need({"MODEL.TASK": ("single_label",)})
 FACTORIZED = Need({"MODEL.ARCH": models_with("factorized"), "MODEL.ENCODER": ("factorised",)})
 
+MULTI_LABEL_METRICS = {
+    "TEST.METRICS": ["mean_average_precision", "macro_f1"], "TRAIN.BEST_METRIC": "mean_average_precision",
+}  # fmt: skip
+"""In place of the defaults where a video may have several classes, or none: top-1 and top-5 say nothing then."""
+
 # fmt: off
 KEYS: dict[str, Key] = {
     "OUTPUT_DIR": Key("runs/default", "folder of everything that a run writes", is_path=True),

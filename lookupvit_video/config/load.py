@@ -13,7 +13,7 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.arguments import expand_user, setting_pairs
 from lookupvit_video.config.checks import get_key, validate
-from lookupvit_video.config.keys import KEYS
+from lookupvit_video.config.keys import KEYS, MULTI_LABEL_METRICS
 from lookupvit_video.errors import UserError
 from lookupvit_video.remote import is_remote, joined, local_copy
 from lookupvit_video.text import decode
@@ -190,10 +190,10 @@ def given_keys(path: str | Path | None, overrides: Sequence[str] = ()) -> set[st
 
 
 def _fit_metrics(cfg: CfgNode) -> None:
-    """Replace the default metrics where a video may have several classes, or none: top-1 and top-5 say nothing then."""
+    """Replace the default metrics where a video may have several labels."""
     if cfg.MODEL.TASK == "multi_label" and cfg.TEST.METRICS == KEYS["TEST.METRICS"].default:
-        cfg.TEST.METRICS = ["mean_average_precision", "macro_f1"]
-        cfg.TRAIN.BEST_METRIC = "mean_average_precision"
+        cfg.TEST.METRICS = list(MULTI_LABEL_METRICS["TEST.METRICS"])
+        cfg.TRAIN.BEST_METRIC = MULTI_LABEL_METRICS["TRAIN.BEST_METRIC"]
 
 
 def with_settings(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:

@@ -347,8 +347,8 @@ class DataWatch:
         processes, load = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.getloadavg()[0]
         if self.cached:
             fix = (
-                f"with DATA.CACHE_VIDEOS each of the {max(self.workers, 1)} reading processes of a rank decodes every "
-                "video once (DATA_LOADER.NUM_WORKERS); later epochs wait less"
+                f"with DATA.CACHE_VIDEOS each process that reads decodes every video once, and "
+                f"DATA_LOADER.NUM_WORKERS is {self.workers}; later epochs wait less"
             )
         elif load > 2 * cores:
             fix = f"other programs keep the {cores} cores here busy (load {load:.0f}): stop them, or wait"

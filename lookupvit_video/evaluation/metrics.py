@@ -231,7 +231,7 @@ def interval(
     """Return the 95 % bootstrap interval (percentile method) of a metric over the videos.
 
     Args:
-        resamples: of the videos, with replacement; fewer, but at least 100, of large tables, which need fewer.
+        resamples: of the videos, with replacement; fewer, but at least 100, of tables that would take long.
     """
     count = max(min(resamples, 10**8 // scores.size), 100)
     draws = np.random.default_rng(seed).integers(len(labels), size=(count, len(labels)))

@@ -421,6 +421,8 @@ def _check_consistent(loaded: Checkpoint) -> None:
         raise UserError(
             f"{path}: it names {len(classes)} classes, but its MODEL.NUM_CLASSES is {cfg.MODEL.NUM_CLASSES}"
         )
+    if loaded.thresholds and len(loaded.thresholds) != len(classes):
+        raise UserError(f"{path}: it names {len(classes)} classes, but has {len(loaded.thresholds)} thresholds")
     is_sound = isinstance(state, dict) and all(
         isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_complex()
         for tensor in state.values()

@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.checkpoints.checkpoint import training_checkpoints
 from lookupvit_video.config import KEYS, config_from_text, differences, get_defaults, get_key, with_settings
+from lookupvit_video.config.keys import MULTI_LABEL_METRICS
 from lookupvit_video.data.manifest import Video, label_cell
 from lookupvit_video.decoding.backends import VideoInfo
 from lookupvit_video.distributed.world import World, gather_objects
@@ -41,9 +42,6 @@ logger = logging.getLogger(__name__)
 _FIXED = ("RNG_SEED", "AUTO.MINUTES", "AUTO.GROUP_BY")  # of a run that resumes
 _OF_DATA = ("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "MODEL.NUM_CLASSES", "MODEL.TASK")
 _CHOSEN = {"AUTO.ENABLE": False}
-_SEVERAL_LABELS = {
-    "TEST.METRICS": ["mean_average_precision", "macro_f1"], "TRAIN.BEST_METRIC": "mean_average_precision"
-}  # fmt: skip
 _TRIAL = {**_CHOSEN, "SOLVER.MAX_EPOCH": 1, "SOLVER.WARMUP_EPOCHS": 0}
 _DIGEST, _LEFT_OUT = "videos.sha256", "left_out.csv"
 
@@ -133,7 +131,7 @@ def _chosen(cfg: CfgNode, given: set[str], found: FoundVideos, world: World, fol
     task = "multi_label" if found.multi_label else "single_label"
     of_data: dict[str, Any] = dict(zip(_OF_DATA, (str(folder), "", facts.classes, task), strict=True))
     if found.multi_label and "TRAIN.BEST_METRIC" not in given:
-        of_data |= _SEVERAL_LABELS
+        of_data |= MULTI_LABEL_METRICS
     weights = settings_of_weights(cfg.MODEL.INIT_FROM) if cfg.MODEL.INIT_FROM else {}
     weights = {name: choice for name, choice in weights.items() if name not in given}
     base = with_settings(cfg, of_data | {name: value for name, (value, _) in weights.items()})

@@ -128,3 +128,19 @@ def test_segments_of_a_timeline_may_overlap(several, tmp_path):
     done = call_tool("tools/timeline.py", several / "data/0.mp4", "--checkpoint", several / "run/model.pt",
                      "--annotate", tmp_path / "t.mp4")  # fmt: skip
     assert "--annotate shows one label at a time" in done.stderr
+
+
+def test_the_comparison_without_time_is_by_map(several, tmp_path):
+    done = call_tool("tools/explain.py", "--checkpoint", several / "run/model.pt", "--list", several / "data/test.csv",
+                     "--out", tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "mAP" in done.stdout
+    assert "one frame repeated" in done.stdout
+
+
+def test_a_checkpoint_with_too_few_thresholds_is_refused(several, tmp_path):
+    content = torch.load(several / "run/model.pt", weights_only=True)
+    content["thresholds"] = content["thresholds"][:2]
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="names 3 classes, but has 2 thresholds"):
+        load_model(tmp_path / "model.pt")
