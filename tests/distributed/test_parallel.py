@@ -343,7 +343,7 @@ def test_compilation_keeps_names_and_does_not_grow_with_grids_or_blocks():
     assert list(dict(model.named_parameters())) == list(dict(plain.named_parameters()))
     after = []
     for grid in grids:
-        for found, expected in zip(model(CLIPS, grid=grid), plain(CLIPS, grid=grid), strict=True):
+        for found, expected in zip(model(CLIPS, grid), plain(CLIPS, grid), strict=True):
             torch.testing.assert_close(found, expected)
         after.append(len(compilations))
     assert after[0] == 1  # four blocks, one code
