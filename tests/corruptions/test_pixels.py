@@ -67,7 +67,7 @@ def test_fog_is_one_layer_for_all_frames_and_rain_another_one_in_each():
     assert (fog[0] == fog[1]).all()
     assert fog.std() > 3
     assert (rain[0] != rain[1]).any()
-    assert rain.max() > 150  # light streaks on gray
+    assert rain.max() > 105  # light streaks on gray, blurred and darkened
 
 
 @pytest.mark.parametrize("function", [pixels.static_rotate, pixels.rotate])

@@ -1,0 +1,214 @@
+"""`lookupvit robustness`: accuracy on corrupted videos, of one checkpoint or against another."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lookupvit_video.commands import options
+from lookupvit_video.commands.run_command import print_error
+from lookupvit_video.errors import UserError
+from lookupvit_video.files import model_file, write_json
+from lookupvit_video.text import grid_name, printable, write_csv
+
+if TYPE_CHECKING:
+    from lookupvit_video.corruptions.table import Corruption
+    from lookupvit_video.data.manifest import Video
+    from lookupvit_video.evaluation.robustness.report import Side
+    from lookupvit_video.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+EXAMPLES = """  lookupvit robustness --checkpoint runs/x/model.pt --suite minikinetics-c --plot robust.png
+  lookupvit robustness --checkpoint runs/x/model.pt --list my.csv --suite fog jumble --severity 3 5 --grid all
+  lookupvit robustness --checkpoint runs/x/0 runs/x/1 --reference runs/vit/0 runs/vit/1 --json robust.json
+
+Several checkpoints on one side are seeds of one model: their figures are averaged. Answers are kept in a folder next to
+each checkpoint; the same command resumes from them.
+Exit code 0: done; 1: runtime failure, or some videos could not be read (they count as wrong); 2: invalid input.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = options.make_parser(
+        "Measure accuracy and calibration on corrupted videos: noise, blur, weather, codecs, time.", EXAMPLES
+    )
+    add = parser.add_argument
+    add("--checkpoint", required=True, nargs="+", type=model_file, metavar="PATH",
+        help="a run's folder, a .pt file, a save_pretrained folder, a Hub id; several: seeds of one model")  # fmt: skip
+    add("--reference", nargs="+", default=[], type=model_file, metavar="PATH", help="the same, to compare with")
+    add("--list", metavar="FILE", help="labelled videos (default: DATA.TEST_LIST of the first checkpoint's config)")
+    add("--suite", nargs="+", default=["all"], metavar="NAME",
+        help="minikinetics-c, minissv2-c, schiappa-p, more, all, or single corruptions (default: all)")  # fmt: skip
+    add("--severity", nargs="+", type=options.number(int, 1, 5), default=[1, 2, 3, 4, 5], metavar="N",
+        help="of 1 to 5 (default: all)")  # fmt: skip
+    add("--grid", nargs="+", default=[], metavar="TxHxW", help="compressed grids, or all (default: the checkpoint's)")
+    add("--videos", type=options.positive, metavar="N", help="take N videos, spread over the list (default: all)")
+    options.add_views(parser)
+    options.add_workers(parser)
+    options.add_device(parser)
+    add("--out", type=Path, metavar="FOLDER", help="where answers are kept (default: CHECKPOINT with .robustness)")
+    options.add_json(parser)
+    add("--csv", type=Path, metavar="FILE", help="write a row for each grid, corruption and severity")
+    add("--plot", type=Path, metavar="FILE", help="draw a heat map, and curves over severity and cost (PNG)")
+    arguments = parser.parse_args()
+    arguments.severity = sorted(set(arguments.severity))
+    if arguments.out and len(arguments.checkpoint) + len(arguments.reference) > 1:
+        parser.error("--out is for a single checkpoint; of several, each keeps its answers next to it")
+    return arguments
+
+
+def _grids(predictor: "Predictor", wanted: Sequence[str]) -> list[tuple[int, ...] | None]:
+    """Return the compressed grids to answer with; [None]: the model's own."""
+    from lookupvit_video.inference.budget import check_grid
+    from lookupvit_video.text import parse_grid
+
+    if list(wanted) == ["all"] and predictor.costs:
+        return list(predictor.costs)
+    for name in wanted:
+        check_grid(predictor.costs, parse_grid(name))
+    return [parse_grid(name) for name in wanted] or [None]
+
+
+def _videos(arguments: argparse.Namespace, predictor: "Predictor") -> "list[Video]":
+    import numpy as np
+
+    from lookupvit_video.data.manifest import load_split, read_manifest
+
+    if predictor.multi_label:
+        raise UserError(f"{predictor.source}: robustness is of one label a video; this checkpoint gives several")
+    classes, given = predictor.classes, arguments.list
+    videos = read_manifest(given, classes) if given else load_split(predictor.cfg, "test", classes)
+    count = min(arguments.videos or len(videos), len(videos))
+    return [videos[at] for at in np.linspace(0, len(videos) - 1, count).round().astype(int)]
+
+
+def _answer(
+    arguments: argparse.Namespace,
+    predictor: "Predictor",
+    videos: "Sequence[Video]",
+    corruptions: "Sequence[Corruption]",
+    grids: Sequence[tuple[int, ...] | None],
+    label: str,
+) -> "tuple[Path, list[tuple[int, str]]]":
+    """Answer all that is not answered yet; return the folder of the answers and the videos that could not be read."""
+    from lookupvit_video.distributed.world import World
+    from lookupvit_video.evaluation.evaluate import eval_loader
+    from lookupvit_video.evaluation.robustness.answers import answer_corrupted, open_folder
+    from lookupvit_video.inference.budget import fingerprint
+
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
+    views, crops = arguments.views or cfg.TEST.NUM_ENSEMBLE_VIEWS, arguments.crops or cfg.TEST.NUM_SPATIAL_CROPS
+    folder = arguments.out or Path(str(predictor.source)).with_suffix(".robustness")
+    open_folder(folder, {
+        "weights": fingerprint(predictor.model), "views": f"{views}x{crops}", "severities": arguments.severity,
+        "grids": [grid_name(grid or ()) for grid in grids],
+        "videos": [[video.path, video.label, video.start, video.end] for video in videos],
+    })  # fmt: skip
+    loader = eval_loader(cfg, videos, World(0, 1, predictor.device), views, crops)
+    bad = answer_corrupted(
+        predictor.predict_clips, loader, corruptions, folder, batch_size=cfg.TEST.BATCH_SIZE,
+        severities=arguments.severity, grids=grids, refuse_damaged=cfg.DATA.DAMAGED_TEST == "refuse", label=label,
+    )  # fmt: skip
+    return folder, bad
+
+
+def _answer_all(
+    arguments: argparse.Namespace,
+    predictor: "Predictor",
+    videos: "Sequence[Video]",
+    corruptions: "Sequence[Corruption]",
+    grids: Sequence[tuple[int, ...] | None],
+) -> tuple[list[Path], dict[int, str]]:
+    """Let every checkpoint answer; return their folders, and (row, reason) of the videos that could not be read.
+
+    Args:
+        predictor: the first checkpoint.
+    """
+    from lookupvit_video.inference.predictor import load_model
+
+    folders: list[Path] = []
+    bad: dict[int, str] = {}
+    for number, path in enumerate([*arguments.checkpoint, *arguments.reference]):
+        other = load_model(path, arguments.device) if number else predictor
+        if other.classes != predictor.classes:
+            raise UserError(f"{path}: its classes are not those of {arguments.checkpoint[0]}")
+        chosen = grids if number < len(arguments.checkpoint) else [None]
+        folder, unread = _answer(arguments, other, videos, corruptions, chosen, str(Path(path).parent))
+        folders.append(folder)
+        bad |= dict(unread)
+    return folders, bad
+
+
+def _sides(folders: Sequence[Path], corruptions: "Sequence[Corruption]", count: int) -> "list[Side]":
+    """Return the answers of some checkpoints on each of their grids."""
+    from lookupvit_video.evaluation.robustness.answers import CLEAN, read_answers
+    from lookupvit_video.evaluation.robustness.report import Side
+
+    kept = [[read_answers(folder, one) for one in (CLEAN, *corruptions)] for folder in folders]
+    complete = [[answers for answers in of if answers is not None] for of in kept]
+    return [Side([of[0] for of in complete], [of[1:] for of in complete], grid) for grid in range(count)]
+
+
+def robustness() -> int:
+    """Run `lookupvit robustness`."""
+    arguments = parse_arguments()
+    import numpy as np
+
+    from lookupvit_video.corruptions.table import suite
+    from lookupvit_video.evaluation.robustness.report import rows_of, summaries_of, summary_text, table_text
+    from lookupvit_video.inference.predictor import load_model
+    from lookupvit_video.log import setup_logging
+
+    setup_logging()
+    corruptions = suite(*arguments.suite)
+    predictor = load_model(arguments.checkpoint[0], arguments.device)
+    videos, grids = _videos(arguments, predictor), _grids(predictor, arguments.grid)
+    folders, bad = _answer_all(arguments, predictor, videos, corruptions, grids)
+    labels, first = np.array([video.label for video in videos]), len(arguments.checkpoint)
+    reference = _sides(folders[first:], corruptions, 1)[0] if arguments.reference else None
+    report: dict[str, Any] = {
+        "checkpoint": arguments.checkpoint, "reference": arguments.reference, "videos": len(videos),
+        "severities": arguments.severity, "grids": [],
+        "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in sorted(bad.items())],
+    }  # fmt: skip
+    for grid, side in zip(grids, _sides(folders[:first], corruptions, len(grids)), strict=True):
+        rows, found = rows_of(side, corruptions, labels), summaries_of(side, corruptions, labels, reference)
+        name = grid_name(grid or ())
+        report["grids"].append({"grid": name, "corruptions": rows, "summaries": found,
+                                "gmacs_per_view": float(f"{predictor.macs_a_view(grid) / 1e9:.4g}")})  # fmt: skip
+        print(f"grid {name}" if name else f"{len(videos)} videos")
+        print(table_text(rows, arguments.severity))
+        print("\n".join(summary_text(summary) for summary in found), flush=True)
+    _write(arguments, report)
+    for video in report["bad_videos"]:
+        print_error(printable(video["reason"]))
+    return 1 if report["bad_videos"] else 0
+
+
+def _write(arguments: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Write the files that are asked for."""
+    from lookupvit_video.evaluation.robustness.report import CSV_COLUMNS, csv_rows
+
+    severities, grids = report["severities"], report["grids"]
+    if arguments.json:
+        write_json(arguments.json, report)
+    if arguments.csv:
+        rows = [row for of in grids for row in csv_rows(of["grid"], of["corruptions"], severities)]
+        write_csv(arguments.csv, CSV_COLUMNS, rows)
+    if arguments.plot:
+        import numpy as np
+
+        from lookupvit_video.drawing.robustness import plot_robustness
+
+        cleans = [of["summaries"][-1]["clean"]["value"] for of in grids]
+        tables = [(of["grid"] or "this checkpoint", clean, np.array([row["top1"] for row in of["corruptions"]]))
+                  for of, clean in zip(grids, cleans, strict=True)]  # fmt: skip
+        costs = [(of["grid"], of["gmacs_per_view"], clean, of["summaries"][-1]["mPC"]["value"])
+                 for of, clean in zip(grids, cleans, strict=True)]  # fmt: skip
+        names = [row["corruption"] for row in grids[0]["corruptions"]]
+        plot_robustness(names, tables, severities, arguments.plot, sorted(costs, key=lambda row: row[1])
+                        if len(costs) > 1 else ())  # fmt: skip
