@@ -13,6 +13,8 @@ from lookupvit_video.files import model_file, write_json
 from lookupvit_video.text import grid_name, printable, write_csv
 
 if TYPE_CHECKING:
+    from fvcore.common.config import CfgNode
+
     from lookupvit_video.corruptions.table import Corruption
     from lookupvit_video.data.manifest import Video
     from lookupvit_video.evaluation.robustness.report import Side
@@ -84,63 +86,65 @@ def _videos(arguments: argparse.Namespace, predictor: "Predictor") -> "list[Vide
     return [videos[at] for at in np.linspace(0, len(videos) - 1, count).round().astype(int)]
 
 
-def _answer(
-    arguments: argparse.Namespace,
-    predictor: "Predictor",
-    videos: "Sequence[Video]",
-    corruptions: "Sequence[Corruption]",
-    grids: Sequence[tuple[int, ...] | None],
-    label: str,
-) -> "tuple[Path, list[tuple[int, str]]]":
-    """Answer all that is not answered yet; return the folder of the answers and the videos that could not be read."""
-    from lookupvit_video.distributed.world import World
-    from lookupvit_video.evaluation.evaluate import eval_loader
-    from lookupvit_video.evaluation.robustness.answers import answer_corrupted, open_folder
-    from lookupvit_video.inference.budget import fingerprint
-
-    cfg = predictor.cfg.clone()
-    cfg.defrost()
-    cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
-    views, crops = arguments.views or cfg.TEST.NUM_ENSEMBLE_VIEWS, arguments.crops or cfg.TEST.NUM_SPATIAL_CROPS
-    folder = arguments.out or Path(str(predictor.source)).with_suffix(".robustness")
-    open_folder(folder, {
-        "weights": fingerprint(predictor.model), "views": f"{views}x{crops}", "severities": arguments.severity,
-        "grids": [grid_name(grid or ()) for grid in grids],
-        "videos": [[video.path, video.label, video.start, video.end] for video in videos],
-    })  # fmt: skip
-    loader = eval_loader(cfg, videos, World(0, 1, predictor.device), views, crops)
-    bad = answer_corrupted(
-        predictor.predict_clips, loader, corruptions, folder, batch_size=cfg.TEST.BATCH_SIZE,
-        severities=arguments.severity, grids=grids, refuse_damaged=cfg.DATA.DAMAGED_TEST == "refuse", label=label,
-    )  # fmt: skip
-    return folder, bad
-
-
 def _answer_all(
     arguments: argparse.Namespace,
-    predictor: "Predictor",
+    predictors: "Sequence[Predictor]",
     videos: "Sequence[Video]",
     corruptions: "Sequence[Corruption]",
     grids: Sequence[tuple[int, ...] | None],
 ) -> tuple[list[Path], dict[int, str]]:
     """Let every checkpoint answer; return their folders, and (row, reason) of the videos that could not be read.
 
+    Checkpoints that read videos in the same way answer together, so that each corrupted video is made once for them.
+
     Args:
-        predictor: the first checkpoint.
+        grids: of ``--checkpoint``; ``--reference`` answers on its own.
     """
+    from lookupvit_video.distributed.world import World
+    from lookupvit_video.evaluation.evaluate import eval_loader
+    from lookupvit_video.evaluation.robustness.answers import Answering, answer_corrupted, open_folder
+    from lookupvit_video.inference.budget import fingerprint
+
+    groups: dict[str, list[tuple[CfgNode, Answering]]] = {}
+    folders: list[Path] = []
+    for number, predictor in enumerate(predictors):
+        cfg = predictor.cfg.clone()
+        cfg.defrost()
+        cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
+        cfg.TEST.NUM_ENSEMBLE_VIEWS = arguments.views or cfg.TEST.NUM_ENSEMBLE_VIEWS
+        cfg.TEST.NUM_SPATIAL_CROPS = arguments.crops or cfg.TEST.NUM_SPATIAL_CROPS
+        chosen = grids if number < len(arguments.checkpoint) else [None]
+        folders.append(arguments.out or Path(str(predictor.source)).with_suffix(".robustness"))
+        open_folder(folders[-1], {
+            "weights": fingerprint(predictor.model), "severities": arguments.severity,
+            "views": f"{cfg.TEST.NUM_ENSEMBLE_VIEWS}x{cfg.TEST.NUM_SPATIAL_CROPS}",
+            "grids": [grid_name(grid or ()) for grid in chosen],
+            "videos": [[video.path, video.label, video.start, video.end] for video in videos],
+        })  # fmt: skip
+        answering = Answering(predictor.predict_clips, folders[-1], chosen)
+        groups.setdefault(f"{cfg.DATA} {cfg.TEST}", []).append((cfg, answering))
+    bad: dict[int, str] = {}
+    for group in groups.values():
+        cfg = group[0][0]
+        loader = eval_loader(
+            cfg, videos, World(0, 1, predictors[0].device), cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
+        )
+        bad |= dict(answer_corrupted(
+            [answering for _, answering in group], loader, corruptions, batch_size=cfg.TEST.BATCH_SIZE,
+            severities=arguments.severity, refuse_damaged=cfg.DATA.DAMAGED_TEST == "refuse",
+        ))  # fmt: skip
+    return folders, bad
+
+
+def _predictors(arguments: argparse.Namespace) -> "list[Predictor]":
     from lookupvit_video.inference.predictor import load_model
 
-    folders: list[Path] = []
-    bad: dict[int, str] = {}
-    for number, path in enumerate([*arguments.checkpoint, *arguments.reference]):
-        other = load_model(path, arguments.device) if number else predictor
-        if other.classes != predictor.classes:
-            raise UserError(f"{path}: its classes are not those of {arguments.checkpoint[0]}")
-        chosen = grids if number < len(arguments.checkpoint) else [None]
-        folder, unread = _answer(arguments, other, videos, corruptions, chosen, str(Path(path).parent))
-        folders.append(folder)
-        bad |= dict(unread)
-    return folders, bad
+    paths = [*arguments.checkpoint, *arguments.reference]
+    predictors = [load_model(path, arguments.device) for path in paths]
+    for path, predictor in zip(paths, predictors, strict=True):
+        if predictor.classes != predictors[0].classes:
+            raise UserError(f"{path}: its classes are not those of {paths[0]}")
+    return predictors
 
 
 def _sides(folders: Sequence[Path], corruptions: "Sequence[Corruption]", count: int) -> "list[Side]":
@@ -160,14 +164,14 @@ def robustness() -> int:
 
     from lookupvit_video.corruptions.table import suite
     from lookupvit_video.evaluation.robustness.report import rows_of, summaries_of, summary_text, table_text
-    from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
 
     setup_logging()
     corruptions = suite(*arguments.suite)
-    predictor = load_model(arguments.checkpoint[0], arguments.device)
+    predictors = _predictors(arguments)
+    predictor = predictors[0]
     videos, grids = _videos(arguments, predictor), _grids(predictor, arguments.grid)
-    folders, bad = _answer_all(arguments, predictor, videos, corruptions, grids)
+    folders, bad = _answer_all(arguments, predictors, videos, corruptions, grids)
     labels, first = np.array([video.label for video in videos]), len(arguments.checkpoint)
     reference = _sides(folders[first:], corruptions, 1)[0] if arguments.reference else None
     report: dict[str, Any] = {

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simplejson
@@ -86,23 +86,29 @@ def read_answers(folder: Path, corruption: Corruption) -> Answers | None:
         return Answers(kept["predictions"], kept["confidences"])
 
 
+class Answering(NamedTuple):
+    """A model that answers, and the folder where its answers are kept, see ``open_folder``."""
+
+    predict: Predict
+    folder: Path
+    grids: Sequence[CompressedGrid] = (None,)
+
+
 def answer_corrupted(
-    predict: Predict,
+    models: Sequence[Answering],
     plain: Loader,
     corruptions: Sequence[Corruption],
-    folder: Path,
     *,
     batch_size: int,
     severities: Sequence[int] = SEVERITIES,
-    grids: Sequence[CompressedGrid] = (None,),
     refuse_damaged: bool = False,
-    label: str = "robustness",
 ) -> list[tuple[int, str]]:
-    """Answer all videos, as they are and under each corruption, and keep the answers; what is kept is not repeated.
+    """Let models answer all videos, as they are and under each corruption; answers that are kept are not repeated.
+
+    A corrupted video is made once for all models.
 
     Args:
         plain: loader of the test of these videos, see ``eval_loader``; its data set, workers and so on are used.
-        folder: see ``open_folder``.
         batch_size: videos in one step.
         refuse_damaged: whether a damaged video stops the measurement.
 
@@ -114,7 +120,11 @@ def answer_corrupted(
     """
     videos = plain.dataset
     assert isinstance(videos, VideoDataset)
-    passes = [one for one in passes_of(corruptions, severities) if read_answers(folder, one[0]) is None]
+    lacking = {
+        one.name: [model for model in models if read_answers(model.folder, one) is None]
+        for one, _ in passes_of(corruptions, severities)
+    }
+    passes = [one for one in passes_of(corruptions, severities) if lacking[one[0].name]]
     rows = [list(range(first, min(first + batch_size, len(videos)))) for first in range(0, len(videos), batch_size)]
     keys: list[Any] = [[(number, row) for row in part] for number in range(len(passes)) for part in rows]
     loader = Loader(
@@ -122,41 +132,48 @@ def answer_corrupted(
         timeout=plain.timeout, pin_memory=plain.pin_memory,
     )  # fmt: skip
     bad: dict[int, str] = {}
-    with report_worker_failures(), closing(_shown(loader, len(passes) * len(videos), batch_size, label)) as batches:
+    with report_worker_failures(), closing(_shown(loader, len(passes) * len(videos), batch_size)) as batches:
         for corruption, chosen in passes:
-            answers = _answer(predict, islice(batches, len(rows)), (len(chosen), len(grids), len(videos)), grids)
-            for row, reason in answers[1]:
-                bad.setdefault(row, reason)
-            if refuse_damaged and answers[2]:
-                row, damage = answers[2][0]
+            answering = lacking[corruption.name]
+            found = _answer(answering, islice(batches, len(rows)), len(chosen), len(videos))
+            bad |= dict(found.bad)
+            if refuse_damaged and found.damaged:
+                row, damage = found.damaged[0]
                 raise damage_refused(videos.videos[row].path, damage, "DATA.DAMAGED_TEST")
-            with atomic_write(folder / f"{corruption.name}.npz") as temporary:
-                np.savez(temporary, predictions=answers[0].predictions, confidences=answers[0].confidences)
+            for model, answers in zip(answering, found.answers, strict=True):
+                with atomic_write(model.folder / f"{corruption.name}.npz") as temporary:
+                    np.savez(temporary, predictions=answers.predictions, confidences=answers.confidences)
     return sorted(bad.items())
 
 
-def _shown(loader: Iterable[Batch], total: int, batch_size: int, label: str) -> Generator[Batch, None, None]:
-    yield from progress(loader, total=total, label=label, unit="videos", step=batch_size)
+def _shown(loader: Iterable[Batch], total: int, batch_size: int) -> Generator[Batch, None, None]:
+    yield from progress(loader, total=total, label="robustness", unit="videos", step=batch_size)
 
 
-def _answer(
-    predict: Predict, batches: Iterable[Batch], shape: tuple[int, int, int], grids: Sequence[CompressedGrid]
-) -> tuple[Answers, list[tuple[int, str]], list[tuple[int, str]]]:
-    """Return the answers (S, G, V) to one pass, its unread and its damaged videos."""
-    answers = Answers(np.full(shape, -1, np.int32), np.zeros(shape, np.float32))
-    bad: list[tuple[int, str]] = []
-    damaged: list[tuple[int, str]] = []
+class _Pass(NamedTuple):
+    """The answers of each model to one corruption, and (row, reason) of its unread and damaged videos."""
+
+    answers: list[Answers]
+    bad: list[tuple[int, str]]
+    damaged: list[tuple[int, str]]
+
+
+def _answer(models: Sequence[Answering], batches: Iterable[Batch], num_severities: int, num_videos: int) -> _Pass:
+    shapes = [(num_severities, len(model.grids), num_videos) for model in models]
+    found = _Pass([Answers(np.full(shape, -1, np.int32), np.zeros(shape, np.float32)) for shape in shapes], [], [])
     for batch in batches:
         rows = batch.indices.numpy()
-        clips_BSV = batch.clips.unflatten(0, (len(rows), shape[0], -1))
-        for severity in range(shape[0]):
-            for place, grid in enumerate(grids):
-                shares = predict(clips_BSV[:, severity].flatten(0, 1), grid)
-                best = shares.unflatten(0, (len(rows), -1)).mean(1).max(-1)
-                answers.predictions[severity, place, rows] = best.indices.numpy()
-                answers.confidences[severity, place, rows] = best.values.numpy()
-        bad += batch.errors
-        damaged += batch.damaged
-    unread = [row for row, _ in bad]
-    answers.predictions[..., unread], answers.confidences[..., unread] = -1, 0
-    return answers, bad, damaged
+        clips_BSV = batch.clips.unflatten(0, (len(rows), num_severities, -1))
+        for severity in range(num_severities):
+            clips = clips_BSV[:, severity].flatten(0, 1)
+            for model, answers in zip(models, found.answers, strict=True):
+                for place, grid in enumerate(model.grids):
+                    best = model.predict(clips, grid).unflatten(0, (len(rows), -1)).mean(1).max(-1)
+                    answers.predictions[severity, place, rows] = best.indices.numpy()
+                    answers.confidences[severity, place, rows] = best.values.numpy()
+        found.bad.extend(batch.errors)
+        found.damaged.extend(batch.damaged)
+    unread = [row for row, _ in found.bad]
+    for answers in found.answers:
+        answers.predictions[..., unread], answers.confidences[..., unread] = -1, 0
+    return found

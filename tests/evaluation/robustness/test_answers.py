@@ -13,7 +13,14 @@ from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.evaluation.evaluate import eval_loader
 from lookupvit_video.evaluation.robustness import answers as module
-from lookupvit_video.evaluation.robustness.answers import CLEAN, Answers, answer_corrupted, open_folder, read_answers
+from lookupvit_video.evaluation.robustness.answers import (
+    CLEAN,
+    Answering,
+    Answers,
+    answer_corrupted,
+    open_folder,
+    read_answers,
+)
 from tests.small import settings
 
 CLASSES = ["class 0", "class 1", "class 2"]
@@ -42,8 +49,9 @@ def broken(data, tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 4, 20])
 def test_every_video_is_answered_at_each_severity_and_grid(broken, tmp_path, batch_size):
     corruptions = suite("brightness", "freeze")
-    bad = answer_corrupted(predict, loader_of(broken), corruptions, tmp_path, batch_size=batch_size, severities=(1, 5),
-                           grids=[None, (1, 2, 2)])  # fmt: skip
+    (tmp_path / "other").mkdir()
+    models = [Answering(predict, tmp_path, [None, (1, 2, 2)]), Answering(predict, tmp_path / "other")]
+    bad = answer_corrupted(models, loader_of(broken), corruptions, batch_size=batch_size, severities=(1, 5))
     assert [row for row, _ in bad] == [3]
     clean, brighter = read_answers(tmp_path, CLEAN), read_answers(tmp_path, corruptions[0])
     assert clean.predictions.shape == (1, 2, 9)
@@ -55,6 +63,7 @@ def test_every_video_is_answered_at_each_severity_and_grid(broken, tmp_path, bat
         expected = predict(sample.clips, grid).mean(0)
         assert clean.predictions[0, place, 5] == expected.argmax()
         assert clean.confidences[0, place, 5] == pytest.approx(float(expected.max()))
+    assert (read_answers(tmp_path / "other", corruptions[0]).confidences == brighter.confidences[:, :1]).all()
     assert not np.allclose(brighter.confidences[1], clean.confidences[0])
 
 
@@ -69,14 +78,14 @@ def test_what_is_answered_is_not_answered_again(data, tmp_path, monkeypatch):
 
     options = {"batch_size": 4, "severities": (2, 3, 4)}
     with pytest.raises(KeyboardInterrupt):
-        answer_corrupted(counting, loader_of(data), corruptions, tmp_path, **options)
+        answer_corrupted([Answering(counting, tmp_path)], loader_of(data), corruptions, **options)
     assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["brightness.npz", "clean.npz"]
     seen.clear()
-    answer_corrupted(counting, loader_of(data), corruptions, tmp_path, **options)
+    answer_corrupted([Answering(counting, tmp_path)], loader_of(data), corruptions, **options)
     assert len(seen) == 9  # 3 batches x 3 severities of the second corruption
     whole = tmp_path / "whole"
     whole.mkdir()
-    answer_corrupted(predict, loader_of(data), corruptions, whole, **options)
+    answer_corrupted([Answering(predict, whole)], loader_of(data), corruptions, **options)
     for name in ("clean", "brightness", "contrast"):
         assert (np.load(tmp_path / f"{name}.npz")["confidences"] == np.load(whole / f"{name}.npz")["confidences"]).all()
 
@@ -95,13 +104,12 @@ def test_a_damaged_video_can_be_refused(data, tmp_path, monkeypatch):
     damaged = module._answer
 
     def with_damage(*arguments):
-        answers, bad, _ = damaged(*arguments)
-        return answers, bad, [(2, "cut short")]
+        return damaged(*arguments)._replace(damaged=[(2, "cut short")])
 
     monkeypatch.setattr(module, "_answer", with_damage)
     with pytest.raises(RunFailure, match=r"2\.mp4: damaged: cut short"):
-        answer_corrupted(predict, loader_of(data), [], tmp_path, batch_size=4, refuse_damaged=True)
-    answer_corrupted(predict, loader_of(data), [], tmp_path, batch_size=4)
+        answer_corrupted([Answering(predict, tmp_path)], loader_of(data), [], batch_size=4, refuse_damaged=True)
+    answer_corrupted([Answering(predict, tmp_path)], loader_of(data), [], batch_size=4)
 
 
 def test_an_unread_video_is_never_right():
