@@ -1,23 +1,24 @@
 """Every corruption once: what it is called, which suites have it, its published strengths, and how to apply it.
 
 Suites: Mini Kinetics-C and Mini SSv2-C (Yi et al., NeurIPS 2021 data sets track), Kinetics400-P (Schiappa et al., CVPR
-2023), and "more", of this project. Two corruptions of one name in two suites have different strengths; the one with
-"_p" is Kinetics400-P's.
+2023), "more", of this project, and "probes", which depend on a model's tubelets. Two corruptions of one name in two
+suites have different strengths; the one with "_p" is Kinetics400-P's.
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from lookupvit_video.corruptions import blur, codec, pixels, timing
+from lookupvit_video.corruptions import blur, codec, pixels, timing, tubelets
 from lookupvit_video.errors import UserError
 from lookupvit_video.seeding import mix_seed
 
-YI_KINETICS, YI_SSV2, SCHIAPPA, MORE = SUITES = ("minikinetics-c", "minissv2-c", "schiappa-p", "more")
+YI_KINETICS, YI_SSV2, SCHIAPPA, MORE, PROBES = SUITES = ("minikinetics-c", "minissv2-c", "schiappa-p", "more", "probes")
 BOTH_YI = (YI_KINETICS, YI_SSV2)
 SEVERITIES = (1, 2, 3, 4, 5)
 CLIP, VIDEO, ORDER = "clip", "video", "order"
@@ -120,16 +121,35 @@ def _all() -> list[Corruption]:
 CORRUPTIONS = {corruption.name: corruption for corruption in _all()}
 
 
-def suite(*names: str) -> list[Corruption]:
+def probes(tubelet: tubelets.Tubelet) -> list[Corruption]:
+    """Return the probes for a model with tubelets of some size.
+
+    The severities of shuffled and frozen frames are five draws of the same strength.
+    """
+    shares = (0.01, 0.02, 0.05, 0.1, 0.2)
+    noisy, shuffled = (partial(one, tubelet=tubelet) for one in (tubelets.noisy_tubelets, tubelets.shuffled_blocks))
+    return [
+        Corruption("tubelets_on_grid", partial(noisy, shifted=False), shares, (PROBES,)),
+        Corruption("tubelets_off_grid", partial(noisy, shifted=True), shares, (PROBES,)),
+        Corruption("shuffled_blocks", shuffled, (2, 3, 4, 6, 1000), (PROBES,)),
+        Corruption("shuffled_frames", tubelets.shuffled_frames, (1, 1, 1, 1, 1), (PROBES,)),
+        Corruption("frozen_frames", tubelets.frozen_frames, (0.1, 0.3, 0.5, 0.7, 0.9), (PROBES,)),
+    ]
+
+
+def suite(*names: str, tubelet: tubelets.Tubelet = (2, 16, 16)) -> list[Corruption]:
     """Return the corruptions of some suites, or of those names themselves; "all" has each once.
+
+    Args:
+        tubelet: of the model, for the probes.
 
     Raises:
         UserError: there is no suite and no corruption of a name.
     """
     chosen: dict[str, Corruption] = {}
+    every = {**CORRUPTIONS, **{probe.name: probe for probe in probes(tubelet)}}
     for name in names:
-        found = [one for one in CORRUPTIONS.values() if name in (*one.suites, one.name, "all")]
-        if name not in (*SUITES, "all", *CORRUPTIONS):
-            raise UserError(f"suite {name!r}: choose all, {', '.join(SUITES)}, or from {', '.join(CORRUPTIONS)}")
-        chosen |= {one.name: one for one in found}
+        if name not in (*SUITES, "all", *every):
+            raise UserError(f"suite {name!r}: choose all, {', '.join(SUITES)}, or from {', '.join(every)}")
+        chosen |= {one.name: one for one in every.values() if name in (*one.suites, one.name, "all")}
     return list(chosen.values())

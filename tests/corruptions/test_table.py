@@ -80,7 +80,8 @@ def test_every_corruption_names_its_suites_and_has_five_severities():
 def test_suites_are_chosen_by_their_names_or_one_by_one():
     assert len(suite("minikinetics-c")) == len(suite("minissv2-c")) == 12
     assert len(suite("schiappa-p")) == 18
-    assert {one.name for one in suite("all")} == set(CORRUPTIONS)
+    assert {one.name for one in suite("all")} == {*CORRUPTIONS, *(probe.name for probe in suite("probes"))}
+    assert len(suite("probes")) == 5
     assert [one.name for one in suite("fog", "jumble", "fog")] == ["fog", "jumble"]
     with pytest.raises(UserError, match="suite 'snow': choose all, minikinetics-c"):
         suite("fog", "snow")

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +43,16 @@ def parse_arguments() -> argparse.Namespace:
     add("--reference", nargs="+", default=[], type=model_file, metavar="PATH", help="the same, to compare with")
     add("--list", metavar="FILE", help="labelled videos (default: DATA.TEST_LIST of the first checkpoint's config)")
     add("--suite", nargs="+", default=["all"], metavar="NAME",
-        help="minikinetics-c, minissv2-c, schiappa-p, more, all, or single corruptions (default: all)")  # fmt: skip
+        help="minikinetics-c, minissv2-c, schiappa-p, more, probes, all, or corruptions (default: all)")  # fmt: skip
     add("--severity", nargs="+", type=options.number(int, 1, 5), default=[1, 2, 3, 4, 5], metavar="N",
         help="of 1 to 5 (default: all)")  # fmt: skip
     add("--grid", nargs="+", default=[], metavar="TxHxW", help="compressed grids, or all (default: the checkpoint's)")
     add("--videos", type=options.positive, metavar="N", help="take N videos, spread over the list (default: all)")
+    add("--temperature", type=options.number(float, 0.01, 100), default=1.0, metavar="T",
+        help="divide the logits of the gather (other models: of self-attention) by T (default: 1)")  # fmt: skip
+    add("--attack", type=options.natural, default=0, metavar="N",
+        help="attack N tubelets of each clip with the model's gradients: success rate (default: 0, none)")  # fmt: skip
+    add("--attack-steps", type=options.positive, default=10, metavar="N", help="steps of an attack (default: 10)")
     options.add_views(parser)
     options.add_workers(parser)
     options.add_device(parser)
@@ -117,6 +123,7 @@ def _answer_all(
         folders.append(arguments.out or Path(str(predictor.source)).with_suffix(".robustness"))
         open_folder(folders[-1], {
             "weights": fingerprint(predictor.model), "severities": arguments.severity,
+            "temperature": arguments.temperature,
             "views": f"{cfg.TEST.NUM_ENSEMBLE_VIEWS}x{cfg.TEST.NUM_SPATIAL_CROPS}",
             "grids": [grid_name(grid or ()) for grid in chosen],
             "videos": [[video.path, video.label, video.start, video.end] for video in videos],
@@ -134,6 +141,29 @@ def _answer_all(
             severities=arguments.severity, refuse_damaged=cfg.DATA.DAMAGED_TEST == "refuse",
         ))  # fmt: skip
     return folders, bad
+
+
+def _attack(arguments: argparse.Namespace, predictor: "Predictor", videos: "Sequence[Video]") -> dict[str, Any]:
+    """Attack one clip of each video; print and return what it reached."""
+    from lookupvit_video.distributed.world import World
+    from lookupvit_video.evaluation.evaluate import eval_loader
+    from lookupvit_video.evaluation.robustness.attack import attack_clips
+    from lookupvit_video.progress import progress
+
+    cfg, size = predictor.cfg.clone(), predictor.cfg.TEST.BATCH_SIZE
+    cfg.defrost()
+    cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
+    loader = eval_loader(cfg, videos, World(0, 1, predictor.device))
+    found = attack_clips(
+        predictor.model, progress(loader, total=len(videos), label="attack", unit="videos", step=size),
+        predictor.device, mean=cfg.DATA.MEAN, std=cfg.DATA.STD, tubelet=tuple(cfg.MODEL.TUBELET),
+        count=arguments.attack, steps=arguments.attack_steps,
+    )  # fmt: skip
+    print(
+        f"{predictor.source}: attack on {arguments.attack} tubelets, {arguments.attack_steps} steps: {found.fooled} of "
+        f"{found.right} right answers turned, {found.success:.1f} %"
+    )
+    return {"checkpoint": str(predictor.source), **found._asdict()}
 
 
 def _predictors(arguments: argparse.Namespace) -> "list[Predictor]":
@@ -164,19 +194,25 @@ def robustness() -> int:
 
     from lookupvit_video.corruptions.table import suite
     from lookupvit_video.evaluation.robustness.report import rows_of, summaries_of, summary_text, table_text
+    from lookupvit_video.evaluation.robustness.temperature import tempered
     from lookupvit_video.log import setup_logging
 
     setup_logging()
-    corruptions = suite(*arguments.suite)
+    suite(*arguments.suite)  # a wrong name is reported before any work
     predictors = _predictors(arguments)
     predictor = predictors[0]
+    corruptions = suite(*arguments.suite, tubelet=tuple(predictor.cfg.MODEL.TUBELET))
     videos, grids = _videos(arguments, predictor), _grids(predictor, arguments.grid)
-    folders, bad = _answer_all(arguments, predictors, videos, corruptions, grids)
+    with ExitStack() as stack:
+        for one in predictors:
+            stack.enter_context(tempered(one.model, arguments.temperature))
+        folders, bad = _answer_all(arguments, predictors, videos, corruptions, grids)
+        attacks = [_attack(arguments, one, videos) for one in predictors] if arguments.attack else []
     labels, first = np.array([video.label for video in videos]), len(arguments.checkpoint)
     reference = _sides(folders[first:], corruptions, 1)[0] if arguments.reference else None
     report: dict[str, Any] = {
         "checkpoint": arguments.checkpoint, "reference": arguments.reference, "videos": len(videos),
-        "severities": arguments.severity, "grids": [],
+        "severities": arguments.severity, "temperature": arguments.temperature, "grids": [], "attacks": attacks,
         "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in sorted(bad.items())],
     }  # fmt: skip
     for grid, side in zip(grids, _sides(folders[:first], corruptions, len(grids)), strict=True):

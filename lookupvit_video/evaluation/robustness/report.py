@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lookupvit_video.corruptions.table import CORRUPTIONS, SUITES, Corruption
+from lookupvit_video.corruptions.table import SUITES, Corruption, suite
 from lookupvit_video.evaluation.robustness.answers import Answers
 from lookupvit_video.evaluation.robustness.measures import (
     Right,
@@ -114,7 +114,7 @@ def _groups(corruptions: Sequence[Corruption]) -> list[tuple[str, list[int]]]:
     """Return (name, places of its corruptions) of each suite that is complete, and of all together."""
     groups: list[tuple[str, list[int]]] = []
     for name in (*SUITES, "together"):
-        members = {one.name for one in CORRUPTIONS.values() if name in one.suites}
+        members = {one.name for one in suite("all") if name in one.suites}
         places = [at for at, one in enumerate(corruptions) if name == "together" or one.name in members]
         if len(places) >= len(members) and places not in [others for _, others in groups]:
             groups.append((name, places))

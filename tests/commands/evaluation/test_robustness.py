@@ -60,6 +60,21 @@ def test_a_reference_on_the_same_videos_and_seeds(data, tmp_path):
     assert "difference to the reference: clean" in done.stdout
 
 
+def test_probes_an_attack_and_a_temperature(data, tmp_path):
+    folder = save(tmp_path / "a", data)
+    done = run("--checkpoint", folder, "--suite", "probes", "--severity", 5, "--attack", 2, "--attack-steps", 2,
+               "--temperature", 2, "--json", tmp_path / "r.json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert [row["corruption"] for row in report["grids"][0]["corruptions"]][2] == "shuffled_blocks"
+    assert report["grids"][0]["summaries"][0]["suite"] == "probes"
+    assert report["attacks"][0]["clips"] == 9
+    assert "attack on 2 tubelets, 2 steps:" in done.stdout
+    done = run("--checkpoint", folder, "--suite", "probes", "--severity", 5)
+    assert done.returncode == 2
+    assert "holds answers with other temperature" in done.stderr
+
+
 def test_a_bad_video_counts_as_wrong_and_is_named(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "3.mp4").write_bytes(b"")
