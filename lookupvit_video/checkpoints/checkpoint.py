@@ -176,7 +176,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
     """
     own, given = model.state_dict(), dict(checkpoint.model)
     if isinstance(model.tokenizer, TubeletTokenizer):  # PyTorchVideo's models have positions of their own kind
-        grid, own_grid = token_grid(checkpoint.config), model.tokenizer.grid
+        grid, own_grid = token_grid(checkpoint.config.MODEL, checkpoint.config.DATA), model.tokenizer.grid
         if resize_positions:
             _resize_positions(own, given, grid, own_grid)
         elif grid != own_grid:  # their number of positions may be the same

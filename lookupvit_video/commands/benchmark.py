@@ -92,7 +92,8 @@ def flops() -> int:
             archs = " or ".join(models_with("compressed_grids"))
             raise UserError(f"--sweep is for MODEL.ARCH {archs}; {cfg.MODEL.ARCH} has no compressed tokens")
         grids = list(map(parse_grid, words))
-        grids = grids or [*model_spec(cfg).grids, *usual_grids(token_grid(cfg), cfg.MODEL.ENCODER == "joint")]
+        lookup = token_grid(cfg.MODEL, cfg.DATA)
+        grids = grids or [*model_spec(cfg).grids, *usual_grids(lookup, cfg.MODEL.ENCODER == "joint")]
         cfg = load_config(arguments.cfg, [*settings, "TEST.GRIDS", str([list(grid) for grid in grids])])
     facts = {"config": arguments.cfg, **describe(cfg, not arguments.no_measure, sweep)}
     show(facts)

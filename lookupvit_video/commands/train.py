@@ -67,11 +67,11 @@ def test() -> int:
 def run(path: str, overrides: list[str], dry: bool = False) -> int:
     """Train and test by a config; return the exit code."""
     share_cores()
-    from lookupvit_video.config import given_keys, load_config
+    from lookupvit_video.config import given_keys, load_config, with_settings
     from lookupvit_video.data.manifest import load_classes
     from lookupvit_video.distributed.world import close_world, init_world, report_lost_processes
     from lookupvit_video.log import setup_logging
-    from lookupvit_video.own_videos.choose import choose_config, with_output_dir
+    from lookupvit_video.own_videos.choose import choose_config, output_dir_of
     from lookupvit_video.processes.stop_signals import Stopped
     from lookupvit_video.training.dry_run import dry_run
     from lookupvit_video.training.output import report_disk_failures, sole_writer
@@ -79,7 +79,8 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
 
     cfg, given = load_config(path, overrides), given_keys(path, overrides)
     if cfg.AUTO.ENABLE:
-        cfg = with_output_dir(cfg, given)
+        default = {"OUTPUT_DIR": output_dir_of(cfg.DATA.PATH_TO_DATA_DIR)}
+        cfg = cfg if "OUTPUT_DIR" in given else with_settings(cfg, default)
     classes = [] if cfg.AUTO.ENABLE else load_classes(cfg)
     world = init_world(cfg.DIST_TIMEOUT)
     setup_logging(world.is_main)

@@ -1,6 +1,6 @@
 """The settings of a run: ``keys`` declares them, ``load`` reads them, ``checks`` says what must hold."""
 
-from lookupvit_video.config.checks import get_key, token_grid, validate
+from lookupvit_video.config.checks import Section, get_key, token_grid, validate
 from lookupvit_video.config.keys import KEYS
 from lookupvit_video.config.load import (
     config_from_text,
@@ -14,6 +14,6 @@ from lookupvit_video.config.load import (
 )
 
 __all__ = [
-    "KEYS", "config_from_text", "differences", "find_config", "get_defaults", "get_key", "given_keys",
+    "KEYS", "Section", "config_from_text", "differences", "find_config", "get_defaults", "get_key", "given_keys",
     "load_config", "parse_yaml", "token_grid", "validate", "with_settings",
 ]  # fmt: skip

@@ -72,12 +72,8 @@ def _check_needs(name: str, values: Mapping[str, Any]) -> None:
                 raise UserError(f"{name} {value} is only for {wanted}; {found}")
 
 
-def token_grid(cfg: CfgNode) -> tuple[int, int, int]:
+def token_grid(MODEL: Section, DATA: Section) -> tuple[int, int, int]:
     """Return the (t, h, w) grid of the lookup tokens that the config's clip and tubelet make."""
-    return _token_grid(cfg.MODEL, cfg.DATA)
-
-
-def _token_grid(MODEL: Section, DATA: Section) -> tuple[int, int, int]:
     t, h, w = MODEL.TUBELET
     return DATA.NUM_FRAMES // t, DATA.TRAIN_CROP_SIZE // h, DATA.TRAIN_CROP_SIZE // w
 
@@ -135,7 +131,7 @@ def _grids_fit(MODEL: Section, DATA: Section, TEST: Section) -> Iterator[str]:
         named += [("TEST.GRIDS", grid) for grid in TEST.GRIDS]
     elif MODEL.TOKENS == "all":
         return  # no compressed tokens
-    lookup = _token_grid(MODEL, DATA)[MODEL.ENCODER == "factorised" :]
+    lookup = token_grid(MODEL, DATA)[MODEL.ENCODER == "factorised" :]
     for name, grid in named:
         if len(grid) != len(lookup):
             what = "h x w of each time index" if len(lookup) == 2 else "t x h x w"

@@ -12,7 +12,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from lookupvit_video.arguments import expand_user, setting_pairs
-from lookupvit_video.config.checks import get_key, validate
+from lookupvit_video.config.checks import Section, get_key, validate
 from lookupvit_video.config.keys import KEYS, MULTI_LABEL_METRICS
 from lookupvit_video.errors import UserError
 from lookupvit_video.remote import is_remote, joined, local_copy
@@ -176,7 +176,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             node[last] = expand_user(node[last])
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
-    _fit_metrics(cfg)
+    _fit_metrics(cfg.MODEL, cfg.TRAIN, cfg.TEST)
     validate(cfg)
     cfg.freeze()
     return cfg
@@ -189,11 +189,11 @@ def given_keys(path: str | Path | None, overrides: Sequence[str] = ()) -> set[st
     return {name for tree in trees for name, _, _ in differences(tree, {}) if name in KEYS}
 
 
-def _fit_metrics(cfg: CfgNode) -> None:
+def _fit_metrics(MODEL: Section, TRAIN: Section, TEST: Section) -> None:
     """Replace the default metrics where a video may have several labels."""
-    if cfg.MODEL.TASK == "multi_label" and cfg.TEST.METRICS == KEYS["TEST.METRICS"].default:
-        cfg.TEST.METRICS = list(MULTI_LABEL_METRICS["TEST.METRICS"])
-        cfg.TRAIN.BEST_METRIC = MULTI_LABEL_METRICS["TRAIN.BEST_METRIC"]
+    if MODEL.TASK == "multi_label" and TEST.METRICS == KEYS["TEST.METRICS"].default:
+        TEST.METRICS = list(MULTI_LABEL_METRICS["TEST.METRICS"])
+        TRAIN.BEST_METRIC = MULTI_LABEL_METRICS["TRAIN.BEST_METRIC"]
 
 
 def with_settings(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
@@ -204,7 +204,7 @@ def with_settings(cfg: CfgNode, values: Mapping[str, Any]) -> CfgNode:
         *groups, last = name.split(".")
         node = get_key(changed, groups[0]) if groups else changed
         node[last] = _coerce(value, KEYS[name].default, name)
-    _fit_metrics(changed)
+    _fit_metrics(changed.MODEL, changed.TRAIN, changed.TEST)
     validate(changed)
     changed.freeze()
     return changed

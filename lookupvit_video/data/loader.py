@@ -16,6 +16,7 @@ from fvcore.common.config import CfgNode
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDataLoaderIter
 
+from lookupvit_video.config import Section
 from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.sample_order import sample_order, shuffled
@@ -254,6 +255,7 @@ def build_train_loader(
         "damaged": cfg.DATA.DAMAGED_TRAIN,
         "seed": cfg.RNG_SEED,
         "mirror": mirror,
+        "num_classes": _num_targets(cfg.MODEL),
     }
     batches = TrainBatchSampler(
         len(videos),
@@ -266,7 +268,7 @@ def build_train_loader(
         rank=rank,
         world_size=world_size,
     )
-    return _build_loader(cfg, videos, clips, batches, pin_memory)
+    return _build_loader(cfg.DATA, cfg.DATA_LOADER, videos, clips, batches, pin_memory)
 
 
 def build_eval_loader(
@@ -286,36 +288,42 @@ def build_eval_loader(
         "transform": eval_transform(size, cfg.DATA.TEST_SHORT_SIDE or size, num_crops),
         "shape": (num_views * num_crops, 3, cfg.DATA.NUM_FRAMES, size, size),
         "damaged": cfg.DATA.DAMAGED_TEST,
+        "num_classes": _num_targets(cfg.MODEL),
     }
     rows = list(range(rank, len(videos), world_size))
     batches = [rows[i : i + cfg.TEST.BATCH_SIZE] for i in range(0, len(rows), cfg.TEST.BATCH_SIZE)]
-    return _build_loader(cfg, videos, clips, batches, pin_memory)
+    return _build_loader(cfg.DATA, cfg.DATA_LOADER, videos, clips, batches, pin_memory)
+
+
+def _num_targets(MODEL: Section) -> int:
+    """Return how many targets a video has where it may have several labels; else 0."""
+    return MODEL.NUM_CLASSES if MODEL.TASK == "multi_label" else 0
 
 
 def _build_loader(
-    cfg: CfgNode,
+    DATA: Section,
+    DATA_LOADER: Section,
     videos: Sequence[Video],
     clips: dict[str, Any],
     batches: Sampler[list[tuple[int, int]]] | list[list[int]],
     pin_memory: bool,
 ) -> Loader:
-    check_backend(cfg.DATA.DECODING_BACKEND)
+    check_backend(DATA.DECODING_BACKEND)
     dataset = VideoDataset(
         videos,
-        backend=cfg.DATA.DECODING_BACKEND,
-        cache=cfg.DATA.CACHE_VIDEOS and (cfg.DATA.CACHE_SHORT_SIDE or True),
-        timeout=cfg.DATA.DECODE_TIMEOUT,
-        index_cache=cfg.DATA.INDEX_CACHE,
-        num_classes=cfg.MODEL.NUM_CLASSES if cfg.MODEL.TASK == "multi_label" else 0,
+        backend=DATA.DECODING_BACKEND,
+        cache=DATA.CACHE_VIDEOS and (DATA.CACHE_SHORT_SIDE or True),
+        timeout=DATA.DECODE_TIMEOUT,
+        index_cache=DATA.INDEX_CACHE,
         **clips,
     )
     return Loader(
         dataset,
         batches,
-        workers=cfg.DATA_LOADER.NUM_WORKERS,
-        prefetch=cfg.DATA_LOADER.PREFETCH_FACTOR,
-        timeout=cfg.DATA_LOADER.TIMEOUT,
-        pin_memory=pin_memory and cfg.DATA_LOADER.PIN_MEMORY,
+        workers=DATA_LOADER.NUM_WORKERS,
+        prefetch=DATA_LOADER.PREFETCH_FACTOR,
+        timeout=DATA_LOADER.TIMEOUT,
+        pin_memory=pin_memory and DATA_LOADER.PIN_MEMORY,
     )
 
 

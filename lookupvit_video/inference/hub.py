@@ -3,16 +3,16 @@
 Written without huggingface_hub, which only a download needs.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import simplejson
 import yaml
-from fvcore.common.config import CfgNode
 from safetensors.torch import save_file
 
 from lookupvit_video.checkpoints.checkpoint import Checkpoint
-from lookupvit_video.config import config_from_text, get_defaults, get_key
+from lookupvit_video.config import KEYS, config_from_text
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.metrics import METRICS, main_metric
 from lookupvit_video.files import atomic_write, write_json
@@ -45,7 +45,7 @@ def write_pretrained(
         "model_type": MODEL_TYPE,
         "id2label": {str(label): name for label, name in enumerate(loaded.classes)},
         "label2id": {name: label for label, name in enumerate(loaded.classes)},
-        "lookupvit_video": yaml.safe_load(portable(loaded.config).dump()),
+        "lookupvit_video": portable(yaml.safe_load(loaded.config.dump())),
         **({"thresholds": loaded.thresholds} if loaded.thresholds else {}),
     }
     write_json(folder / CONFIG, content, indent=2)
@@ -56,14 +56,13 @@ def write_pretrained(
     write_text(folder / CARD, model_card(folder.resolve().name, loaded, gmacs, parameters, test_results(loaded.path)))
 
 
-def portable(cfg: CfgNode) -> CfgNode:
-    """Return a config without the paths of the machine that wrote it."""
-    cfg, defaults = cfg.clone(), get_defaults()
-    cfg.defrost()
+def portable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a config's settings without the paths of the machine that wrote it."""
+    found = copy.deepcopy(settings)
     for name in LOCAL_KEYS.split():
         group, _, key = name.rpartition(".")
-        (get_key(cfg, group) if group else cfg)[key] = get_key(defaults, name)
-    return cfg
+        (found[group] if group else found)[key] = KEYS[name].default
+    return found
 
 
 def test_results(checkpoint: Path) -> dict[str, Any] | None:

@@ -160,7 +160,7 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
     spec = ModelSpec(
         arch=model.ARCH,
         arguments=arguments,
-        token_grid=token_grid(cfg),
+        token_grid=token_grid(cfg.MODEL, cfg.DATA),
         grids=tuple(dict.fromkeys(grids)) if entry.compressed_grids else (),
         keeps=tuple(map(tuple, [model.KEEP, *model.KEEPS])),
         adapter=model.ADAPTER,

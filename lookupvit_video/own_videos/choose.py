@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,17 +46,16 @@ _TRIAL = {**_CHOSEN, "SOLVER.MAX_EPOCH": 1, "SOLVER.WARMUP_EPOCHS": 0}
 _DIGEST, _LEFT_OUT = "videos.sha256", "left_out.csv"
 
 
-def with_output_dir(cfg: CfgNode, given: set[str]) -> CfgNode:
-    """Return the config with OUTPUT_DIR runs/NAME, by the name of the folder or list, unless it was given.
+def output_dir_of(data: str) -> str:
+    """Return the default OUTPUT_DIR of a run on a folder or list: runs/NAME.
 
     Raises:
         UserError: no folder was given.
     """
-    if not cfg.DATA.PATH_TO_DATA_DIR:
+    if not data:
         raise UserError("DATA.PATH_TO_DATA_DIR is empty; name your folder or list of videos: --data PLACE")
-    place = Path(cfg.DATA.PATH_TO_DATA_DIR).resolve()
-    name = place.stem if place.is_file() else place.name
-    return cfg if "OUTPUT_DIR" in given else with_settings(cfg, {"OUTPUT_DIR": f"runs/{name}"})
+    place = Path(data).resolve()
+    return f"runs/{place.stem if place.is_file() else place.name}"
 
 
 def choose_config(cfg: CfgNode, given: set[str], world: World, folder: Path) -> CfgNode:
@@ -78,7 +77,11 @@ def choose_config(cfg: CfgNode, given: set[str], world: World, folder: Path) -> 
         try:
             found = find_videos(Path(cfg.DATA.PATH_TO_DATA_DIR), cfg.AUTO.GROUP_BY)
             resumes = bool(training_checkpoints(cfg.OUTPUT_DIR))
-            values = _as_before(cfg, given, found) if resumes else _chosen(cfg, given, found, world, folder)
+            fixed = {name: get_key(cfg, name) for name in _FIXED}
+            values = (
+                _as_before(Path(cfg.OUTPUT_DIR), given, fixed, found) if resumes
+                else _chosen(cfg, given, found, world, folder)
+            )  # fmt: skip
         except (UserError, RunFailure) as failure:
             error = failure
     values = gather_objects(values, world)[0]
@@ -89,13 +92,16 @@ def choose_config(cfg: CfgNode, given: set[str], world: World, folder: Path) -> 
     return with_settings(cfg, values)
 
 
-def _as_before(cfg: CfgNode, given: set[str], found: FoundVideos) -> dict[str, Any]:
-    """Return what was chosen when the run began.
+def _as_before(output: Path, given: set[str], fixed: Mapping[str, Any], found: FoundVideos) -> dict[str, Any]:
+    """Return what was chosen when the run in ``output`` began.
+
+    Args:
+        fixed: the values of ``_FIXED`` now.
 
     Raises:
         UserError: the videos, or what decides splits and length, are not the same.
     """
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    path = output / "config.yaml"
     advice = f"choose another OUTPUT_DIR, or resume the run as it was: --cfg {path}"
     try:
         before = config_from_text(path.read_text(encoding="utf-8"), str(path))
@@ -103,9 +109,9 @@ def _as_before(cfg: CfgNode, given: set[str], found: FoundVideos) -> dict[str, A
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}, but there are checkpoints; {advice}") from None
     if digest != _digest(found):
-        raise UserError(f"{cfg.DATA.PATH_TO_DATA_DIR}: its videos are not those that this run began with; {advice}")
-    for name in _FIXED:
-        then, now = get_key(before, name), get_key(cfg, name)
+        raise UserError(f"DATA.PATH_TO_DATA_DIR: its videos are not those that this run began with; {advice}")
+    for name, now in fixed.items():
+        then = get_key(before, name)
         if then != now:
             raise UserError(f"{name} was {then!r} when this run began and is now {now!r}; {advice}")
     logger.info("splits and settings: as in %s, from which this run resumes", path)
@@ -148,18 +154,19 @@ def _chosen(cfg: CfgNode, given: set[str], found: FoundVideos, world: World, fol
         if known["SOLVER.MAX_EPOCH"] >= MIN_EPOCHS or "DATA.TRAIN_CROP_SIZE" in fixed:
             break
     config = with_settings(base, values | _CHOSEN)
-    _report(config, {name: reason for name, (_, reason) in (weights | chosen).items()}, known, began)
+    settings = [(name, value) for name, value, _ in differences(config, get_defaults())]
+    _report(settings, {name: reason for name, (_, reason) in (weights | chosen).items()}, known, began)
     return {name: get_key(config, name) for name in (*_CHOSEN, *of_data, *weights, *values)}
 
 
-def _report(config: CfgNode, reasons: Mapping[str, str], known: Known, began: float) -> None:
+def _report(settings: Sequence[tuple[str, Any]], reasons: Mapping[str, str], known: Known, began: float) -> None:
     """Log the settings as YAML, each chosen one with its reason, and the time that they will take."""
     assert known.costs
     logger.info(
         "settings, with the reasons for those that were chosen; save them as a config to change and reuse them:"
     )
     group = ""
-    for name, value, _ in differences(config, get_defaults()):
+    for name, value in settings:
         *groups, last = name.split(".")
         if groups and groups[0] != group:
             group = groups[0]

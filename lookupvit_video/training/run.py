@@ -27,7 +27,7 @@ from lookupvit_video.checkpoints.checkpoint import (
     set_aside_after,
     training_checkpoints,
 )
-from lookupvit_video.config import differences, get_key
+from lookupvit_video.config import Section, differences, get_key
 from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
@@ -392,7 +392,7 @@ def _resume(run: Run, resumed: Checkpoint, writes: bool) -> None:
 
 
 def _loss(
-    solver: CfgNode,
+    solver: Section,
     flip: bool,
     classes: Sequence[str],
     videos: Sequence[Video],

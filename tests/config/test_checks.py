@@ -94,4 +94,4 @@ def test_what_just_fits(overrides):
 
 def test_token_grid():
     cfg = load_config(None, "DATA.NUM_FRAMES 12 MODEL.TUBELET [3,16,32] MODEL.COMPRESSED_GRID [4,7,7]".split())
-    assert token_grid(cfg) == (4, 14, 7)
+    assert token_grid(cfg.MODEL, cfg.DATA) == (4, 14, 7)

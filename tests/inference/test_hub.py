@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lookupvit_video import Predictor, load_model
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -175,13 +176,12 @@ def test_a_config_leaves_the_machine_behind():
         "MODEL.INIT_FROM": "/home/somebody/vit.pt",
     }  # fmt: skip
     cfg = load_config(None, [*SMALL, *(part for pair in local.items() for part in pair)])
-    found, before = hub.portable(cfg), cfg.dump()
-    assert "somebody" not in found.dump()
-    assert cfg.dump() == before
-    assert cfg.is_frozen()
-    assert found.MODEL.DIM == 24
-    expected = load_config(None, SMALL)
-    assert found.dump() == expected.dump()
+    settings = yaml.safe_load(cfg.dump())
+    found = hub.portable(settings)
+    assert "somebody" not in str(found)
+    assert settings == yaml.safe_load(cfg.dump())
+    assert found["MODEL"]["DIM"] == 24
+    assert found == yaml.safe_load(load_config(None, SMALL).dump())
     assert {"DISTILL.TEACHER", "DISTILL.FEATURE_WEIGHT"} <= set(hub.LOCAL_KEYS.split())
 
 

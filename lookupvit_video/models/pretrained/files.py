@@ -106,4 +106,5 @@ def own_grid(content: Any) -> Grid | None:
     """Return the grid of tokens of a checkpoint of this project; None for others' files."""
     if not (isinstance(content, dict) and str(content.get("format", "")).startswith("lookupvit_video/")):
         return None
-    return token_grid(CfgNode.load_cfg(content["config"]))
+    cfg = CfgNode.load_cfg(content["config"])
+    return token_grid(cfg.MODEL, cfg.DATA)
