@@ -19,7 +19,7 @@ from lookupvit_video.data.transforms import normalize
 from lookupvit_video.decoding.reader import DecodeError
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
-from lookupvit_video.evaluation.evaluate import predict_clips
+from lookupvit_video.evaluation.evaluate import CompressedGrid, predict_clips
 from lookupvit_video.files import model_file
 from lookupvit_video.inference.budget import (
     Cascade,
@@ -278,7 +278,7 @@ class Predictor:
         self.model.compile(dynamic=False, **options)
         self._compiled_batch = batch_size
 
-    def predict_clips(self, clips_BCTHW: Tensor, grid: Grid | None = None) -> Tensor:
+    def predict_clips(self, clips_BCTHW: Tensor, grid: CompressedGrid = None) -> Tensor:
         """Return the probabilities (B, K), float32 on the CPU, of uint8 clips (B, C, T, H, W) of the test's size."""
         batch, missing = len(clips_BCTHW), self._compiled_batch - len(clips_BCTHW)
         if missing > 0:
