@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, T frames, H W pixels, N lookup tokens, M com
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -100,12 +100,7 @@ class LookupViT(VideoModel):
         keep_by: str = "mass",
     ):
         super().__init__()
-        if not heads or not set(heads) <= set(HEADS):
-            raise UserError(f"heads {list(heads)}: choose from {', '.join(HEADS)}")
-        if inference_head not in ("average", *heads):
-            raise UserError(f"inference head {inference_head!r}: choose {', '.join(('average', *heads))}")
-        if pool not in ("average", "average_norm", "attentive"):
-            raise UserError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
+        _check_heads(heads, inference_head, pool)
         self.inference_heads = tuple(heads) if inference_head == "average" else (inference_head,)
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         t, h, w = self.tokenizer.grid
@@ -127,19 +122,23 @@ class LookupViT(VideoModel):
             self.temporal = TemporalEncoder(
                 length=t, dim=dim, depth=temporal_depth, num_heads=num_heads, options=options
             )
-        self.exits = nn.ModuleDict()
-        with torch.random.fork_rng(devices=[]):  # adapters draw next, and start as they do without exits
-            for blocks in sorted(exits):
-                norms = {name: options.norm(dim) for name in self.frame_norms}
-                own_heads = nn.ModuleDict({name: classifier() for name in heads})
-                self.exits[str(blocks)] = ExitHeads(own_heads, nn.ModuleDict(norms))
-        if exits:
-            weights = [blocks for blocks in (depth, *sorted(exits)) for _ in heads]
-            self.output_weights = tuple(weight / sum(weights) for weight in weights)
+        self._add_exits(exits, depth, options.norm, classifier)
         self.keep, self.keep_by = tuple(keep), keep_by
         if keep_by == "random":
             fixed_N = torch.rand(math.prod(self.block_grid), generator=torch.Generator().manual_seed(0))
             self.register_buffer("random_order", fixed_N, persistent=False)
+
+    def _add_exits(
+        self, exits: Sequence[int], depth: int, norm: Callable[[int], nn.Module], classifier: Callable[[], nn.Module]
+    ) -> None:
+        dim, names, self.exits = self.tokenizer.projection.out_channels, tuple(self.heads), nn.ModuleDict()
+        with torch.random.fork_rng(devices=[]):  # adapters draw next, and start as they do without exits
+            for blocks in sorted(exits):
+                norms = nn.ModuleDict({name: norm(dim) for name in self.frame_norms})
+                self.exits[str(blocks)] = ExitHeads(nn.ModuleDict({name: classifier() for name in names}), norms)
+        if exits:
+            weights = [blocks for blocks in (depth, *sorted(exits)) for _ in names]
+            self.output_weights = tuple(weight / sum(weights) for weight in weights)
 
     def _resize(self, grid: tuple[int, ...], kind: str) -> GridResize:
         t, h, w = (1, *grid) if len(grid) == 2 else grid
@@ -311,6 +310,15 @@ class LookupViT(VideoModel):
         if self.training:
             output = (*output, *early)
         return (output, features) if with_features else output
+
+
+def _check_heads(heads: Sequence[str], inference_head: str, pool: str) -> None:
+    if not heads or not set(heads) <= set(HEADS):
+        raise UserError(f"heads {list(heads)}: choose from {', '.join(HEADS)}")
+    if inference_head not in ("average", *heads):
+        raise UserError(f"inference head {inference_head!r}: choose {', '.join(('average', *heads))}")
+    if pool not in ("average", "average_norm", "attentive"):
+        raise UserError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
 
 
 # Tubelets of 16 x 16 pixels and 2 frames; further arguments as those of the class.
