@@ -61,7 +61,9 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
     with report_worker_failures():
         loader = eval_loader(cfg, videos, world, views, crops)
-        results = evaluate(model, loader, videos, cfg, world, "test", grids, ORDERS[1:] if cfg.TEST.PROBES else ())
+        orders = ORDERS[1:] if cfg.TEST.PROBES else ()
+        temperatures = _temperatures(checkpoint.calibration, grids)
+        results = evaluate(model, loader, videos, cfg, world, "test", grids, orders, temperatures)
     if not world.is_main:
         return None
     facts = {
@@ -97,6 +99,15 @@ def _check_fit(settings: Mapping[str, Any], classes: list[str], task: str, check
 def _grids(arch: str, own: Sequence[int], others: Sequence[Sequence[int]]) -> list[CompressedGrid]:
     """Return the compressed grids to test, the config's own first; [None] for a model without."""
     return list(dict.fromkeys((tuple(own), *map(tuple, others)))) if MODELS[arch].compressed_grids else [None]
+
+
+def _temperatures(
+    calibration: Mapping[str, Mapping[str, Any]], grids: Sequence[CompressedGrid]
+) -> dict[CompressedGrid, list[float]]:
+    """Return the temperature of each grid that was calibrated; None: the first of ``grids``, the default."""
+    names = {grid: grid_name(grid) if grid else "" for grid in grids}
+    found = {grid: calibration[name]["temperature"] for grid, name in names.items() if name in calibration}
+    return found | ({None: found[grids[0]]} if grids[0] in found else {})
 
 
 def _grid_table(
