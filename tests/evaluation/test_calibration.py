@@ -93,7 +93,9 @@ def test_errors_among_accepted_answers_are_counted():
     assert found.least_confidence(Reject("error", 0.19)) == pytest.approx(confidences[99], rel=2e-6)
     with pytest.raises(UserError, match=r"so few errors, from 100 calibration videos .* promised is 0\.101"):
         found.least_confidence(Reject("error", 0.05))
-    assert calibration([0.6] * 200, [True] * 200).least_confidence(Reject("error", 0.05)) == pytest.approx(0.6, rel=2e-6)
+    assert calibration([0.6] * 200, [True] * 200).least_confidence(Reject("error", 0.05)) == pytest.approx(
+        0.6, rel=2e-6
+    )
     with pytest.raises(UserError, match="promised is 1"):
         calibration([0.6] * 200, [False] * 200).least_confidence(Reject("error", 0.05))
 
