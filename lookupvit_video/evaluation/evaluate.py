@@ -20,7 +20,8 @@ from lookupvit_video.data.manifest import Video, join_labels
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
-from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs, plot_confusion
+from lookupvit_video.drawing.confusion import plot_confusion
+from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs
 from lookupvit_video.evaluation.metrics import chosen_metrics, decisions, interval, rounded, text, top_k
 from lookupvit_video.evaluation.probes import reordered
 from lookupvit_video.evaluation.report import class_table, write_class_table
