@@ -13,6 +13,7 @@ COMMANDS = {
     "timeline": Command("explain", "timeline", "name what happens when in a long video"),
     "explain": Command("explain", "explain", "show where a LookupViT looks"),
     "calibrate": Command("calibrate", "calibrate", "fit probabilities; thresholds for predict --reject, --adaptive"),
+    "robustness": Command("evaluation.robustness", "robustness", "accuracy on corrupted videos"),
     "app": Command("app", "app", "a page to try a checkpoint"),
     "export": Command("export", "export", "write a checkpoint as torch.export program, ONNX or AOTInductor"),
     "merge-lora": Command("export", "merge_lora", "put LoRA's updates into the weights"),

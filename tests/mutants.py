@@ -119,7 +119,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "checkpoints/async_checkpoint",
         'self._thread = ThreadPoolExecutor(1, "checkpoint") -> self._thread = ThreadPoolExecutor(2, "checkpoint")',
     ): "a write waits for the one before, so that a second thread would have nothing to do",
-    ("evaluation/evaluate", "CompressedGrid = tuple[int, ...] | None -> CompressedGrid = tuple | None"): "only a type",
+    (
+        "evaluation/evaluate",
+        "CompressedGrid = Budget | tuple[int, ...] | None -> CompressedGrid = Budget | tuple | None",
+    ): "only a type",
     (
         "models/tokenizer",
         "distance = (torch.arange(n_in, dtype=torch.float64) - centres[:, None]).abs() / width -> "

@@ -15,7 +15,7 @@ LAYERS = [
     {"evaluation"},
     {"checkpoints", "preparation"},
     {"data", "distributed"},
-    {"decoding", "models"},
+    {"corruptions", "decoding", "models"},
     {"processes"},
     {"config", "drawing", "log"},
     {"arguments", "errors", "files", "progress", "provenance", "registry", "remote", "seeding", "text"},

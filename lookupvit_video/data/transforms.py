@@ -20,6 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from lookupvit_video.corruptions.augment import RandomCorruption
 from lookupvit_video.decoding.reader import Box
 
 FILL = [124.0, 116.0, 104.0]  # ImageNet's mean color, for corners that rotations and shears uncover
@@ -155,6 +156,8 @@ def train_transform(cfg: CfgNode) -> CropTransform:
     if strength or hue:
         jitter = v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=hue)
         steps.append(v2.RandomApply([jitter], cfg.AUG.COLOR_JITTER_PROB))
+    if cfg.AUG.CORRUPTIONS:
+        steps.append(RandomCorruption(cfg.AUG.CORRUPTIONS, cfg.AUG.CORRUPTION_PROB))
     return CropTransform(boxes, size, nn.Sequential(*steps) if steps else None)
 
 

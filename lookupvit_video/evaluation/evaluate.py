@@ -26,11 +26,12 @@ from lookupvit_video.evaluation.metrics import chosen_metrics, decisions, interv
 from lookupvit_video.evaluation.probes import reordered
 from lookupvit_video.evaluation.report import class_table, write_class_table
 from lookupvit_video.files import write_json
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.progress import progress
 from lookupvit_video.text import one_line, write_csv
 
 logger = logging.getLogger(__name__)
-CompressedGrid = tuple[int, ...] | None
+CompressedGrid = Budget | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def clip_logits(
     Args:
         mean, std: of each channel, on a scale of 0 to 1.
         precision: TRAIN.PRECISION.
-        grid: of the compressed tokens, for a LookupViT; None: the model's default.
+        grid: of the compressed tokens, or a budget, for a LookupViT; None: the model's default.
     """
     with torch.inference_mode(), autocast(device, autocast_dtype(precision, device)):
         inputs = normalize(clips.to(device, non_blocking=True), mean, std)
@@ -195,7 +196,7 @@ def evaluate(
         loader: see ``eval_loader``.
         videos: the complete list, the same in all processes.
         label: what the progress line says.
-        grids: compressed grids to answer with; None is the model's default.
+        grids: compressed grids or budgets to answer with; None is the model's default.
         orders: of the frames, see ``reordered``, to answer with in addition, on the default grid.
         temperatures: of the grids, see ``predict_clips``; 1 for others.
 

@@ -7,11 +7,12 @@ import numpy as np
 
 from lookupvit_video.evaluation.calibration import Calibration, calibration_of, fit_temperature, probabilities
 from lookupvit_video.evaluation.calibration_report import quality, reject_reached, sets_reached
+from lookupvit_video.evaluation.evaluate import CompressedGrid
 from lookupvit_video.evaluation.view_logits import ViewLogits
-from lookupvit_video.inference.budget import Cascade, Grid, cascade_answers
+from lookupvit_video.inference.budget import Cascade, cascade_answers
 
-Budget = Grid | Cascade | None
-"""A compressed grid, a cascade over them, or None for a model without."""
+Way = CompressedGrid | Cascade
+"""A compressed grid or budget, a cascade over them, or None for a model without."""
 
 
 class CalibratedAnswers:
@@ -25,7 +26,7 @@ class CalibratedAnswers:
     def __init__(self, lists: Mapping[str, ViewLogits], multi_label: bool):
         first = lists["calibration"]
         self.lists = lists
-        self.temperatures: dict[Budget, list[float]] = {
+        self.temperatures: dict[Way, list[float]] = {
             grid: fit_temperature(table, first.labels) for grid, table in first.logits.items()
         }
 
@@ -47,7 +48,7 @@ class CalibratedAnswers:
             for name in tables:
                 tables[name][cascade] = cascade_answers(cascade, self.after[name])
 
-    def calibration(self, budget: Budget, views: str) -> Calibration:
+    def calibration(self, budget: Way, views: str) -> Calibration:
         """Return what the checkpoint keeps for a budget."""
         first, unknown = self.lists["calibration"], self.after.get("unknown")
         return calibration_of(
@@ -55,7 +56,7 @@ class CalibratedAnswers:
             unknown[budget].max(1).tolist() if unknown else (),
         )  # fmt: skip
 
-    def facts(self, budget: Budget, calibration: Calibration) -> dict[str, Any]:
+    def facts(self, budget: Way, calibration: Calibration) -> dict[str, Any]:
         """Return what was found for a budget, and what it reaches on each list of labelled videos."""
         found: dict[str, Any] = {"temperature": [round(value, 4) for value in calibration.temperature]}
         for name in ("calibration", "check"):

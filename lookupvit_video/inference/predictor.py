@@ -20,7 +20,7 @@ from lookupvit_video.decoding.reader import DecodeError
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.calibration import Calibration, Reject, Selection, read_calibration
-from lookupvit_video.evaluation.evaluate import predict_clips
+from lookupvit_video.evaluation.evaluate import CompressedGrid, predict_clips
 from lookupvit_video.files import model_file
 from lookupvit_video.inference.budget import (
     Cascade,
@@ -37,6 +37,7 @@ from lookupvit_video.inference.budget import (
 from lookupvit_video.inference.hub import read_pretrained, write_pretrained
 from lookupvit_video.inference.prediction import Prediction, prediction_of
 from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.registry import MODELS
@@ -203,11 +204,13 @@ class Predictor:
             )
         return found
 
-    def _grid_name(self, grid: Grid | None) -> str:
-        """Return the name of the grid in use; "" for a model without."""
+    def _grid_name(self, grid: CompressedGrid) -> str:
+        """Return the name of the grid or budget in use; "" for a model without."""
+        if isinstance(grid, Budget):
+            return grid.name
         return grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if self.costs else ""
 
-    def temperature(self, grid: Grid | None = None) -> Sequence[float]:
+    def temperature(self, grid: CompressedGrid = None) -> Sequence[float]:
         """Return the temperature of a grid's logits: one number, or one a class; empty: 1. None: the default grid."""
         found = self.calibration.get(self._grid_name(grid))
         return found.temperature if found else ()
@@ -276,7 +279,7 @@ class Predictor:
         self.model.compile(dynamic=False, **options)
         self._compiled_batch = batch_size
 
-    def predict_clips(self, clips_BCTHW: Tensor, grid: Grid | None = None) -> Tensor:
+    def predict_clips(self, clips_BCTHW: Tensor, grid: CompressedGrid = None) -> Tensor:
         """Return the probabilities (B, K), float32 on the CPU, of uint8 clips (B, C, T, H, W) of the test's size."""
         batch, missing = len(clips_BCTHW), self._compiled_batch - len(clips_BCTHW)
         if missing > 0:

@@ -153,16 +153,16 @@ class LookupViTBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, compressed_BMD: Tensor, lookup_BND: Tensor, writes_back: bool = True, return_attention: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self, compressed_BMD: Tensor, lookup_BND: Tensor, writes_back: bool = True, return_lookup: bool = False
+    ) -> tuple[Tensor, Tensor, Lookup | None]:
         """Update both token sets.
 
         Args:
             writes_back: False leaves the lookup tokens as they are (they are not read after this block).
-            return_attention: return the gather's weights.
+            return_lookup: return what the gather found, with its weights.
 
         Returns:
-            compressed tokens (B, M, D), lookup tokens (B, N, D), and the weights (B, heads, M, N) or None.
+            compressed tokens (B, M, D), lookup tokens (B, N, D), and what was found or None.
         """
         update_BMD, lookup = self.cross_attention.gather(
             self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND)
@@ -170,7 +170,7 @@ class LookupViTBlock(nn.Module):
         compressed_BMD = self.refine(compressed_BMD + self.drop_path(self.scale_gather(update_BMD)))
         if writes_back and self.writes_back:
             lookup_BND = self.write_back(compressed_BMD, lookup_BND, lookup)
-        return compressed_BMD, lookup_BND, lookup.weights if return_attention else None
+        return compressed_BMD, lookup_BND, lookup if return_lookup else None
 
     def write_back(self, compressed_BMD: Tensor, lookup_BND: Tensor, lookup: Lookup) -> Tensor:
         """Write refined compressed tokens (B, M, D) to lookup tokens (B, N, D) and run the narrow MLP on these."""

@@ -546,6 +546,18 @@ def test_colour_jitter_changes_each_property_as_much_as_asked():
     assert train_transform(small_config()).augment is None
 
 
+def test_clips_are_corrupted_as_often_as_asked():
+    (corrupt,) = train_transform(small_config("AUG.CORRUPTIONS ['contrast'] AUG.CORRUPTION_PROB 0.2")).augment
+    assert (corrupt.names, corrupt.chance) == (["contrast"], 0.2)
+    frames_THWC = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    transform = train_transform(small_config("AUG.CORRUPTIONS ['contrast'] AUG.CORRUPTION_PROB 1.0"))
+    seed_all(0)
+    (clip,) = transform(frames_THWC)
+    seed_all(0)
+    (plain,) = train_transform(small_config())(frames_THWC)
+    assert clip.float().std() < 0.7 * plain.float().std()  # the same box, less contrast
+
+
 def test_short_side_crops_are_drawn_over_all_sizes_and_places(monkeypatch):
     asked = []
     monkeypatch.setattr(random, "randint", lambda low, high: asked.append((low, high)) or high)

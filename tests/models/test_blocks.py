@@ -125,12 +125,12 @@ def test_lookupvit_block_equals_the_loop(options, reverse):
     block = randomised(LookupViTBlock(DIM, HEADS, options=BlockOptions(**options, reverse=reverse)))
     p, x = torch.randn(2, 4, DIM, dtype=torch.float64), torch.randn(2, 10, DIM, dtype=torch.float64)
     with torch.no_grad():
-        got_p, got_x, weights = block(p, x, return_attention=True)
+        got_p, got_x, found = block(p, x, return_lookup=True)
         for i in range(2):
             want_p, want_x, want_weights = lookup_loop(block, p[i], x[i])
             assert (got_p[i] - want_p).abs().max() < 1e-9
             assert (got_x[i] - want_x).abs().max() < 1e-9
-            assert (weights[i] - want_weights).abs().max() < 1e-9
+            assert (found.weights[i] - want_weights).abs().max() < 1e-9
 
 
 def test_without_infusion_lookup_tokens_stay_and_compressed_tokens_are_the_same():

@@ -1,0 +1,1 @@
+"""How answers change on corrupted videos: ``reading``, ``answers`` on disk, ``measures``, ``report``."""
