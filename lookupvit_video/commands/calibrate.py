@@ -158,7 +158,6 @@ def calibrate() -> int:
     from lookupvit_video.inference.calibrated import CalibratedAnswers
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
-    from lookupvit_video.text import grid_name
 
     setup_logging()
     predictor = load_model(arguments.checkpoint, arguments.device)
@@ -177,7 +176,7 @@ def calibrate() -> int:
         adaptive(arguments, predictor, answers, facts)
     found, report = {}, {}
     for budget in answers.temperatures:
-        name = budget.name if isinstance(budget, Cascade) else grid_name(budget) if budget else ""
+        name = budget.name if isinstance(budget, Cascade) else predictor.budget_name(budget)
         found[name] = answers.calibration(budget, views)
         report[name] = answers.facts(budget, found[name])
         log_facts(name, report[name])

@@ -178,7 +178,7 @@ class Predictor:
             adaptive = load_cascade(adaptive, self.model, self.costs)
         selection = Selection()
         if reject is not None or coverage is not None:
-            name = adaptive.name if adaptive is not None else self._grid_name(grid)
+            name = adaptive.name if adaptive is not None else self.budget_name(grid)
             wish = None if reject is None else Reject.parse(reject)
             selection = self._calibrated(name).selection(len(self.classes), wish, coverage, sets)
         answer = partial(
@@ -204,7 +204,7 @@ class Predictor:
             )
         return found
 
-    def _grid_name(self, grid: CompressedGrid) -> str:
+    def budget_name(self, grid: CompressedGrid) -> str:
         """Return the name of the grid or budget in use; "" for a model without."""
         if isinstance(grid, Budget):
             return grid.name
@@ -212,7 +212,7 @@ class Predictor:
 
     def temperature(self, grid: CompressedGrid = None) -> Sequence[float]:
         """Return the temperature of a grid's logits: one number, or one a class; empty: 1. None: the default grid."""
-        found = self.calibration.get(self._grid_name(grid))
+        found = self.calibration.get(self.budget_name(grid))
         return found.temperature if found else ()
 
     def _answers(
@@ -253,7 +253,7 @@ class Predictor:
             table_BK = torch.cat([self.predict_clips(part, grid) for part in torch.split(clips, batch_size)])
             shares = ((part.mean(0), 0) for part in torch.split(table_BK, counts))
             macs = [self.macs_a_view(grid)]
-            grids = [self._grid_name(grid)]
+            grids = [self.budget_name(grid)]
         for views, (share_K, step) in zip(videos, shares, strict=True):
             if not share_K.isfinite().all():
                 raise UserError(
