@@ -196,10 +196,10 @@ PAGES = {
         for name, more in STUDIES.items()
     ],
     "inference": [Table("adaptive", [PREPARED, study("resolution"), *map(calibration, range(3))], adaptive_table)],
+    "finetuning": [Table("ways to fine-tune", FINETUNE, finetune_table)],
     "robustness": [
         Table("LookupViT and its controls", [*robustness_steps("motion"), *robustness_steps("digit")], robustness_table)
     ],
-    "finetuning": [Table("ways to fine-tune", FINETUNE, finetune_table)],
 }
 
 
