@@ -19,10 +19,12 @@ from lookupvit_video.text import printable
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.batch import AnswerFile
-    from lookupvit_video.inference.predictor import Prediction, Predictor
+    from lookupvit_video.inference.prediction import Prediction
+    from lookupvit_video.inference.predictor import Predictor
     from lookupvit_video.inference.views import Failure
 
 logger = logging.getLogger(__name__)
+KINDS = ("lac", "aps", "class")  # those of evaluation/conformal.py, whose import takes longer than this help
 EXAMPLES = """  lookupvit predict --checkpoint runs/demo_motion/model.pt video.mp4 folder/ "clips/**/*.webm"
   lookupvit predict --checkpoint runs/demo_motion/model.pt folder/ --json answers.jsonl --resume
   find /data -name "*.mp4" | lookupvit predict --checkpoint model.pt - --csv answers.csv --gmacs 60
@@ -59,6 +61,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     one.add_argument("--adaptive", action="store_true", help="a small grid first, larger ones while not confident")
     budget.add_argument("--calibration", metavar="FILE", help="for --adaptive, of lookupvit calibrate "
                         "(default: the checkpoint's name with .adaptive.json)")  # fmt: skip
+    _add_unsure(parser)
     arguments = parser.parse_args(words)
     for wrong, message in (
         (not arguments.videos and not arguments.list,
@@ -76,6 +79,23 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         if wrong:
             parser.error(message)
     return arguments
+
+
+def _add_unsure(parser: argparse.ArgumentParser) -> None:
+    """Add what a calibrated checkpoint can say about unsure answers."""
+    group = parser.add_argument_group("unsure answers", "for checkpoints that lookupvit calibrate has prepared")
+    group.add_argument(
+        "--reject", metavar="RATE", help='answer "none of these" so that at most this rate of the other answers is '
+        "wrong (0.05), or of videos of unknown classes is accepted (unknown=0.05)",
+    )  # fmt: skip
+    group.add_argument(
+        "--coverage", type=float, metavar="SHARE",
+        help="also give a set of classes that holds the true one for this share of videos (0.9)",
+    )  # fmt: skip
+    group.add_argument(
+        "--sets", choices=KINDS, default="lac", help="kind of set: lac, the smallest on average; aps, larger for hard "
+        "videos; class, the coverage for each class (default: lac)",
+    )  # fmt: skip
 
 
 def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
@@ -124,10 +144,12 @@ def show(prediction: "Prediction") -> None:
 
     note = f"  ({prediction.note})" if prediction.note else ""
     say(f"{prediction.path}  {seconds_text(prediction.times)}{note}")
-    if prediction.present is not None:
+    if prediction.present is not None or prediction.rejected:
         say(f"  {prediction.label}")
     for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
         say(f"  {100 * probability:5.1f} %  {label}")
+    if prediction.members is not None:
+        say(f"  set: {', '.join(prediction.members) or 'empty'}")
 
 
 def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number: int) -> None:
@@ -178,7 +200,9 @@ def answer_all(
     from lookupvit_video.inference.views import Failure
     from lookupvit_video.progress import progress
 
-    plan = predictor.plan.changed(arguments.views, arguments.crops, arguments.backend, arguments.timeout)
+    plan = predictor.plan = predictor.plan.changed(
+        arguments.views, arguments.crops, arguments.backend, arguments.timeout
+    )
     topk, numbers = min(arguments.topk, len(predictor.classes)), {video: i for i, video in enumerate(videos)}
     costs, lost = [], []
     is_shown = "-" not in (arguments.json, arguments.csv)
@@ -186,13 +210,18 @@ def answer_all(
     if arguments.compile:
         predictor.compile(arguments.batch_size)
     with ExitStack() as stack:
-        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, predictor.multi_label))]
+        columns = [
+            *["present"] * predictor.multi_label, *["rejected"] * (arguments.reject is not None),
+            *["set"] * (arguments.coverage is not None),
+        ]  # fmt: skip
+        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, columns))]
         files = [stack.enter_context(AnswerFile(path, kind, arguments.resume)) for path, kind in kinds if path]
         left = [video for video in videos if not any(video in file.done for file in files)]
         if len(left) < len(videos):
             logger.info("%d of %d videos have an answer already", len(videos) - len(left), len(videos))
         views = chain(failures, read_videos(left, plan, arguments.workers))
-        answers = predictor.answers(views, topk, batch_size=arguments.batch_size, **budget)
+        unsure = {"reject": arguments.reject, "coverage": arguments.coverage, "sets": arguments.sets}
+        answers = predictor.answers(views, topk, batch_size=arguments.batch_size, **budget, **unsure)
         total = len(failures) + len(left)
         for answer in progress(write_answers(answers, files), total=total, label="predict", unit="videos"):
             if isinstance(answer, Failure):

@@ -16,6 +16,7 @@ from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import (
+    CompressedGrid,
     Results,
     class_recalls,
     eval_loader,
@@ -60,7 +61,9 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
     with report_worker_failures():
         loader = eval_loader(cfg, videos, world, views, crops)
-        results = evaluate(model, loader, videos, cfg, world, "test", budgets, ORDERS[1:] if cfg.TEST.PROBES else ())
+        orders = ORDERS[1:] if cfg.TEST.PROBES else ()
+        temperatures = _temperatures(checkpoint.calibration, budgets)
+        results = evaluate(model, loader, videos, cfg, world, "test", budgets, orders, temperatures)
     if not world.is_main:
         return None
     facts = {
@@ -96,6 +99,17 @@ def _check_fit(settings: Mapping[str, Any], classes: list[str], task: str, check
 def _budgets(known: Sequence[Budget], grids: Sequence[tuple[int, ...]]) -> list[Budget | None]:
     """Return the budgets to test, the model's own first: all those on some grids; [None] for a model without."""
     return [budget for budget in known if budget.grid in grids] or [None]
+
+
+def _temperatures(
+    calibration: Mapping[str, Mapping[str, Any]], budgets: Sequence[Budget | None]
+) -> dict[CompressedGrid, list[float]]:
+    """Return the temperature of each budget that was calibrated; None: the first of them, the default."""
+    names = {budget: budget.name if budget else "" for budget in budgets}
+    found: dict[CompressedGrid, list[float]] = {
+        budget: calibration[name]["temperature"] for budget, name in names.items() if name in calibration
+    }
+    return found | ({None: found[budgets[0]]} if budgets[0] in found else {})
 
 
 def _budget_table(

@@ -193,6 +193,7 @@ def run_cascade(
     counts: Sequence[int],
     batch_size: int,
     dtype: torch.dtype = torch.float32,
+    temperatures: Sequence[Sequence[float]] = (),
 ) -> Iterator[tuple[Tensor, int]]:
     """Return the probabilities (K,) of each video and the step of the cascade that gave them.
 
@@ -201,6 +202,7 @@ def run_cascade(
         counts: clips of each video; the mean over them must be confident.
         batch_size: clips in one pass of the model.
         dtype: that the model computes in.
+        temperatures: of each grid's logits, one number or empty (1); none: 1 for all.
     """
     precision = autocast(next(model.parameters()).device, dtype)
     with precision:
@@ -214,6 +216,8 @@ def run_cascade(
         tokens = torch.cat([by_video[video] for video in undecided])
         with precision:
             logits = torch.cat([rest(part, grid).float() for part in torch.split(tokens, batch_size)])
+        for temperature in temperatures[step] if temperatures else ():
+            logits = logits / temperature
         shares = torch.split(logits.softmax(-1).cpu(), [counts[video] for video in undecided])
         answers |= {video: (share.mean(0), step) for video, share in zip(undecided, shares, strict=True)}
         enough = cascade.thresholds[step] if step < len(cascade.thresholds) else -math.inf
@@ -242,14 +246,25 @@ def measure(cascade: Cascade, costs: Costs, tables: Mapping[Grid, np.ndarray], l
 
     A video that could not be read has a row of zeros and counts as wrong.
     """
-    step_V = np.full(len(labels), len(cascade.grids) - 1)
-    for step, (grid, enough) in reversed(list(enumerate(zip(cascade.grids, cascade.thresholds, strict=False)))):
-        step_V[tables[grid].max(1) >= enough] = step
-    answers_VK = np.stack([tables[grid] for grid in cascade.grids])[step_V, np.arange(len(labels))]
+    step_V, answers_VK = _ends(cascade, tables)
     right = (answers_VK.argmax(1) == labels) & (answers_VK.max(1) > 0)
     ended = np.bincount(step_V, minlength=len(cascade.grids)) / len(labels)
     macs = float(np.dot(ended, cascade_macs(cascade, costs)))
     return Point(cascade, 100 * float(right.mean()), macs, (100 * ended).tolist())
+
+
+def cascade_answers(cascade: Cascade, tables: Mapping[Grid, np.ndarray]) -> np.ndarray:
+    """Return the probabilities (V, K) with which a cascade ends, from those of each grid."""
+    return _ends(cascade, tables)[1]
+
+
+def _ends(cascade: Cascade, tables: Mapping[Grid, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the step (V,) at which each video ends, and its answers (V, K)."""
+    count = len(tables[cascade.grids[0]])
+    step_V = np.full(count, len(cascade.grids) - 1)
+    for step, (grid, enough) in reversed(list(enumerate(zip(cascade.grids, cascade.thresholds, strict=False)))):
+        step_V[tables[grid].max(1) >= enough] = step
+    return step_V, np.stack([tables[grid] for grid in cascade.grids])[step_V, np.arange(count)]
 
 
 def candidates(tables: Mapping[Grid, np.ndarray], steps: int = 200) -> Iterator[Cascade]:

@@ -18,7 +18,8 @@ from lookupvit_video.inference.budget import load_cascade
 from lookupvit_video.inference.draw import draw_prediction, draw_timeline
 from lookupvit_video.inference.explain import explain_attention, heat_maps
 from lookupvit_video.inference.page.upload import Limits, Upload, read_upload
-from lookupvit_video.inference.predictor import Prediction, Predictor
+from lookupvit_video.inference.prediction import Prediction
+from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.timeline import find_segments, plan_windows, read_timeline
 from lookupvit_video.inference.views import Views
 from lookupvit_video.text import grid_name, one_line, parse_grid, printable, shortened
