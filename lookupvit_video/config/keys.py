@@ -185,7 +185,7 @@ KEYS: dict[str, Key] = {
         choices=("transpose", "scaled", "softmax")),
     "MODEL.LOOKUP_CONV": Key([],
         "t x h x w kernel of a depthwise convolution in the MLP of the lookup tokens, such as [3,3,3]; []: none",
-        at_least=1, item=1, lengths=(0, 3), needs=(HAS_GRIDS,)),
+        at_least=1, item=1, needs=(HAS_GRIDS,)),
     "MODEL.HEADS": Key(["compressed", "lookup"], "token sets with a classifier; the loss is the mean over them",
         choices=(["compressed", "lookup"], ["compressed"], ["lookup"])),
     "MODEL.INFERENCE_HEAD": Key("average", "average of the heads' logits, or one head only",

@@ -151,12 +151,12 @@ class LookupViT(VideoModel):
         return [head for part in (self, *self.exits.values()) for head in part.get_submodule("heads").children()]
 
     def check_budget(self, budget: Budget | Sequence[int] | None) -> Budget:
-        """Return a complete budget: a bare grid is one with all blocks, None is the model's default.
+        """Return a complete budget: a bare grid is one with all blocks and tokens, None is the model's default.
 
         Raises:
             UserError: the model was not made with this grid or exit, or the shares of the tokens are wrong.
         """
-        budget = as_budget(self.grids[0] if budget is None else budget, self.keep)
+        budget = Budget(self.grids[0], 0, self.keep) if budget is None else as_budget(budget)
         if grid_name(budget.grid) not in self.compress:
             known = ", ".join(self.compress)
             raise UserError(f"compressed grid {grid_name(budget.grid)}: this model was made with {known}")
