@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +80,12 @@ def read_lists(arguments: argparse.Namespace, predictor: "Predictor") -> "dict[s
     from lookupvit_video.data.manifest import Video, load_split, read_manifest
     from lookupvit_video.inference.batch import find_videos
 
-    given, classes = arguments.list, predictor.classes
+    read = partial(read_manifest, classes=predictor.classes, multi_label=predictor.multi_label)
     lists: dict[str, Sequence[Video]] = {
-        "calibration": read_manifest(given, classes) if given else load_split(predictor.cfg, "val", classes)
+        "calibration": read(arguments.list) if arguments.list else load_split(predictor.cfg, "val", predictor.classes)
     }
     if arguments.check_list:
-        lists["check"] = read_manifest(arguments.check_list, classes)
+        lists["check"] = read(arguments.check_list)
     for name, path in (("unknown", arguments.unknown_list), ("check_unknown", arguments.check_unknown_list)):
         if path:
             lists[name] = [Video(video, 0) for video in find_videos([], [path])[0]]

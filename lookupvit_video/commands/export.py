@@ -107,7 +107,8 @@ def export() -> int:
         check_format(kind)
     predictor = load_model(arguments.checkpoint, arguments.device)
     grid = grid_of(arguments.grid, predictor)
-    videos = read_manifest(arguments.list, predictor.classes) if arguments.list else []
+    several = predictor.multi_label
+    videos = read_manifest(arguments.list, predictor.classes, multi_label=several) if arguments.list else []
     plain = deployed_model(predictor, grid)
     deployed = deployed_model(predictor, grid, int8=True) if arguments.int8 else plain
     facts = description(predictor, batch=arguments.batch, grid=grid, int8=arguments.int8, device=predictor.device)

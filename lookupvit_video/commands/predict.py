@@ -47,6 +47,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     options.add_batch_size(parser)
     add("--compile", action="store_true",
         help="compile the model first: minutes at the start, then faster on a GPU (not with --adaptive)")  # fmt: skip
+    add("--adapt", action="store_true", help="move clips whose tokens are unlike clean ones toward them; "
+        "after lookupvit robustness --adapt")  # fmt: skip
     options.add_workers(parser)
     options.add_timeout(parser, 60.0, "seconds to open a video, and to decode its clips")
     add("--json", metavar="FILE", help="write JSON lines, one per video; -: standard output")
@@ -70,6 +72,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         (arguments.calibration and not arguments.adaptive, "--calibration is for --adaptive"),
         (arguments.compile and arguments.adaptive,
          "--compile: --adaptive runs parts of the model, which stay uncompiled; give one of them"),
+        (arguments.compile and arguments.adapt, "--compile: --adapt changes what the model computes; give one of them"),
         (arguments.resume and not (arguments.json or arguments.csv),
          "--resume continues what --json or --csv holds; give one of them"),
         (arguments.resume and arguments.json and arguments.csv, "--resume continues one file; give --json or --csv"),
@@ -239,6 +242,7 @@ def answer_all(
 def predict(words: Sequence[str] | None = None) -> int:
     """Run `lookupvit predict`, with the words of this process's command line or others."""
     arguments = parse_arguments(words)
+    from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
     from lookupvit_video.inference.batch import find_videos
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
@@ -247,7 +251,9 @@ def predict(words: Sequence[str] | None = None) -> int:
     videos, failures = find_videos(arguments.videos, arguments.list)
     check_outputs(arguments, videos)
     predictor = load_model(arguments.checkpoint, arguments.device)
-    lost, costs = answer_all(arguments, predictor, videos, failures)
+    statistics = load_statistics(statistics_path(str(predictor.source)), predictor.model) if arguments.adapt else None
+    with adapted(predictor.model, statistics):
+        lost, costs = answer_all(arguments, predictor, videos, failures)
     report_cost(costs, list(predictor.grids.values())[-1] if predictor.grids else 0.0)
     for failure in lost:
         print_error(printable(f"{failure.path}: {failure.error}"))

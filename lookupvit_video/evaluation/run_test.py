@@ -15,6 +15,7 @@ from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
 from lookupvit_video.evaluation.evaluate import (
     CompressedGrid,
     Results,
@@ -59,7 +60,8 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     model.to(world.device)
     views, crops = cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
     logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
-    with report_worker_failures():
+    statistics = load_statistics(statistics_path(checkpoint.path), model) if cfg.TEST.ADAPT else None
+    with report_worker_failures(), adapted(model, statistics):
         loader = eval_loader(cfg, videos, world, views, crops)
         orders = ORDERS[1:] if cfg.TEST.PROBES else ()
         temperatures = _temperatures(checkpoint.calibration, budgets)
