@@ -3,6 +3,7 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,6 @@ def parse_arguments() -> argparse.Namespace:
 def check_checkpoint(arguments: argparse.Namespace, predictor: "Predictor") -> None:
     """Raise UserError where a checkpoint cannot be written to, or has no budgets although some are asked for."""
     from lookupvit_video.inference.budget import check_grid
-    from lookupvit_video.text import grid_name
 
     path = arguments.checkpoint
     if not Path(path).is_file():
@@ -67,8 +67,8 @@ def check_checkpoint(arguments: argparse.Namespace, predictor: "Predictor") -> N
         return
     check_grid(predictor.costs)
     if len(predictor.costs) < 2:
-        (grid,) = predictor.costs
-        raise UserError(f"{path}: it has one compressed grid, {grid_name(grid)}; train with MODEL.COMPRESSED_GRIDS")
+        (name,) = predictor.grids
+        raise UserError(f"{path}: it has one compressed grid, {name}; train with MODEL.COMPRESSED_GRIDS")
 
 
 def read_lists(arguments: argparse.Namespace, predictor: "Predictor") -> "dict[str, Sequence[Video]]":
@@ -80,12 +80,12 @@ def read_lists(arguments: argparse.Namespace, predictor: "Predictor") -> "dict[s
     from lookupvit_video.data.manifest import Video, load_split, read_manifest
     from lookupvit_video.inference.batch import find_videos
 
-    given, classes = arguments.list, predictor.classes
+    read = partial(read_manifest, classes=predictor.classes, multi_label=predictor.multi_label)
     lists: dict[str, Sequence[Video]] = {
-        "calibration": read_manifest(given, classes) if given else load_split(predictor.cfg, "val", classes)
+        "calibration": read(arguments.list) if arguments.list else load_split(predictor.cfg, "val", predictor.classes)
     }
     if arguments.check_list:
-        lists["check"] = read_manifest(arguments.check_list, classes)
+        lists["check"] = read(arguments.check_list)
     for name, path in (("unknown", arguments.unknown_list), ("check_unknown", arguments.check_unknown_list)):
         if path:
             lists[name] = [Video(video, 0) for video in find_videos([], [path])[0]]
@@ -180,7 +180,7 @@ def calibrate() -> int:
         found[name] = answers.calibration(budget, views)
         report[name] = answers.facts(budget, found[name])
         log_facts(name, report[name])
-    main = tuple(predictor.cfg.MODEL.COMPRESSED_GRID) if predictor.costs else None
+    main = predictor.default_budget
     thresholds: Sequence[float] = predictor.thresholds
     if predictor.multi_label:
         table, labels = answers.after["calibration"][main], lists["calibration"].labels

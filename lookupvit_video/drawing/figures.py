@@ -96,6 +96,7 @@ def plot_curves(
         _plot_metric(axes[0], val, "loss", "tab:orange", label="validation loss")
         _plot_metrics(axes[1], val, percentages, others)
         _mark_best(axes, val, *best)
+        axes[1].set_xlim(0, 1.03 * max(entry["epoch"] for entry in [*train, *val]))
     for axis in axes:
         axis.grid(alpha=0.3)
     lines = {line.get_label(): line for axis in figure.axes for line in axis.lines}

@@ -105,7 +105,7 @@ def _draw_reliability(axis: Any, answers: Mapping[str, np.ndarray], labels: np.n
         some = count > 0
         axis.scatter(100 * confidence[some], 100 * right[some], s=8 + 140 * count[some] / count.sum(), color=color,
                      marker=marker, zorder=3)  # fmt: skip
-        axis.plot(100 * confidence[some], 100 * right[some], color=color, linewidth=1, marker=marker, markersize=4,
+        axis.plot([], [], color=color, linewidth=0, marker=marker, markersize=5,
                   label=f"{name}: calibration error {error:.1f} %")  # fmt: skip
     what = "share of pairs with the label, %" if labels.ndim == 2 else "accuracy, %"
     axis.set(xlabel="confidence, % (larger marks: more videos)", ylabel=what, xlim=(-2, 102), ylim=(-2, 102))

@@ -186,7 +186,10 @@ def test_a_checkpoint_without_calibration_says_so(folder):
 def test_each_class_of_several_has_its_temperature_and_threshold(folder, tmp_path):
     shutil.copy(folder / "labels.pt", tmp_path / "labels.pt")
     before = load_model(tmp_path / "labels.pt", "cpu")
-    done = calibrate(folder, "--list", folder / "test.csv", path=tmp_path / "labels.pt")
+    rows = "".join(f"{number}.mp4,{'|'.join({str(number % 5), str(number % 3)})}\n" for number in range(9))
+    (folder / "several.csv").write_text("path,label\n" + rows + "9.mp4,\n")
+    lists = ["--list", folder / "several.csv", "--check-list", folder / "several.csv"]
+    done = calibrate(folder, *lists, path=tmp_path / "labels.pt")
     assert done.returncode == 0, done.stderr
     after = load_model(tmp_path / "labels.pt", "cpu")
     assert len(set(after.temperature())) > 1
