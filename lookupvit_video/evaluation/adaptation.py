@@ -5,8 +5,7 @@ norm statistics are in other networks (Schneider et al., NeurIPS 2020, arXiv 200
 norms do not have. Each clip is adapted by itself: no gradient, no second pass, nothing carried from one to the next,
 and the answer does not depend on the batch. A clip as close to the mean as clean videos are stays as it is, to the bit.
 
-Entropy minimization over the norms (Tent, arXiv 2006.10726) was measured as well and gained nothing:
-docs/robustness.md. Shape letters: B clips, N lookup tokens, D width.
+Shape letters: B clips, N lookup tokens, D width.
 """
 
 import hashlib
