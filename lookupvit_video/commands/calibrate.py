@@ -56,7 +56,6 @@ def parse_arguments() -> argparse.Namespace:
 def check_checkpoint(arguments: argparse.Namespace, predictor: "Predictor") -> None:
     """Raise UserError where a checkpoint cannot be written to, or has no budgets although some are asked for."""
     from lookupvit_video.inference.budget import check_grid
-    from lookupvit_video.text import grid_name
 
     path = arguments.checkpoint
     if not Path(path).is_file():
@@ -68,8 +67,8 @@ def check_checkpoint(arguments: argparse.Namespace, predictor: "Predictor") -> N
         return
     check_grid(predictor.costs)
     if len(predictor.costs) < 2:
-        (grid,) = predictor.costs
-        raise UserError(f"{path}: it has one compressed grid, {grid_name(grid)}; train with MODEL.COMPRESSED_GRIDS")
+        (name,) = predictor.grids
+        raise UserError(f"{path}: it has one compressed grid, {name}; train with MODEL.COMPRESSED_GRIDS")
 
 
 def read_lists(arguments: argparse.Namespace, predictor: "Predictor") -> "dict[str, Sequence[Video]]":
@@ -181,7 +180,7 @@ def calibrate() -> int:
         found[name] = answers.calibration(budget, views)
         report[name] = answers.facts(budget, found[name])
         log_facts(name, report[name])
-    main = tuple(predictor.cfg.MODEL.COMPRESSED_GRID) if predictor.costs else None
+    main = predictor.default_budget
     thresholds: Sequence[float] = predictor.thresholds
     if predictor.multi_label:
         table, labels = answers.after["calibration"][main], lists["calibration"].labels

@@ -55,9 +55,10 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--csv", metavar="FILE", help="write a table, one row per video; -: standard output")
     add("--resume", action="store_true", help="skip videos that the --json or --csv file has answers for")
     add("--draw", type=Path, metavar="FOLDER", help="write a PNG sheet per video: frames, attention")
-    budget = parser.add_argument_group("budgets", "for checkpoints trained on several compressed grids; one of these")
+    budget = parser.add_argument_group("budgets", "for checkpoints with several of them; one of these")
     one = budget.add_mutually_exclusive_group()
-    one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7 (default: the checkpoint's)")
+    one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7, or 4x7x7,b8,k1-0.5: also "
+                     "fewer blocks and lookup tokens (default: the checkpoint's)")  # fmt: skip
     one.add_argument("--gmacs", type=float, metavar="G", help="largest grid within 10^9 multiply-accumulates a view")
     one.add_argument("--latency-ms", type=float, metavar="MS", help="the same by time, measured once on this device")
     one.add_argument("--adaptive", action="store_true", help="a small grid first, larger ones while not confident")
@@ -116,14 +117,14 @@ def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
 def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str, Any]:
     """Return the options for budgets as arguments of ``Predictor.answers``."""
     from lookupvit_video.inference.budget import check_grid, load_cascade
-    from lookupvit_video.text import parse_grid
+    from lookupvit_video.models.budget import parse_budget
 
     if arguments.adaptive:
         path = arguments.calibration or Path(arguments.checkpoint).with_suffix(".adaptive.json")
         return {"adaptive": load_cascade(path, predictor.model, predictor.costs)}
     if arguments.gmacs is None and arguments.latency_ms is None:
         if arguments.grid is not None:
-            check_grid(predictor.costs, parse_grid(arguments.grid))
+            check_grid(predictor.costs, parse_budget(arguments.grid).bare)
         return {"grid": arguments.grid}
     grid = predictor.grid_within(gmacs=arguments.gmacs, latency_ms=arguments.latency_ms)
     logger.info("grid %s: %.4g GMACs a view", grid, predictor.grids[grid])

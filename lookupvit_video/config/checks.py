@@ -147,6 +147,10 @@ def _budgets_fit(MODEL: Section) -> Iterator[str]:
     entry = MODELS[MODEL.ARCH]
     if not entry.compressed_grids or MODEL.VARIANT not in entry.variants:
         return
+    if len(MODEL.LOOKUP_CONV) not in (0, 3) or any(side % 2 == 0 for side in MODEL.LOOKUP_CONV):
+        yield f"MODEL.LOOKUP_CONV is {MODEL.LOOKUP_CONV}; write [t, h, w], each odd, so that a token is in its middle"
+    if MODEL.ENCODER == "factorised" and MODEL.LOOKUP_CONV and MODEL.LOOKUP_CONV[0] > 1:
+        yield f"MODEL.LOOKUP_CONV is {MODEL.LOOKUP_CONV}; factorised, blocks see one time index: write 1 for t"
     depth = MODEL.DEPTH or entry.variants[MODEL.VARIANT][1]["depth"]
     if sorted(set(MODEL.EXITS)) != MODEL.EXITS or (MODEL.EXITS and MODEL.EXITS[-1] >= depth):
         yield f"MODEL.EXITS is {MODEL.EXITS}; write rising numbers of blocks below the model's {depth}"

@@ -9,10 +9,20 @@ from typing import Any
 import numpy as np
 
 from lookupvit_video.drawing.figures import new_figure, save_figure
-from lookupvit_video.inference.budget import Cascade, Costs, Grid, Point, candidates, choose, frontier, measure
-from lookupvit_video.text import grid_name
+from lookupvit_video.inference.budget import (
+    Cascade,
+    Costs,
+    Grid,
+    Point,
+    budget_name,
+    candidates,
+    choose,
+    frontier,
+    measure,
+)
 
 logger = logging.getLogger(__name__)
+MOST_TRIED = 6  # budgets whose chains are all tried
 
 
 def calibrate_cascade(
@@ -37,8 +47,14 @@ def calibrate_cascade(
     """
     name, *others = lists
     tables, labels = lists[name]
-    points = [measure(cascade, costs, tables, labels) for cascade in candidates(tables)]
     singles = [measure(Cascade((grid,), ()), costs, tables, labels) for grid in costs]
+    if len(singles) > MOST_TRIED:  # chains of budgets that others beat alone would be too many to try
+        best = sorted(frontier(singles), key=lambda point: -point.top1)[:MOST_TRIED]
+        kept = {point.cascade.grids[0] for point in best}
+        tried = {grid: tables[grid] for grid in costs if grid in kept}
+    else:
+        tried = dict(tables)
+    points = [measure(cascade, costs, tables, labels) for cascade in candidates(tried)]
     wanted = singles[-1].top1 - drop if accuracy is None else accuracy
     chosen, curve = choose(points, wanted), frontier(points)
     splits = [(name, singles, curve, chosen)]
@@ -63,7 +79,7 @@ def facts_of(point: Point, largest: Point) -> dict[str, Any]:
         "gmacs_per_view": float(f"{point.macs / 1e9:.4g}"),
         "share_of_largest": round(point.macs / largest.macs, 3),
         "ended": dict(
-            zip(map(grid_name, point.cascade.grids), [round(share, 1) for share in point.ended], strict=True)
+            zip(map(budget_name, point.cascade.grids), [round(share, 1) for share in point.ended], strict=True)
         ),
     }
 

@@ -4,6 +4,7 @@ Shape letters: B clips, V views, C channels, T frames, H W pixels, K classes.
 """
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from lookupvit_video.inference.budget import (
     Cascade,
     Costs,
     Grid,
+    budget_name,
     cascade_macs,
     check_budget,
     check_grid,
@@ -37,12 +39,12 @@ from lookupvit_video.inference.budget import (
 from lookupvit_video.inference.hub import read_pretrained, write_pretrained
 from lookupvit_video.inference.prediction import Prediction, prediction_of
 from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
-from lookupvit_video.models.budget import Budget
+from lookupvit_video.models.budget import as_budget, parse_budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.registry import MODELS
 from lookupvit_video.remote import is_hub_id
-from lookupvit_video.text import grid_name, parse_grid, shown
+from lookupvit_video.text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +74,11 @@ class Predictor:
         self.plan = make_plan(cfg)
         """How the checkpoint's test reads a video."""
         self._spec = model_spec(cfg)
-        costs = {grid: self._spec.macs(compressed_grid=grid) for grid in self._spec.grids}
-        self.costs: Costs = dict(sorted(costs.items(), key=lambda item: sum(item[1].values())))
-        """Of each compressed grid; empty for a model without."""
+        costs = {budget.bare: self._spec.budget_macs(budget) for budget in self._spec.budgets}
+        shape = self._spec.shape if costs else None
+        tokens, depth = (math.prod(shape.block_grid), shape.depth) if shape else (0, 0)
+        self.costs = Costs(costs, tokens, depth)
+        """Of each budget; empty for a model without compressed grids."""
         self._compiled_batch = 0
 
     def __repr__(self) -> str:
@@ -152,7 +156,8 @@ class Predictor:
 
         Args:
             videos: from ``read_views``; taken one batch at a time.
-            grid: of the compressed tokens, such as "4x7x7" or (4, 7, 7); None: the checkpoint's default.
+            grid: of the compressed tokens, such as "4x7x7" or (4, 7, 7), or a budget with fewer blocks or tokens,
+                such as "4x7x7,b8,k1-0.5" (see ``grids``); None: the checkpoint's default.
             adaptive: thresholds of ``lookupvit calibrate``: a small grid first, larger ones while not confident.
             batch_size: clips in one pass of the model, of as many videos as fit.
             reject: the largest rate of errors among accepted answers (0.05 or "error=0.05"), or of accepted videos of
@@ -170,7 +175,7 @@ class Predictor:
         if grid is not None and adaptive is not None:
             raise UserError("grid and adaptive: give one of them")
         if grid is not None:
-            grid = parse_grid(grid) if isinstance(grid, str) else tuple(grid)
+            grid = (parse_budget(grid) if isinstance(grid, str) else as_budget(grid)).bare
             check_grid(self.costs, grid)
         if adaptive is not None and self.multi_label:
             raise UserError("adaptive: the confidence of a single answer; this checkpoint gives several labels a video")
@@ -206,9 +211,13 @@ class Predictor:
 
     def budget_name(self, grid: CompressedGrid) -> str:
         """Return the name of the grid or budget in use; "" for a model without."""
-        if isinstance(grid, Budget):
-            return grid.name
-        return grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if self.costs else ""
+        budget = grid or self.default_budget
+        return budget_name(budget) if budget and self.costs else ""
+
+    @property
+    def default_budget(self) -> CompressedGrid:
+        """The budget of the model where none is given; None for a model without compressed grids."""
+        return self._spec.budgets[0].bare if self.costs else None
 
     def temperature(self, grid: CompressedGrid = None) -> Sequence[float]:
         """Return the temperature of a grid's logits: one number, or one a class; empty: 1. None: the default grid."""
@@ -248,7 +257,7 @@ class Predictor:
             dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
             temperatures = list(map(self.temperature, cascade.grids))
             shares = run_cascade(self.model, cascade, inputs, counts, batch_size, dtype, temperatures)
-            macs, grids = cascade_macs(cascade, self.costs), list(map(grid_name, cascade.grids))
+            macs, grids = cascade_macs(cascade, self.costs), list(map(budget_name, cascade.grids))
         else:
             table_BK = torch.cat([self.predict_clips(part, grid) for part in torch.split(clips, batch_size)])
             shares = ((part.mean(0), 0) for part in torch.split(table_BK, counts))
@@ -312,8 +321,12 @@ class Predictor:
 
     @property
     def grids(self) -> dict[str, float]:
-        """The compressed grids of the checkpoint and the GMACs of a view on each, the cheapest first."""
-        return {grid_name(grid): sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
+        """The budgets of the checkpoint and the GMACs of a view within each, the cheapest first.
+
+        Their names: "4x7x7", a compressed grid; "4x7x7,b8", 8 blocks of it; "4x7x7,k1-0.5", half of the lookup tokens
+        in the second half of the blocks.
+        """
+        return {budget_name(grid): sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
 
     def grid_within(self, *, gmacs: float | None = None, latency_ms: float | None = None) -> str:
         """Return the largest grid within a budget for one view.

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map, tree_map_only
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.kernels import Lookup
@@ -24,6 +26,11 @@ class Budget(NamedTuple):
     """How many blocks are run, one of the model's exits; 0: all."""
     keep: tuple[float, ...] = ()
     """Share of the lookup tokens that the blocks work on, in equal parts of the depth; (): all tokens everywhere."""
+
+    @property
+    def bare(self) -> "Budget | tuple[int, ...]":
+        """The grid alone where the budget is no more than that, else the budget."""
+        return self if self.blocks or self.keep else self.grid
 
     @property
     def name(self) -> str:
@@ -65,6 +72,23 @@ class TokenState(NamedTuple):
         return self._replace(lookup=lookup, kept=kept, left=self.everything())
 
 
+def split_state(state: TokenState, batch: int) -> list[TokenState]:
+    """Return the state of each clip of a batch."""
+
+    def of_clip(number: int) -> TokenState:
+        rows = len(state.compressed) // batch  # factorized, one for each time index
+        part: TokenState = tree_map_only(Tensor, lambda x: x[number * rows : (number + 1) * rows], state)
+        return part
+
+    return list(map(of_clip, range(batch)))
+
+
+def join_states(states: Sequence[TokenState]) -> TokenState:
+    """Return the states of several clips, all after the same blocks, as one."""
+    joined: TokenState = tree_map(lambda *x: torch.cat(x) if isinstance(x[0], Tensor) else x[0], *states)
+    return joined
+
+
 def parse_budget(text: str) -> Budget:
     """Return the budget that a text such as "4x7x7,b8,k1-0.5" names.
 
@@ -84,9 +108,9 @@ def parse_budget(text: str) -> Budget:
     return Budget(parse_grid(grid), int(blocks[0]), () if set(keep) == {1.0} else keep)
 
 
-def as_budget(budget: Budget | Sequence[int], keep: tuple[float, ...] = ()) -> Budget:
-    """Return a budget as it is, or of a bare grid one with all blocks and the shares ``keep``."""
-    return budget if isinstance(budget, Budget) else Budget(tuple(budget), 0, keep)
+def as_budget(budget: Budget | Sequence[int]) -> Budget:
+    """Return a budget as it is, or of a bare grid the one with all blocks and all tokens."""
+    return budget if isinstance(budget, Budget) else Budget(tuple(budget))
 
 
 def keep_mistake(keep: Sequence[float]) -> str:

@@ -56,6 +56,7 @@ class ModelSpec:
         names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
         return Shape(
             grid=self.token_grid,
+            lookup_conv=self.arguments["options"].lookup_conv,
             adapter=self.adapter,
             adapter_width=self.adapter_width or WIDTHS.get(self.adapter, 0),
             temporal_adapter=self.adapter != "none" and "temporal.blocks" in self._adapted_stages,
@@ -149,6 +150,7 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
             layer_scale=model.LAYER_SCALE,
             qk_norm=model.QK_NORM,
             reverse=model.REVERSE_WEIGHTS,
+            lookup_conv=tuple(model.LOOKUP_CONV),
         ),
         "heads": tuple(model.HEADS),
         "inference_head": model.INFERENCE_HEAD,

@@ -56,6 +56,11 @@ def mlp_macs(n: int, dim: int, hidden_dim: int) -> int:
     return 2 * n * dim * hidden_dim
 
 
+def mixing_macs(n: int, channels: int, kernel: Sequence[int]) -> int:
+    """MACs of a depthwise convolution over all n tokens of a grid; also where some of them were dropped."""
+    return n * channels * math.prod(kernel) if kernel else 0
+
+
 def matching_macs(n: int, head_dim: int) -> int:
     """MACs of ToMe's matching: each even token against each odd one, by keys averaged over the heads."""
     return (n + 1) // 2 * (n // 2) * head_dim
@@ -81,6 +86,8 @@ class Shape:
     encoder: str = "joint"
     temporal_depth: int = 4
     pool: str = "average"
+    lookup_conv: tuple[int, ...] = ()
+    """See ``BlockOptions``."""
     adapter: str = "none"
     """Kind of the adapters in the blocks, see ``add_adapters``; LoRA costs as long as it is not merged."""
     adapter_width: int = 0
@@ -157,6 +164,7 @@ def lookupvit_macs(
         "refine_mlp": gathering * mlp_macs(m, dim, 4 * dim),
         "infuse": times * sum((n + m) * dim * dim + n * m * dim for n in infused),  # projection | V' | A^T V'
         "narrow_mlp": times * sum(mlp_macs(n, dim, dim // 2) for n in infused),
+        "local_mixing": times * len(infused) * mixing_macs(n, dim // 2, shape.lookup_conv),
         "adapters": times * sum(up + shape.block_adapter_macs(m, m) for up, _ in adapters)
         + times * sum(back for _, back in adapters[: len(infused)]),
         "temporal_encoder": readers * (shape.temporal_macs() + shape.temporal_adapter_macs()),

@@ -109,7 +109,7 @@ class LookupViT(VideoModel):
         self.compress = nn.ModuleDict({grid_name(grid): self._resize(grid, resize) for grid in self.grids})
         lookup_is_read = "lookup" in heads
         self.blocks = nn.ModuleList(
-            LookupViTBlock(dim, num_heads, rate, options, writes_back=lookup_is_read or i < depth - 1)
+            LookupViTBlock(dim, num_heads, rate, options, lookup_is_read or i < depth - 1, self.block_grid)
             for i, rate in enumerate(drop_path_rates(drop_path, depth))
         )
         classifier = partial(Classifier, dim, num_classes, dropout, pool, num_heads, options)
@@ -151,12 +151,12 @@ class LookupViT(VideoModel):
         return [head for part in (self, *self.exits.values()) for head in part.get_submodule("heads").children()]
 
     def check_budget(self, budget: Budget | Sequence[int] | None) -> Budget:
-        """Return a complete budget: a bare grid is one with all blocks, None is the model's default.
+        """Return a complete budget: a bare grid is one with all blocks and tokens, None is the model's default.
 
         Raises:
             UserError: the model was not made with this grid or exit, or the shares of the tokens are wrong.
         """
-        budget = as_budget(self.grids[0] if budget is None else budget, self.keep)
+        budget = Budget(self.grids[0], 0, self.keep) if budget is None else as_budget(budget)
         if grid_name(budget.grid) not in self.compress:
             known = ", ".join(self.compress)
             raise UserError(f"compressed grid {grid_name(budget.grid)}: this model was made with {known}")
@@ -201,7 +201,7 @@ class LookupViT(VideoModel):
         if state.blocks < blocks and not state.written:
             assert state.found is not None
             owing: Any = self.blocks[state.blocks - 1]
-            lookup = owing.write_back(state.compressed, state.lookup, state.found)
+            lookup = owing.write_back(state.compressed, state.lookup, state.found, state.kept)
             state = state._replace(lookup=lookup, written=True)
         for i in range(state.blocks, blocks):
             if counts[i] < state.lookup.shape[1]:
@@ -209,7 +209,9 @@ class LookupViT(VideoModel):
             last = i == blocks - 1
             leaves = not last and counts[i + 1] < counts[i]
             wanted = leaves or (last and continues) or attention is not None
-            compressed, lookup, found = self.blocks[i](state.compressed, state.lookup, writes_back or not last, wanted)
+            compressed, lookup, found = self.blocks[i](
+                state.compressed, state.lookup, writes_back or not last, wanted, state.kept
+            )
             if attention is not None and found is not None:
                 attention.append(found.weights)
             state = state._replace(

@@ -17,6 +17,12 @@ from lookupvit_video.errors import UserError
         ("MODEL.EXITS [4,12]", r"MODEL\.EXITS is \[4, 12\]; write rising numbers of blocks below the model's 12"),
         ("MODEL.EXITS [4,4]", r"MODEL\.EXITS is \[4, 4\]; write rising"),
         ("MODEL.DEPTH 4 MODEL.EXITS [4]", r".*below the model's 4"),
+        ("MODEL.LOOKUP_CONV [3,2,3]", r"MODEL\.LOOKUP_CONV is \[3, 2, 3\]; write \[t, h, w\], each odd"),
+        ("MODEL.LOOKUP_CONV [3,3]", r"MODEL\.LOOKUP_CONV is \[3, 3\]; write \[t, h, w\]"),
+        (
+            "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.LOOKUP_CONV [3,3,3]",
+            r"MODEL\.LOOKUP_CONV is \[3, 3, 3\]; factorised, .* write 1 for t",
+        ),
         ("MODEL.KEEP [0.5]", r"MODEL\.KEEP: \[0\.5\] must begin with 1"),
         ("MODEL.KEEPS [[1],[1,0.5,0.7]]", r"MODEL\.KEEPS: \[1.*, 0\.5, 0\.7\] must not rise"),
         ("MODEL.KEEPS [[]]", r"MODEL\.KEEPS: \[\] has 0 shares; write 1 to 12"),

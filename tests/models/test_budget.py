@@ -33,11 +33,16 @@ KEEPS = [(), (1.0, 0.5), (1.0, 0.7, 0.3), (1.0, 1.0, 1.0, 0.6, 0.6, 0.1)]
 def test_a_budget_has_a_name_that_can_be_read_again(budget, text):
     assert budget.name == text
     assert parse_budget(text) == budget
-    assert as_budget(budget, (1, 0.1)) is budget
+    assert as_budget(budget) is budget
+    assert as_budget(budget.bare) == budget
+    assert isinstance(budget.bare, Budget) == ("," in text)
 
 
-def test_a_bare_grid_is_a_budget_with_all_blocks_and_the_models_shares():
-    assert as_budget([1, 2, 2], (1, 0.5)) == Budget((1, 2, 2), 0, (1, 0.5))
+def test_a_bare_grid_is_a_budget_with_all_blocks_and_tokens_whatever_the_models_own():
+    assert as_budget([1, 2, 2]) == Budget((1, 2, 2))
+    model = small_model("keep")
+    assert model.check_budget(None) == Budget((1, 2, 2), 0, (1, 0.5))
+    assert model.check_budget((1, 2, 2)) == Budget((1, 2, 2))
     assert parse_budget("1x2x2,k1") == Budget((1, 2, 2))
 
 

@@ -41,6 +41,9 @@ LOOKUPVITS = {
     "keep random": "MODEL.KEEP [1,0.5] MODEL.KEEP_BY random",
     "exits probe": "MODEL.FREEZE_ENCODER True MODEL.EXITS [1]",
     "exits lora": "MODEL.ADAPTER lora MODEL.EXITS [1] MODEL.KEEP [1,0.5]",
+    "lookup_conv": "MODEL.LOOKUP_CONV [3,3,3]",
+    "lookup_conv factorised": f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3]",
+    "lookup_conv keep": "MODEL.LOOKUP_CONV [1,3,1] MODEL.DEPTH 3 MODEL.KEEP [1,0.5,0.25] MODEL.ADAPTER adaptformer",
     "linear probe": "MODEL.FREEZE_ENCODER True",
     "attentive probe": "MODEL.FREEZE_ENCODER True MODEL.POOL attentive",
     "spatial factorised probe": f"{FACTORISED} MODEL.FREEZE_SPATIAL True",
@@ -102,7 +105,10 @@ def new(name):
 # What trains in the models that are frozen in part.
 FROZEN = {
     **dict.fromkeys(("linear probe", "attentive probe", "vit probe", "exits probe"), in_head),
-    **dict.fromkeys(("adaptformer", "lora factorised", "exits lora", "vit lora", "vit adaptformer factorised"), new),
+    **dict.fromkeys(
+        ("adaptformer", "lora factorised", "exits lora", "lookup_conv keep", "vit lora", "vit adaptformer factorised"),
+        new,
+    ),
     "spatial factorised probe": lambda name: not name.startswith(("tokenizer.", "blocks.")),
 }
 
@@ -200,6 +206,7 @@ def test_bfloat16_autocast_trains_and_keeps_the_tokens_in_float32(name):
 # Tracing takes a second or two: one model stands for those with the same graph, test_peers.py traces PyTorchVideo's.
 SAME_GRAPH = {"lookup only", "read lookup", "attentive", "factorised", "image", "multi-resolution", "linear probe",
               "attentive probe", "exits", "exits compressed", "keep random", "exits probe", "exits lora",
+              "lookup_conv factorised", "lookup_conv keep",
               "vit average_norm", "vit image", "vit probe", "vit lora",
               "vit adaptformer factorised", "spatial factorised probe", *PEERS}  # fmt: skip
 

@@ -11,7 +11,7 @@ from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import print_error
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import model_file, write_json
-from lookupvit_video.text import grid_name, printable, write_csv
+from lookupvit_video.text import printable, write_csv
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lookupvit_video.corruptions.table import Corruption
     from lookupvit_video.data.manifest import Video
     from lookupvit_video.evaluation.adaptation import TokenStatistics
+    from lookupvit_video.evaluation.evaluate import CompressedGrid
     from lookupvit_video.evaluation.robustness.report import Side
     from lookupvit_video.inference.predictor import Predictor
 
@@ -71,16 +72,24 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _grids(predictor: "Predictor", wanted: Sequence[str]) -> list[tuple[int, ...] | None]:
+def _grids(predictor: "Predictor", wanted: Sequence[str]) -> "list[CompressedGrid]":
     """Return the compressed grids to answer with; [None]: the model's own."""
     from lookupvit_video.inference.budget import check_grid
-    from lookupvit_video.text import parse_grid
+    from lookupvit_video.models.budget import parse_budget
 
     if list(wanted) == ["all"] and predictor.costs:
         return list(predictor.costs)
-    for name in wanted:
-        check_grid(predictor.costs, parse_grid(name))
-    return [parse_grid(name) for name in wanted] or [None]
+    budgets = [parse_budget(name).bare for name in wanted]
+    for budget in budgets:
+        check_grid(predictor.costs, budget)
+    return [*budgets] or [None]
+
+
+def name_of(grid: "CompressedGrid") -> str:
+    """Return a grid or budget as text; "": the model's own."""
+    from lookupvit_video.models.budget import as_budget
+
+    return as_budget(grid).name if grid else ""
 
 
 def _videos(arguments: argparse.Namespace, predictor: "Predictor") -> "list[Video]":
@@ -101,7 +110,7 @@ def _answer_all(
     predictors: "Sequence[Predictor]",
     videos: "Sequence[Video]",
     corruptions: "Sequence[Corruption]",
-    grids: Sequence[tuple[int, ...] | None],
+    grids: "Sequence[CompressedGrid]",
 ) -> tuple[list[Path], dict[int, str]]:
     """Let every checkpoint answer; return their folders, and (row, reason) of the videos that could not be read.
 
@@ -129,7 +138,7 @@ def _answer_all(
             "weights": fingerprint(predictor.model), "severities": arguments.severity,
             "temperature": arguments.temperature, "adapt": arguments.adapt,
             "views": f"{cfg.TEST.NUM_ENSEMBLE_VIEWS}x{cfg.TEST.NUM_SPATIAL_CROPS}",
-            "grids": [grid_name(grid or ()) for grid in chosen],
+            "grids": [name_of(grid) for grid in chosen],
             "videos": [[video.path, video.label, video.start, video.end] for video in videos],
         })  # fmt: skip
         answering = Answering(predictor.predict_clips, folders[-1], chosen)
@@ -221,6 +230,7 @@ def robustness() -> int:
     from lookupvit_video.evaluation.robustness.report import rows_of, summaries_of, summary_text, table_text
     from lookupvit_video.evaluation.robustness.temperature import tempered
     from lookupvit_video.log import setup_logging
+    from lookupvit_video.provenance import measured_with
 
     setup_logging()
     suite(*arguments.suite)  # a wrong name is reported before any work
@@ -238,12 +248,13 @@ def robustness() -> int:
     reference = _sides(folders[first:], corruptions, 1)[0] if arguments.reference else None
     report: dict[str, Any] = {
         "checkpoint": arguments.checkpoint, "reference": arguments.reference, "videos": len(videos),
+        "measured_with": measured_with(predictor.device), "precision": predictor.cfg.TRAIN.PRECISION,
         "severities": arguments.severity, "temperature": arguments.temperature, "grids": [], "attacks": attacks,
         "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in sorted(bad.items())],
     }  # fmt: skip
     for grid, side in zip(grids, _sides(folders[:first], corruptions, len(grids)), strict=True):
         rows, found = rows_of(side, corruptions, labels), summaries_of(side, corruptions, labels, reference)
-        name = grid_name(grid or ())
+        name = name_of(grid)
         report["grids"].append({"grid": name, "corruptions": rows, "summaries": found,
                                 "gmacs_per_view": float(f"{predictor.macs_a_view(grid) / 1e9:.4g}")})  # fmt: skip
         print(f"grid {name}" if name else f"{len(videos)} videos")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.evaluate import CompressedGrid
 from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import set_kernel
@@ -50,7 +51,7 @@ class DeployedModel(nn.Module):
         model: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
-        grid: tuple[int, ...] | None,
+        grid: CompressedGrid,
         multi_label: bool = False,
         temperature: Sequence[float] = (),
     ):
@@ -70,7 +71,7 @@ class DeployedModel(nn.Module):
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
 
-def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, int8: bool = False) -> DeployedModel:
+def deployed_model(predictor: Predictor, grid: CompressedGrid = None, int8: bool = False) -> DeployedModel:
     """Return a copy of a model, ready to export.
 
     Args:
