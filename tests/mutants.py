@@ -14,8 +14,10 @@ in other processes (loader workers, torchrun, commands); cosmic-ray cannot choos
 
 import argparse
 import ast
+import concurrent.futures.thread
 import contextlib
 import os
+import queue
 import random
 import shutil
 import signal
@@ -24,10 +26,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "lookupvit_video"
@@ -358,6 +363,8 @@ def _run_pytest(folder: Path, files: list[str], output: Path) -> None:
     os.setsid()
     # Only a main thread hears of the death of a loader's worker, and torch knows one by its class.
     threading.current_thread().__class__ = threading._MainThread  # type: ignore[attr-defined]
+    # Else every process that this one starts would wait for the pool's threads at its end, of which it is one itself.
+    concurrent.futures.thread._threads_queues.clear()  # type: ignore[attr-defined]
     os.chdir(folder)
     sys.path.insert(0, str(folder))
     os.environ.update(PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1")
@@ -377,49 +384,50 @@ def _run_pytest(folder: Path, files: list[str], output: Path) -> None:
         os._exit(code)
 
 
-def judge(mutants: list[Mutant], folder: Path, limits: dict[str, float]) -> Iterator[tuple[Mutant, bool]]:
-    """Put each fault into a copy of the project in turn: whether a test noticed it."""
-    for mutant in mutants:
-        file = folder / PACKAGE / f"{mutant.module}.py"
-        sound = file.read_text(encoding="utf-8")
-        file.write_text(mutant.text, encoding="utf-8")
-        passed, _ = run_tests(folder, covering_files(mutant.module), limits[mutant.module])
-        file.write_text(sound, encoding="utf-8")
-        yield mutant, not passed
+def is_noticed(mutant: Mutant, limit: float, folder: Path) -> bool:
+    """Put a fault into a copy of the project: whether a test fails."""
+    file = folder / PACKAGE / f"{mutant.module}.py"
+    sound = file.read_text(encoding="utf-8")
+    file.write_text(mutant.text, encoding="utf-8")
+    passed, _ = run_tests(folder, covering_files(mutant.module), limit)
+    file.write_text(sound, encoding="utf-8")
+    word = "SURVIVED" if passed else "noticed "
+    print(f"{word} {mutant.module}.py:{mutant.line}: {mutant.before} -> {mutant.after}", flush=True)
+    return not passed
 
 
-def measure_sound(modules: list[str], folder: Path) -> dict[str, float]:
-    """How long the tests of each module may take, from how long they take without a fault; they must pass."""
-    limits = {}
-    for module in modules:
-        start = time.monotonic()
-        passed, printed = run_tests(folder, covering_files(module), 3600)
-        if not passed:
-            sys.exit(f"{module}: its tests fail without any fault:\n{printed[-3000:]}")
-        limits[module] = 60 + 4 * (time.monotonic() - start)
-        print(f"{module}: {time.monotonic() - start:.0f} s without a fault", flush=True)
-    return limits
+def seconds_without_fault(file: str, folder: Path) -> float:
+    """Return how long a test file takes without a fault; it must pass."""
+    start = time.monotonic()
+    passed, printed = run_tests(folder, [file], 3600)
+    if not passed:
+        raise RuntimeError(f"{file}: fails without any fault:\n{printed[-3000:]}")
+    print(f"{file}: {time.monotonic() - start:.0f} s without a fault", flush=True)
+    return time.monotonic() - start
 
 
 def run(mutants: list[Mutant], jobs: int) -> list[tuple[Mutant, bool]]:
-    """Try all faults, ``jobs`` at a time, each job in a copy of its own; prints a line for each."""
-    modules = list(dict.fromkeys(mutant.module for mutant in mutants))
-    with tempfile.TemporaryDirectory(prefix="mutants") as parent:
-        folders = [Path(parent, str(job)) for job in range(jobs)]
-        for folder in folders:
-            copy_project(folder)
+    """Try all faults, ``jobs`` at a time, each in one of as many copies of the project; prints a line for each."""
+    files = {module: covering_files(module) for module in dict.fromkeys(mutant.module for mutant in mutants)}
+    unique = list(dict.fromkeys(file for listed in files.values() for file in listed))
+    copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
 
-        def work(job: int) -> list[tuple[Mutant, bool]]:
-            own = modules[job::jobs]
-            limits, found = measure_sound(own, folders[job]), []
-            for mutant, noticed in judge([m for m in mutants if m.module in own], folders[job], limits):
-                word = "noticed " if noticed else "SURVIVED"
-                print(f"{word} {mutant.module}.py:{mutant.line}: {mutant.before} -> {mutant.after}", flush=True)
-                found.append((mutant, noticed))
-            return found
+    def in_a_copy(task: Callable[[Path], T]) -> T:
+        folder = copies.get()
+        try:
+            return task(folder)
+        finally:
+            copies.put(folder)
 
-        with ThreadPoolExecutor(jobs) as pool:
-            return [outcome for outcomes in pool.map(work, range(jobs)) for outcome in outcomes]
+    with tempfile.TemporaryDirectory(prefix="mutants") as parent, ThreadPoolExecutor(jobs) as pool:
+        for job in range(jobs):
+            copy_project(Path(parent, str(job)))
+            copies.put(Path(parent, str(job)))
+        sound = [partial(seconds_without_fault, file) for file in unique]
+        seconds = dict(zip(unique, pool.map(in_a_copy, sound), strict=True))
+        limits = {module: 60 + 4 * sum(map(seconds.__getitem__, listed)) for module, listed in files.items()}
+        tasks = [partial(is_noticed, mutant, limits[mutant.module]) for mutant in mutants]
+        return list(zip(mutants, pool.map(in_a_copy, tasks), strict=True))
 
 
 def main() -> None:
@@ -427,7 +435,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--module", nargs="+", default=list(MODULES), metavar="NAME", help="e.g. training/step")
     parser.add_argument("--seed", type=int, default=0, help="which faults are drawn (default 0)")
-    parser.add_argument("--per-module", type=int, default=4, help="faults a module (default 4)")
+    parser.add_argument("--per-module", type=int, default=3, help="faults a module (default 3)")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side (default 2)")
     parser.add_argument("--list", action="store_true", help="print the faults, run nothing")
     args = parser.parse_args()
