@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from lookupvit_video.config import load_config
-    from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
+    from lookupvit_video.inference.prediction import Prediction
+    from lookupvit_video.inference.predictor import Predictor, load_model
     from lookupvit_video.inference.views import Failure
     from lookupvit_video.models.build import build_model, create_model
     from lookupvit_video.registry import list_models
@@ -17,7 +18,8 @@ __all__ = [
 ]  # fmt: skip
 _PLACES = {
     "config": ("load_config",),
-    "inference.predictor": ("Prediction", "Predictor", "load_model"),
+    "inference.prediction": ("Prediction",),
+    "inference.predictor": ("Predictor", "load_model"),
     "inference.views": ("Failure",),
     "models.build": ("build_model", "create_model"),
     "registry": ("list_models",),

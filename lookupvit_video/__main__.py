@@ -12,7 +12,7 @@ COMMANDS = {
     "predict": Command("predict", "predict", "name what happens in videos"),
     "timeline": Command("explain", "timeline", "name what happens when in a long video"),
     "explain": Command("explain", "explain", "show where a LookupViT looks"),
-    "calibrate": Command("calibrate", "calibrate", "choose thresholds for predict --adaptive"),
+    "calibrate": Command("calibrate", "calibrate", "fit probabilities; thresholds for predict --reject, --adaptive"),
     "robustness": Command("evaluation.robustness", "robustness", "accuracy on corrupted videos"),
     "app": Command("app", "app", "a page to try a checkpoint"),
     "export": Command("export", "export", "write a checkpoint as torch.export program, ONNX or AOTInductor"),

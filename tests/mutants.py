@@ -133,7 +133,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         ("models/kernels/cpu", f"if q_BHMd.shape[2] < k_BHNd.shape[2]: -> if {condition}:"): "the faster one is scaled"
         for condition in ("q_BHMd.shape[2] <= k_BHNd.shape[2]", "True", "False")
     },
-    ("evaluation/evaluate", "CompressedGrid = tuple[int, ...] | None -> CompressedGrid = tuple | None"): "only a type",
+    (
+        "evaluation/evaluate",
+        "CompressedGrid = Budget | tuple[int, ...] | None -> CompressedGrid = Budget | tuple | None",
+    ): "only a type",
     (
         "models/tokenizer",
         "distance = (torch.arange(n_in, dtype=torch.float64) - centres[:, None]).abs() / width -> "

@@ -70,3 +70,15 @@ def test_functions_have_at_most_sixty_lines(path):
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
     functions = [node for node in nodes if isinstance(node, ast.FunctionDef)]
     assert [node.name for node in functions if node.end_lineno - node.lineno >= 60] == []
+
+
+def test_few_functions_take_the_whole_config():
+    """Below what builds a run, functions take plain arguments."""
+    found = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                if any(arg.annotation and "CfgNode" in ast.unparse(arg.annotation) for arg in arguments):
+                    found.append(f"{place_of(path)}: {node.name}")
+    assert len(found) <= 30, "\n".join(found)

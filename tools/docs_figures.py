@@ -103,6 +103,11 @@ def study(name: str) -> Step:
 
 PREPARED = Step(f"datasets/moving_digits/prepare.py --test 1440 --out {DATA}", f"{MOTION}/classes.txt")
 
+DIGITS = Step(
+    "datasets/moving_digits/prepare.py --digits 3 --test 1440 --out datasets/moving_digits/data_digits",
+    "datasets/moving_digits/data_digits/digits/classes.txt",
+)
+
 
 def calibration(seed: int) -> Step:
     folder = f"runs/studies/resolution/motion/one_model_for_all/{seed}"
@@ -132,7 +137,7 @@ FINETUNE = [
 ]
 STUDIES = {
     "controls_digit": [], "controls_motion": [], "resolution": [], "options_motion": [], "options_digit": [],
-    "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")],
+    "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")], "controls_digits": [DIGITS],
 }  # fmt: skip
 PAGES = {
     "ablations": [

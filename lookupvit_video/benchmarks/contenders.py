@@ -91,7 +91,7 @@ def lookupvits(setting: Setting, arguments: argparse.Namespace) -> Iterator[Cont
             name = ", ".join([f"LookupViT {grid_name(grid)}", *extra])
 
             def call(model: nn.Module, clips: Tensor, grid: Grid = grid) -> tuple[Tensor, ...]:
-                return heads_of(model(clips, grid=grid))
+                return heads_of(model(clips, grid))
 
             yield Contender(name, model, call, grid)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import Shape, count_parameters, measured_macs, tokens_within, vit_macs
 from lookupvit_video.registry import MODELS
@@ -78,16 +79,19 @@ def describe(cfg: CfgNode, measure: bool, sweep: bool) -> dict[str, Any]:
         }
     if sweep:
         rows = []
-        for grid in dict.fromkeys(map(tuple, cfg.TEST.GRIDS)):
-            macs = sum(spec.macs(compressed_grid=grid).values())
-            rows.append(grid_row(shape, grid, macs, measured_macs(model, clip, grid) if measure else None))
+        swept = set(map(tuple, cfg.TEST.GRIDS))
+        for budget in (known for known in spec.budgets if known.grid in swept):
+            macs = sum(spec.budget_macs(budget).values())
+            rows.append(budget_row(shape, budget, macs, measured_macs(model, clip, budget) if measure else None))
         facts["sweep"] = sorted(rows, key=lambda row: row["macs"])
     return facts
 
 
-def grid_row(shape: Shape, grid: tuple[int, ...], macs: int, measured: int | None) -> dict[str, Any]:
-    """Return what one compressed grid costs, and what a dense ViT on fewer tokens can do for as much."""
+def budget_row(shape: Shape, budget: Budget, macs: int, measured: int | None) -> dict[str, Any]:
+    """Return what one budget costs, and what a dense ViT on fewer tokens can do for as much."""
+    grid = budget.grid
     row = {
+        "budget": budget.name,
         "compressed_grid": list(grid),
         "compressed_tokens": shape.times * math.prod(grid),
         "macs": macs,
@@ -148,7 +152,7 @@ def show_sweep(facts: dict[str, Any], name: str, number: Callable[[int | None], 
     table.append(["floor", "0", "", number(floor), "", f"{dense / floor:.2f}", "", "", ""])
     for row in facts["sweep"]:
         m = row["compressed_tokens"]
-        cells = [grid_name(row["compressed_grid"]), str(m), f"{facts['lookup_tokens'] / m:.1f}", number(row["macs"])]
+        cells = [row["budget"], str(m), f"{facts['lookup_tokens'] / m:.1f}", number(row["macs"])]
         cells += [number(row["measured_macs"]), f"{row['dense_ratio']:.2f}", number(row.get("resize_macs"))]
         table.append(cells + [str(row.get(key) or "-") for key in ("keep_tokens", "merge_tokens")])
     table.append(["dense ViT", "", "", number(dense), "", "1.00", "", "", ""])

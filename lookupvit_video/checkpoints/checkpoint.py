@@ -56,6 +56,8 @@ class Checkpoint:
     """The rest of a run's state, see ``training.state``; empty in a file for inference."""
     thresholds: list[float] = field(default_factory=list)
     """MODEL.TASK multi_label: of each class, from which probability on it is answered; empty: 0.5."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """By budget, what ``lookupvit calibrate`` found, see ``evaluation/calibration.py``; empty: not calibrated."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of Python, the libraries and this package that wrote it."""
 
@@ -102,6 +104,22 @@ def save_checkpoint(
         "thresholds": list(thresholds),
         "versions": library_versions(),
     }
+    _write(Path(path), content)
+
+
+def add_calibration(path: Path, calibration: dict[str, Any], thresholds: Sequence[float]) -> None:
+    """Write a checkpoint again, with what was found on labeled videos; all else stays as it is.
+
+    Raises:
+        UserError: the checkpoint cannot be read.
+        OSError: it cannot be written; the old file stays.
+    """
+    load_checkpoint(path)  # checks it
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    _write(path, {**content, "calibration": calibration, "thresholds": list(thresholds)})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path) as temporary, _ErrorKeepingFile(io.FileIO(temporary, "w")) as file:
         try:
             torch.save(content, file)
@@ -148,7 +166,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         path=Path(path),
         config=config_from_text(content["config"], f"{path} (config in it)"),
         **{name: content[name] for name in ("classes", "model", "optimizer", "step", "best_top1")},
-        **{name: content[name] for name in ("ema", "state", "thresholds", "versions") if name in content},  # newer
+        **{
+            name: content[name] for name in ("ema", "state", "thresholds", "calibration", "versions") if name in content
+        },  # newer
     )
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from lookupvit_video.commands import options
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.text import parse_grid
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.export.vectors import Comparison
     from lookupvit_video.inference.predictor import Predictor
+    from lookupvit_video.models.budget import Budget
 
 EXPORT_EXAMPLES = """  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format pt2 onnx aoti
   lookupvit export --checkpoint runs/demo_motion/model.pt --out exported_int8 --format pt2 --int8 --list test.csv
@@ -51,19 +51,21 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def grid_of(text: str | None, predictor: "Predictor") -> tuple[int, ...] | None:
+def grid_of(text: str | None, predictor: "Predictor") -> "Budget | tuple[int, ...] | None":
     """Return the compressed grid to export.
 
     Raises:
         UserError: the model was not made with it.
     """
+    from lookupvit_video.models.budget import parse_budget
+
     if text is None:
         return None
     if not predictor.grids:
         raise UserError(f"--grid {text}: this model has no compressed grid")
     if text not in predictor.grids:
         raise UserError(f"--grid {text}: this model was made with {', '.join(predictor.grids)}")
-    return parse_grid(text)
+    return parse_budget(text).bare
 
 
 def print_comparison(found: "Sequence[Comparison]") -> None:
@@ -105,7 +107,8 @@ def export() -> int:
         check_format(kind)
     predictor = load_model(arguments.checkpoint, arguments.device)
     grid = grid_of(arguments.grid, predictor)
-    videos = read_manifest(arguments.list, predictor.classes) if arguments.list else []
+    several = predictor.multi_label
+    videos = read_manifest(arguments.list, predictor.classes, multi_label=several) if arguments.list else []
     plain = deployed_model(predictor, grid)
     deployed = deployed_model(predictor, grid, int8=True) if arguments.int8 else plain
     facts = description(predictor, batch=arguments.batch, grid=grid, int8=arguments.int8, device=predictor.device)

@@ -19,10 +19,12 @@ from lookupvit_video.text import printable
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.batch import AnswerFile
-    from lookupvit_video.inference.predictor import Prediction, Predictor
+    from lookupvit_video.inference.prediction import Prediction
+    from lookupvit_video.inference.predictor import Predictor
     from lookupvit_video.inference.views import Failure
 
 logger = logging.getLogger(__name__)
+KINDS = ("lac", "aps", "class")  # those of evaluation/conformal.py, whose import takes longer than this help
 EXAMPLES = """  lookupvit predict --checkpoint runs/demo_motion/model.pt video.mp4 folder/ "clips/**/*.webm"
   lookupvit predict --checkpoint runs/demo_motion/model.pt folder/ --json answers.jsonl --resume
   find /data -name "*.mp4" | lookupvit predict --checkpoint model.pt - --csv answers.csv --gmacs 60
@@ -45,20 +47,24 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     options.add_batch_size(parser)
     add("--compile", action="store_true",
         help="compile the model first: minutes at the start, then faster on a GPU (not with --adaptive)")  # fmt: skip
+    add("--adapt", action="store_true", help="move clips whose tokens are unlike clean ones toward them; "
+        "after lookupvit robustness --adapt")  # fmt: skip
     options.add_workers(parser)
     options.add_timeout(parser, 60.0, "seconds to open a video, and to decode its clips")
     add("--json", metavar="FILE", help="write JSON lines, one per video; -: standard output")
     add("--csv", metavar="FILE", help="write a table, one row per video; -: standard output")
     add("--resume", action="store_true", help="skip videos that the --json or --csv file has answers for")
     add("--draw", type=Path, metavar="FOLDER", help="write a PNG sheet per video: frames, attention")
-    budget = parser.add_argument_group("budgets", "for checkpoints trained on several compressed grids; one of these")
+    budget = parser.add_argument_group("budgets", "for checkpoints with several of them; one of these")
     one = budget.add_mutually_exclusive_group()
-    one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7 (default: the checkpoint's)")
+    one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7, or 4x7x7,b8,k1-0.5: also "
+                     "fewer blocks and lookup tokens (default: the checkpoint's)")  # fmt: skip
     one.add_argument("--gmacs", type=float, metavar="G", help="largest grid within 10^9 multiply-accumulates a view")
     one.add_argument("--latency-ms", type=float, metavar="MS", help="the same by time, measured once on this device")
     one.add_argument("--adaptive", action="store_true", help="a small grid first, larger ones while not confident")
     budget.add_argument("--calibration", metavar="FILE", help="for --adaptive, of lookupvit calibrate "
                         "(default: the checkpoint's name with .adaptive.json)")  # fmt: skip
+    _add_unsure(parser)
     arguments = parser.parse_args(words)
     for wrong, message in (
         (not arguments.videos and not arguments.list,
@@ -66,6 +72,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         (arguments.calibration and not arguments.adaptive, "--calibration is for --adaptive"),
         (arguments.compile and arguments.adaptive,
          "--compile: --adaptive runs parts of the model, which stay uncompiled; give one of them"),
+        (arguments.compile and arguments.adapt, "--compile: --adapt changes what the model computes; give one of them"),
         (arguments.resume and not (arguments.json or arguments.csv),
          "--resume continues what --json or --csv holds; give one of them"),
         (arguments.resume and arguments.json and arguments.csv, "--resume continues one file; give --json or --csv"),
@@ -76,6 +83,23 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         if wrong:
             parser.error(message)
     return arguments
+
+
+def _add_unsure(parser: argparse.ArgumentParser) -> None:
+    """Add what a calibrated checkpoint can say about unsure answers."""
+    group = parser.add_argument_group("unsure answers", "for checkpoints that lookupvit calibrate has prepared")
+    group.add_argument(
+        "--reject", metavar="RATE", help='answer "none of these" so that at most this rate of the other answers is '
+        "wrong (0.05), or of videos of unknown classes is accepted (unknown=0.05)",
+    )  # fmt: skip
+    group.add_argument(
+        "--coverage", type=float, metavar="SHARE",
+        help="also give a set of classes that holds the true one for this share of videos (0.9)",
+    )  # fmt: skip
+    group.add_argument(
+        "--sets", choices=KINDS, default="lac", help="kind of set: lac, the smallest on average; aps, larger for hard "
+        "videos; class, the coverage for each class (default: lac)",
+    )  # fmt: skip
 
 
 def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
@@ -93,14 +117,14 @@ def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
 def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str, Any]:
     """Return the options for budgets as arguments of ``Predictor.answers``."""
     from lookupvit_video.inference.budget import check_grid, load_cascade
-    from lookupvit_video.text import parse_grid
+    from lookupvit_video.models.budget import parse_budget
 
     if arguments.adaptive:
         path = arguments.calibration or Path(arguments.checkpoint).with_suffix(".adaptive.json")
         return {"adaptive": load_cascade(path, predictor.model, predictor.costs)}
     if arguments.gmacs is None and arguments.latency_ms is None:
         if arguments.grid is not None:
-            check_grid(predictor.costs, parse_grid(arguments.grid))
+            check_grid(predictor.costs, parse_budget(arguments.grid).bare)
         return {"grid": arguments.grid}
     grid = predictor.grid_within(gmacs=arguments.gmacs, latency_ms=arguments.latency_ms)
     logger.info("grid %s: %.4g GMACs a view", grid, predictor.grids[grid])
@@ -124,10 +148,12 @@ def show(prediction: "Prediction") -> None:
 
     note = f"  ({prediction.note})" if prediction.note else ""
     say(f"{prediction.path}  {seconds_text(prediction.times)}{note}")
-    if prediction.present is not None:
+    if prediction.present is not None or prediction.rejected:
         say(f"  {prediction.label}")
     for label, probability in zip(prediction.labels, prediction.probabilities, strict=True):
         say(f"  {100 * probability:5.1f} %  {label}")
+    if prediction.members is not None:
+        say(f"  set: {', '.join(prediction.members) or 'empty'}")
 
 
 def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number: int) -> None:
@@ -178,7 +204,9 @@ def answer_all(
     from lookupvit_video.inference.views import Failure
     from lookupvit_video.progress import progress
 
-    plan = predictor.plan.changed(arguments.views, arguments.crops, arguments.backend, arguments.timeout)
+    plan = predictor.plan = predictor.plan.changed(
+        arguments.views, arguments.crops, arguments.backend, arguments.timeout
+    )
     topk, numbers = min(arguments.topk, len(predictor.classes)), {video: i for i, video in enumerate(videos)}
     costs, lost = [], []
     is_shown = "-" not in (arguments.json, arguments.csv)
@@ -186,13 +214,18 @@ def answer_all(
     if arguments.compile:
         predictor.compile(arguments.batch_size)
     with ExitStack() as stack:
-        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, predictor.multi_label))]
+        columns = [
+            *["present"] * predictor.multi_label, *["rejected"] * (arguments.reject is not None),
+            *["set"] * (arguments.coverage is not None),
+        ]  # fmt: skip
+        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, columns))]
         files = [stack.enter_context(AnswerFile(path, kind, arguments.resume)) for path, kind in kinds if path]
         left = [video for video in videos if not any(video in file.done for file in files)]
         if len(left) < len(videos):
             logger.info("%d of %d videos have an answer already", len(videos) - len(left), len(videos))
         views = chain(failures, read_videos(left, plan, arguments.workers))
-        answers = predictor.answers(views, topk, batch_size=arguments.batch_size, **budget)
+        unsure = {"reject": arguments.reject, "coverage": arguments.coverage, "sets": arguments.sets}
+        answers = predictor.answers(views, topk, batch_size=arguments.batch_size, **budget, **unsure)
         total = len(failures) + len(left)
         for answer in progress(write_answers(answers, files), total=total, label="predict", unit="videos"):
             if isinstance(answer, Failure):
@@ -209,6 +242,7 @@ def answer_all(
 def predict(words: Sequence[str] | None = None) -> int:
     """Run `lookupvit predict`, with the words of this process's command line or others."""
     arguments = parse_arguments(words)
+    from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
     from lookupvit_video.inference.batch import find_videos
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
@@ -217,7 +251,9 @@ def predict(words: Sequence[str] | None = None) -> int:
     videos, failures = find_videos(arguments.videos, arguments.list)
     check_outputs(arguments, videos)
     predictor = load_model(arguments.checkpoint, arguments.device)
-    lost, costs = answer_all(arguments, predictor, videos, failures)
+    statistics = load_statistics(statistics_path(str(predictor.source)), predictor.model) if arguments.adapt else None
+    with adapted(predictor.model, statistics):
+        lost, costs = answer_all(arguments, predictor, videos, failures)
     report_cost(costs, list(predictor.grids.values())[-1] if predictor.grids else 0.0)
     for failure in lost:
         print_error(printable(f"{failure.path}: {failure.error}"))

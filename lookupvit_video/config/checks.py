@@ -143,6 +143,26 @@ def _grids_fit(MODEL: Section, DATA: Section, TEST: Section) -> Iterator[str]:
             )
 
 
+def _budgets_fit(MODEL: Section) -> Iterator[str]:
+    entry = MODELS[MODEL.ARCH]
+    if not entry.compressed_grids or MODEL.VARIANT not in entry.variants:
+        return
+    if len(MODEL.LOOKUP_CONV) not in (0, 3) or any(side % 2 == 0 for side in MODEL.LOOKUP_CONV):
+        yield f"MODEL.LOOKUP_CONV is {MODEL.LOOKUP_CONV}; write [t, h, w], each odd, so that a token is in its middle"
+    if MODEL.ENCODER == "factorised" and MODEL.LOOKUP_CONV and MODEL.LOOKUP_CONV[0] > 1:
+        yield f"MODEL.LOOKUP_CONV is {MODEL.LOOKUP_CONV}; factorised, blocks see one time index: write 1 for t"
+    depth = MODEL.DEPTH or entry.variants[MODEL.VARIANT][1]["depth"]
+    if sorted(set(MODEL.EXITS)) != MODEL.EXITS or (MODEL.EXITS and MODEL.EXITS[-1] >= depth):
+        yield f"MODEL.EXITS is {MODEL.EXITS}; write rising numbers of blocks below the model's {depth}"
+    for name, keep in [("MODEL.KEEP", MODEL.KEEP), *(("MODEL.KEEPS", keep) for keep in MODEL.KEEPS)]:
+        if (name == "MODEL.KEEPS" and not keep) or len(keep) > depth:
+            yield f"{name}: {keep} has {len(keep)} shares; write 1 to {depth}, the number of blocks"
+        elif keep and keep[0] != 1:
+            yield f"{name}: {keep} must begin with 1, since the first blocks find out which tokens matter"
+        elif sorted(keep, reverse=True) != keep:
+            yield f"{name}: {keep} must not rise, since a token that left does not return"
+
+
 def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
     epochs, adapted = SOLVER.FREEZE_EPOCHS, MODEL.ADAPTER != "none"
     freezes = MODEL.FREEZE_ENCODER or MODEL.FREEZE_SPATIAL
@@ -192,5 +212,5 @@ def _others_are_there(DISTILL: Section, DIST_TIMEOUT: float, DATA_LOADER: Sectio
 
 
 CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
-    _data_fits, _model_exists, _grids_fit, _frozen_parts_fit, _training_fits, _others_are_there
+    _data_fits, _model_exists, _grids_fit, _budgets_fit, _frozen_parts_fit, _training_fits, _others_are_there,
 )  # fmt: skip

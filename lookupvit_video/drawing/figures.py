@@ -1,4 +1,4 @@
-"""Pictures of a run: the clips that the model sees, learning curves and the confusion matrix; colors of classes."""
+"""Pictures of a run: the clips that the model sees, and learning curves; colors of classes."""
 
 import itertools
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Normalize, PowerNorm, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -17,8 +17,6 @@ from lookupvit_video.drawing.fonts import class_label, drawable, extra_families
 from lookupvit_video.files import atomic_write
 
 SHOWN_CLIPS, SHOWN_FRAMES = 8, 4
-FULL_MATRIX = 30  # classes: of more, a confusion matrix has no room for numbers
-LISTED = 22  # confusions, and classes, next to a larger matrix
 # Okabe and Ito's, for all kinds of color vision; a darker yellow shows on white, and wine for black on a dark panel.
 _FIRST_COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#d8cc20", "#992154")
 _FROM_OKLAB = np.array([[1, 0.396338, 0.215804], [1, -0.105561, -0.063854], [1, -0.089484, -1.291486]])
@@ -33,11 +31,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure as PNG, completely or not at all."""
+def draw_all_scripts(figure: Figure) -> None:
+    """Let the texts of a figure use the fonts that names in other scripts need."""
     if extra_families:
         for text in figure.findobj(Text):
             text.set_fontfamily([*text.get_fontfamily(), "DejaVu Sans", *extra_families])
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Write a figure as PNG, completely or not at all."""
+    draw_all_scripts(figure)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png")
 
@@ -93,6 +96,7 @@ def plot_curves(
         _plot_metric(axes[0], val, "loss", "tab:orange", label="validation loss")
         _plot_metrics(axes[1], val, percentages, others)
         _mark_best(axes, val, *best)
+        axes[1].set_xlim(0, 1.03 * max(entry["epoch"] for entry in [*train, *val]))
     for axis in axes:
         axis.grid(alpha=0.3)
     lines = {line.get_label(): line for axis in figure.axes for line in axis.lines}
@@ -189,61 +193,3 @@ def plot_accuracy_vs_gmacs(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axis.margins(x=0.12, y=0.15)
     axis.grid(alpha=0.3)
     save_figure(figure, path)
-
-
-def plot_confusion(counts_KK: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Draw the confusion matrix: rows are the true classes, the color is the share of a row's videos.
-
-    Up to 30 classes it has counts, and accuracy and number of videos of each row; of more, lists of the most frequent
-    confusions and the least accurate classes.
-    """
-    totals_K, is_full = counts_KK.sum(1), len(classes) <= FULL_MATRIX
-    share_KK = 100 * counts_KK / np.maximum(totals_K, 1)[:, None]
-    size = 3.0 + 0.42 * len(classes) if is_full else 9.0
-    figure = new_figure(size + (2.2 if is_full else 6.6), size)
-    panels: Any = [figure] if is_full else figure.subfigures(1, 2, width_ratios=[size + 1, 5.6])
-    axis = panels[0].subplots()
-    norm = Normalize(0, 100) if is_full else PowerNorm(0.5, 0, 100)  # the root keeps a few percent visible
-    image = axis.imshow(share_KK, cmap="Blues", norm=norm, interpolation="none")
-    panels[0].colorbar(image, ax=axis, label="% of the true class", shrink=0.8)
-    videos, right = int(totals_K.sum()), int(counts_KK.trace())
-    axis.set(xlabel="predicted", ylabel="true")
-    axis.set_title(f"confusion matrix: {right} of {videos} right, {100 * right / max(videos, 1):.1f} %", fontsize=11)
-    names, size = [plain(class_label(name, number)) for number, name in enumerate(classes)], 9 if is_full else 6
-    if len(classes) <= 2 * FULL_MATRIX:
-        axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
-        axis.set_yticks(range(len(names)), names, fontsize=size)
-    if is_full:
-        _write_counts(axis, counts_KK, share_KK, totals_K)
-    else:
-        _list_confusions(panels[1].subplots(), counts_KK, totals_K, names)
-    save_figure(figure, path)
-
-
-def _write_counts(axis: Any, counts_KK: np.ndarray, share_KK: np.ndarray, totals_K: np.ndarray) -> None:
-    """Write the count into each cell, and accuracy and number of videos to the right of each row."""
-    for row, column in np.argwhere(counts_KK > 0):
-        ink = "white" if share_KK[row, column] > 50 else "black"
-        axis.text(column, row, f"{counts_KK[row, column]}", ha="center", va="center", fontsize=8, color=ink)
-    sums = axis.secondary_yaxis("right")
-    cells = [f"{share:.0f} % of {n}" if n else "0" for n, share in zip(totals_K, share_KK.diagonal(), strict=True)]
-    sums.set_yticks(range(len(cells)), cells, fontsize=8)
-    sums.set_ylabel("accuracy", fontsize=8)
-    sums.tick_params(length=0)
-
-
-def _list_confusions(axis: Any, counts_KK: np.ndarray, totals_K: np.ndarray, names: Sequence[str]) -> None:
-    """List the most frequent confusions and the least accurate classes, with their numbers on the matrix's axes."""
-    wrong_KK, right_K = counts_KK * (1 - np.eye(len(names), dtype=np.int64)), counts_KK.diagonal()
-    lines = [f"most frequent of {wrong_KK.sum()} confusions: true → predicted"]
-    for place in np.argsort(-wrong_KK, axis=None, kind="stable")[:LISTED]:
-        row, column = divmod(int(place), len(names))
-        if wrong_KK[row, column]:
-            share = f"{wrong_KK[row, column]} of {totals_K[row]}"
-            lines.append(f"{share}:  {row} {names[row]} → {column} {names[column]}")
-    lines += ["", "least accurate classes"]
-    known = np.flatnonzero(totals_K)
-    for row in known[np.argsort(right_K[known] / totals_K[known], kind="stable")][:LISTED]:
-        lines.append(f"{100 * right_K[row] / totals_K[row]:.0f} % of {totals_K[row]}:  {row} {names[row]}")
-    axis.set_axis_off()
-    axis.text(0, 1, "\n".join(lines), va="top", fontsize=8, linespacing=1.6, transform=axis.transAxes)

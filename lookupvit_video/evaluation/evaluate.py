@@ -4,7 +4,7 @@ Shape letters: B videos, V views, K classes.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,18 @@ from lookupvit_video.data.manifest import Video, join_labels
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
 from lookupvit_video.distributed.world import World, gather_objects
-from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs, plot_confusion
+from lookupvit_video.drawing.confusion import plot_confusion
+from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs
 from lookupvit_video.evaluation.metrics import chosen_metrics, decisions, interval, rounded, text, top_k
 from lookupvit_video.evaluation.probes import reordered
 from lookupvit_video.evaluation.report import class_table, write_class_table
 from lookupvit_video.files import write_json
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.progress import progress
 from lookupvit_video.text import one_line, write_csv
 
 logger = logging.getLogger(__name__)
-CompressedGrid = tuple[int, ...] | None
+CompressedGrid = Budget | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,29 @@ def class_recalls(results: Results, classes: Sequence[str]) -> str:
     return f"{what}: {', '.join(line for _, line in lowest)}; mean class accuracy {mean:.2f} %"
 
 
+def clip_logits(
+    model: nn.Module,
+    clips: torch.Tensor,
+    device: torch.device,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    precision: str = "auto",
+    grid: CompressedGrid = None,
+) -> torch.Tensor:
+    """Return the logits (clips, K), float32 on the device, of uint8 clips (clips, C, T, H, W); model in eval mode.
+
+    Args:
+        mean, std: of each channel, on a scale of 0 to 1.
+        precision: TRAIN.PRECISION.
+        grid: of the compressed tokens, or a budget, for a LookupViT; None: the model's default.
+    """
+    with torch.inference_mode(), autocast(device, autocast_dtype(precision, device)):
+        inputs = normalize(clips.to(device, non_blocking=True), mean, std)
+        logits: torch.Tensor = model(inputs) if grid is None else model(inputs, grid)
+        return logits.float()
+
+
 def predict_clips(
     model: nn.Module,
     clips: torch.Tensor,
@@ -129,19 +154,18 @@ def predict_clips(
     precision: str = "auto",
     grid: CompressedGrid = None,
     multi_label: bool = False,
+    temperature: Sequence[float] = (),
 ) -> torch.Tensor:
-    """Return the softmax (clips, K), float32 on the CPU, of uint8 clips (clips, C, T, H, W); model in eval mode.
+    """Return the softmax (clips, K), float32 on the CPU, of uint8 clips, see ``clip_logits``.
 
     Args:
-        mean, std: of each channel, on a scale of 0 to 1.
-        precision: TRAIN.PRECISION.
-        grid: of the compressed tokens, for a LookupViT; None: the model's default.
         multi_label: return the sigmoid instead.
+        temperature: to divide the logits by: one number, or one a class; empty: 1.
     """
-    with torch.inference_mode(), autocast(device, autocast_dtype(precision, device)):
-        inputs = normalize(clips.to(device, non_blocking=True), mean, std)
-        logits: torch.Tensor = model(inputs) if grid is None else model(inputs, grid)
-        return (logits.float().sigmoid() if multi_label else logits.float().softmax(-1)).cpu()
+    logits = clip_logits(model, clips, device, mean=mean, std=std, precision=precision, grid=grid)
+    if temperature:
+        logits = logits / logits.new_tensor(temperature)
+    return (logits.sigmoid() if multi_label else logits.softmax(-1)).cpu()
 
 
 def eval_loader(cfg: CfgNode, videos: Sequence[Video], world: World, views: int = 1, crops: int = 1) -> Loader:
@@ -161,6 +185,7 @@ def evaluate(
     label: str,
     grids: Sequence[CompressedGrid] = (None,),
     orders: Sequence[str] = (),
+    temperatures: Mapping[CompressedGrid, Sequence[float]] | None = None,
 ) -> list[Results]:
     """Run a model over this process's share of the videos and gather the shares of all processes.
 
@@ -171,8 +196,9 @@ def evaluate(
         loader: see ``eval_loader``.
         videos: the complete list, the same in all processes.
         label: what the progress line says.
-        grids: compressed grids to answer with; None is the model's default.
+        grids: compressed grids or budgets to answer with; None is the model's default.
         orders: of the frames, see ``reordered``, to answer with in addition, on the default grid.
+        temperatures: of the grids, see ``predict_clips``; 1 for others.
 
     Returns:
         one ``Results`` for each of ``grids``, then one for each of ``orders``.
@@ -195,7 +221,7 @@ def evaluate(
                 probabilities = predict_clips(
                     model, _with_order(batch, order), world.device,
                     mean=cfg.DATA.MEAN, std=cfg.DATA.STD, precision=cfg.TRAIN.PRECISION, grid=grid,
-                    multi_label=multi_label,
+                    multi_label=multi_label, temperature=(temperatures or {}).get(grid, ()),
                 )  # fmt: skip
                 by_video_BVK = probabilities.unflatten(0, (len(batch.indices), -1)).numpy()
                 rows += zip(batch.indices.tolist(), by_video_BVK.mean(1), strict=True)

@@ -225,6 +225,46 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float(roc_auc_score(true[:, defined_K], scores[:, defined_K], average="macro"))
 
 
+# How far probabilities are from the truth ---------------------------------------------------------------------------
+
+
+def judged(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return confidences and whether each is right: of the likeliest class, or of each pair of a video and a class."""
+    if labels.ndim == 2:
+        return np.clip(scores, 0, 1).ravel(), labels.astype(bool).ravel()
+    return scores.max(1), (scores.argmax(1) == labels) & scores.any(1)
+
+
+def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Return (count, mean confidence, share right), (bins, 3), of equally wide bins of the confidence; nan if empty."""
+    confidence, right = judged(scores, labels)
+    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [np.bincount(place, weights=values, minlength=bins) / count for values in (confidence, right)]
+    return np.stack([count, *means], axis=1)
+
+
+@metric("calibration error", higher_is_better=False, multi_label=True)
+def calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the expected calibration error of 15 bins, in percent: how far confidence is from accuracy (1706.04599).
+
+    Of several labels a video over all pairs of a video and a class.
+    """
+    count, confidence, right = reliability(scores, labels).T
+    return 100 * float(np.nansum(count * np.abs(confidence - right)) / count.sum())
+
+
+@metric("Brier score", higher_is_better=False, percent=False, multi_label=True)
+def brier_score(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Return the squared distance of probabilities and truth, summed over the classes, averaged over the videos.
+
+    Of several labels a video averaged over the classes too.
+    """
+    squares = (np.clip(scores, 0, 1) - indicators(labels, scores.shape[1])) ** 2
+    return float(squares.mean() if labels.ndim == 2 else squares.sum(1).mean())
+
+
 def interval(
     function: Function, scores: np.ndarray, labels: np.ndarray, *, seed: int = 0, resamples: int = 1000
 ) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
 from lookupvit_video.evaluation.evaluate import (
     CompressedGrid,
     Results,
@@ -27,11 +28,10 @@ from lookupvit_video.evaluation.evaluate import (
 from lookupvit_video.evaluation.metrics import METRICS, chosen_metrics, rounded, text
 from lookupvit_video.evaluation.probes import ORDERS, what_order_means
 from lookupvit_video.log import forget_bad_videos, record_bad_videos
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.provenance import measured_with
-from lookupvit_video.registry import MODELS
-from lookupvit_video.text import grid_name
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,18 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
     model = build_model(cfg)
     load_weights(model, checkpoint, resize_positions=True)
     clip = torch.zeros(1, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TEST_CROP_SIZE, cfg.DATA.TEST_CROP_SIZE)
-    grids = _grids(cfg.MODEL.ARCH, cfg.MODEL.COMPRESSED_GRID, cfg.TEST.GRIDS)
-    macs = [measured_macs(model, clip, *([grid] if grid else [])) for grid in grids]
+    spec = model_spec(cfg)
+    budgets = _budgets(spec.budgets, [tuple(cfg.MODEL.COMPRESSED_GRID), *map(tuple, cfg.TEST.GRIDS)])
+    macs = [measured_macs(model, clip, *([budget] if budget else [])) for budget in budgets]
     model.to(world.device)
     views, crops = cfg.TEST.NUM_ENSEMBLE_VIEWS, cfg.TEST.NUM_SPATIAL_CROPS
     logger.info("test: %s on %d videos, %d x %d views", checkpoint.path, len(videos), views, crops)
-    with report_worker_failures():
+    statistics = load_statistics(statistics_path(checkpoint.path), model) if cfg.TEST.ADAPT else None
+    with report_worker_failures(), adapted(model, statistics):
         loader = eval_loader(cfg, videos, world, views, crops)
-        results = evaluate(model, loader, videos, cfg, world, "test", grids, ORDERS[1:] if cfg.TEST.PROBES else ())
+        orders = ORDERS[1:] if cfg.TEST.PROBES else ()
+        temperatures = _temperatures(checkpoint.calibration, budgets)
+        results = evaluate(model, loader, videos, cfg, world, "test", budgets, orders, temperatures)
     if not world.is_main:
         return None
     facts = {
@@ -74,11 +78,11 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
         "parameters": count_parameters(model),
         "measured_with": measured_with(world.device),
     }
-    if len(grids) > 1:
-        times = model_spec(cfg).shape.times  # factorised: a grid is that of each time index
-        facts["grids"] = _grid_table(times, grids, macs, results[: len(grids)], cfg.TEST.METRICS)
+    if len(budgets) > 1:
+        times = spec.shape.times  # factorised: a grid is that of each time index
+        facts["grids"] = _budget_table(times, budgets, macs, results[: len(budgets)], cfg.TEST.METRICS)
     if cfg.TEST.PROBES:
-        facts["probes"] = _probes([results[0], *results[len(grids) :]], cfg.TEST.METRICS[0])
+        facts["probes"] = _probes([results[0], *results[len(budgets) :]], cfg.TEST.METRICS[0])
     folder, skip_list = Path(cfg.OUTPUT_DIR), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST)
     forget_bad_videos(folder, ("test",), skip_list)  # what an earlier test could not read may be readable now
     return _write(results[0], videos, classes, folder, facts, cfg.TEST.METRICS, checkpoint.thresholds)
@@ -94,19 +98,31 @@ def _check_fit(settings: Mapping[str, Any], classes: list[str], task: str, check
     check_settings(settings, checkpoint)
 
 
-def _grids(arch: str, own: Sequence[int], others: Sequence[Sequence[int]]) -> list[CompressedGrid]:
-    """Return the compressed grids to test, the config's own first; [None] for a model without."""
-    return list(dict.fromkeys((tuple(own), *map(tuple, others)))) if MODELS[arch].compressed_grids else [None]
+def _budgets(known: Sequence[Budget], grids: Sequence[tuple[int, ...]]) -> list[Budget | None]:
+    """Return the budgets to test, the model's own first: all those on some grids; [None] for a model without."""
+    return [budget for budget in known if budget.grid in grids] or [None]
 
 
-def _grid_table(
-    times: int, grids: list[CompressedGrid], macs: list[int], results: list[Results], metrics: Sequence[str]
+def _temperatures(
+    calibration: Mapping[str, Mapping[str, Any]], budgets: Sequence[Budget | None]
+) -> dict[CompressedGrid, list[float]]:
+    """Return the temperature of each budget that was calibrated; None: the first of them, the default."""
+    names = {budget: budget.name if budget else "" for budget in budgets}
+    found: dict[CompressedGrid, list[float]] = {
+        budget: calibration[name]["temperature"] for budget, name in names.items() if name in calibration
+    }
+    return found | ({None: found[budgets[0]]} if budgets[0] in found else {})
+
+
+def _budget_table(
+    times: int, budgets: Sequence[Budget | None], macs: list[int], results: list[Results], metrics: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return a row for each grid, the cheapest first."""
+    """Return a row for each budget, the cheapest first."""
     return [
-        {"grid": grid_name(grid or ()), "tokens": times * math.prod(grid or ()), "gmacs_per_view": gmacs(cost),
+        {"grid": budget.name, "tokens": times * math.prod(budget.grid), "gmacs_per_view": gmacs(cost),
          **rounded(found.measure(metrics), 2)}
-        for grid, cost, found in sorted(zip(grids, macs, results, strict=True), key=lambda row: row[1])
+        for budget, cost, found in sorted(zip(budgets, macs, results, strict=True), key=lambda row: row[1])
+        if budget is not None
     ]  # fmt: skip
 
 

@@ -232,10 +232,10 @@ def _parsed(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("path"), str) else None
 
 
-def csv_columns(topk: int, multi_label: bool = False) -> list[str]:
-    """Return the columns of a table of answers, one row per video."""
+def csv_columns(topk: int, others: Sequence[str] = ()) -> list[str]:
+    """Return the columns of a table of answers, one row per video, with some others: present, rejected, set."""
     best = [name for rank in range(1, topk + 1) for name in (f"label_{rank}", f"probability_{rank}")]
-    return ["path", *["present"] * multi_label, *best, "seconds", "grid", "gmacs", "note", "error"]
+    return ["path", *others, *best, "seconds", "grid", "gmacs", "note", "error"]
 
 
 def seconds_text(times: Sequence[Sequence[float]]) -> str:
@@ -245,11 +245,12 @@ def seconds_text(times: Sequence[Sequence[float]]) -> str:
 
 def csv_row(answer: dict[str, Any]) -> dict[str, Any]:
     """Return an answer, as JSON has it, as a row of such a table."""
-    row = {name: value for name, value in answer.items() if name in ("path", "grid", "gmacs", "note", "error")}
+    row = {
+        name: value for name, value in answer.items() if name in ("path", "grid", "gmacs", "note", "error", "rejected")
+    }
     if "times" in answer:
         row["seconds"] = seconds_text(answer["times"])
-    if "present" in answer:
-        row["present"] = join_labels(answer["present"])
+    row |= {name: join_labels(answer[name]) for name in ("present", "set") if name in answer}
     classes = sorted(answer.get("classes", {}).items(), key=lambda item: -item[1])  # of several labels: all
     for rank, (label, probability) in enumerate(classes, start=1):
         row |= {f"label_{rank}": label, f"probability_{rank}": f"{probability:.6f}"}

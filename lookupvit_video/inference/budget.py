@@ -1,11 +1,11 @@
-"""One multi-resolution checkpoint, many budgets: which compressed grid to use, and when a small one is enough.
+"""One checkpoint, many budgets: which compressed grid, depth and lookup tokens to use, and when a small one is enough.
 
-``largest_within`` picks one grid for all videos. A ``Cascade`` starts each video on a small grid and continues on
+``largest_within`` picks one budget for all videos. A ``Cascade`` starts each video on a small one and continues on
 larger ones only while the answer is not confident; ``lookupvit calibrate`` finds its thresholds on labeled videos.
+A bare grid is the budget with all blocks and tokens.
 Shape letters: B clips, V videos, N lookup tokens, D width, K classes.
 """
 
-import copy
 import hashlib
 import logging
 import math
@@ -28,13 +28,30 @@ from torch import Tensor, nn
 from lookupvit_video.distributed.parallel import autocast
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.text import grid_name
+from lookupvit_video.models.budget import Budget, TokenState, as_budget, continues, join_states, split_state
+from lookupvit_video.models.complexity import READING
+from lookupvit_video.models.lookupvit import LookupViT
 
 logger = logging.getLogger(__name__)
-Grid = tuple[int, ...]
-Costs = Mapping[Grid, Mapping[str, int]]
-"""Multiply-accumulates of one view by part of the model, on each compressed grid, the cheapest first."""
+Grid = Budget | tuple[int, ...]
 FORMAT = "lookupvit_video/cascade/1"
+
+
+class Costs(dict[Grid, Mapping[str, int]]):
+    """Multiply-accumulates of one view by part of the model, within each budget, the cheapest first.
+
+    Args:
+        num_tokens, depth: lookup tokens that a block sees, and blocks.
+    """
+
+    def __init__(self, costs: Mapping[Grid, Mapping[str, int]], num_tokens: int, depth: int):
+        super().__init__(sorted(costs.items(), key=lambda item: sum(item[1].values())))
+        self.num_tokens, self.depth = num_tokens, depth
+
+
+def budget_name(budget: Grid) -> str:
+    """Return a budget as text, such as "4x7x7,b8"."""
+    return as_budget(budget).name
 
 
 # One grid for all videos ------------------------------------------------------------------------------------------
@@ -45,7 +62,7 @@ def check_grid(grids: Collection[Grid], grid: Grid | None = None) -> None:
     if not grids:
         raise UserError("this checkpoint's model has no compressed grids, hence a single budget")
     if grid is not None and grid not in grids:
-        raise UserError(f"grid {grid_name(grid)}: this checkpoint has {', '.join(map(grid_name, grids))}")
+        raise UserError(f"grid {budget_name(grid)}: this checkpoint has {', '.join(map(budget_name, grids))}")
 
 
 def check_budget(budget: float) -> None:
@@ -105,7 +122,7 @@ def measured_latencies(
     }
     name = hashlib.sha256(simplejson.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     path = (folder or cache_folder()) / "latency" / f"{name}.json"
-    by_name, known = {grid_name(grid): grid for grid in grids}, _read_latencies(path)
+    by_name, known = {budget_name(grid): grid for grid in grids}, _read_latencies(path)
     if not by_name.keys() <= known.keys():
         known = {name: _milliseconds(partial(answer, clip, grid)) for name, grid in by_name.items()}
         try:
@@ -165,24 +182,31 @@ class Cascade:
     @property
     def name(self) -> str:
         """Grids with their thresholds, such as "1x2x2 (0.93) 2x4x4"."""
-        steps = [f"{grid_name(g)} ({t:.3g})" for g, t in zip(self.grids, self.thresholds, strict=False)]
-        return " ".join([*steps, grid_name(self.grids[-1])])
+        steps = [f"{budget_name(g)} ({t:.3g})" for g, t in zip(self.grids, self.thresholds, strict=False)]
+        return " ".join([*steps, budget_name(self.grids[-1])])
+
+    def sources(self, num_tokens: int, depth: int) -> list[int | None]:
+        """Return which earlier step's pass each step continues, the deepest that it can; None: it starts afresh."""
+        found: list[int | None] = []
+        for step, grid in enumerate(self.grids):
+            earlier = [
+                i for i in range(step)
+                if continues(as_budget(self.grids[i]), as_budget(grid), num_tokens, depth)
+            ]  # fmt: skip
+            found.append(max(earlier, key=lambda i: as_budget(self.grids[i]).blocks, default=None))
+        return found
 
 
 def cascade_macs(cascade: Cascade, costs: Costs) -> list[int]:
-    """Return the MACs of a view that ends at each grid: the passes up to there, and the tokenizer once."""
-    passes = [costs[grid] for grid in cascade.grids]
-    first = passes[0]["tokenizer"]
-    return [first + sum(sum(p.values()) - p["tokenizer"] for p in passes[: i + 1]) for i in range(len(passes))]
-
-
-def after_tokenizer(model: nn.Module) -> nn.Module:
-    """Return the same model, sharing its weights, that takes lookup tokens (B, N, D) in place of clips."""
-    rest = copy.copy(model)
-    passes_on = nn.Identity()
-    passes_on.grid = model.get_submodule("tokenizer").grid
-    rest._modules = {**model._modules, "tokenizer": passes_on}
-    return rest
+    """Return the MACs of a view that ends at each budget: all that ran up to there, no block twice."""
+    tokenizer = spent = costs[cascade.grids[0]]["tokenizer"]
+    totals = []
+    for grid, source in zip(cascade.grids, cascade.sources(costs.num_tokens, costs.depth), strict=True):
+        spent += sum(costs[grid].values()) - tokenizer
+        if source is not None:  # all of that pass but its answer is part of this one
+            spent -= sum(macs for part, macs in costs[cascade.grids[source]].items() if part not in READING) - tokenizer
+        totals.append(spent)
+    return totals
 
 
 @torch.inference_mode()
@@ -193,6 +217,7 @@ def run_cascade(
     counts: Sequence[int],
     batch_size: int,
     dtype: torch.dtype = torch.float32,
+    temperatures: Sequence[Sequence[float]] = (),
 ) -> Iterator[tuple[Tensor, int]]:
     """Return the probabilities (K,) of each video and the step of the cascade that gave them.
 
@@ -201,24 +226,63 @@ def run_cascade(
         counts: clips of each video; the mean over them must be confident.
         batch_size: clips in one pass of the model.
         dtype: that the model computes in.
+        temperatures: of each grid's logits, one number or empty (1); none: 1 for all.
     """
-    precision = autocast(next(model.parameters()).device, dtype)
-    with precision:
-        tokens_BND = torch.cat([model.get_submodule("tokenizer")(part) for part in clips])
-    rest, by_video = after_tokenizer(model), torch.split(tokens_BND, list(counts))
+    passes = CascadePasses(model, cascade, clips, batch_size, autocast(next(model.parameters()).device, dtype))
+    rows = torch.split(torch.arange(sum(counts)), list(counts))
     answers: dict[int, tuple[Tensor, int]] = {}
     undecided = list(range(len(counts)))
-    for step, grid in enumerate(cascade.grids):
+    for step in range(len(cascade.grids)):
         if not undecided:
             break
-        tokens = torch.cat([by_video[video] for video in undecided])
-        with precision:
-            logits = torch.cat([rest(part, grid).float() for part in torch.split(tokens, batch_size)])
+        logits = passes.logits(step, [row for video in undecided for row in rows[video].tolist()])
+        for temperature in temperatures[step] if temperatures else ():
+            logits = logits / temperature
         shares = torch.split(logits.softmax(-1).cpu(), [counts[video] for video in undecided])
         answers |= {video: (share.mean(0), step) for video, share in zip(undecided, shares, strict=True)}
         enough = cascade.thresholds[step] if step < len(cascade.thresholds) else -math.inf
         undecided = [video for video in undecided if not answers[video][0].max() >= enough]
     return (answers[video] for video in range(len(counts)))
+
+
+class CascadePasses:
+    """The passes of a cascade over some clips: the tokenizer runs once, and so does each block on each grid.
+
+    Args: see ``run_cascade``.
+    """
+
+    def __init__(
+        self, model: nn.Module, cascade: Cascade, clips: Iterable[Tensor], batch_size: int, precision: torch.autocast
+    ):
+        assert isinstance(model, LookupViT)
+        self.model, self.batch_size, self.precision = model, batch_size, precision
+        self.budgets = [model.check_budget(grid) for grid in cascade.grids]
+        self.sources = cascade.sources(math.prod(model.block_grid), len(model.blocks))
+        with precision:
+            self.tokens_BND = torch.cat([model.tokenizer(part) for part in clips])
+        self.states: dict[int, dict[int, TokenState]] = {step: {} for step in self.sources if step is not None}
+        """Of each step that a later one continues: the state in which it left each clip."""
+
+    def logits(self, step: int, rows: Sequence[int]) -> Tensor:
+        """Return the logits (len(rows), K), float32, of some of the clips at a step."""
+        model, budget, source, found = self.model, self.budgets[step], self.sources[step], []
+        for start in range(0, len(rows), self.batch_size):
+            part = rows[start : start + self.batch_size]
+            with self.precision:
+                if source is None:
+                    state = model.start(self.tokens_BND[list(part)], budget)
+                else:
+                    state = join_states([self.states[source][row] for row in part])
+                state = model.advance(
+                    state, budget, budget.blocks, writes_back="lookup" in model.inference_heads,
+                    continues=step in self.states,
+                )  # fmt: skip
+                logits_BK = model.forward_head(model.features(state, budget))
+            assert isinstance(logits_BK, Tensor)
+            found.append(logits_BK.float())
+            if step in self.states:
+                self.states[step] |= zip(part, split_state(state, len(part)), strict=True)
+        return torch.cat(found)
 
 
 # Calibration --------------------------------------------------------------------------------------------------------
@@ -242,14 +306,25 @@ def measure(cascade: Cascade, costs: Costs, tables: Mapping[Grid, np.ndarray], l
 
     A video that could not be read has a row of zeros and counts as wrong.
     """
-    step_V = np.full(len(labels), len(cascade.grids) - 1)
-    for step, (grid, enough) in reversed(list(enumerate(zip(cascade.grids, cascade.thresholds, strict=False)))):
-        step_V[tables[grid].max(1) >= enough] = step
-    answers_VK = np.stack([tables[grid] for grid in cascade.grids])[step_V, np.arange(len(labels))]
+    step_V, answers_VK = _ends(cascade, tables)
     right = (answers_VK.argmax(1) == labels) & (answers_VK.max(1) > 0)
     ended = np.bincount(step_V, minlength=len(cascade.grids)) / len(labels)
     macs = float(np.dot(ended, cascade_macs(cascade, costs)))
     return Point(cascade, 100 * float(right.mean()), macs, (100 * ended).tolist())
+
+
+def cascade_answers(cascade: Cascade, tables: Mapping[Grid, np.ndarray]) -> np.ndarray:
+    """Return the probabilities (V, K) with which a cascade ends, from those of each grid."""
+    return _ends(cascade, tables)[1]
+
+
+def _ends(cascade: Cascade, tables: Mapping[Grid, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the step (V,) at which each video ends, and its answers (V, K)."""
+    count = len(tables[cascade.grids[0]])
+    step_V = np.full(count, len(cascade.grids) - 1)
+    for step, (grid, enough) in reversed(list(enumerate(zip(cascade.grids, cascade.thresholds, strict=False)))):
+        step_V[tables[grid].max(1) >= enough] = step
+    return step_V, np.stack([tables[grid] for grid in cascade.grids])[step_V, np.arange(count)]
 
 
 def candidates(tables: Mapping[Grid, np.ndarray], steps: int = 200) -> Iterator[Cascade]:
@@ -311,6 +386,13 @@ def save_cascade(path: Path, cascade: Cascade, model: nn.Module, facts: dict[str
     write_json(path, {"format": FORMAT, "model": fingerprint(model), **asdict(cascade), **facts})
 
 
+def _read_budget(content: Any) -> Grid:
+    if isinstance(content, dict):
+        keep = tuple(float(share) for share in content["keep"])
+        return Budget(tuple(int(side) for side in content["grid"]), int(content["blocks"]), keep).bare
+    return tuple(int(side) for side in content)
+
+
 def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) -> Cascade:
     """Read a cascade that ``lookupvit calibrate`` wrote for these weights.
 
@@ -326,7 +408,7 @@ def load_cascade(path: str | Path, model: nn.Module, known: Collection[Grid]) ->
         content = simplejson.loads(Path(path).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError
-        grids = tuple(tuple(int(side) for side in grid) for grid in content["grids"])
+        grids = tuple(map(_read_budget, content["grids"]))
         cascade = Cascade(grids, tuple(float(value) for value in content["thresholds"]))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; make it with lookupvit calibrate") from None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lookupvit_video.drawing.figures import class_color, ink_on, new_figure, plain, save_figure
 from lookupvit_video.drawing.fonts import class_label, drawable
-from lookupvit_video.inference.predictor import Prediction
+from lookupvit_video.inference.prediction import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline, leading_classes
 from lookupvit_video.text import shortened
 

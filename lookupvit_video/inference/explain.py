@@ -21,6 +21,7 @@ from lookupvit_video.evaluation.probes import ORDERS, reordered
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import head_mean, using_kernel
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.text import grid_name
 
@@ -139,10 +140,11 @@ def explain_attention(predictor: Predictor, clip_CTHW: Tensor, grid: tuple[int, 
     if not predictor.costs:
         raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: this model has no compressed tokens to explain")
     with torch.inference_mode(), watched(model.blocks) as kept:
-        features = model.forward_features(predictor.inputs(clip_CTHW[None]), grid, heads=model.inference_heads)
+        budget = Budget(model.grids[0] if grid is None else tuple(grid))  # all blocks, and all lookup tokens in each
+        features = model.forward_features(predictor.inputs(clip_CTHW[None]), budget, heads=model.inference_heads)
         with using_kernel(model, "eager"):
             seen = [mixing(block, notes) for block, notes in zip(model.blocks, kept, strict=True)]
-        compress = model.compress[grid_name(model.grids[0] if grid is None else grid)]
+        compress = model.compress[budget.name]
         # The resize does not mix channels, so the module maps the unit matrix to its weights.
         unit = torch.eye(compress.num_in, device=predictor.device)[None]
         start_GMN = compress(unit).expand(len(seen[0].gather), -1, -1)

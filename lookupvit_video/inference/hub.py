@@ -20,7 +20,7 @@ from lookupvit_video.models.pretrained import load_safetensors
 from lookupvit_video.remote import is_hub_id
 from lookupvit_video.text import markdown_table, write_text
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, CARD, CALIBRATION = "config.json", "model.safetensors", "README.md", "calibration.json"
 MODEL_TYPE = "lookupvit_video"
 # Paths of the machine that trained the model; nobody else needs them.
 LOCAL_KEYS = """OUTPUT_DIR TEST.CHECKPOINT_FILE_PATH DATA.PATH_TO_DATA_DIR DATA.PATH_PREFIX DATA.SKIP_LIST
@@ -31,6 +31,8 @@ def write_pretrained(
     folder: Path, loaded: Checkpoint, architecture: str, gmacs: dict[str, float], parameters: int
 ) -> None:
     """Write config.json, model.safetensors and README.md; ``read_pretrained`` reads them back.
+
+    calibration.json in addition, where there is one.
 
     Args:
         loaded: its card quotes the test_results.json next to it that is of this very file.
@@ -49,6 +51,9 @@ def write_pretrained(
         **({"thresholds": loaded.thresholds} if loaded.thresholds else {}),
     }
     write_json(folder / CONFIG, content, indent=2)
+    (folder / CALIBRATION).unlink(missing_ok=True)  # of a model that was there before
+    if loaded.calibration:
+        write_json(folder / CALIBRATION, loaded.calibration, indent=None)
     with atomic_write(folder / WEIGHTS) as temporary:
         # Copies, since the format allows no two names for one memory.
         state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in loaded.model.items()}
@@ -159,13 +164,27 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
         raise UserError(
             f"{folder / CONFIG}: not a config of this project; Predictor.save_pretrained writes one"
         ) from None
+    calibration = _read_calibration(folder / CALIBRATION)
     cfg = config_from_text(simplejson.dumps(tree), f"{folder / CONFIG} (lookupvit_video)")  # JSON is YAML
     try:
         state = load_safetensors(folder / WEIGHTS)
     except Exception as error:  # of a damaged file: any class
         reason = "No such file" if isinstance(error, FileNotFoundError) else "damaged, or not a file of weights"
         raise UserError(f"{folder / WEIGHTS}: these weights cannot be read ({reason})") from None
-    return Checkpoint(folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0, thresholds=thresholds)
+    return Checkpoint(
+        folder, cfg, classes, state, optimizer=None, step=0, best_top1=-1.0, thresholds=thresholds,
+        calibration=calibration,
+    )  # fmt: skip
+
+
+def _read_calibration(path: Path) -> dict[str, Any]:
+    try:
+        found = simplejson.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged; run lookupvit calibrate and Predictor.save_pretrained again")
+    return found
 
 
 def _downloaded(repository: str, revision: str | None) -> Path:
@@ -178,7 +197,7 @@ def _downloaded(repository: str, revision: str | None) -> Path:
             f"{repository}: no such file or folder; to fetch it from the Hugging Face Hub, pip install huggingface_hub"
         ) from None
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CALIBRATION]))
     except Exception as error:  # offline, missing, no access: each another class
         raise UserError(
             f"{repository}: no such file or folder, and it cannot be fetched from the Hugging Face Hub "

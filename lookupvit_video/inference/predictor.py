@@ -3,9 +3,10 @@
 Shape letters: B clips, V views, C channels, T frames, H W pixels, K classes.
 """
 
+import logging
+import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
@@ -19,12 +20,14 @@ from lookupvit_video.data.transforms import normalize
 from lookupvit_video.decoding.reader import DecodeError
 from lookupvit_video.distributed.parallel import autocast_dtype
 from lookupvit_video.errors import UserError
-from lookupvit_video.evaluation.evaluate import predict_clips
+from lookupvit_video.evaluation.calibration import Calibration, Reject, Selection, read_calibration
+from lookupvit_video.evaluation.evaluate import CompressedGrid, predict_clips
 from lookupvit_video.files import model_file
 from lookupvit_video.inference.budget import (
     Cascade,
     Costs,
     Grid,
+    budget_name,
     cascade_macs,
     check_budget,
     check_grid,
@@ -34,59 +37,16 @@ from lookupvit_video.inference.budget import (
     run_cascade,
 )
 from lookupvit_video.inference.hub import read_pretrained, write_pretrained
+from lookupvit_video.inference.prediction import Prediction, prediction_of
 from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
+from lookupvit_video.models.budget import as_budget, parse_budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.registry import MODELS
 from lookupvit_video.remote import is_hub_id
-from lookupvit_video.text import grid_name, parse_grid, shown
+from lookupvit_video.text import shown
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one video."""
-
-    path: str
-    labels: list[str]
-    """Class names, likeliest first."""
-    probabilities: list[float]
-    """Of those classes; softmax, or of several labels a video sigmoid, averaged over the views."""
-    clip: Tensor = field(repr=False)
-    """(C, T, H, W) uint8: the middle one of the views."""
-    times: list[tuple[float, float]] = field(default_factory=list)
-    """Seconds of the first and the last frame of each clip in time."""
-    grid: str = ""
-    """Compressed grid of the answer, such as 4x7x7; empty for models without."""
-    gmacs: float = 0.0
-    """10^9 multiply-accumulates of the answer: all views, all passes."""
-    note: str = ""
-    """A remark on the video, such as that it is shorter than the clip."""
-    seconds: Sequence[float] = ()
-    """Of each frame of ``clip``; empty: unknown."""
-    present: list[str] | None = None
-    """Of several labels a video: the classes above their thresholds, likeliest first; None: a video has one label."""
-    scores: dict[str, float] = field(default_factory=dict, repr=False)
-    """Of several labels a video: the probability of each class."""
-    error = ""  # as ``Failure`` has it, so that a list of both can be looked through
-
-    @property
-    def label(self) -> str:
-        """The answer: the likeliest class, or, of several labels a video, all that are present, or "none"."""
-        return self.labels[0] if self.present is None else ", ".join(self.present) or "none"
-
-    @property
-    def probability(self) -> float:
-        """Of the likeliest class."""
-        return self.probabilities[0]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything but the pixels, ready for JSON."""
-        return {
-            "path": self.path,
-            "classes": self.scores or dict(zip(self.labels, self.probabilities, strict=True)),
-            **({} if self.present is None else {"present": self.present}),
-            **{name: getattr(self, name) for name in ("times", "grid", "gmacs", "note")},
-        }
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -100,20 +60,25 @@ class Predictor:
         device: torch.device,
         source: Path | None = None,
         thresholds: Sequence[float] = (),
+        calibration: Mapping[str, Calibration] | None = None,
     ):
         self.multi_label = cfg.MODEL.TASK == "multi_label"
         """Whether a video may have several labels."""
         self.thresholds = list(thresholds or [0.5] * len(classes)) if self.multi_label else []
         """Of several labels a video: from which probability on each class is answered."""
+        self.calibration = dict(calibration or {})
+        """By the grid's name ("" for a model without) or ``Cascade.name``, what ``lookupvit calibrate`` found."""
         self.model, self.cfg, self.classes, self.device = model.to(device).eval(), cfg, classes, device
         self.source = source
         """The file or folder that it was loaded from."""
         self.plan = make_plan(cfg)
         """How the checkpoint's test reads a video."""
         self._spec = model_spec(cfg)
-        costs = {grid: self._spec.macs(compressed_grid=grid) for grid in self._spec.grids}
-        self.costs: Costs = dict(sorted(costs.items(), key=lambda item: sum(item[1].values())))
-        """Of each compressed grid; empty for a model without."""
+        costs = {budget.bare: self._spec.budget_macs(budget) for budget in self._spec.budgets}
+        shape = self._spec.shape if costs else None
+        tokens, depth = (math.prod(shape.block_grid), shape.depth) if shape else (0, 0)
+        self.costs = Costs(costs, tokens, depth)
+        """Of each budget; empty for a model without compressed grids."""
         self._compiled_batch = 0
 
     def __repr__(self) -> str:
@@ -152,7 +117,7 @@ class Predictor:
             topk: classes in the answer.
             num_views, num_crops, backend: clips in time, crops in space, decoder; None: the checkpoint's.
             fps: frames a second of tensors; None: each holds the frames of one clip, as many as the model takes.
-            budget: ``grid``, ``adaptive`` and ``batch_size`` of ``answers``.
+            budget: ``grid``, ``adaptive``, ``batch_size``, ``reject``, ``coverage`` and ``sets`` of ``answers``.
 
         Raises:
             DecodeError: a file cannot be read, if it is the only one.
@@ -183,31 +148,81 @@ class Predictor:
         grid: str | Grid | None = None,
         adaptive: str | Path | Cascade | None = None,
         batch_size: int = 8,
+        reject: str | float | None = None,
+        coverage: float | None = None,
+        sets: str = "lac",
     ) -> Iterator[Prediction | Failure]:
         """Yield the answers to videos that are read already, in their order; failures pass through.
 
         Args:
             videos: from ``read_views``; taken one batch at a time.
-            grid: of the compressed tokens, such as "4x7x7" or (4, 7, 7); None: the checkpoint's default.
+            grid: of the compressed tokens, such as "4x7x7" or (4, 7, 7), or a budget with fewer blocks or tokens,
+                such as "4x7x7,b8,k1-0.5" (see ``grids``); None: the checkpoint's default.
             adaptive: thresholds of ``lookupvit calibrate``: a small grid first, larger ones while not confident.
             batch_size: clips in one pass of the model, of as many videos as fit.
+            reject: the largest rate of errors among accepted answers (0.05 or "error=0.05"), or of accepted videos of
+                unknown classes ("unknown=0.05"); the other answers are "none of these". None: all are accepted.
+            coverage: the share of videos, such as 0.9, whose true class is to be in ``Prediction.members``, a set that
+                conformal prediction makes; None: no sets.
+            sets: their kind: lac, aps or class, see ``evaluation/conformal.py``.
 
         Raises:
-            UserError: this checkpoint does not have the grid or thresholds; answers are not finite.
+            UserError: this checkpoint does not have the grid or thresholds, or was not calibrated for ``reject`` and
+                ``coverage``; answers are not finite.
         """
         if topk < 1 or batch_size < 1:
             raise UserError(f"topk {topk}, batch_size {batch_size}: both must be at least 1")
         if grid is not None and adaptive is not None:
             raise UserError("grid and adaptive: give one of them")
         if grid is not None:
-            grid = parse_grid(grid) if isinstance(grid, str) else tuple(grid)
+            grid = (parse_budget(grid) if isinstance(grid, str) else as_budget(grid)).bare
             check_grid(self.costs, grid)
         if adaptive is not None and self.multi_label:
             raise UserError("adaptive: the confidence of a single answer; this checkpoint gives several labels a video")
         if adaptive is not None and not isinstance(adaptive, Cascade):
             adaptive = load_cascade(adaptive, self.model, self.costs)
-        answer = partial(self._answer_batch, topk=topk, grid=grid, cascade=adaptive, batch_size=batch_size)
+        selection = Selection()
+        if reject is not None or coverage is not None:
+            name = adaptive.name if adaptive is not None else self.budget_name(grid)
+            wish = None if reject is None else Reject.parse(reject)
+            selection = self._calibrated(name).selection(len(self.classes), wish, coverage, sets)
+        answer = partial(
+            self._answer_batch, topk=topk, grid=grid, cascade=adaptive, batch_size=batch_size, selection=selection
+        )
         return self._answers(videos, answer, batch_size)
+
+    def _calibrated(self, name: str) -> Calibration:
+        """Return the calibration of a budget, for a choice among answers."""
+        if self.multi_label:
+            raise UserError(
+                "reject, coverage: for one label a video; with several labels, none of them may be present "
+                "(TEST.THRESHOLDS chooses by precision or recall)"
+            )
+        if name not in self.calibration:
+            budget = f" for {name}" if self.calibration and name else ""
+            raise UserError(f"{self.source or 'model'}: not calibrated{budget}; run lookupvit calibrate first")
+        found = self.calibration[name]
+        views = f"{self.plan.times.num_clips}x{self.plan.num_crops}"
+        if found.views != views:
+            logger.warning(
+                "calibrated with %s views; with %s, rates of errors and coverage may differ", found.views, views
+            )
+        return found
+
+    def budget_name(self, grid: CompressedGrid) -> str:
+        """Return the name of the grid or budget in use; "" for a model without."""
+        budget = grid or self.default_budget
+        return budget_name(budget) if budget and self.costs else ""
+
+    @property
+    def default_budget(self) -> CompressedGrid:
+        """The budget of the model where none is given; None for a model without compressed grids."""
+        return self._spec.budgets[0].bare if self.costs else None
+
+    def temperature(self, grid: CompressedGrid = None) -> Sequence[float]:
+        """Return the temperature of a grid's logits: one number, or one a class; empty: 1. None: the default grid."""
+        found = self.calibration.get(self.budget_name(grid))
+        return found.temperature if found else ()
 
     def _answers(
         self, videos: Iterable[Views | Failure], answer: Callable[[list[Views]], Iterator[Prediction]], batch_size: int
@@ -225,7 +240,14 @@ class Predictor:
             yield from answer(waiting)
 
     def _answer_batch(
-        self, videos: list[Views], *, topk: int, grid: Grid | None, cascade: Cascade | None, batch_size: int
+        self,
+        videos: list[Views],
+        *,
+        topk: int,
+        grid: Grid | None,
+        cascade: Cascade | None,
+        batch_size: int,
+        selection: Selection,
     ) -> Iterator[Prediction]:
         counts = [len(views.clips) for views in videos]
         clips = torch.cat([torch.from_numpy(views.clips) for views in videos])
@@ -233,35 +255,23 @@ class Predictor:
         if cascade is not None:
             inputs = map(self.inputs, torch.split(clips, batch_size))
             dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
-            shares = run_cascade(self.model, cascade, inputs, counts, batch_size, dtype)
-            macs, grids = cascade_macs(cascade, self.costs), list(map(grid_name, cascade.grids))
+            temperatures = list(map(self.temperature, cascade.grids))
+            shares = run_cascade(self.model, cascade, inputs, counts, batch_size, dtype, temperatures)
+            macs, grids = cascade_macs(cascade, self.costs), list(map(budget_name, cascade.grids))
         else:
             table_BK = torch.cat([self.predict_clips(part, grid) for part in torch.split(clips, batch_size)])
             shares = ((part.mean(0), 0) for part in torch.split(table_BK, counts))
             macs = [self.macs_a_view(grid)]
-            grids = [grid_name(grid or self.cfg.MODEL.COMPRESSED_GRID) if self.costs else ""]
+            grids = [self.budget_name(grid)]
         for views, (share_K, step) in zip(videos, shares, strict=True):
             if not share_K.isfinite().all():
                 raise UserError(
                     f"{self.source or 'model'}: the answer to {views.name} is not finite; the weights are damaged"
                 )
-            best = share_K.topk(min(topk, len(self.classes)))
-            scores = dict(zip(self.classes, share_K.tolist(), strict=True)) if self.multi_label else {}
-            cuts = dict(zip(self.classes, self.thresholds, strict=False))
-            present = sorted((name for name in cuts if scores[name] >= cuts[name]), key=lambda name: -scores[name])
-            yield Prediction(
-                present=present if self.multi_label else None,
-                scores=scores,
-                path=views.name,
-                labels=[self.classes[label] for label in best.indices.tolist()],
-                probabilities=best.values.tolist(),
-                clip=torch.from_numpy(views.clips[len(views.clips) // 2]),
-                times=views.times,
-                grid=grids[step],
-                gmacs=len(views.clips) * macs[step] / 1e9,
-                note=views.note,
-                seconds=views.seconds[len(views.times) // 2] if views.seconds else (),
-            )
+            yield prediction_of(
+                views, share_K, self.classes, topk=topk, selection=selection, grid=grids[step], macs=macs[step],
+                thresholds=self.thresholds if self.multi_label else None,
+            )  # fmt: skip
 
     def compile(self, batch_size: int = 8, **options: Any) -> None:
         """Compile the model, with CUDA graphs on GPUs: minutes at first, then less time for each batch.
@@ -278,7 +288,7 @@ class Predictor:
         self.model.compile(dynamic=False, **options)
         self._compiled_batch = batch_size
 
-    def predict_clips(self, clips_BCTHW: Tensor, grid: Grid | None = None) -> Tensor:
+    def predict_clips(self, clips_BCTHW: Tensor, grid: CompressedGrid = None) -> Tensor:
         """Return the probabilities (B, K), float32 on the CPU, of uint8 clips (B, C, T, H, W) of the test's size."""
         batch, missing = len(clips_BCTHW), self._compiled_batch - len(clips_BCTHW)
         if missing > 0:
@@ -293,6 +303,7 @@ class Predictor:
             precision=precision,
             grid=grid,
             multi_label=self.multi_label,
+            temperature=self.temperature(grid),
         )[:batch]
 
     def inputs(self, clips_BCTHW: Tensor) -> Tensor:
@@ -310,8 +321,12 @@ class Predictor:
 
     @property
     def grids(self) -> dict[str, float]:
-        """The compressed grids of the checkpoint and the GMACs of a view on each, the cheapest first."""
-        return {grid_name(grid): sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
+        """The budgets of the checkpoint and the GMACs of a view within each, the cheapest first.
+
+        Their names: "4x7x7", a compressed grid; "4x7x7,b8", 8 blocks of it; "4x7x7,k1-0.5", half of the lookup tokens
+        in the second half of the blocks.
+        """
+        return {budget_name(grid): sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
 
     def grid_within(self, *, gmacs: float | None = None, latency_ms: float | None = None) -> str:
         """Return the largest grid within a budget for one view.
@@ -346,6 +361,7 @@ class Predictor:
         loaded = Checkpoint(
             self.source or Path(), self.cfg, self.classes, state, optimizer=None, step=0, best_top1=-1.0,
             thresholds=self.thresholds,
+            calibration={name: found.as_dict() for name, found in self.calibration.items()},
         )  # fmt: skip
         gmacs = self.grids or {"": self.macs_a_view() / 1e9}
         write_pretrained(Path(folder), loaded, type(self.model).__name__, gmacs, count_parameters(self.model))
@@ -396,7 +412,16 @@ def _predictor(loaded: Checkpoint, device: str) -> Predictor:
     _check_consistent(loaded)
     model = build_model(loaded.config)
     load_weights(model, loaded)
-    return Predictor(model, loaded.config, loaded.classes, place, loaded.path, loaded.thresholds)
+    try:
+        calibration = {
+            str(name): read_calibration(
+                found, len(loaded.classes), multi_label=loaded.config.MODEL.TASK == "multi_label"
+            )
+            for name, found in loaded.calibration.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{loaded.path}: its calibration is damaged; run lookupvit calibrate again") from None
+    return Predictor(model, loaded.config, loaded.classes, place, loaded.path, loaded.thresholds, calibration)
 
 
 def _device(name: str) -> torch.device:

@@ -3,12 +3,14 @@
 Shape letters: B batch, N lookup tokens, M compressed tokens, D width, K classes, t time indices.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lookupvit_video.models.attention import (
     NORM_EPS,
@@ -17,7 +19,7 @@ from lookupvit_video.models.attention import (
     SelfAttention,
 )
 from lookupvit_video.models.kernels import Lookup
-from lookupvit_video.models.tokenizer import sine_cosine_positions
+from lookupvit_video.models.tokenizer import Grid, sine_cosine_positions
 
 
 class QuickGELU(nn.Module):
@@ -48,6 +50,8 @@ class BlockOptions:
     qk_norm: bool = False
     reverse: str = "softmax"
     """See ``BidirectionalCrossAttention``; dense blocks ignore it."""
+    lookup_conv: tuple[int, ...] = ()
+    """t x h x w of the kernel of a ``LocalMixing`` in the MLP of the lookup tokens; (): none."""
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""
@@ -122,6 +126,37 @@ class TransformerBlock(nn.Module):
         return out_BND
 
 
+class LocalMixing(nn.Module):
+    """A depthwise convolution over the grid of the tokens (DHVT, arXiv 2210.05958, section 3.3); zero at first.
+
+    Args:
+        channels: C.
+        grid: t x h x w of the N tokens.
+        kernel: t x h x w, each odd.
+    """
+
+    def __init__(self, channels: int, grid: Grid, kernel: tuple[int, ...]):
+        super().__init__()
+        self.grid, self.padding = grid, [side // 2 for side in kernel]
+        self.weight = nn.Parameter(torch.zeros(channels, 1, *kernel))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x_BnC: Tensor, kept_Bn: Tensor | None = None) -> Tensor:
+        """Map (B, n, C) to the same shape.
+
+        Args:
+            kept_Bn: which of the N tokens these are; the others count as zero, as those beyond the border. None: all.
+        """
+        x_BNC = x_BnC
+        if kept_Bn is not None:
+            rows = kept_Bn[..., None].expand_as(x_BnC)
+            x_BNC = x_BnC.new_zeros(len(x_BnC), math.prod(self.grid), x_BnC.shape[-1]).scatter(1, rows, x_BnC)
+        x_BCthw = x_BNC.transpose(1, 2).unflatten(2, self.grid)
+        out_BCthw = F.conv3d(x_BCthw, self.weight, self.bias, padding=self.padding, groups=len(self.weight))
+        out_BNC = out_BCthw.flatten(2).transpose(1, 2)
+        return out_BNC if kept_Bn is None else out_BNC.gather(1, rows)
+
+
 class LookupViTBlock(nn.Module):
     """LookupViT block (arXiv 2407.12753, section 3): gather, refine, write back, narrow MLP; a residual around each.
 
@@ -130,10 +165,17 @@ class LookupViTBlock(nn.Module):
     Args:
         writes_back: False in the last block of a model that reads compressed tokens only, which saves 2 N D^2 + N M D
             of the multiply-accumulates, and M D^2 for the values.
+        grid: t x h x w of the lookup tokens, for ``options.lookup_conv``.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, drop_path: float = 0.0, options: BlockOptions = PLAIN, writes_back: bool = True
+        self,
+        dim: int,
+        num_heads: int,
+        drop_path: float = 0.0,
+        options: BlockOptions = PLAIN,
+        writes_back: bool = True,
+        grid: Grid = (0, 0, 0),
     ):
         super().__init__()
         self.norm_gather_compressed = options.norm(dim)
@@ -150,35 +192,54 @@ class LookupViTBlock(nn.Module):
             self.norm_lookup_mlp = options.norm(dim)
             self.lookup_mlp = options.mlp(dim, dim // 2)
             self.scale_lookup_mlp = options.scale(dim)
+        has_mixing = writes_back and options.lookup_conv
+        self.mixing = LocalMixing(dim // 2, grid, options.lookup_conv) if has_mixing else None
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, compressed_BMD: Tensor, lookup_BND: Tensor, writes_back: bool = True, return_attention: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        self,
+        compressed_BMD: Tensor,
+        lookup_BND: Tensor,
+        writes_back: bool = True,
+        return_lookup: bool = False,
+        kept_BN: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Lookup | None]:
         """Update both token sets.
 
         Args:
             writes_back: False leaves the lookup tokens as they are (they are not read after this block).
-            return_attention: return the gather's weights.
+            return_lookup: return what the gather found, with its weights.
+            kept_BN: which of the tokens of the grid the lookup tokens are; None: all.
 
         Returns:
-            compressed tokens (B, M, D), lookup tokens (B, N, D), and the weights (B, heads, M, N) or None.
+            compressed tokens (B, M, D), lookup tokens (B, N, D), and what was found or None.
         """
         update_BMD, lookup = self.cross_attention.gather(
             self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND)
         )
         compressed_BMD = self.refine(compressed_BMD + self.drop_path(self.scale_gather(update_BMD)))
         if writes_back and self.writes_back:
-            lookup_BND = self.write_back(compressed_BMD, lookup_BND, lookup)
-        return compressed_BMD, lookup_BND, lookup.weights if return_attention else None
+            lookup_BND = self.write_back(compressed_BMD, lookup_BND, lookup, kept_BN)
+        return compressed_BMD, lookup_BND, lookup if return_lookup else None
 
-    def write_back(self, compressed_BMD: Tensor, lookup_BND: Tensor, lookup: Lookup) -> Tensor:
+    def write_back(
+        self, compressed_BMD: Tensor, lookup_BND: Tensor, lookup: Lookup, kept_BN: Tensor | None = None
+    ) -> Tensor:
         """Write refined compressed tokens (B, M, D) to lookup tokens (B, N, D) and run the narrow MLP on these."""
         update_BND = self.cross_attention.write_back(self.norm_infuse(compressed_BMD), lookup)
         lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
-        update_BND = self.lookup_mlp(self.norm_lookup_mlp(lookup_BND))
+        update_BND = self._narrow_mlp(self.norm_lookup_mlp(lookup_BND), kept_BN)
         out_BND: Tensor = lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
         return out_BND
+
+    def _narrow_mlp(self, x_BND: Tensor, kept_BN: Tensor | None) -> Tensor:
+        if self.mixing is None:
+            out_BND: Tensor = self.lookup_mlp(x_BND)
+            return out_BND
+        first, activation, second, *adapter = self.lookup_mlp
+        hidden_BNC = activation(first(x_BND))
+        out_BND = second(hidden_BNC + self.mixing(hidden_BNC, kept_BN))
+        return out_BND + adapter[0](x_BND) if adapter else out_BND
 
 
 class TemporalEncoder(nn.Module):

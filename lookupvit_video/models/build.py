@@ -16,6 +16,7 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.models import kernels
 from lookupvit_video.models.adapters import WIDTHS, add_adapters, is_adapter
 from lookupvit_video.models.blocks import BlockOptions, TemporalEncoder, TransformerBlock
+from lookupvit_video.models.budget import Budget, all_budgets
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within
 from lookupvit_video.models.contract import VideoModel
 from lookupvit_video.registry import MODELS, ModelEntry, imported, list_models
@@ -34,6 +35,8 @@ class ModelSpec:
     """t x h x w of the lookup tokens."""
     grids: tuple[tuple[int, ...], ...]
     """Every compressed grid of training and test, the default one first; empty for models without."""
+    keeps: tuple[tuple[float, ...], ...]
+    """Every list of shares of the lookup tokens, the default one first."""
     adapter: str
     adapter_width: int
     adapter_scale: float
@@ -53,11 +56,18 @@ class ModelSpec:
         names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
         return Shape(
             grid=self.token_grid,
+            lookup_conv=self.arguments["options"].lookup_conv,
             adapter=self.adapter,
             adapter_width=self.adapter_width or WIDTHS.get(self.adapter, 0),
             temporal_adapter=self.adapter != "none" and "temporal.blocks" in self._adapted_stages,
             **{name: self.arguments[name] for name in names},
         )
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """Every budget that ``forward`` takes, the default one first; empty for models without compressed tokens."""
+        depth, exits = self.shape.depth if self.grids else 0, self.arguments["exits"]
+        return all_budgets(self.grids, exits, self.keeps, math.prod(self.shape.block_grid), depth) if depth else ()
 
     @property
     def settings_not_in_weights(self) -> dict[str, Any]:
@@ -78,12 +88,16 @@ class ModelSpec:
         """Return the closed-form multiply-accumulates of one view by part; empty where they can only be measured.
 
         Args:
-            changed: arguments that differ, such as ``compressed_grid``.
+            changed: arguments that differ, such as ``inference_head``.
         """
         if not self.entry.closed_form:
             return {}
         closed_form: Callable[..., dict[str, int]] = imported(self.entry.closed_form)
         return closed_form(self.shape, **_named(closed_form, {**self.arguments, **changed}))
+
+    def budget_macs(self, budget: Budget, **changed: Any) -> dict[str, int]:
+        """Return ``macs`` of a pass within a budget."""
+        return self.macs(compressed_grid=budget.grid, blocks=budget.blocks, keep=budget.keep, **changed)
 
     def build(self) -> VideoModel:
         """Build the model, freshly initialized from torch's current seed, with its adapters."""
@@ -103,7 +117,7 @@ class ModelSpec:
 
     def is_frozen(self, name: str) -> bool:
         """Whether the parameter of that name does not train, or not in the first SOLVER.FREEZE_EPOCHS."""
-        if name.startswith(("head.", "heads.")) or is_adapter(name) or (self.train_norms and "norm" in name):
+        if name.startswith(("head.", "heads.", "exits.")) or is_adapter(name) or (self.train_norms and "norm" in name):
             return False
         if self.frozen == "spatial":
             return name.startswith(("tokenizer.", "blocks."))
@@ -136,9 +150,13 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
             layer_scale=model.LAYER_SCALE,
             qk_norm=model.QK_NORM,
             reverse=model.REVERSE_WEIGHTS,
+            lookup_conv=tuple(model.LOOKUP_CONV),
         ),
         "heads": tuple(model.HEADS),
         "inference_head": model.INFERENCE_HEAD,
+        "exits": tuple(model.EXITS),
+        "keep": tuple(model.KEEP),
+        "keep_by": model.KEEP_BY,
     }
     grids = map(tuple, [model.COMPRESSED_GRID, *model.COMPRESSED_GRIDS, *cfg.TEST.GRIDS])
     spec = ModelSpec(
@@ -146,6 +164,7 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
         arguments=arguments,
         token_grid=token_grid(cfg.MODEL, cfg.DATA),
         grids=tuple(dict.fromkeys(grids)) if entry.compressed_grids else (),
+        keeps=tuple(map(tuple, [model.KEEP, *model.KEEPS])),
         adapter=model.ADAPTER,
         adapter_width=model.ADAPTER_WIDTH,
         adapter_scale=model.ADAPTER_SCALE,

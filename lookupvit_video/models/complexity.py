@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lookupvit_video.models.attention import using_kernel
+from lookupvit_video.models.budget import tokens_kept
 from lookupvit_video.models.lookupvit import HEADS
 from lookupvit_video.models.token_reduction import merged_per_block
 from lookupvit_video.models.tokenizer import Grid
@@ -55,6 +56,11 @@ def mlp_macs(n: int, dim: int, hidden_dim: int) -> int:
     return 2 * n * dim * hidden_dim
 
 
+def mixing_macs(n: int, channels: int, kernel: Sequence[int]) -> int:
+    """MACs of a depthwise convolution over all n tokens of a grid; also where some of them were dropped."""
+    return n * channels * math.prod(kernel) if kernel else 0
+
+
 def matching_macs(n: int, head_dim: int) -> int:
     """MACs of ToMe's matching: each even token against each odd one, by keys averaged over the heads."""
     return (n + 1) // 2 * (n // 2) * head_dim
@@ -80,6 +86,8 @@ class Shape:
     encoder: str = "joint"
     temporal_depth: int = 4
     pool: str = "average"
+    lookup_conv: tuple[int, ...] = ()
+    """See ``BlockOptions``."""
     adapter: str = "none"
     """Kind of the adapters in the blocks, see ``add_adapters``; LoRA costs as long as it is not merged."""
     adapter_width: int = 0
@@ -123,35 +131,49 @@ class Shape:
 
 
 def lookupvit_macs(
-    shape: Shape, compressed_grid: Sequence[int], heads: Sequence[str] = HEADS, inference_head: str = "average"
+    shape: Shape,
+    compressed_grid: Sequence[int],
+    heads: Sequence[str] = HEADS,
+    inference_head: str = "average",
+    blocks: int = 0,
+    keep: Sequence[float] = (),
+    passed: Sequence[int] = (),
 ) -> dict[str, int]:
     """MACs of a LookupViT for one clip, by part.
 
     Args:
         compressed_grid: t x h x w, factorized h x w; all zeros for the floor that no compression goes below.
         heads, inference_head: as ``LookupViT``. Where no answer comes from "lookup" the last block does not write back.
+        blocks, keep: see ``Budget``.
+        passed: early exits on the way that classify too, as in training.
     """
     grid = (1, *compressed_grid) if len(compressed_grid) == 2 else tuple(compressed_grid)
-    n, m, dim = math.prod(shape.block_grid), math.prod(grid), shape.dim
+    n, m, dim, times = math.prod(shape.block_grid), math.prod(grid), shape.dim, shape.times
     read = heads if inference_head == "average" else (inference_head,)
-    blocks = shape.times * shape.depth
-    infusing = blocks if "lookup" in read else blocks - shape.times
+    counts = tokens_kept(keep, n, shape.depth)[: blocks or shape.depth]
+    infused = counts if "lookup" in read else counts[:-1]
     pooled = {"compressed": m, "lookup": n}
-    up, back = shape.exchange_adapter_macs(n, m)
+    readers = len(read) * (1 + len(passed))
+    gathering = times * len(counts)
+    adapters = [shape.exchange_adapter_macs(count, m) for count in counts]
     return {
         "tokenizer": tokenizer_macs(shape.grid, shape.tubelet, dim),
-        "resize": shape.times * resize_macs(shape.block_grid, grid, dim),
-        "gather": blocks * (2 * (n + m) * dim * dim + 2 * n * m * dim),  # K, V | Q, projection | Q K^T, A V
-        "refine_attention": blocks * attention_macs(m, dim),
-        "refine_mlp": blocks * mlp_macs(m, dim, 4 * dim),
-        "infuse": infusing * ((n + m) * dim * dim + n * m * dim),  # projection | V' | A^T V'
-        "narrow_mlp": infusing * mlp_macs(n, dim, dim // 2),
-        "temporal_encoder": len(read) * shape.temporal_macs(),
-        "adapters": blocks * (up + shape.block_adapter_macs(m, m))
-        + infusing * back
-        + len(read) * shape.temporal_adapter_macs(),
-        "heads": sum(shape.head_macs(pooled[name]) for name in read),
+        "resize": times * resize_macs(shape.block_grid, grid, dim),
+        "gather": times * sum(2 * (n + m) * dim * dim + 2 * n * m * dim for n in counts),  # K, V | Q, projection | ...
+        "refine_attention": gathering * attention_macs(m, dim),
+        "refine_mlp": gathering * mlp_macs(m, dim, 4 * dim),
+        "infuse": times * sum((n + m) * dim * dim + n * m * dim for n in infused),  # projection | V' | A^T V'
+        "narrow_mlp": times * sum(mlp_macs(n, dim, dim // 2) for n in infused),
+        "local_mixing": times * len(infused) * mixing_macs(n, dim // 2, shape.lookup_conv),
+        "adapters": times * sum(up + shape.block_adapter_macs(m, m) for up, _ in adapters)
+        + times * sum(back for _, back in adapters[: len(infused)]),
+        "temporal_encoder": readers * (shape.temporal_macs() + shape.temporal_adapter_macs()),
+        "heads": (1 + len(passed)) * sum(shape.head_macs(pooled[name]) for name in read),
     }
+
+
+READING = ("temporal_encoder", "heads")
+"""The parts that turn the tokens of the last block into an answer."""
 
 
 def vit_macs(
@@ -183,8 +205,8 @@ def vit_macs(
         "attention": shape.times * attention,
         "matching": matching,
         "mlp": shape.times * mlp,
-        "temporal_encoder": shape.temporal_macs(),
-        "adapters": shape.times * adapters + shape.temporal_adapter_macs(),
+        "adapters": shape.times * adapters,
+        "temporal_encoder": shape.temporal_macs() + shape.temporal_adapter_macs(),
         "heads": shape.head_macs(n),
     }
 

@@ -31,6 +31,8 @@ class Features(NamedTuple):
     compressed_grid: Grid | None = None
     attention: Sequence[Tensor] = ()
     """Per block (B, heads, M, N), factorized (B t, heads, M / t, N / t), where requested."""
+    blocks: int = 0
+    """How many blocks were run, where an early exit classifies; 0: all."""
 
 
 class VideoModel(nn.Module):
@@ -44,7 +46,9 @@ class VideoModel(nn.Module):
     blocks: nn.ModuleList | nn.Sequential
     head: nn.Module
     grids: tuple[tuple[int, ...], ...] = ()
-    """The compressed grids that ``forward`` takes as ``grid``, the default one first; empty: it takes none."""
+    """The compressed grids of the budgets that ``forward`` takes, the default one first; empty: it takes none."""
+    output_weights: tuple[float, ...] | None = None
+    """What each of the logits of training mode weighs in the loss; they sum to 1. None: all the same."""
 
     def forward_features(self, clip_BCTHW: Tensor) -> Features:
         """Run tokenizer and blocks on a normalized clip (B, C, T, H, W)."""
@@ -65,10 +69,13 @@ class VideoModel(nn.Module):
         output = self.forward_head(features)
         return (output, features) if with_features else output
 
+    def classifiers(self) -> list[nn.Module]:
+        """Return every head."""
+        return [self.head]
+
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last linear layer of each head by a fresh one for ``num_classes`` classes."""
-        heads = getattr(self, "heads", None)
-        for head in heads.values() if isinstance(heads, nn.ModuleDict) else [self.head]:
+        for head in self.classifiers():
             name, old = [item for item in head.named_modules() if isinstance(item[1], nn.Linear)][-1]
             fresh = nn.Linear(old.in_features, num_classes).to(old.weight)
             nn.init.trunc_normal_(fresh.weight, std=0.02)

@@ -1,13 +1,16 @@
 """LookupViT for video: heavy work on few compressed tokens, which look up what they need in many lookup tokens.
 
 Paper: LookupViT: Compressing visual information to a limited number of tokens (ECCV 2024, arXiv 2407.12753).
-Reading order: ``LookupViT.forward``, ``forward_features``, ``forward_head``.
+Reading order: ``LookupViT.forward``, ``start``, ``advance``, ``forward_head``; ``budget.py``: what a pass may cost.
 Shape letters: B batch, C channels, T frames, H W pixels, N lookup tokens, M compressed tokens, D width, K classes.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
@@ -20,11 +23,21 @@ from lookupvit_video.models.blocks import (
     drop_path_rates,
     init_linear,
 )
+from lookupvit_video.models.budget import Budget, TokenState, as_budget, keep_mistake, tokens_kept
 from lookupvit_video.models.contract import Features, Output, VideoModel
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 from lookupvit_video.text import grid_name
 
 HEADS = ("compressed", "lookup")
+KEEP_BY = ("mass", "random")
+
+
+class ExitHeads(nn.Module):
+    """The classifiers of an early exit, as those after the last block."""
+
+    def __init__(self, heads: nn.ModuleDict, frame_norms: nn.ModuleDict):
+        super().__init__()
+        self.heads, self.frame_norms = heads, frame_norms
 
 
 class LookupViT(VideoModel):
@@ -50,6 +63,11 @@ class LookupViT(VideoModel):
         drop_path: stochastic depth of the last block; it rises linearly from 0.
         dropout: before each classifier.
         options: see ``BlockOptions``.
+        exits: numbers of blocks after which there are heads too. In training all of them learn, each as its depth says
+            (LGViT, arXiv 2308.00255); in eval mode a budget chooses one.
+        keep: share of the lookup tokens that the blocks work on in equal parts of the depth, such as (1, 0.7, 0.5), the
+            default of ``forward``. A token that leaves keeps its state, which the lookup head reads. (): all.
+        keep_by: which stay: "mass": those that most was gathered from; "random", as a control.
     """
 
     tokenizer: TubeletTokenizer
@@ -77,14 +95,12 @@ class LookupViT(VideoModel):
         drop_path: float = 0.0,
         dropout: float = 0.0,
         options: BlockOptions = PLAIN,
+        exits: Sequence[int] = (),
+        keep: Sequence[float] = (),
+        keep_by: str = "mass",
     ):
         super().__init__()
-        if not heads or not set(heads) <= set(HEADS):
-            raise UserError(f"heads {list(heads)}: choose from {', '.join(HEADS)}")
-        if inference_head not in ("average", *heads):
-            raise UserError(f"inference head {inference_head!r}: choose {', '.join(('average', *heads))}")
-        if pool not in ("average", "average_norm", "attentive"):
-            raise UserError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
+        _check_heads(heads, inference_head, pool)
         self.inference_heads = tuple(heads) if inference_head == "average" else (inference_head,)
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         t, h, w = self.tokenizer.grid
@@ -93,19 +109,36 @@ class LookupViT(VideoModel):
         self.compress = nn.ModuleDict({grid_name(grid): self._resize(grid, resize) for grid in self.grids})
         lookup_is_read = "lookup" in heads
         self.blocks = nn.ModuleList(
-            LookupViTBlock(dim, num_heads, rate, options, writes_back=lookup_is_read or i < depth - 1)
+            LookupViTBlock(dim, num_heads, rate, options, lookup_is_read or i < depth - 1, self.block_grid)
             for i, rate in enumerate(drop_path_rates(drop_path, depth))
         )
-        self.heads = nn.ModuleDict(
-            {name: Classifier(dim, num_classes, dropout, pool, num_heads, options) for name in heads}
-        )
+        classifier = partial(Classifier, dim, num_classes, dropout, pool, num_heads, options)
+        self.heads = nn.ModuleDict({name: classifier() for name in heads})
         self.blocks.apply(init_linear)
         self.temporal: TemporalEncoder | None = None
+        self.frame_norms = nn.ModuleDict()
         if encoder == "factorised":
             self.frame_norms = nn.ModuleDict({name: options.norm(dim) for name in heads})
             self.temporal = TemporalEncoder(
                 length=t, dim=dim, depth=temporal_depth, num_heads=num_heads, options=options
             )
+        self._add_exits(exits, depth, options.norm, classifier)
+        self.keep, self.keep_by = tuple(keep), keep_by
+        if keep_by == "random":
+            fixed_N = torch.rand(math.prod(self.block_grid), generator=torch.Generator().manual_seed(0))
+            self.register_buffer("random_order", fixed_N, persistent=False)
+
+    def _add_exits(
+        self, exits: Sequence[int], depth: int, norm: Callable[[int], nn.Module], classifier: Callable[[], nn.Module]
+    ) -> None:
+        dim, names, self.exits = self.tokenizer.projection.out_channels, tuple(self.heads), nn.ModuleDict()
+        with torch.random.fork_rng(devices=[]):  # adapters draw next, and start as they do without exits
+            for blocks in sorted(exits):
+                norms = nn.ModuleDict({name: norm(dim) for name in self.frame_norms})
+                self.exits[str(blocks)] = ExitHeads(nn.ModuleDict({name: classifier() for name in names}), norms)
+        if exits:
+            weights = [blocks for blocks in (depth, *sorted(exits)) for _ in names]
+            self.output_weights = tuple(weight / sum(weights) for weight in weights)
 
     def _resize(self, grid: tuple[int, ...], kind: str) -> GridResize:
         t, h, w = (1, *grid) if len(grid) == 2 else grid
@@ -113,58 +146,138 @@ class LookupViT(VideoModel):
             raise UserError(f"compressed grid {grid} is larger than the grid of lookup tokens {self.block_grid}")
         return GridResize(self.block_grid, (t, h, w), kind)
 
+    def classifiers(self) -> list[nn.Module]:
+        """Return every head, those of the exits last."""
+        return [head for part in (self, *self.exits.values()) for head in part.get_submodule("heads").children()]
+
+    def check_budget(self, budget: Budget | Sequence[int] | None) -> Budget:
+        """Return a complete budget: a bare grid is one with all blocks and tokens, None is the model's default.
+
+        Raises:
+            UserError: the model was not made with this grid or exit, or the shares of the tokens are wrong.
+        """
+        budget = Budget(self.grids[0], 0, self.keep) if budget is None else as_budget(budget)
+        if grid_name(budget.grid) not in self.compress:
+            known = ", ".join(self.compress)
+            raise UserError(f"compressed grid {grid_name(budget.grid)}: this model was made with {known}")
+        if budget.blocks == len(self.blocks):
+            budget = budget._replace(blocks=0)
+        if budget.blocks and str(budget.blocks) not in self.exits:
+            known = ", ".join(self.exits) or "none; see MODEL.EXITS"
+            raise UserError(f"{budget.blocks} blocks: this model's early exits are {known}")
+        if mistake := keep_mistake(budget.keep):
+            raise UserError(f"shares of lookup tokens {list(budget.keep)}: {mistake}")
+        return budget
+
+    def start(self, tokens_BND: Tensor, budget: Budget) -> TokenState:
+        """Return lookup tokens (B, N, D) of the tokenizer, and the compressed tokens made of them, before block 1."""
+        compress = self.compress[grid_name(budget.grid)]
+        assert isinstance(compress, GridResize)
+        # Factorized: time joins the batch, so that a block sees one time index.
+        lookup = tokens_BND.reshape(-1, compress.num_in, tokens_BND.shape[-1])
+        # The resize is linear: one resize of tokens plus positions equals the paper's sum of two.
+        return TokenState(compress(lookup).to(lookup.dtype), lookup)  # autocast would keep this stream in bfloat16
+
+    def advance(
+        self,
+        state: TokenState,
+        budget: Budget,
+        blocks: int = 0,
+        *,
+        writes_back: bool = True,
+        continues: bool = False,
+        attention: list[Tensor] | None = None,
+    ) -> TokenState:
+        """Run the blocks up to number ``blocks`` (0: all) that a state has not been through.
+
+        Args:
+            writes_back: False: nobody reads the lookup tokens of the last of these blocks. It does not write to them;
+                another call makes up for it.
+            continues: another call may follow: keep what it needs.
+            attention: a list that the weights of each block are added to.
+        """
+        blocks = blocks or len(self.blocks)
+        counts = tokens_kept(budget.keep, math.prod(self.block_grid), len(self.blocks))
+        if state.blocks < blocks and not state.written:
+            assert state.found is not None
+            owing: Any = self.blocks[state.blocks - 1]
+            lookup = owing.write_back(state.compressed, state.lookup, state.found, state.kept)
+            state = state._replace(lookup=lookup, written=True)
+        for i in range(state.blocks, blocks):
+            if counts[i] < state.lookup.shape[1]:
+                state = state.with_fewest(counts[i], self.keep_order(state))
+            last = i == blocks - 1
+            leaves = not last and counts[i + 1] < counts[i]
+            wanted = leaves or (last and continues) or attention is not None
+            compressed, lookup, found = self.blocks[i](
+                state.compressed, state.lookup, writes_back or not last, wanted, state.kept
+            )
+            if attention is not None and found is not None:
+                attention.append(found.weights)
+            state = state._replace(
+                compressed=compressed, lookup=lookup, blocks=i + 1, found=found, written=writes_back or not last
+            )
+        return state
+
+    def keep_order(self, state: TokenState) -> Tensor:
+        """Return by what the lookup tokens (G, n) of a state are kept, the largest first."""
+        assert state.found is not None
+        if self.keep_by == "mass":
+            return state.found.mass
+        groups, n = state.lookup.shape[:2]
+        if self.training:
+            return torch.rand(groups, n, device=state.lookup.device)
+        fixed_N = self.get_buffer("random_order")
+        return fixed_N.expand(groups, -1) if state.kept is None else fixed_N[state.kept]
+
+    def features(self, state: TokenState, budget: Budget, attention: Sequence[Tensor] = ()) -> Features:
+        """Return the tokens of a state as heads read them; those that left are as they were then."""
+        t, h, w = self.tokenizer.grid
+        compress = self.compress[grid_name(budget.grid)]
+        assert isinstance(compress, GridResize)
+        dim, compressed_grid = state.compressed.shape[-1], compress.grid_out
+        if self.temporal is not None:
+            compressed_grid = (t, *compress.grid_out[1:])
+        return Features(
+            tokens=state.everything().reshape(-1, t * h * w, dim),
+            grid=(t, h, w),
+            compressed=state.compressed.reshape(-1, math.prod(compressed_grid), dim),
+            compressed_grid=compressed_grid,
+            attention=attention,
+            blocks=state.blocks % len(self.blocks),
+        )
+
     def forward_features(
         self,
         clip_BCTHW: Tensor,
-        grid: tuple[int, ...] | None = None,
+        budget: Budget | Sequence[int] | None = None,
         return_attention: bool = False,
         heads: Sequence[str] = HEADS,
     ) -> Features:
         """Run tokenizer and blocks on a normalized clip (B, C, T, H, W), without the heads.
 
         Args:
-            grid: of the compressed tokens, one that the model was made with; None: ``compressed_grid``.
+            budget: one that the model was made for, or a bare grid; None: the model's default.
             return_attention: keep every block's attention weights.
             heads: the token sets that heads will read; without "lookup" the last block does not write back.
 
         Raises:
-            UserError: the model was not made with this grid.
+            UserError: the model was not made for this budget.
         """
-        grid = self.grids[0] if grid is None else tuple(grid)
-        if grid_name(grid) not in self.compress:
-            known = ", ".join(self.compress)
-            raise UserError(f"compressed grid {grid_name(grid)}: this model was made with {known}")
-        compress = self.compress[grid_name(grid)]
-        assert isinstance(compress, GridResize)
-        tokens_BND = self.tokenizer(clip_BCTHW)
-        batch, _, dim = tokens_BND.shape
-        # Factorized: time joins the batch, so that a block sees one time index.
-        lookup = tokens_BND.reshape(-1, compress.num_in, dim)
-        # The resize is linear: one resize of tokens plus positions equals the paper's sum of two.
-        compressed = compress(lookup).to(lookup.dtype)  # autocast would keep this stream in bfloat16
-        attention = []
-        for i, block in enumerate(self.blocks):
-            writes_back = "lookup" in heads or i < len(self.blocks) - 1
-            compressed, lookup, weights = block(compressed, lookup, writes_back, return_attention)
-            if return_attention:
-                attention.append(weights)
-        t, h, w = self.tokenizer.grid
-        steps = t if self.temporal is not None else compress.grid_out[0]
-        return Features(
-            tokens=lookup.reshape(batch, -1, dim),
-            grid=(t, h, w),
-            compressed=compressed.reshape(batch, -1, dim),
-            compressed_grid=(steps, *compress.grid_out[1:]),
-            attention=attention,
-        )
+        budget, attention = self.check_budget(budget), list[Tensor]()
+        state = self.start(self.tokenizer(clip_BCTHW), budget)
+        kept = attention if return_attention else None
+        state = self.advance(state, budget, budget.blocks, writes_back="lookup" in heads, attention=kept)
+        return self.features(state, budget, attention)
 
     def _logits(self, name: str, features: Features) -> Tensor:
         tokens = features.compressed if name == "compressed" else features.tokens
         assert tokens is not None
+        readers: Any = self.exits[str(features.blocks)] if features.blocks else self
         if self.temporal is not None:
-            frames_Btnd = self.frame_norms[name](tokens).unflatten(1, (self.tokenizer.grid[0], -1))
+            frames_Btnd = readers.frame_norms[name](tokens).unflatten(1, (self.tokenizer.grid[0], -1))
             tokens = self.temporal(frames_Btnd.mean(dim=2))
-        logits_BK: Tensor = self.heads[name](tokens)
+        logits_BK: Tensor = readers.heads[name](tokens)
         return logits_BK
 
     def forward_head(self, features: Features) -> Output:
@@ -175,18 +288,39 @@ class LookupViT(VideoModel):
         return sum(others, first) / len(self.inference_heads)
 
     def forward(
-        self, clip_BCTHW: Tensor, grid: tuple[int, ...] | None = None, *, with_features: bool = False
+        self, clip_BCTHW: Tensor, budget: Budget | Sequence[int] | None = None, *, with_features: bool = False
     ) -> Output | tuple[Output, Features]:
-        """Classify a normalized clip (B, C, T, H, W) with the compressed tokens on a grid.
+        """Classify a normalized clip (B, C, T, H, W) within a budget.
+
+        In training mode the logits of the early exits on the way follow those of the last heads.
 
         Args:
-            grid: see ``forward_features``.
+            budget: see ``forward_features``.
             with_features: see ``VideoModel.forward``.
         """
+        budget = self.check_budget(budget)
         names = tuple(self.heads) if self.training or with_features else self.inference_heads
-        features = self.forward_features(clip_BCTHW, grid, heads=names)
+        state = self.start(self.tokenizer(clip_BCTHW), budget)
+        early: list[Tensor] = []
+        for blocks in map(int, self.exits if self.training else ()):
+            if not budget.blocks or blocks < budget.blocks:
+                state = self.advance(state, budget, blocks, continues=True)
+                early += self.forward_head(self.features(state, budget))
+        state = self.advance(state, budget, budget.blocks, writes_back="lookup" in names)
+        features = self.features(state, budget)
         output = self.forward_head(features)
+        if self.training:
+            output = (*output, *early)
         return (output, features) if with_features else output
+
+
+def _check_heads(heads: Sequence[str], inference_head: str, pool: str) -> None:
+    if not heads or not set(heads) <= set(HEADS):
+        raise UserError(f"heads {list(heads)}: choose from {', '.join(HEADS)}")
+    if inference_head not in ("average", *heads):
+        raise UserError(f"inference head {inference_head!r}: choose {', '.join(('average', *heads))}")
+    if pool not in ("average", "average_norm", "attentive"):
+        raise UserError(f"pool {pool!r}: choose average, average_norm or attentive (there is no class token)")
 
 
 # Tubelets of 16 x 16 pixels and 2 frames; further arguments as those of the class.

@@ -95,6 +95,7 @@ def distill(
     temperature: float,
     feature_weight: float,
     multi_label: bool = False,
+    head_weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Mix the loss on labels with the distance from the teacher's answer.
 
@@ -107,10 +108,11 @@ def distill(
         valid_B: see ``mean_over_clips``.
         weight, temperature, feature_weight: see DISTILL.
         multi_label: the KL divergence of each class's sigmoid, averaged over the classes.
+        head_weights: ``VideoModel.output_weights``.
     """
     of_head = _binary_divergence if multi_label else _divergence
     teacher_BK = answer.logits.float() / temperature
-    per_clip_B = torch.stack([of_head(teacher_BK, head.float() / temperature) for head in logits]).mean(0)
+    per_clip_B = mean_over_heads([of_head(teacher_BK, head.float() / temperature) for head in logits], head_weights)
     total = (1 - weight) * loss + weight * temperature**2 * mean_over_clips(per_clip_B, valid_B)
     if features is None or answer.tokens is None or answer.grid is None:
         return total
@@ -133,6 +135,16 @@ def _binary_divergence(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
         F.kl_div(F.logsigmoid(sign * student_BK), (sign * teacher_BK).sigmoid(), reduction="none") for sign in (1, -1)
     ]
     return (both[0] + both[1]).mean(-1)
+
+
+def mean_over_heads(per_head: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
+    """Return the mean (B,) of a loss (B,) of each head.
+
+    Args:
+        weights: of the heads; they sum to 1. None: all the same.
+    """
+    losses_hB = torch.stack(list(per_head))
+    return losses_hB.mean(0) if weights is None else losses_hB.new_tensor(weights) @ losses_hB
 
 
 def mean_over_clips(per_clip_B: Tensor, valid_B: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """``lookupvit train --dry-run``: what a run will do and need, and one step."""
 
-import math
 import time
 import weakref
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from lookupvit_video.distributed.parallel import autocast, checkpoint_blocks
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import peak_memory_gib
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.processes.stop_signals import StopSignals
@@ -67,6 +67,17 @@ def step_bytes(model: nn.Module, clips_BCTHW: Tensor, dtype: torch.dtype, **opti
     return int(memory.peak)
 
 
+def drawn_budgets(run: Run) -> list[Budget | None]:
+    """Return the budgets that steps of a run may have; None: the model's own."""
+    model, budgets = run.cfg.MODEL, run.spec.budgets
+    grids = list(map(tuple, model.COMPRESSED_GRIDS))
+    keeps = list(map(tuple, model.KEEPS))
+    if not budgets or not (grids or keeps):
+        return [None]
+    own = budgets[0]
+    return [Budget(grid, 0, keep) for grid in grids or [own.grid] for keep in keeps or [own.keep]]
+
+
 def estimate_bytes(run: Run, share: int) -> int:
     """Return the memory that a process will need at most, from what it holds now and what one and two clips need.
 
@@ -77,8 +88,8 @@ def estimate_bytes(run: Run, share: int) -> int:
     held = int(peak_memory_gib(device) * 2**30)  # before the passes below
     model = build_model(cfg).to(device).train()
     checkpoint_blocks(model, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
-    grids = cfg.MODEL.COMPRESSED_GRIDS
-    options = {"grid": tuple(max(grids, key=math.prod))} if grids else {}
+    dearest = max(drawn_budgets(run), key=run.clip_macs)
+    options = {"budget": dearest} if dearest else {}
     clips = torch.zeros(2, 3, cfg.DATA.NUM_FRAMES, *2 * [cfg.DATA.TRAIN_CROP_SIZE], device=device)
     one, two = (step_bytes(model, clips[:count], run.dtype, **options) for count in (1, min(2, share)))
     trained = sum(parameter.numel() for parameter in run.model.parameters() if parameter.requires_grad)
@@ -90,7 +101,7 @@ def estimate_bytes(run: Run, share: int) -> int:
 def plan_lines(run: Run) -> list[str]:
     """Return what a run will do and need, line by line, before it does anything."""
     cfg, world, solver, done = run.cfg, run.world, run.cfg.SOLVER, run.state.step
-    macs = [run.clip_macs(tuple(grid)) for grid in cfg.MODEL.COMPRESSED_GRIDS] or [run.clip_macs(None)]
+    macs = [run.clip_macs(budget) for budget in drawn_budgets(run)]
     cost = f"{min(macs) / 1e9:.4g}" + (f" to {max(macs) / 1e9:.4g}" if len(macs) > 1 else "")
     share = cfg.TRAIN.BATCH_SIZE // (world.size * cfg.TRAIN.ACCUMULATION_STEPS)
     rates = [run.schedule(step / run.total_steps) for step in (0, *range(run.total_steps))]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,7 +37,9 @@ from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.metrics import Metric, chosen_metrics
 from lookupvit_video.log import Journal, forget_bad_videos
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import ModelSpec, build_model, model_spec
+from lookupvit_video.models.contract import VideoModel
 from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.preparation.coverage import warnings_of_run
 from lookupvit_video.processes.stop_signals import StopSignals
@@ -68,7 +71,7 @@ class Run:
     classes: list[str]
     train_videos: list[Video]
     val_videos: list[Video]
-    model: nn.Module
+    model: VideoModel
     """The plain model; ``state.model`` is what ``parallelize`` made of it."""
     spec: ModelSpec
     state: TrainingState
@@ -88,7 +91,7 @@ class Run:
     """Training videos that are used although they are damaged."""
     dry: bool = False
     """Nothing is written."""
-    _macs: dict[tuple[int, ...] | None, int] = field(default_factory=dict)
+    _macs: dict[Budget | None, int] = field(default_factory=dict)
 
     @property
     def total_steps(self) -> int:
@@ -117,17 +120,27 @@ class Run:
         """Whether a step whose loss or gradient is not finite is left out, so that the device must be waited for."""
         return self.cfg.TRAIN.MAX_BAD_STEPS > 0 or self.state.scaler.is_enabled()
 
-    def clip_macs(self, grid: tuple[int, ...] | None) -> int:
+    def budget(self, step: int) -> Budget | None:
+        """Return the budget of a step, see ``draw_budget``; None: the model's own."""
+        model, budgets = self.cfg.MODEL, self.spec.budgets
+        if not budgets:
+            return None
+        return draw_budget(
+            budgets[0], model.COMPRESSED_GRIDS, model.COMPRESSED_GRID_WEIGHTS, model.KEEPS, self.cfg.RNG_SEED, step
+        )
+
+    def clip_macs(self, budget: Budget | None) -> int:
         """Return the closed-form multiply-accumulates of a training forward pass of one clip; 0 for models without one.
 
         Args:
-            grid: of the compressed tokens; None: the config's.
+            budget: None: the config's.
         """
-        if grid not in self._macs:
-            changed = {"compressed_grid": grid} if grid else {}
+        if budget not in self._macs:
             # all heads, not only those that answer
-            self._macs[grid] = sum(self.spec.macs(inference_head="average", **changed).values())
-        return self._macs[grid]
+            every = {"inference_head": "average", "passed": self.cfg.MODEL.EXITS}
+            parts = self.spec.budget_macs(budget, **every) if budget else self.spec.macs(**every)
+            self._macs[budget] = sum(parts.values())
+        return self._macs[budget]
 
     def new_log(self) -> None:
         """Begin a new log line."""
@@ -145,6 +158,30 @@ class Run:
         """Finish writing what is being written, also after a failure."""
         self.saver.close()
         self.journal.close()
+
+
+def draw_budget(
+    default: Budget,
+    grids: Sequence[Sequence[int]],
+    weights: Sequence[float],
+    keeps: Sequence[Sequence[float]],
+    seed: int,
+    step: int,
+) -> Budget | None:
+    """Return the budget of a step: the same in every process and accumulation part, and on resume.
+
+    Args:
+        default: has what is not drawn.
+        grids, weights, keeps: MODEL.COMPRESSED_GRIDS, COMPRESSED_GRID_WEIGHTS and KEEPS; neither grids nor keeps: None,
+            the model's own budget.
+        seed: RNG_SEED.
+    """
+    generator = random.Random(mix_seed(seed, 2, step))
+    if grids:
+        default = default._replace(grid=tuple(generator.choices(grids, weights or None)[0]))
+    if keeps:
+        default = default._replace(keep=tuple(generator.choice(keeps)))
+    return default if grids or keeps else None
 
 
 def describe_world(

@@ -4,7 +4,6 @@ Everything random follows from (RNG_SEED, step, rank), so a resumed run repeats 
 """
 
 import logging
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +18,10 @@ from lookupvit_video.distributed.parallel import autocast, clip_gradients, synch
 from lookupvit_video.distributed.world import in_any_process
 from lookupvit_video.drawing.figures import plot_clips
 from lookupvit_video.errors import RunFailure
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.bad_videos import note_bad_videos
-from lookupvit_video.training.distill import distill, mean_over_clips
+from lookupvit_video.training.distill import distill, mean_over_clips, mean_over_heads
 from lookupvit_video.training.optim import set_learning_rate, set_trainable
 from lookupvit_video.training.run import Run
 from lookupvit_video.training.step_log import ADVICE
@@ -44,28 +44,23 @@ def report_memory_failures() -> Iterator[None]:
 
 
 def loss_of_heads(
-    logits: tuple[Tensor, ...], targets_BK: Tensor, valid_B: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    logits: tuple[Tensor, ...],
+    targets_BK: Tensor,
+    valid_B: Tensor,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    weights: Sequence[float] | None = None,
 ) -> Tensor:
-    """Return the loss averaged over the heads (LookupViT: equal weights) and over the clips.
+    """Return the loss averaged over the heads and over the clips.
 
     Args:
         logits: per head (B, K).
         targets_BK: rows that sum to 1.
         valid_B: see ``mean_over_clips``.
         loss: logits (B, K), targets (B, K) -> (B,), such as a ``ClassificationLoss``.
+        weights: ``VideoModel.output_weights``.
     """
-    per_clip_B = torch.stack([loss(head.float(), targets_BK) for head in logits]).mean(0)
+    per_clip_B = mean_over_heads([loss(head.float(), targets_BK) for head in logits], weights)
     return mean_over_clips(per_clip_B, valid_B)
-
-
-def draw_grid(grids: Sequence[Sequence[int]], weights: Sequence[float], seed: int, step: int) -> tuple[int, ...] | None:
-    """Return the compressed grid of a step: the same in every process and accumulation part, and on resume.
-
-    Args:
-        grids, weights: MODEL.COMPRESSED_GRIDS and COMPRESSED_GRID_WEIGHTS; no grids: None, the model's own.
-        seed: RNG_SEED.
-    """
-    return tuple(random.Random(mix_seed(seed, 2, step)).choices(grids, weights or None)[0]) if grids else None
 
 
 def one_step(run: Run, batches: Iterator[Batch]) -> None:
@@ -80,7 +75,7 @@ def one_step(run: Run, batches: Iterator[Batch]) -> None:
     set_learning_rate(state.optimizer, run.schedule(step / run.total_steps))
     set_trainable(run.model, run.frozen_at_first, epoch >= cfg.SOLVER.FREEZE_EPOCHS)
     parts = cfg.TRAIN.ACCUMULATION_STEPS
-    grid = draw_grid(cfg.MODEL.COMPRESSED_GRIDS, cfg.MODEL.COMPRESSED_GRID_WEIGHTS, cfg.RNG_SEED, step)
+    budget = run.budget(step)
     loss = torch.zeros((), device=world.device)
     rows: list[int] = []
     for part in range(parts):
@@ -91,7 +86,7 @@ def one_step(run: Run, batches: Iterator[Batch]) -> None:
         note_bad_videos(run, batch)
         with synchronizing(state.model, wanted=part == parts - 1):
             with log.forward_timed():
-                part_loss = forward(run, batch, grid, picture=step == 0 and part == 0) / parts
+                part_loss = forward(run, batch, budget, picture=step == 0 and part == 0) / parts
             state.scaler.scale(part_loss).backward()
         loss += part_loss.detach()
     state.scaler.unscale_(state.optimizer)
@@ -104,7 +99,7 @@ def one_step(run: Run, batches: Iterator[Batch]) -> None:
     state.scaler.update()
     state.optimizer.zero_grad()
     log.steps += 1
-    log.macs += cfg.TRAIN.BATCH_SIZE * run.clip_macs(grid)
+    log.macs += cfg.TRAIN.BATCH_SIZE * run.clip_macs(budget)
 
 
 def _is_finite(run: Run, loss: Tensor, norm: Tensor) -> bool:
@@ -144,11 +139,11 @@ def prepare_clips(run: Run, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     return clips, targets, is_valid(labels)
 
 
-def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bool = False) -> Tensor:
+def forward(run: Run, batch: Batch, budget: Budget | None, *, picture: bool = False) -> Tensor:
     """Return the loss of a batch.
 
     Args:
-        grid: of the compressed tokens; None: the model's own.
+        budget: None: the model's own.
         picture: draw what the model sees into OUTPUT_DIR/train_clips.png.
     """
     cfg, device = run.cfg, run.world.device
@@ -158,18 +153,19 @@ def forward(run: Run, batch: Batch, grid: tuple[int, ...] | None, *, picture: bo
         shown, path = slice(None, None, every), run.folder / "train_clips.png"
         plot_clips(clips[shown], targets[shown], run.classes, cfg.DATA.MEAN, cfg.DATA.STD, path)
     options: dict[str, Any] = {}
-    if grid:
-        options["grid"] = grid
+    if budget:
+        options["budget"] = budget
     if cfg.DISTILL.FEATURE_WEIGHT:
         options["with_features"] = True
     with autocast(device, run.dtype):
         output = run.state.model(clips, **options)
         answer = run.teacher.answer(clips) if run.teacher else None
     logits, features = output if cfg.DISTILL.FEATURE_WEIGHT else (output, None)
-    loss = loss_of_heads(logits, targets, valid, run.loss)
+    weights = run.model.output_weights
+    loss = loss_of_heads(logits, targets, valid, run.loss, weights)
     if not answer:
         return loss
     return distill(
         loss, logits, features, answer, valid, weight=cfg.DISTILL.WEIGHT, temperature=cfg.DISTILL.TEMPERATURE,
-        feature_weight=cfg.DISTILL.FEATURE_WEIGHT, multi_label=run.loss.multi_label,
+        feature_weight=cfg.DISTILL.FEATURE_WEIGHT, multi_label=run.loss.multi_label, head_weights=weights,
     )  # fmt: skip

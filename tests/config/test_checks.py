@@ -14,6 +14,19 @@ from lookupvit_video.errors import UserError
         ("MODEL.COMPRESSED_GRID [9,7,7]", r"MODEL\.COMPRESSED_GRID: \[9, 7, 7\] is larger than .* \[8, 14, 14\]"),
         ("TEST.GRIDS [[4,7,7],[4,15,7]]", r"TEST\.GRIDS: \[4, 15, 7\] is larger than .* \[8, 14, 14\]"),
         ("MODEL.COMPRESSED_GRIDS [[7,7]]", r"MODEL\.COMPRESSED_GRIDS: \[7, 7\] has 2 numbers; .* takes t x h x w"),
+        ("MODEL.EXITS [4,12]", r"MODEL\.EXITS is \[4, 12\]; write rising numbers of blocks below the model's 12"),
+        ("MODEL.EXITS [4,4]", r"MODEL\.EXITS is \[4, 4\]; write rising"),
+        ("MODEL.DEPTH 4 MODEL.EXITS [4]", r".*below the model's 4"),
+        ("MODEL.LOOKUP_CONV [3,2,3]", r"MODEL\.LOOKUP_CONV is \[3, 2, 3\]; write \[t, h, w\], each odd"),
+        ("MODEL.LOOKUP_CONV [3,3]", r"MODEL\.LOOKUP_CONV is \[3, 3\]; write \[t, h, w\]"),
+        (
+            "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.LOOKUP_CONV [3,3,3]",
+            r"MODEL\.LOOKUP_CONV is \[3, 3, 3\]; factorised, .* write 1 for t",
+        ),
+        ("MODEL.KEEP [0.5]", r"MODEL\.KEEP: \[0\.5\] must begin with 1"),
+        ("MODEL.KEEPS [[1],[1,0.5,0.7]]", r"MODEL\.KEEPS: \[1.*, 0\.5, 0\.7\] must not rise"),
+        ("MODEL.KEEPS [[]]", r"MODEL\.KEEPS: \[\] has 0 shares; write 1 to 12"),
+        ("MODEL.DEPTH 1 MODEL.KEEP [1,0.5]", r"MODEL\.KEEP: .* has 2 shares; write 1 to 1,"),
         ("MODEL.ENCODER factorised", r"MODEL\.COMPRESSED_GRID: \[4, 7, 7\] has 3 numbers; .* takes h x w"),
         (
             "MODEL.COMPRESSED_GRIDS [[1,7,7]] MODEL.COMPRESSED_GRID_WEIGHTS [1,2]",
@@ -68,6 +81,7 @@ def test_what_does_not_fit_together(overrides, message):
     [
         "MODEL.ARCH vit MODEL.COMPRESSED_GRID [99,99,99]",  # the dense model has no compressed tokens
         "MODEL.COMPRESSED_GRID [8,14,14]",
+        "MODEL.EXITS [1,11] MODEL.KEEP [1,1,0.5] MODEL.KEEPS [[1],[1,0.5,0.5,0.1]]",
         "DATA.TRAIN_JITTER_SCALES_RELATIVE [] DATA.TRAIN_JITTER_SCALES [224,224]",
         "MIXUP.ENABLE True MIXUP.ALPHA 0",
         "TRAIN.ACCUMULATION_STEPS 4 AUG.NUM_SAMPLE 2",

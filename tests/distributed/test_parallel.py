@@ -17,6 +17,7 @@ from lookupvit_video.distributed.parallel import compile_blocks, full_state, loa
 from lookupvit_video.distributed.world import World, init_world
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.log import read_json_lines
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model
 from lookupvit_video.training.optim import build_optimizer
 from lookupvit_video.training.train import train
@@ -27,6 +28,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 CURVE = {
     "TRAIN__BATCH_SIZE": 16, "SOLVER__MAX_EPOCH": 6, "TRAIN__KEEP_CHECKPOINTS": 9, "TRAIN__EVAL_PERIOD": 0,
     "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[2,3,3]]", "TRAIN__PRECISION": "float32",
+    "MODEL__EXITS": "[1]", "MODEL__KEEPS": "[[1,0.5],[1]]",
 }  # fmt: skip
 
 
@@ -152,7 +154,7 @@ def test_what_is_frozen_at_first_thaws_in_all_processes(two, data17, tmp_path):
     for folder, (first, second, last) in at_step.items():
         assert losses(folder) == pytest.approx(expected, rel=1e-5)
         for name, weight in first.model.items():
-            head = name.startswith("heads.")
+            head = name.startswith(("heads.", "exits."))
             assert torch.equal(weight, second.model[name]) != head, name  # no step and no decay
             assert (name in second.optimizer["state"]) == head
             assert not torch.equal(weight, last.model[name]), name
@@ -343,11 +345,13 @@ def test_compilation_keeps_names_and_does_not_grow_with_grids_or_blocks():
     assert list(dict(model.named_parameters())) == list(dict(plain.named_parameters()))
     after = []
     for grid in grids:
-        for found, expected in zip(model(CLIPS, grid=grid), plain(CLIPS, grid=grid), strict=True):
-            torch.testing.assert_close(found, expected)
-        after.append(len(compilations))
+        for keep in ((), (1, 0.5), (1, 0.7, 0.2)):
+            budget = Budget(grid, 0, keep)
+            for found, expected in zip(model(CLIPS, budget), plain(CLIPS, budget), strict=True):
+                torch.testing.assert_close(found, expected)
+            after.append(len(compilations))
     assert after[0] == 1  # four blocks, one code
-    assert after[1:] == [after[1]] * 4  # the second grid makes the size free
+    assert after[-10:] == [after[-1]] * 10 < [10] * 10  # sizes that have changed once are free
     torch._dynamo.reset()
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from lookupvit_video.drawing import figures
-from lookupvit_video.drawing.figures import class_color, ink_on, plot_clips, plot_confusion, plot_curves
-from tests.drawing.pictures import collisions, texts
+from lookupvit_video.drawing.figures import class_color, ink_on, plot_clips, plot_curves
+from tests.drawing.pictures import collisions
 
 
 @pytest.fixture
@@ -131,59 +131,3 @@ def test_mixed_and_unread_clips_are_named(saved):
     plot_clips(clips, targets, ["$a", "b" * 40], (0.0,) * 3, (1.0,) * 3, None)
     titles = [axis.get_title(loc="left") for axis in saved[0].axes if axis.images]
     assert sorted(titles) == ["70 % $a + 30 % " + "b" * 27 + "…", "b" * 27 + "…", "could not be read"]
-
-
-# Confusion matrix ---------------------------------------------------------------------------------------------------
-
-
-def confusion(num_classes, seed=0):
-    draw = np.random.default_rng(seed)
-    counts = draw.poisson(0.3, (num_classes, num_classes))
-    counts[np.arange(num_classes), np.arange(num_classes)] += 20
-    return counts
-
-
-@pytest.mark.parametrize("num_classes", [2, 8, 30])
-def test_a_small_confusion_matrix_has_counts_totals_and_accuracy(saved, num_classes):
-    counts, names = confusion(num_classes), [f"a class, number {n}" for n in range(num_classes)]
-    counts[1] = 0  # no video
-    plot_confusion(counts, names, None)
-    axis = saved[0].axes[0]
-    cells = {text.get_position(): text.get_text() for text in axis.texts}
-    assert cells == {(c, r): str(counts[r, c]) for r, c in np.argwhere(counts)}
-    sums = [label.get_text() for label in axis.child_axes[0].get_yticklabels()]
-    assert sums[1] == "0"
-    assert sums[0] == f"{100 * counts[0, 0] / counts[0].sum():.0f} % of {counts[0].sum()}"
-    assert f"{counts.trace()} of {counts.sum()} right" in axis.get_title()
-    # Names below are at 45 degrees: their boxes overlap, the letters do not.
-    assert [pair for pair in collisions(saved[0]) if not set(pair) <= set(names)] == []
-
-
-@pytest.mark.parametrize("num_classes", [31, 400])
-def test_a_large_confusion_matrix_lists_the_most_frequent_confusions(saved, num_classes):
-    counts = confusion(num_classes)
-    counts[3, 7], counts[5, 4] = 12, 11
-    plot_confusion(counts, [f"class {n}" for n in range(num_classes)], None)
-    listed = saved[0].subfigs[1].axes[0].texts[0].get_text().split("\n")
-    assert listed[0] == f"most frequent of {counts.sum() - counts.trace()} confusions: true → predicted"
-    assert listed[1:3] == [
-        f"12 of {counts[3].sum()}:  3 class 3 → 7 class 7",
-        f"11 of {counts[5].sum()}:  5 class 5 → 4 class 4",
-    ]
-    assert len(listed) == 2 * figures.LISTED + 3
-    accuracy = counts.diagonal() / counts.sum(1)
-    worst = int(accuracy.argmin())
-    assert listed[figures.LISTED + 1 : figures.LISTED + 4] == [
-        "", "least accurate classes", f"{100 * accuracy[worst]:.0f} % of {counts[worst].sum()}:  {worst} class {worst}",
-    ]  # fmt: skip
-    assert not any(text.isdecimal() and float(text) > 400 for text, _ in texts(saved[0]))
-    named = [f"class {n}" for n in range(num_classes)]
-    assert [pair for pair in collisions(saved[0]) if not set(pair) <= set(named)] == []
-
-
-def test_a_perfect_large_matrix_lists_nothing(saved):
-    counts = np.diag([0, *range(1, 40)])
-    plot_confusion(counts, [str(n) for n in range(40)], None)
-    listed = saved[0].subfigs[1].axes[0].texts[0].get_text().split("\n")
-    assert listed[:2] == ["most frequent of 0 confusions: true → predicted", ""]
-    assert listed[3] == "100 % of 1:  1 1"  # class 0 has no video

@@ -144,3 +144,37 @@ def test_interval_holds_the_figure_and_follows_from_the_seed():
     assert (low, high) == interval(METRICS["top1"].function, scores, labels, seed=1)
     one = interval(METRICS["roc_auc"].function, scores[:1], labels[:1])
     assert all(map(math.isnan, one))
+
+
+# Calibration ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_calibration_error_written_out(seed):
+    rng, scores, labels = random_problem(seed)
+    several = rng.random(scores.shape) < 0.3
+    pairs = [(scores.max(1), scores.argmax(1) == labels), (scores.ravel(), several.ravel())]
+    for (confidence, right), truth in zip(pairs, (labels, several), strict=True):
+        expected = 0.0
+        for number in range(15):
+            inside = (confidence >= number / 15) & (confidence < (number + 1) / 15 + (number == 14))
+            if inside.any():
+                expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+        assert measured("calibration_error", scores, truth) == pytest.approx(100 * expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_brier_score_is_scikit_learns(seed):
+    rng, scores, labels = random_problem(seed)
+    several = rng.random(scores.shape) < 0.3
+    expected = sklearn.metrics.brier_score_loss(several.ravel(), scores.ravel(), labels=[0, 1])
+    assert measured("brier_score", scores, several) == pytest.approx(expected, abs=1e-9)
+    each = [sklearn.metrics.brier_score_loss(labels == k, scores[:, k], labels=[0, 1]) for k in range(scores.shape[1])]
+    assert measured("brier_score", scores, labels) == pytest.approx(sum(each), abs=1e-9)
+
+
+def test_unread_videos_in_calibration():
+    assert measured("calibration_error") == pytest.approx(100 * (0.1 + 0.3 + 0.6) / 4)  # no confidence, and wrong
+    wrong = np.array([[2.0, 0.0]])  # of several labels: as sure as can be of what is not there
+    assert measured("calibration_error", wrong, np.array([[False, True]])) == 100
+    assert measured("brier_score", wrong, np.array([[False, True]])) == 1

@@ -17,6 +17,7 @@ from lookupvit_video.distributed.world import World
 from lookupvit_video.evaluation import evaluate as evaluate_module
 from lookupvit_video.evaluation import run_test as test_module
 from lookupvit_video.evaluation.evaluate import Results
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model, model_spec
 from tests.small import run_net, settings
 
@@ -150,9 +151,23 @@ def test_billions_have_four_digits(macs, wanted):
 
 
 def test_only_a_lookupvit_is_tested_with_several_grids():
-    grids = [1, 2, 2], [[2, 4, 4], [1, 2, 2], [1, 1, 1]]
-    assert test_module._grids("lookupvit", *grids) == [(1, 2, 2), (2, 4, 4), (1, 1, 1)]
-    assert test_module._grids("vit", *grids) == [None]
+    known = [Budget((1, 2, 2)), Budget((1, 2, 2), 4), Budget((2, 3, 3)), Budget((1, 1, 1), 0, (1, 0.5))]
+    assert test_module._budgets(known, [(1, 2, 2), (1, 1, 1)]) == [known[0], known[1], known[3]]
+    assert test_module._budgets((), [(1, 2, 2)]) == [None]
+
+
+def test_each_budget_is_a_row_and_costs_what_its_pass_takes(data, tmp_path):
+    write_checkpoint(tmp_path, MODEL__EXITS="[1]", MODEL__KEEPS="[[1,0.5]]")
+    overrides = settings(data, tmp_path / "run", TEST__CHECKPOINT_FILE_PATH=tmp_path / "model.pt", MODEL__EXITS="[1]",
+                         MODEL__KEEPS="[[1,0.5]]", TEST__GRIDS="[[2,2,2]]")  # fmt: skip
+    cfg = load_config("tests/small.yaml", overrides)
+    found = test_module.run_test(cfg, CLASSES, World(0, 1, torch.device("cpu")))
+    spec = model_spec(cfg)
+    costs = {budget.name: sum(spec.budget_macs(budget).values()) for budget in spec.budgets}
+    assert len(costs) == 6
+    rows = {row["grid"]: row["gmacs_per_view"] for row in found["grids"]}
+    assert rows == {name: test_module.gmacs(cost) for name, cost in costs.items()}
+    assert list(rows.values()) == sorted(rows.values())
 
 
 def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch):
@@ -204,11 +219,12 @@ def test_a_line_for_each_grid_the_cheapest_first():
     probabilities = np.linspace(0, 1, 7)[None].repeat(3, axis=0)  # seven classes, the last the likeliest
     few, many = (Results(np.array(labels), probabilities, []) for labels in ([6, 5, 1], [6, 6, 2]))
     names = ["top1", "top5"]
-    assert test_module._grid_table(1, [(2, 3, 1), (1, 1, 2)], [4_567_800_000, 1_234_560_000], [many, few], names) == [
+    budgets = [Budget((2, 3, 1)), Budget((1, 1, 2))]
+    assert test_module._budget_table(1, budgets, [4_567_800_000, 1_234_560_000], [many, few], names) == [
         {"grid": "1x1x2", "tokens": 2, "gmacs_per_view": 1.235, "top1": 33.33, "top5": 66.67},
         {"grid": "2x3x1", "tokens": 6, "gmacs_per_view": 4.568, "top1": 66.67, "top5": 100.0},
     ]
-    rows = test_module._grid_table(2, [(2, 3)], [10**9], [few], names)
+    rows = test_module._budget_table(2, [Budget((2, 3))], [10**9], [few], names)
     assert [(row["grid"], row["tokens"]) for row in rows] == [("2x3", 12)]  # at each of two times
 
 

@@ -16,7 +16,6 @@ from lookupvit_video.inference import budget, predictor
 from lookupvit_video.inference.budget import (
     Cascade,
     Point,
-    after_tokenizer,
     candidates,
     cascade_macs,
     choose,
@@ -30,9 +29,12 @@ from lookupvit_video.inference.budget import (
     save_cascade,
 )
 from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.models.attention import using_kernel
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model
-from lookupvit_video.models.complexity import measured_macs
+from lookupvit_video.models.complexity import flop_counter, measured_macs
 from tests.models.test_models import SMALL
+from tests.small import settings
 
 GRIDS = [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
 SEVERAL = ["MODEL.COMPRESSED_GRID", "[1,2,2]", "MODEL.COMPRESSED_GRIDS", "[[2,4,4],[1,1,1],[1,2,2]]"]
@@ -115,14 +117,6 @@ def test_latencies_are_measured_once(cfg, quick, tmp_path):
     (tmp_path / "file").write_text("")
     kept = latencies(answer, cfg, CPU, tmp_path / "file")  # and no cache to write to
     assert list(kept) == ["1x1x1", "1x2x2", "2x4x4"]
-
-
-def test_tokens_stand_in_for_clips(model, clips):
-    with torch.no_grad():
-        tokens = model.tokenizer(clips.float())
-        for grid in GRIDS:
-            torch.testing.assert_close(after_tokenizer(model)(tokens, grid), model(clips.float(), grid))
-    assert type(model.tokenizer).__name__ == "TubeletTokenizer"
 
 
 def cascade_run(model, cfg, cascade, clips, counts, batch_size):
@@ -450,3 +444,85 @@ def test_a_file_of_thresholds_names_its_format(model, tmp_path):
     content = json.loads((tmp_path / "x.json").read_text())
     assert content == {"format": "lookupvit_video/cascade/1", "model": fingerprint(model), "videos": 3,
                        "grids": [[1, 1, 1], [2, 4, 4]], "thresholds": [0.75]}  # fmt: skip
+
+
+# Budgets of depth and of lookup tokens ------------------------------------------------------------------------------
+
+DEEP = ["MODEL.DEPTH", "4", "MODEL.EXITS", "[1,2]", "MODEL.KEEPS", "[[1],[1,0.5]]"]
+CHAIN = (Budget((1, 1, 1), 1), Budget((1, 2, 2), 1), Budget((1, 1, 1), 2), Budget((1, 1, 1), 0, (1, 0.5)), (1, 2, 2))
+
+
+@pytest.fixture(scope="module", params=["average", "compressed"])
+def deep(request):
+    """A model of three depths and two shares of tokens, in float64, and its predictor."""
+    grids = ["MODEL.COMPRESSED_GRID", "[1,1,1]", "MODEL.COMPRESSED_GRIDS", "[[1,2,2]]"]
+    overrides = [*settings("", ""), "MODEL.NUM_CLASSES", 5, *grids, *DEEP, "MODEL.INFERENCE_HEAD", request.param]
+    cfg = load_config("tests/small.yaml", list(map(str, overrides)))
+    torch.manual_seed(0)
+    return Predictor(build_model(cfg), cfg, list("abcde"), CPU)
+
+
+def test_a_predictor_has_every_budget_with_its_cost(deep):
+    assert len(deep.costs) == 2 * 4
+    assert list(deep.grids) == sorted(deep.grids, key=lambda name: deep.grids[name])
+    assert {"1x1x1,b1", "1x1x1", "1x2x2,b2", "1x2x2,k1-0.5"} < deep.grids.keys()
+    assert deep.default_budget == (1, 1, 1)
+    assert deep.grid_within(gmacs=1.0001 * deep.grids["1x2x2,k1-0.5"]) == "1x2x2,k1-0.5"
+    clips = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    found = [deep.predict_clips(clips, grid) for grid in deep.costs]
+    assert len({tuple(table.flatten().tolist()) for table in found}) == 8
+
+
+def test_which_step_continues_which():
+    assert Cascade(CHAIN, (2.0,) * 4).sources(32, 4) == [None, None, 0, 2, 1]
+    assert Cascade(((1, 1, 1), (1, 2, 2)), (2.0,)).sources(32, 4) == [None, None]
+    assert Cascade((Budget((1, 1, 1), 1), Budget((1, 1, 1), 2), (1, 1, 1)), (2, 2)).sources(32, 4) == [None, 0, 1]
+
+
+def test_a_cascade_answers_as_separate_passes_and_runs_no_block_twice_on_a_grid(deep):
+    model, cascade = deep.model.double(), Cascade(CHAIN, (2.0,) * 4)
+    clips = torch.randn(5, 3, 4, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    runs = []
+    hooks = [block.register_forward_hook(lambda _, given, __, number=number: runs.append((number, len(given[0]))))
+             for number, block in enumerate(model.blocks)]  # fmt: skip
+    try:
+        counts = [2, 1, 2]
+        sure = run_cascade(model, cascade, [clips[:3], clips[3:]], counts, 2, torch.float32)
+        with torch.no_grad():
+            (last,) = {step for _, step in list(sure)}
+            assert last == 4
+            totals = [sum(batch for number, batch in runs if number == block) for block in range(4)]
+            assert totals == [2 * 5] * 4  # once on each of two grids
+            for end in range(5):
+                wanted = model(clips, CHAIN[end]).softmax(-1).split(counts)
+                thresholds = tuple([2.0] * end + [0.0] * (4 - end))
+                answers = list(run_cascade(model, Cascade(CHAIN, thresholds), [clips], counts, 3, torch.float32))
+                assert [step for _, step in answers] == [end] * 3
+                for (found, _), expected in zip(answers, wanted, strict=True):
+                    torch.testing.assert_close(found.double(), expected.mean(0), rtol=0, atol=1e-6)
+    finally:
+        model.float()
+        for hook in hooks:
+            hook.remove()
+
+
+def test_a_cascade_costs_what_its_passes_measure(deep):
+    clip = torch.zeros(1, 3, 4, 32, 32)
+    for length in range(1, 6):
+        cascade = Cascade(CHAIN[:length], (2.0,) * (length - 1))
+        with using_kernel(deep.model, "eager"), flop_counter() as counter:
+            list(run_cascade(deep.model, cascade, [clip], [1], 1))
+        assert counter.get_total_flops() // 2 == cascade_macs(cascade, deep.costs)[-1], length
+
+
+def test_a_cascade_over_budgets_is_kept_in_a_file(deep, tmp_path):
+    cascade = Cascade(CHAIN, (0.9, 0.8, 0.7, 0.6))
+    save_cascade(tmp_path / "x.json", cascade, deep.model, {})
+    found = load_cascade(tmp_path / "x.json", deep.model, deep.costs)
+    assert found == cascade
+    assert found.name == "1x1x1,b1 (0.9) 1x2x2,b1 (0.8) 1x1x1,b2 (0.7) 1x1x1,k1-0.5 (0.6) 1x2x2"
+    content = json.loads((tmp_path / "x.json").read_text())
+    content["grids"][0]["blocks"] = 3
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="grid 1x1x1,b3: this checkpoint has 1x1x1,b1"):
+        load_cascade(tmp_path / "x.json", deep.model, deep.costs)

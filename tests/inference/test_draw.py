@@ -8,7 +8,7 @@ from lookupvit_video.drawing.figures import class_color
 from lookupvit_video.inference import draw
 from lookupvit_video.inference.annotate import Panel, annotate_video, as_clock, open_writer, write_overlay
 from lookupvit_video.inference.draw import draw_prediction, draw_timeline
-from lookupvit_video.inference.predictor import Prediction
+from lookupvit_video.inference.prediction import Prediction
 from lookupvit_video.inference.timeline import Segment, Timeline
 from lookupvit_video.inference.views import make_plan
 from lookupvit_video.text import shortened

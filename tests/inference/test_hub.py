@@ -209,7 +209,7 @@ def test_only_config_and_weights_are_fetched(model, tmp_path, monkeypatch):
     )
     assert Predictor.from_pretrained("org/model", "cpu", revision="v1").classes == CLASSES
     assert load_model("org/model", "cpu").source == tmp_path / "saved"
-    wanted = ["config.json", "model.safetensors"]
+    wanted = ["config.json", "model.safetensors", "calibration.json"]
     assert asked == [
         (("org/model",), {"revision": revision, "allow_patterns": wanted}) for revision in ("v1", None)
     ]  # fmt: skip

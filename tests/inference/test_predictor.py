@@ -16,7 +16,8 @@ from lookupvit_video.decoding.backends import BACKENDS, DecodeError, open_video
 from lookupvit_video.inference import predictor as predictor_module
 from lookupvit_video.inference.budget import Cascade, cascade_macs
 from lookupvit_video.inference.draw import attention_at, draw_prediction, overlay
-from lookupvit_video.inference.predictor import Prediction, Predictor, load_model
+from lookupvit_video.inference.prediction import Prediction
+from lookupvit_video.inference.predictor import Predictor, load_model
 from lookupvit_video.inference.views import Failure, Views, read_views
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL

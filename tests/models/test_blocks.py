@@ -1,5 +1,6 @@
 """The blocks against plain float64 loops written from the paper's formulas, sharing only the weights."""
 
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from lookupvit_video.models.blocks import (
     Classifier,
     DropPath,
     LayerScale,
+    LocalMixing,
     LookupViTBlock,
     TemporalEncoder,
     TransformerBlock,
@@ -125,12 +127,12 @@ def test_lookupvit_block_equals_the_loop(options, reverse):
     block = randomised(LookupViTBlock(DIM, HEADS, options=BlockOptions(**options, reverse=reverse)))
     p, x = torch.randn(2, 4, DIM, dtype=torch.float64), torch.randn(2, 10, DIM, dtype=torch.float64)
     with torch.no_grad():
-        got_p, got_x, weights = block(p, x, return_attention=True)
+        got_p, got_x, found = block(p, x, return_lookup=True)
         for i in range(2):
             want_p, want_x, want_weights = lookup_loop(block, p[i], x[i])
             assert (got_p[i] - want_p).abs().max() < 1e-9
             assert (got_x[i] - want_x).abs().max() < 1e-9
-            assert (weights[i] - want_weights).abs().max() < 1e-9
+            assert (found.weights[i] - want_weights).abs().max() < 1e-9
 
 
 def test_without_infusion_lookup_tokens_stay_and_compressed_tokens_are_the_same():
@@ -373,3 +375,45 @@ def test_a_temporal_encoder_begins_with_positions_of_its_times_and_blocks_withou
         assert block.attention.norm_key.normalized_shape == (DIM // HEADS,)
         assert block.attention.num_heads == HEADS
     assert not any(m.bias.any() for m in encoder.modules() if isinstance(m, nn.Linear))
+
+
+def randomised_mixing(grid, kernel):
+    mixing = LocalMixing(4, grid, kernel)
+    for parameter in mixing.parameters():
+        nn.init.normal_(parameter)
+    return mixing.double()
+
+
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 5)])
+def test_local_mixing_is_a_weighted_sum_of_the_neighbors_on_the_grid(kernel):
+    grid = (2, 3, 4)
+    mixing, x = randomised_mixing(grid, kernel), torch.randn(2, 24, 4, dtype=torch.float64)
+    places = list(itertools.product(*map(range, grid)))
+    kept = torch.tensor([[0, 3, 4, 9, 22], [1, 2, 7, 11, 23]])
+    few = x.gather(1, kept[..., None].expand(-1, -1, 4))
+    with torch.no_grad():
+        for number in range(2):
+            for present, found in ((range(24), mixing(x)), (kept[number].tolist(), mixing(few, kept))):
+                for row, n in enumerate(present):
+                    wanted = mixing.bias.clone()
+                    for other in present:
+                        step = [b - a + k // 2 for a, b, k in zip(places[n], places[other], kernel, strict=True)]
+                        if all(0 <= at < k for at, k in zip(step, kernel, strict=True)):
+                            wanted += mixing.weight[(slice(None), 0, *step)] * x[number, other]
+                    torch.testing.assert_close(found[number, row], wanted)
+
+
+def test_local_mixing_begins_as_the_plain_block_and_draws_nothing():
+    plain, mixed = (torch.manual_seed(3) and LookupViTBlock(DIM, HEADS, options=options, grid=(2, 1, 5))
+                    for options in (BlockOptions(), BlockOptions(lookup_conv=(3, 1, 3))))  # fmt: skip
+    p, x = torch.randn(2, 4, DIM), torch.randn(2, 10, DIM)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, mixed.state_dict()[name])
+    assert torch.equal(plain(p, x)[1], mixed(p, x)[1])
+    assert mixed.mixing.weight.shape == (DIM // 2, 1, 3, 1, 3)
+    nn.init.normal_(mixed.mixing.weight)
+    assert not torch.allclose(plain(p, x)[1], mixed(p, x)[1])
+    hidden = mixed.lookup_mlp[:2](x)
+    wanted = mixed.lookup_mlp[2](hidden + mixed.mixing(hidden))
+    torch.testing.assert_close(mixed._narrow_mlp(x, None), wanted)
+    assert LookupViTBlock(DIM, HEADS, options=BlockOptions(lookup_conv=(3, 1, 3)), writes_back=False).mixing is None

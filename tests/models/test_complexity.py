@@ -46,6 +46,9 @@ def clip_of(cfg, device="cpu"):
 @pytest.mark.parametrize("changes", [
     "", "MODEL.INFERENCE_HEAD compressed", "MODEL.INFERENCE_HEAD lookup",
     "MODEL.HEADS [compressed] ", "MODEL.HEADS [lookup]", "MODEL.HEADS [lookup] MODEL.INFERENCE_HEAD lookup",
+    "MODEL.LOOKUP_CONV [3,3,3]", "MODEL.LOOKUP_CONV [1,3,5] MODEL.HEADS [compressed]",
+    f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3] MODEL.KEEP [1,0.5,0.5]",
+    "MODEL.LOOKUP_CONV [3,1,1] MODEL.KEEP [1,0.5,0.1]",
     "MODEL.POOL attentive", "MODEL.POOL average_norm", "MODEL.POOL attentive MODEL.INFERENCE_HEAD compressed",
     "MODEL.QK_NORM True MODEL.LAYER_SCALE 0.1 MODEL.ACTIVATION quick_gelu MODEL.RESIZE trilinear",
     "MODEL.REVERSE_WEIGHTS softmax", "MODEL.REVERSE_WEIGHTS scaled", "MODEL.DEPTH 1 MODEL.INFERENCE_HEAD compressed",

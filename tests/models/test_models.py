@@ -33,6 +33,17 @@ LOOKUPVITS = {
     "factorised attentive": f"{FACTORISED} MODEL.POOL attentive MODEL.INFERENCE_HEAD compressed",
     "image": IMAGE,
     "multi-resolution": "MODEL.COMPRESSED_GRIDS [[1,1,2],[2,3,3]] TEST.GRIDS [[1,1,1]]",
+    "exits": "MODEL.DEPTH 3 MODEL.EXITS [1,2]",
+    "exits factorised": f"{FACTORISED} MODEL.EXITS [1] MODEL.KEEP [1,0.5]",
+    "exits compressed": "MODEL.HEADS ['compressed'] MODEL.EXITS [1] MODEL.POOL attentive",
+    "keep": "MODEL.DEPTH 4 MODEL.KEEP [1,0.5]",
+    "keep transpose": "MODEL.KEEP [1,0.5] MODEL.REVERSE_WEIGHTS transpose MODEL.EXITS [1]",
+    "keep random": "MODEL.KEEP [1,0.5] MODEL.KEEP_BY random",
+    "exits probe": "MODEL.FREEZE_ENCODER True MODEL.EXITS [1]",
+    "exits lora": "MODEL.ADAPTER lora MODEL.EXITS [1] MODEL.KEEP [1,0.5]",
+    "lookup_conv": "MODEL.LOOKUP_CONV [3,3,3]",
+    "lookup_conv factorised": f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3]",
+    "lookup_conv keep": "MODEL.LOOKUP_CONV [1,3,1] MODEL.DEPTH 3 MODEL.KEEP [1,0.5,0.25] MODEL.ADAPTER adaptformer",
     "linear probe": "MODEL.FREEZE_ENCODER True",
     "attentive probe": "MODEL.FREEZE_ENCODER True MODEL.POOL attentive",
     "spatial factorised probe": f"{FACTORISED} MODEL.FREEZE_SPATIAL True",
@@ -84,7 +95,7 @@ def loss(outputs):
 
 
 def in_head(name):
-    return name.startswith(("head.", "heads."))
+    return name.startswith(("head.", "heads.", "exits."))
 
 
 def new(name):
@@ -93,8 +104,11 @@ def new(name):
 
 # What trains in the models that are frozen in part.
 FROZEN = {
-    **dict.fromkeys(("linear probe", "attentive probe", "vit probe"), in_head),
-    **dict.fromkeys(("adaptformer", "lora factorised", "vit lora", "vit adaptformer factorised"), new),
+    **dict.fromkeys(("linear probe", "attentive probe", "vit probe", "exits probe"), in_head),
+    **dict.fromkeys(
+        ("adaptformer", "lora factorised", "exits lora", "lookup_conv keep", "vit lora", "vit adaptformer factorised"),
+        new,
+    ),
     "spatial factorised probe": lambda name: not name.startswith(("tokenizer.", "blocks.")),
 }
 
@@ -104,8 +118,9 @@ def test_training_gives_logits_per_head_and_every_trainable_parameter_a_gradient
     model = small_model(name).double().train()
     outputs = model(clips(name).double())
     assert isinstance(outputs, tuple)
-    two_heads = name in LOOKUPVITS and "only" not in name
-    assert [tuple(logits.shape) for logits in outputs] == [(3, 5)] * (1 + two_heads)
+    two_heads = name in LOOKUPVITS and not name.endswith(("only", "exits compressed"))
+    exits = len(getattr(model, "exits", ()))
+    assert [tuple(logits.shape) for logits in outputs] == [(3, 5)] * (1 + two_heads) * (1 + exits)
     loss(outputs).backward()
     for parameter_name, parameter in model.named_parameters():
         frozen = name in FROZEN and not FROZEN[name](parameter_name)
@@ -190,14 +205,17 @@ def test_bfloat16_autocast_trains_and_keeps_the_tokens_in_float32(name):
 
 # Tracing takes a second or two: one model stands for those with the same graph, test_peers.py traces PyTorchVideo's.
 SAME_GRAPH = {"lookup only", "read lookup", "attentive", "factorised", "image", "multi-resolution", "linear probe",
-              "attentive probe", "vit average_norm", "vit image", "vit probe", "vit lora",
+              "attentive probe", "exits", "exits compressed", "keep random", "exits probe", "exits lora",
+              "lookup_conv factorised", "lookup_conv keep",
+              "vit average_norm", "vit image", "vit probe", "vit lora",
               "vit adaptformer factorised", "spatial factorised probe", *PEERS}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in SAME_GRAPH])
 def test_compiles_in_one_graph_and_exports_for_any_batch(name):
     torch._dynamo.reset()
-    model = small_model(name, "MODEL.DEPTH 1 MODEL.TEMPORAL_DEPTH 1").train()
+    has_budgets = name.startswith(("exits", "keep"))
+    model = small_model(name, f"MODEL.DEPTH {2 if has_budgets else 1} MODEL.TEMPORAL_DEPTH 1").train()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     gradients = []
     for each in (model, compiled):

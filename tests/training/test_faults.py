@@ -33,7 +33,7 @@ TWO = World(0, 2, torch.device("cpu"), ("here", "there"))
 EXACT = {
     "LOG_PERIOD": 1, "TRAIN__CHECKPOINT_STEPS": 2, "SOLVER__EMA_DECAY": 0.9, "MIXUP__ENABLE": True,
     "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[1,1,1],[2,3,3]]", "AUG__NUM_SAMPLE": 2, "MODEL__DROP_PATH": 0.2,
-    "TEST__ENABLE": False,
+    "DATA__SAMPLER": "balanced", "TEST__ENABLE": False,
 }  # fmt: skip
 
 

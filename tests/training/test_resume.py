@@ -30,6 +30,7 @@ from tests.small import run_net, settings, started
 OPTIONS = {
     "SOLVER__MAX_EPOCH": 3, "LOG_PERIOD": 3, "TRAIN__CHECKPOINT_STEPS": 1, "TRAIN__KEEP_CHECKPOINTS": 99,
     "SOLVER__EMA_DECAY": 0.9, "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[1,1,1],[2,3,3]]", "MIXUP__ENABLE": True,
+    "MODEL__EXITS": "[1]", "MODEL__KEEPS": "[[1],[1,0.5]]",
     "AUG__NUM_SAMPLE": 2, "AUG__RE_PROB": 0.5, "MODEL__DROP_PATH": 0.2, "TEST__ENABLE": False,
 }  # fmt: skip
 

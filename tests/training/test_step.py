@@ -16,6 +16,7 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import IGNORED
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import RunFailure
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training.distill import Answer, Teacher
@@ -132,6 +133,8 @@ def test_clips_and_targets_are_what_augmentation_makes_of_them(tmp_path):
 class Watched(torch.nn.Module):
     """Stands in for a model: answers with what it was made with, and notes how it was called."""
 
+    output_weights = None
+
     def __init__(self, logits=None):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
@@ -185,12 +188,24 @@ def test_losses_of_16_bit_logits_are_computed_in_32_bits(tmp_path):
 
 
 @pytest.mark.parametrize("feature_weight", [0.0, 0.5])
-def test_the_model_is_asked_for_a_grid_and_for_features_where_they_are_needed(tmp_path, feature_weight):
+def test_the_model_is_asked_for_a_budget_and_for_features_where_they_are_needed(tmp_path, feature_weight):
     run = make_run(tmp_path, model=Watched(), DISTILL__TEACHER="x.pt", DISTILL__FEATURE_WEIGHT=feature_weight)
     wanted = {"with_features": True} if feature_weight else {}
     forward(run, noise_batch(), None)
-    forward(run, noise_batch(), (1, 2, 2))
-    assert [call.options for call in run.model.calls] == [wanted, {"grid": (1, 2, 2), **wanted}]
+    forward(run, noise_batch(), Budget((1, 2, 2)))
+    assert [call.options for call in run.model.calls] == [wanted, {"budget": Budget((1, 2, 2)), **wanted}]
+
+
+def test_losses_of_heads_are_weighed_as_the_model_says(tmp_path):
+    targets, valid = torch.eye(3), torch.tensor([True, True, True])
+    logits, loss = tuple(torch.randn(4, 3, 3)), ClassificationLoss()
+    each = [loss_of_heads((head,), targets, valid, loss).item() for head in logits]
+    found = loss_of_heads(logits, targets, valid, loss, (0.4, 0.3, 0.2, 0.1)).item()
+    assert found == pytest.approx(sum(w * part for w, part in zip((0.4, 0.3, 0.2, 0.1), each, strict=True)), rel=1e-5)
+    run = make_run(tmp_path, MODEL__EXITS="[1]", MODEL__HEADS="['compressed']", videos=4)
+    asked = []
+    run.loss = lambda head, targets: asked.append(len(asked)) or torch.full((4,), [6.0, 3.0][len(asked) - 1])
+    assert forward(run, noise_batch(), None).item() == pytest.approx(6 * 2 / 3 + 3 * 1 / 3)  # block 2, then the exit
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
@@ -284,13 +299,15 @@ def test_what_a_step_draws_does_not_change_with_the_version_of_this_package(tmp_
     assert [grid_of(cfg, step)[1] for step in range(8)] == [2, 3, 1, 3, 3, 2, 1, 2]
 
 
-def test_the_grid_is_the_same_for_every_rank_and_another_for_other_steps(tmp_path):
+def test_the_budget_is_the_same_for_every_rank_and_another_for_other_steps(tmp_path):
     options = {"MODEL__COMPRESSED_GRIDS": "[[1,2,2],[1,1,1],[2,3,3]]"}
-    grids = [[seen_by(tmp_path, step, rank, 0, **options)[0].options["grid"] for step in range(9)] for rank in (0, 1)]
+    grids = [
+        [seen_by(tmp_path, step, rank, 0, **options)[0].options["budget"].grid for step in range(9)] for rank in (0, 1)
+    ]
     assert grids[0] == grids[1]
     assert len(set(grids[0])) > 1
     both = seen_by(tmp_path, 3, 0, 0, parts=2, **options)
-    assert [call.options["grid"] for call in both] == [grids[0][3]] * 2
+    assert [call.options["budget"].grid for call in both] == [grids[0][3]] * 2
     cfg = load_config("tests/small.yaml", settings("", "", **options, RNG_SEED=5))
     assert [grid_of(cfg, step) for step in range(40)] != [grid_of(cfg, step + 1) for step in range(40)]
     assert max(Counter(grid_of(cfg, step) for step in range(300)).values()) < 150

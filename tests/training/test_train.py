@@ -25,13 +25,15 @@ from lookupvit_video.drawing import figures
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.evaluation.metrics import METRICS, metric
 from lookupvit_video.log import read_json_lines
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training import train as train_module
 from lookupvit_video.training.losses import ClassificationLoss
-from lookupvit_video.training.step import draw_grid, loss_of_heads
+from lookupvit_video.training.run import draw_budget
+from lookupvit_video.training.step import loss_of_heads
 from lookupvit_video.training.step_log import StepLog
 from tests.small import call_tool, make_videos, run_net, run_tool, settings, started
 
@@ -94,7 +96,14 @@ def test_a_line_is_the_mean_of_its_steps_whether_settled_at_once_or_in_between()
 
 def grid_of(cfg, step):
     """Return the compressed grid that a run draws for a step."""
-    return draw_grid(cfg.MODEL.COMPRESSED_GRIDS, cfg.MODEL.COMPRESSED_GRID_WEIGHTS, cfg.RNG_SEED, step)
+    return budget_of(cfg, step).grid
+
+
+def budget_of(cfg, step):
+    """Return the budget that a run draws for a step."""
+    model = cfg.MODEL
+    return draw_budget(Budget(tuple(model.COMPRESSED_GRID)), model.COMPRESSED_GRIDS, model.COMPRESSED_GRID_WEIGHTS,
+                       model.KEEPS, cfg.RNG_SEED, step)  # fmt: skip
 
 
 def drawn(overrides="", steps=range(400)):
@@ -119,23 +128,36 @@ def test_grids_are_drawn_by_their_weights():
         assert counts[grid] / 400 == pytest.approx(share, abs=0.05)
 
 
-def test_all_parts_of_a_step_have_its_grid_and_validation_the_default(data, tmp_path, monkeypatch):
+def test_shares_are_drawn_as_well_and_change_no_grid():
+    overrides = settings("", "", MODEL__COMPRESSED_GRIDS=GRIDS, MODEL__KEEPS="[[1],[1,0.5],[1,0.25]]")
+    cfg = load_config("tests/small.yaml", overrides)
+    budgets = [budget_of(cfg, step) for step in range(400)]
+    assert [budget.grid for budget in budgets] == drawn()
+    counts = Counter((budget.grid, budget.keep) for budget in budgets)
+    assert len(counts) == 9
+    assert max(counts.values()) < 2 * min(counts.values())
+    assert draw_budget(Budget((1, 1, 1), 0, (1, 0.5)), [], [], [], 0, 0) is None
+    assert draw_budget(Budget((1, 1, 1), 0, (1, 0.5)), [[2, 2, 2]], [], [], 0, 0) == ((2, 2, 2), 0, (1, 0.5))
+    assert draw_budget(Budget((1, 1, 1)), [], [], [[1, 0.5]], 0, 0) == ((1, 1, 1), 0, (1, 0.5))
+
+
+def test_all_parts_of_a_step_have_its_budget_and_validation_the_default(data, tmp_path, monkeypatch):
     seen = {True: [], False: []}
-    plain = LookupViT.forward_features
+    plain = LookupViT.start
 
-    def watched(model, clips, grid=None, **options):
-        seen[model.training].append(grid)
-        return plain(model, clips, grid, **options)
+    def watched(model, tokens, budget):
+        seen[model.training].append(budget)
+        return plain(model, tokens, budget)
 
-    monkeypatch.setattr(LookupViT, "forward_features", watched)
-    overrides = settings(data, tmp_path, MODEL__COMPRESSED_GRIDS=GRIDS, TRAIN__ACCUMULATION_STEPS=2,
-                         SOLVER__MAX_EPOCH=3, TEST__ENABLE=False)  # fmt: skip
+    monkeypatch.setattr(LookupViT, "start", watched)
+    overrides = settings(data, tmp_path, MODEL__COMPRESSED_GRIDS=GRIDS, MODEL__KEEPS="[[1],[1,0.5]]",
+                         TRAIN__ACCUMULATION_STEPS=2, SOLVER__MAX_EPOCH=3, TEST__ENABLE=False)  # fmt: skip
     done = run_net(overrides)
     assert done.returncode == 0, done.stderr
     cfg = load_config("tests/small.yaml", overrides)
-    assert seen[True] == [grid_of(cfg, step) for step in range(6) for _ in range(2)]
+    assert seen[True] == [budget_of(cfg, step) for step in range(6) for _ in range(2)]
     assert len(set(seen[True])) > 1
-    assert set(seen[False]) == {None}
+    assert set(seen[False]) == {Budget(tuple(cfg.MODEL.COMPRESSED_GRID))}
 
 
 def test_a_run_leaves_everything_it_promises(data, tmp_path):

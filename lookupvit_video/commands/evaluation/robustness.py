@@ -11,13 +11,15 @@ from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import print_error
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import model_file, write_json
-from lookupvit_video.text import grid_name, printable, write_csv
+from lookupvit_video.text import printable, write_csv
 
 if TYPE_CHECKING:
     from fvcore.common.config import CfgNode
 
     from lookupvit_video.corruptions.table import Corruption
     from lookupvit_video.data.manifest import Video
+    from lookupvit_video.evaluation.adaptation import TokenStatistics
+    from lookupvit_video.evaluation.evaluate import CompressedGrid
     from lookupvit_video.evaluation.robustness.report import Side
     from lookupvit_video.inference.predictor import Predictor
 
@@ -30,6 +32,7 @@ Several checkpoints on one side are seeds of one model: their figures are averag
 each checkpoint; the same command resumes from them.
 Exit code 0: done; 1: runtime failure, or some videos could not be read (they count as wrong); 2: invalid input.
 """
+STATISTICS_OF = 512  # videos at most: more change the mean by little
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,6 +53,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--videos", type=options.positive, metavar="N", help="take N videos, spread over the list (default: all)")
     add("--temperature", type=options.number(float, 0.01, 100), default=1.0, metavar="T",
         help="divide the logits of the gather (other models: of self-attention) by T (default: 1)")  # fmt: skip
+    add("--adapt", action="store_true",
+        help="test-time adaptation: move clips whose tokens are unlike those of DATA.VAL_LIST")  # fmt: skip
     add("--attack", type=options.natural, default=0, metavar="N",
         help="attack N tubelets of each clip with the model's gradients: success rate (default: 0, none)")  # fmt: skip
     add("--attack-steps", type=options.positive, default=10, metavar="N", help="steps of an attack (default: 10)")
@@ -67,16 +72,24 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def _grids(predictor: "Predictor", wanted: Sequence[str]) -> list[tuple[int, ...] | None]:
+def _grids(predictor: "Predictor", wanted: Sequence[str]) -> "list[CompressedGrid]":
     """Return the compressed grids to answer with; [None]: the model's own."""
     from lookupvit_video.inference.budget import check_grid
-    from lookupvit_video.text import parse_grid
+    from lookupvit_video.models.budget import parse_budget
 
     if list(wanted) == ["all"] and predictor.costs:
         return list(predictor.costs)
-    for name in wanted:
-        check_grid(predictor.costs, parse_grid(name))
-    return [parse_grid(name) for name in wanted] or [None]
+    budgets = [parse_budget(name).bare for name in wanted]
+    for budget in budgets:
+        check_grid(predictor.costs, budget)
+    return [*budgets] or [None]
+
+
+def name_of(grid: "CompressedGrid") -> str:
+    """Return a grid or budget as text; "": the model's own."""
+    from lookupvit_video.models.budget import as_budget
+
+    return as_budget(grid).name if grid else ""
 
 
 def _videos(arguments: argparse.Namespace, predictor: "Predictor") -> "list[Video]":
@@ -97,7 +110,7 @@ def _answer_all(
     predictors: "Sequence[Predictor]",
     videos: "Sequence[Video]",
     corruptions: "Sequence[Corruption]",
-    grids: Sequence[tuple[int, ...] | None],
+    grids: "Sequence[CompressedGrid]",
 ) -> tuple[list[Path], dict[int, str]]:
     """Let every checkpoint answer; return their folders, and (row, reason) of the videos that could not be read.
 
@@ -123,9 +136,9 @@ def _answer_all(
         folders.append(arguments.out or Path(str(predictor.source)).with_suffix(".robustness"))
         open_folder(folders[-1], {
             "weights": fingerprint(predictor.model), "severities": arguments.severity,
-            "temperature": arguments.temperature,
+            "temperature": arguments.temperature, "adapt": arguments.adapt,
             "views": f"{cfg.TEST.NUM_ENSEMBLE_VIEWS}x{cfg.TEST.NUM_SPATIAL_CROPS}",
-            "grids": [grid_name(grid or ()) for grid in chosen],
+            "grids": [name_of(grid) for grid in chosen],
             "videos": [[video.path, video.label, video.start, video.end] for video in videos],
         })  # fmt: skip
         answering = Answering(predictor.predict_clips, folders[-1], chosen)
@@ -141,6 +154,26 @@ def _answer_all(
             severities=arguments.severity, refuse_damaged=cfg.DATA.DAMAGED_TEST == "refuse",
         ))  # fmt: skip
     return folders, bad
+
+
+def _statistics(arguments: argparse.Namespace, predictor: "Predictor") -> "TokenStatistics":
+    """Return what the tokens of clean videos look like; measured once, on the videos of validation."""
+    from lookupvit_video.data.manifest import load_split
+    from lookupvit_video.distributed.world import World
+    from lookupvit_video.evaluation.adaptation import load_statistics, measure_tokens, save_statistics, statistics_path
+    from lookupvit_video.evaluation.evaluate import eval_loader
+
+    path = statistics_path(str(predictor.source))
+    if not path.exists():
+        cfg = predictor.cfg.clone()
+        cfg.defrost()
+        cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
+        videos = load_split(cfg, "val", predictor.classes)[:STATISTICS_OF]
+        batches = eval_loader(cfg, videos, World(0, 1, predictor.device), 1, cfg.TEST.NUM_SPATIAL_CROPS)
+        clips = (predictor.inputs(batch.clips) for batch in batches if not batch.errors)
+        save_statistics(path, measure_tokens(predictor.model, clips), predictor.model)
+        logger.info("wrote %s, of %d videos", path, len(videos))
+    return load_statistics(path, predictor.model)
 
 
 def _attack(arguments: argparse.Namespace, predictor: "Predictor", videos: "Sequence[Video]") -> dict[str, Any]:
@@ -193,6 +226,7 @@ def robustness() -> int:
     import numpy as np
 
     from lookupvit_video.corruptions.table import suite
+    from lookupvit_video.evaluation.adaptation import adapted
     from lookupvit_video.evaluation.robustness.report import rows_of, summaries_of, summary_text, table_text
     from lookupvit_video.evaluation.robustness.temperature import tempered
     from lookupvit_video.log import setup_logging
@@ -206,6 +240,7 @@ def robustness() -> int:
     with ExitStack() as stack:
         for one in predictors:
             stack.enter_context(tempered(one.model, arguments.temperature))
+            stack.enter_context(adapted(one.model, _statistics(arguments, one) if arguments.adapt else None))
         folders, bad = _answer_all(arguments, predictors, videos, corruptions, grids)
         attacks = [_attack(arguments, one, videos) for one in predictors] if arguments.attack else []
     labels, first = np.array([video.label for video in videos]), len(arguments.checkpoint)
@@ -217,7 +252,7 @@ def robustness() -> int:
     }  # fmt: skip
     for grid, side in zip(grids, _sides(folders[:first], corruptions, len(grids)), strict=True):
         rows, found = rows_of(side, corruptions, labels), summaries_of(side, corruptions, labels, reference)
-        name = grid_name(grid or ())
+        name = name_of(grid)
         report["grids"].append({"grid": name, "corruptions": rows, "summaries": found,
                                 "gmacs_per_view": float(f"{predictor.macs_a_view(grid) / 1e9:.4g}")})  # fmt: skip
         print(f"grid {name}" if name else f"{len(videos)} videos")

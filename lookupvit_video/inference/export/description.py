@@ -11,10 +11,10 @@ import av
 import torch
 
 from lookupvit_video.decoding.orientation import NEARLY_SQUARE, ODDEST_PIXEL
+from lookupvit_video.evaluation.evaluate import CompressedGrid
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.registry import MODELS
-from lookupvit_video.text import grid_name
 
 # Constants of the readers and of `read_file`, which the steps below name.
 RULES = {
@@ -69,7 +69,7 @@ STEPS = {
 
 
 def description(
-    predictor: Predictor, *, batch: int | None, grid: tuple[int, ...] | None, int8: bool, device: torch.device
+    predictor: Predictor, *, batch: int | None, grid: CompressedGrid, int8: bool, device: torch.device
 ) -> dict[str, Any]:
     """Return the description of an exported model, without its files and test vectors.
 
@@ -78,7 +78,7 @@ def description(
     """
     cfg = predictor.cfg
     size = cfg.DATA.TEST_CROP_SIZE
-    of_lookupvit = {"compressed_grid": grid_name(grid or cfg.MODEL.COMPRESSED_GRID)}
+    of_lookupvit = {"compressed_grid": predictor.budget_name(grid)}
     return {
         "arch": cfg.MODEL.ARCH,
         **(of_lookupvit if MODELS[cfg.MODEL.ARCH].compressed_grids else {}),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lookupvit_video.data.loader import build_eval_loader
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.evaluate import CompressedGrid
 from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import set_kernel
@@ -37,34 +38,40 @@ class DeployedModel(nn.Module):
 
     Args:
         multi_label: sigmoid in place of the softmax.
+        temperature: to divide the logits by: one number, or one a class; empty: 1.
         grid: of the compressed tokens; None: the model's default.
     """
 
     scale: Tensor
     shift: Tensor
+    temperature: Tensor | None
 
     def __init__(
         self,
         model: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
-        grid: tuple[int, ...] | None,
+        grid: CompressedGrid,
         multi_label: bool = False,
+        temperature: Sequence[float] = (),
     ):
         super().__init__()
         self.model, self.grid, self.multi_label = model, grid, multi_label
         shape = (1, -1, 1, 1, 1)
         self.register_buffer("scale", (1 / (255 * torch.tensor(std))).view(shape), persistent=False)
         self.register_buffer("shift", (-torch.tensor(mean) / torch.tensor(std)).view(shape), persistent=False)
+        self.register_buffer("temperature", torch.tensor(temperature) if temperature else None, persistent=False)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map uint8 clips (B, C, T, H, W) to probabilities (B, K)."""
         inputs = clips.to(torch.float32) * self.scale + self.shift
         logits: Tensor = self.model(inputs) if self.grid is None else self.model(inputs, self.grid)
+        if self.temperature is not None:
+            logits = logits / self.temperature
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
 
-def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, int8: bool = False) -> DeployedModel:
+def deployed_model(predictor: Predictor, grid: CompressedGrid = None, int8: bool = False) -> DeployedModel:
     """Return a copy of a model, ready to export.
 
     Args:
@@ -81,7 +88,9 @@ def deployed_model(predictor: Predictor, grid: tuple[int, ...] | None = None, in
         torchao: Any = importlib.import_module("torchao.quantization")
         torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     cfg = predictor.cfg
-    return DeployedModel(model, cfg.DATA.MEAN, cfg.DATA.STD, grid, predictor.multi_label).to(predictor.device)
+    return DeployedModel(
+        model, cfg.DATA.MEAN, cfg.DATA.STD, grid, predictor.multi_label, predictor.temperature(grid)
+    ).to(predictor.device)
 
 
 def export_model(

@@ -16,6 +16,7 @@ import torch
 
 from lookupvit_video.decoding.backends import DecodeError
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.evaluate import CompressedGrid
 from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.export import reference
 from lookupvit_video.inference.export.export import DeployedModel
@@ -149,7 +150,7 @@ def add_reference(folder: Path, facts: dict[str, Any]) -> float:
 
 
 def compare(
-    predictor: Predictor, grid: tuple[int, ...] | None, folder: Path, facts: dict[str, Any], paths: Sequence[str]
+    predictor: Predictor, grid: CompressedGrid, folder: Path, facts: dict[str, Any], paths: Sequence[str]
 ) -> list[Comparison]:
     """Answer videos with this package's checkpoint, and with the exported model and the reference."""
     run, names = reference.load_run(folder, facts), predictor.classes

@@ -18,10 +18,12 @@ from lookupvit_video.inference.budget import load_cascade
 from lookupvit_video.inference.draw import draw_prediction, draw_timeline
 from lookupvit_video.inference.explain import explain_attention, heat_maps
 from lookupvit_video.inference.page.upload import Limits, Upload, read_upload
-from lookupvit_video.inference.predictor import Prediction, Predictor
+from lookupvit_video.inference.prediction import Prediction
+from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.timeline import find_segments, plan_windows, read_timeline
 from lookupvit_video.inference.views import Views
-from lookupvit_video.text import grid_name, one_line, parse_grid, printable, shortened
+from lookupvit_video.models.budget import parse_budget
+from lookupvit_video.text import one_line, printable, shortened
 
 logger = logging.getLogger(__name__)
 ADAPTIVE = "adaptive"
@@ -91,7 +93,7 @@ class Page:
     @property
     def default_budget(self) -> str | None:
         """The checkpoint's default grid."""
-        return grid_name(self.predictor.cfg.MODEL.COMPRESSED_GRID) if self.budgets else None
+        return self.predictor.budget_name(None) or None
 
     def answer(self, path: str | None, budget: str | None, folder: Path) -> Iterator[Shown]:
         """Yield the state after each step. It raises nothing: the last state is complete or reports the error.
@@ -150,7 +152,7 @@ class Page:
     def _draw(self, prediction: Prediction, folder: Path) -> dict[str, Path]:
         pictures, rows = {"sheet": folder / "sheet.png"}, []
         if prediction.grid:
-            attention = explain_attention(self.predictor, prediction.clip, parse_grid(prediction.grid))
+            attention = explain_attention(self.predictor, prediction.clip, parse_budget(prediction.grid).grid)
             rows, pictures["overlay"] = heat_maps(attention), folder / "overlay.mp4"
             write_overlay(prediction.clip.permute(1, 2, 3, 0).numpy(), attention.answer_map(), pictures["overlay"])
         draw_prediction(prediction, rows, pictures["sheet"], self.predictor.classes)
@@ -171,7 +173,7 @@ class Page:
         status += f" (second {first:.1f} to {last:.1f})" if count == 1 else f" (mean of {count} clips over time)"
         began = perf_counter()
         stride = max(window / 4, rest / (MAX_WINDOWS - 1), 0.01)
-        grid = parse_grid(prediction.grid) if prediction.grid else None
+        grid = parse_budget(prediction.grid).bare if prediction.grid else None
         found = read_timeline(self.predictor, path, stride=stride, grid=grid, timeout=self.plan.timeout)
         picture = folder / "timeline.png"
         draw_timeline(found, find_segments(found), picture, self.topk)

@@ -45,9 +45,22 @@ class Lookup(NamedTuple):
             return self.kept
         return _scores(self.queries, self.keys).softmax(dim=-1).to(self.keys.dtype)
 
+    @property
+    def mass(self) -> Tensor:
+        """(B, N): the share of all that was gathered that came from each lookup token, without a gradient.
+
+        Where the weights were not kept they are computed again, a head at a time.
+        """
+        wide = torch.promote_types(self.keys.dtype, torch.float32)
+        with torch.no_grad():
+            if self.kept is not None:
+                return self.kept.mean(dim=(1, 2), dtype=wide)
+            heads = zip(self.queries.unbind(1), self.keys.unbind(1), strict=True)
+            return torch.stack([_scores(q, k).softmax(dim=-1).mean(dim=1, dtype=wide) for q, k in heads]).mean(dim=0)
+
 
 def _scores(q_BHMd: Tensor, k_BHNd: Tensor) -> Tensor:
-    """Return the logits (B, H, M, N). Scaling the M queries, not the M x N scores, is the same and cheaper."""
+    """Return the logits (B, H, M, N), or of one head. Scaling the M queries, not the M x N scores, is the same."""
     scores_BHMN: Tensor = (q_BHMd * q_BHMd.shape[-1] ** -0.5) @ k_BHNd.transpose(-2, -1)
     return scores_BHMN
 

@@ -2,13 +2,14 @@ import csv
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.models.build import build_model
-from tests.small import call_tool, settings
+from tests.small import call_tool, run_net, settings
 
 TOOL = "tools/robustness.py"
 GRIDS = {"MODEL__COMPRESSED_GRIDS": "[[1,2,2],[1,1,1]]"}
@@ -73,6 +74,35 @@ def test_probes_an_attack_and_a_temperature(data, tmp_path):
     done = run("--checkpoint", folder, "--suite", "probes", "--severity", 5)
     assert done.returncode == 2
     assert "holds answers with other temperature" in done.stderr
+
+
+def test_adaptation_keeps_statistics_that_predict_and_test_use(data, tmp_path):
+    folder = save(tmp_path / "a", data)
+    wanted = ["--suite", "brightness", "--severity", 5, "--json", tmp_path / "r.json"]
+    assert run("--checkpoint", folder, *wanted, "--out", tmp_path / "plain").returncode == 0
+    done = run("--checkpoint", folder, *wanted, "--adapt")
+    assert done.returncode == 0, done.stderr
+    kept = {
+        name: np.load(tmp_path / name / "brightness.npz")["confidences"] for name in ("plain", "a/model.robustness")
+    }
+    assert not np.array_equal(*kept.values())
+    assert (folder / "model.tokens.npz").exists()
+    answers = []
+    for number, options in enumerate(([], ["--adapt"])):
+        file = tmp_path / f"{number}.jsonl"
+        done = call_tool(
+            "tools/predict.py", data / "0.mp4", "--checkpoint", folder, "--json", file, "--workers", 0, *options
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(file.read_text()))
+    test = settings(data, tmp_path / "test", TEST__CHECKPOINT_FILE_PATH=folder / "model.pt", TRAIN__ENABLE=False)
+    for adapt in ("False", "True"):
+        done = run_net([*test, "TEST.ADAPT", adapt])
+        assert done.returncode == 0, done.stderr
+    (folder / "model.tokens.npz").unlink()
+    done = run_net([*test, "TEST.ADAPT", "True"])
+    assert done.returncode == 2
+    assert "model.tokens.npz: missing; lookupvit robustness --adapt" in done.stderr
 
 
 def test_a_bad_video_counts_as_wrong_and_is_named(data, tmp_path):

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import read_manifest
+from lookupvit_video.evaluation.calibration import Calibration
 from lookupvit_video.inference.export import export as export_module
 from lookupvit_video.inference.export.export import (
     DeployedModel,
@@ -218,6 +220,20 @@ def test_torch_export_answers_as_the_checkpoint_does(tmp_path, name):
 def test_onnx_answers_as_the_checkpoint_does(tmp_path, name):
     pytest.importorskip("onnxruntime")
     check(tmp_path, "onnx", MODELS[name])
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_several_labels_with_a_temperature_for_each(tmp_path, kind):
+    pytest.importorskip("onnxruntime")
+    model = predictor(tmp_path, MODELS["lookupvit"] + " MODEL.TASK multi_label")
+    temperature = np.linspace(0.5, 2, len(model.classes)).tolist()
+    model.calibration = {model.budget_name(None): Calibration(temperature)}
+    export_model(deployed_model(model), example_clips(model), tmp_path / "x", kind)
+    clips = example_clips(model, 3, seed=1)
+    with torch.inference_mode():
+        expected = (model.model(model.inputs(clips)) / torch.tensor(temperature)).sigmoid()
+    torch.testing.assert_close(load_exported(tmp_path / "x", kind)(clips), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.predict_clips(clips), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.skipif(not ALL, reason="LOOKUPVIT_ALL_EXPORTS is not set")

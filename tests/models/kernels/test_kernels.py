@@ -12,6 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import REVERSE_WEIGHTS, BidirectionalCrossAttention, set_kernel, using_kernel
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.kernels import cpu
 from lookupvit_video.models.lookupvit import LookupViT
 from tests.small import ROOT
@@ -159,7 +160,7 @@ def test_unknown_kernels_are_named():
 def small_model(**arguments):
     return LookupViT(
         num_classes=5, num_frames=4, size=32, tubelet=(2, 8, 8), compressed_grid=(1, 2, 2),
-        grids=[(2, 2, 2), (1, 3, 3)], dim=32, depth=1, num_heads=2, **arguments,
+        grids=[(2, 2, 2), (1, 3, 3)], dim=32, num_heads=2, **{"depth": 1, **arguments},
     )  # fmt: skip
 
 
@@ -174,10 +175,36 @@ def test_compiles_without_a_graph_break_and_once_for_each_grid(training, kernel)
     grids = [(1, 2, 2), (2, 2, 2), (1, 3, 3)]
     with torch.set_grad_enabled(training):
         for grid in grids * 3:
-            found, wanted = compiled(clips, grid=grid), model(clips, grid=grid)
+            found, wanted = compiled(clips, grid), model(clips, grid)
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     assert counter.frame_count == len(grids)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("kernel", ["fused", "eager"])
+def test_compiles_without_a_graph_break_and_once_for_each_budget(kernel):
+    torch._dynamo.reset()
+    model = small_model(depth=2, exits=[1]).eval()
+    set_kernel(model, kernel)
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=False)
+    clips = torch.randn(2, 3, 4, 32, 32)
+    budgets = [Budget((1, 2, 2)), Budget((1, 2, 2), 1), Budget((1, 2, 2), 0, (1, 0.5)), Budget((2, 2, 2), 0, (1, 0.5))]
+    with torch.no_grad():
+        for budget in budgets * 2:
+            torch.testing.assert_close(compiled(clips, budget), model(clips, budget), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == len(budgets)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("reverse", ["softmax", "transpose", "scaled"])
+def test_the_mass_of_a_lookup_token_is_its_share_of_the_weights_with_each_kernel(reverse):
+    q, k, v = (torch.randn(2, 3, count, 16) for count in (5, 9, 9))
+    expected = ((q / 4) @ k.transpose(-2, -1)).softmax(-1).mean((1, 2))
+    for kernel in ("eager", "fused"):
+        mass = kernels.gather(q, k, v, kernel, reverse)[1].mass
+        torch.testing.assert_close(mass, expected)
+        torch.testing.assert_close(mass.sum(1), torch.ones(2))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
