@@ -97,6 +97,37 @@ def finetune_table(runs: Path) -> str:
     return "\n".join([head, rule, *rows]) + "\n\n" + provenance(folders)
 
 
+def robustness_table(runs: Path) -> str:
+    """LookupViT against each of its controls on corrupted videos, as tools/robustness.py compares them."""
+    lines = [
+        "| config | against | suite | clean top-1, % | mPC, % | rPC, % | mCE, % | difference in mPC | in rPC |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    found: dict[str, int] = {}
+    for config, row in COMPARED:
+        path = runs / "robustness" / f"{config}_{row}.json"
+        if not path.exists():
+            continue
+        report: dict[str, Any] = simplejson.loads(path.read_text(encoding="utf-8"))
+        for one in report["grids"][0]["summaries"]:
+            gaps = [_with_interval(one["difference"][name]) for name in ("mPC", "rPC")]
+            values = [f"{one[name]['value']:.1f}" for name in ("clean", "mPC", "rPC")]
+            cells = [config, row.replace("_", " "), one["suite"], *values, f"{one['mCE']:.1f}", *gaps]
+            lines.append(f"| {' | '.join(cells)} |")
+        used = report["measured_with"]
+        line = (
+            f"commit {used['commit']}, torch {used['torch']}, torchvision {used['torchvision']}, av {used['av']}, "
+            f"{used['processor']}, {used['threads']} threads, float32, {report['videos']} videos"
+        )
+        found[line] = found.get(line, 0) + 1
+    return "\n".join(lines) + "\n\n" + (f"Measured: {'; '.join(found)}." if found else "Not measured.")
+
+
+def _with_interval(value: dict[str, Any]) -> str:
+    low, high = value["interval_95"]
+    return f"{value['value']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
 def study(name: str) -> Step:
     return Step(f"tools/study.py --study configs/studies/{name}.yaml")
 
@@ -135,6 +166,31 @@ FINETUNE = [
     STRAIGHT,
     study("finetune"),
 ]
+CONTROLS = ("dense_ViT", "resized_tokens", "random_tokens")
+COMPARED = [(config, row) for config in ("motion", "digit") for row in CONTROLS]
+SUITES = "--suite minikinetics-c schiappa-p --videos 480"
+
+
+def seeds_of(config: str, row: str) -> str:
+    return " ".join(f"runs/studies/controls_{config}/{config}/{row}/{seed}" for seed in range(3))
+
+
+def robustness_steps(config: str) -> list[Step]:
+    """All models answer together, so that each corrupted video is made once; then they are compared."""
+    models = " ".join(seeds_of(config, row) for row in ("LookupViT", *CONTROLS))
+    everything = f"runs/robustness/{config}_all.json"
+    comparisons = [
+        Step(
+            f"tools/robustness.py --checkpoint {seeds_of(config, 'LookupViT')} --reference {seeds_of(config, row)} "
+            f"{SUITES} --json runs/robustness/{config}_{row}.json",
+            f"runs/robustness/{config}_{row}.json",
+        )
+        for row in CONTROLS
+    ]
+    together = f"tools/robustness.py --checkpoint {models} {SUITES} --json {everything}"
+    return [PREPARED, study(f"controls_{config}"), Step(together, everything), *comparisons]
+
+
 STUDIES = {
     "controls_digit": [], "controls_motion": [], "resolution": [], "options_motion": [], "options_digit": [],
     "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")], "controls_digits": [DIGITS],
@@ -146,6 +202,9 @@ PAGES = {
     ],
     "inference": [Table("adaptive", [PREPARED, study("resolution"), *map(calibration, range(3))], adaptive_table)],
     "finetuning": [Table("ways to fine-tune", FINETUNE, finetune_table)],
+    "robustness": [
+        Table("LookupViT and its controls", [*robustness_steps("motion"), *robustness_steps("digit")], robustness_table)
+    ],
 }
 
 

@@ -181,7 +181,7 @@ def _turned(frame: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def translate(frames: np.ndarray, pixels: float, rng: np.random.Generator) -> np.ndarray:
-    """Move all frames by the same offset, up to so many pixels each way; the border is repeated."""
+    """Move all frames by the same offset, up to this many pixels each way; the border is repeated."""
     return _moved(frames, np.repeat(rng.uniform(-1, 1, (1, 2)), len(frames), 0) * pixels)
 
 

@@ -106,6 +106,21 @@ def test_the_page_of_thresholds_is_printed(tmp_path):
     assert f"Measured: {MEASURED} (2 runs)." in done.stdout
 
 
+def test_comparisons_on_corrupted_videos_are_printed(tmp_path):
+    gap = {"value": -0.5, "interval_95": [-2.0, 1.0]}
+    summary = {"suite": "minikinetics-c", "mCE": 105.12, "difference": {"mPC": gap, "rPC": gap},
+               **{name: {"value": 98.61} for name in ("clean", "mPC", "rPC")}}  # fmt: skip
+    (tmp_path / "robustness").mkdir()
+    report = {"grids": [{"summaries": [summary]}], "measured_with": USED, "videos": 480}
+    (tmp_path / "robustness" / "motion_dense_ViT.json").write_text(json.dumps(report))
+    printed = FIGURES["robustness_table"](tmp_path)
+    shown = "-0.5 (-2.0 to +1.0)"
+    line = f"| motion | dense ViT | minikinetics-c | 98.6 | 98.6 | 98.6 | 105.1 | {shown} | {shown} |"
+    assert line in printed.splitlines()
+    assert printed.endswith("Measured: commit abcdef0, torch 2.0, torchvision 0.2, av 17.0, AMD (AVX2), 1 threads, "
+                            "float32, 480 videos.")  # fmt: skip
+
+
 def test_invalid_use_and_commands_that_fail(tmp_path):
     for arguments, message in (
         (["performance"], "performance is no page with figures; choose from ablations, inference, finetuning"),

@@ -230,6 +230,7 @@ def robustness() -> int:
     from lookupvit_video.evaluation.robustness.report import rows_of, summaries_of, summary_text, table_text
     from lookupvit_video.evaluation.robustness.temperature import tempered
     from lookupvit_video.log import setup_logging
+    from lookupvit_video.provenance import measured_with
 
     setup_logging()
     suite(*arguments.suite)  # a wrong name is reported before any work
@@ -247,6 +248,7 @@ def robustness() -> int:
     reference = _sides(folders[first:], corruptions, 1)[0] if arguments.reference else None
     report: dict[str, Any] = {
         "checkpoint": arguments.checkpoint, "reference": arguments.reference, "videos": len(videos),
+        "measured_with": measured_with(predictor.device), "precision": predictor.cfg.TRAIN.PRECISION,
         "severities": arguments.severity, "temperature": arguments.temperature, "grids": [], "attacks": attacks,
         "bad_videos": [{"path": videos[row].path, "reason": reason} for row, reason in sorted(bad.items())],
     }  # fmt: skip

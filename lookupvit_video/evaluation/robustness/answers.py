@@ -132,7 +132,7 @@ def answer_corrupted(
         timeout=plain.timeout, pin_memory=plain.pin_memory,
     )  # fmt: skip
     bad: dict[int, str] = {}
-    with report_worker_failures(), closing(_shown(loader, len(passes) * len(videos), batch_size)) as batches:
+    with report_worker_failures(), closing(_shown(loader, len(keys) * batch_size, batch_size)) as batches:
         for corruption, chosen in passes:
             answering = lacking[corruption.name]
             found = _answer(answering, islice(batches, len(rows)), len(chosen), len(videos))
