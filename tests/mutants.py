@@ -120,6 +120,20 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         'self._thread = ThreadPoolExecutor(1, "checkpoint") -> self._thread = ThreadPoolExecutor(2, "checkpoint")',
     ): "a write waits for the one before, so that a second thread would have nothing to do",
     (
+        "evaluation/report",
+        "gain = 2 * precision * recall / np.maximum(precision + recall, 1e-12) -> "
+        "gain = 3 * precision * recall / np.maximum(precision + recall, 1e-12)",
+    ): "a factor before an argmax",
+    (
+        "evaluation/report",
+        "gain = 2 * precision * recall / np.maximum(precision + recall, 1e-12) -> "
+        "gain = 2 * precision * recall / np.maximum(precision + recall, 2e-12)",
+    ): "a share of found videos is 0 or far larger",
+    **{
+        ("models/kernels/cpu", f"if q_BHMd.shape[2] < k_BHNd.shape[2]: -> if {condition}:"): "the faster one is scaled"
+        for condition in ("q_BHMd.shape[2] <= k_BHNd.shape[2]", "True", "False")
+    },
+    (
         "evaluation/evaluate",
         "CompressedGrid = Budget | tuple[int, ...] | None -> CompressedGrid = Budget | tuple | None",
     ): "only a type",

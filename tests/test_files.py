@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from lookupvit_video import files
-from lookupvit_video.files import atomic_write
+from lookupvit_video.files import atomic_write, model_file, named_failures, write_json
 
 KILLED = """
 import os, signal, sys
-from lookupvit_video.files import atomic_write
+from lookupvit_video.files import atomic_write, model_file, named_failures, write_json
 with atomic_write(sys.argv[1]) as path:
     with open(path, "wb") as file:
         file.write(b"new" * 1000)
@@ -165,3 +165,29 @@ def test_a_folder_that_is_there_is_no_matter_and_a_file_in_its_place_is(tmp_path
     with pytest.raises(OSError), atomic_write(tmp_path / "file" / "a.txt"):  # noqa: PT011 - which one differs
         pass
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_json_is_indented_by_one_in_one_line_or_as_asked_in_ascii_and_ends_its_line(tmp_path):
+    for options, text in (({}, '{\n "\\u00e9": [\n  1\n ]\n}\n'), ({"indent": None}, '{"\\u00e9": [1]}\n'),
+                          ({"indent": 2}, '{\n  "\\u00e9": [\n    1\n  ]\n}\n')):  # fmt: skip
+        write_json(tmp_path / "a.json", {"é": [1]}, **options)
+        assert (tmp_path / "a.json").read_bytes() == text.encode()
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [(OSError(28, "full"), "x.pt"), (OSError(28, "full", "other"), "other"), (OSError("a loader's own"), None)],
+)
+def test_errors_of_the_system_get_the_files_name_where_they_have_none(error, name):
+    with pytest.raises(OSError) as found, named_failures(Path("x.pt")):  # noqa: PT011 - the very one
+        raise error
+    assert found.value is error
+    assert error.filename == name
+
+
+def test_the_model_of_a_runs_folder(tmp_path):
+    assert model_file(tmp_path) == str(tmp_path)  # no run has finished here
+    (tmp_path / "model.pt").touch()
+    assert model_file(tmp_path) == model_file(str(tmp_path)) == model_file(tmp_path / "model.pt")
+    assert model_file(tmp_path) == str(tmp_path / "model.pt")

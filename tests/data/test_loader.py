@@ -163,6 +163,33 @@ def test_what_torch_says_of_its_workers_becomes_one_line(text, parts):
         assert all(part in str(raised.value) for part in parts)
 
 
+@pytest.mark.parametrize(
+    ("number", "file", "part"),
+    [
+        ("ENOSPC", None, "there is no shared memory for the decoding workers; make /dev/shm larger"),
+        ("EDQUOT", None, "there is no shared memory"), ("ENOSPC", "/tmp/x", ""), ("EDQUOT", "/tmp/x", ""),
+        ("EMFILE", None, "no more open files are allowed for the decoding workers; raise `ulimit -n`"),
+        ("ENFILE", "/tmp/x", "no more open files"), ("EACCES", None, ""), ("EACCES", "/tmp/x", ""),
+        ("EAGAIN", None, "no more processes or memory for decoding workers (Resource temporarily unavailable); lower"),
+        ("ENOMEM", None, "no more processes or memory for decoding workers (Cannot allocate memory); lower"),
+    ],
+)  # fmt: skip
+def test_what_the_system_says_when_workers_start_becomes_one_line(number, file, part):
+    error = OSError(getattr(errno, number), os.strerror(getattr(errno, number)), *([file] if file else []))
+    with pytest.raises((RunFailure, OSError)) as raised, loader_module._report_start_failures():
+        raise error
+    assert (raised.value is error) == (part == "")
+    assert part in str(raised.value)
+
+
+def test_a_worker_keeps_the_memory_that_it_frees_and_has_a_folder_for_its_socket(monkeypatch):
+    called = []
+    monkeypatch.setattr(loader_module, "keep_freed_memory", lambda: called.append("memory"))
+    monkeypatch.setattr(loader_module.multiprocessing.util, "get_temp_dir", lambda: called.append("folder"))
+    loader_module._prepare_worker(3)
+    assert sorted(called) == ["folder", "memory"]
+
+
 def test_other_errors_are_left_alone():
     for error in (
         RuntimeError("CUDA out of memory"),

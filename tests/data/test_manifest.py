@@ -9,13 +9,16 @@ import pytest
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import (
     Video,
+    allowed_bad,
     has_several_labels,
     join_labels,
+    label_cell,
     load_classes,
     load_split,
     missing_files,
     read_class_list,
     read_manifest,
+    renumbered,
     split_labels,
 )
 from lookupvit_video.errors import UserError
@@ -104,6 +107,59 @@ def test_folder_of_class_folders(tmp_path):
     assert [v.path for v in videos] == [v.path for v in read_manifest(tmp_path, CLASSES)]
     labels = [v.label for v in videos]
     assert labels == sorted(labels)
+
+
+@pytest.mark.parametrize("labels", [None, (1,)])
+def test_rows_of_a_folder_say_their_file_and_others_are_told(tmp_path, caplog, labels):
+    caplog.set_level("INFO")
+    for name in ("air drumming/a.mp4", "air drumming/b.txt", "stray.mp4", "folder.mp4/x.txt"):
+        write(tmp_path, "", name)
+    (tmp_path / "folder.mp4").rename(tmp_path / ".folder.mp4")
+    file = str(tmp_path / "air drumming" / "a.mp4")
+    found = read_manifest(tmp_path, CLASSES, multi_label=labels is not None)
+    assert found == [Video(file, 1, source=file, labels=labels)]
+    assert f"left out 1 videos in no class folder, such as {tmp_path / 'stray.mp4'}" in caplog.text
+
+
+def test_what_a_row_says_of_its_labels_and_its_span():
+    assert Video("a", 3).every_label == (3,)
+    assert Video("a", 1, labels=(1, 4)).every_label == (1, 4)
+    assert Video("a", -1, labels=()).every_label == ()
+    for start, end, span in ((None, None, (0, 9)), (2.5, None, (2.5, 9)), (None, 4.5, (0, 4.5)), (2.5, 99, (2.5, 9))):
+        assert Video("a", 0, start, end).span(9.0) == span
+
+
+def test_rows_get_other_numbers():
+    numbers = {1: 5, 2: 0}
+    assert renumbered(Video("a", 2, 1.0), numbers) == Video("a", 0, 1.0)
+    assert renumbered(Video("a", 1, labels=(1, 2)), numbers) == Video("a", 0, labels=(0, 5))
+    assert renumbered(Video("a", -1, labels=()), numbers) == Video("a", -1, labels=())
+
+
+def test_the_cell_of_a_row():
+    assert label_cell(Video("a", 2), CLASSES) == "zumba, slow"
+    assert label_cell(Video("a", 0, labels=(0, 3)), ["a|b", "c", "d", "e"]) == '"a|b"|e'
+    assert label_cell(Video("a", -1, labels=()), CLASSES) == ""
+
+
+@pytest.mark.parametrize("text", ["video 2\nb.mp4 1\n", "path 2\nb.mp4 1\n"])
+def test_a_first_row_like_a_header_is_a_row_where_its_label_is_one(tmp_path, text):
+    assert rows(tmp_path, text) == [(text.split()[0], 2, None, None), ("b.mp4", 1, None, None)]
+    assert rows(tmp_path, text.replace("2", CLASSES[1]))[0][1] == 1
+
+
+@pytest.mark.parametrize("header", ["video label", "file_path class", "path target"])
+def test_a_header_of_lines_without_delimiter(tmp_path, header):
+    assert rows(tmp_path, f"\n{header}\na.mp4 0\n") == [("a.mp4", 0, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "allowed"),
+    [(1000, 0.01, 10), (1000, 0, 0), (20, 0, 0), (9, 0.01, 0), (10, 0.01, 1), (29, 0.01, 2), (30, 0.01, 3),
+     (299, 0.01, 3), (400, 0.01, 4), (10, 0.5, 5), (0, 0.5, 0)],
+)  # fmt: skip
+def test_how_many_videos_may_be_bad(count, fraction, allowed):
+    assert allowed_bad(count, fraction) == allowed
 
 
 # Mistakes ---------------------------------------------------------------------------------------------------------

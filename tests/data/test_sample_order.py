@@ -2,9 +2,10 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from lookupvit_video.data.sample_order import sample_order
+from lookupvit_video.data.sample_order import _quotas, sample_order
 
 LABELS = [0] * 90 + [1] * 9 + [3] * 1  # class 2 has no video
 
@@ -43,6 +44,22 @@ def test_videos_of_a_class_take_turns_over_the_training(rule):
             of_class = [counts[row] for row, other in enumerate(LABELS) if other == label]
             assert max(of_class) - min(of_class) <= 1
             assert sum(of_class) == labels[label]
+
+
+@pytest.mark.parametrize("rule", ["shuffled", "balanced", "square_root"])
+def test_each_epoch_has_an_order_of_its_own(rule):
+    """Also where each class has one video, so that the same ones are drawn."""
+    order = sample_order(rule, list(range(12)), 0)
+    epochs = [tuple(row for _, row in order(epoch)) for epoch in range(6)]
+    assert len(set(epochs)) == 6
+    assert {tuple(sorted(rows)) for rows in epochs} == {tuple(range(12))}
+    assert [{turn for turn, _ in order(epoch)} for epoch in range(6)] == [{epoch} for epoch in range(6)]
+
+
+def test_quotas_are_the_nearest_whole_numbers_of_at_least_1():
+    for wanted, total, quotas in (([1, 1, 1], 7, [3, 2, 2]), ([5, 3, 2], 10, [5, 3, 2]), ([8, 1, 1], 4, [2, 1, 1]),
+                                  ([98, 1, 1], 10, [8, 1, 1]), ([1, 2.6, 6.4], 10, [1, 3, 6])):  # fmt: skip
+        assert _quotas(np.array(wanted, dtype=float), total) == quotas
 
 
 def test_classes_are_mixed_within_an_epoch():

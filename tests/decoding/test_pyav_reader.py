@@ -10,6 +10,7 @@ import pytest
 from lookupvit_video.decoding import reader
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.pyav_reader import PyAVReader
+from lookupvit_video.decoding.timeline import index_path
 from tests.videos import write_video
 
 # name: how the file is written; each is opened by another way through the reader
@@ -89,6 +90,29 @@ def test_reading_the_packets_is_within_the_deadline(videos, monkeypatch, name):
     with pytest.raises(DecodeError, match=r"took longer than 9 s to decode \(DATA\.DECODE_TIMEOUT\)"):
         open_video(videos[name], timeout=9)
     open_video(videos[name], timeout=0).close()
+
+
+@pytest.mark.parametrize(("threads", "kind"), [(None, "NONE"), (1, "NONE"), (0, "AUTO")])
+def test_a_reader_decodes_on_one_thread_where_nothing_else_is_asked_for(videos, threads, kind):
+    with PyAVReader(videos["plain.mp4"], **({} if threads is None else {"threads": threads})) as video:
+        video.frames_at([0.1])
+        assert video.file.threads == (1 if threads is None else threads)
+        assert video.file.decoder.thread_type.name == kind
+
+
+def test_an_index_of_another_file_is_forgotten_and_is_no_damage(tmp_path):
+    """As if a file had been replaced by another of the same size at the same time."""
+    path, other = (write_video(tmp_path / f"{start}.mp4", frames=24, start=start) for start in (0, 30))
+    with open_video(path) as video:
+        times, expected = video.times, video.frames_at([0.5])
+    open_video(other, index_cache=tmp_path).close()
+    wrong = index_path(tmp_path, path)
+    wrong.parent.mkdir(exist_ok=True)
+    index_path(tmp_path, other).replace(wrong)
+    with open_video(path, index_cache=tmp_path) as video:
+        assert (video.frames_at([0.5]) == expected).all()
+        assert video.times.tolist() == times.tolist()
+        assert not video.damage
 
 
 def test_one_missing_frame_is_missing(tmp_path):

@@ -62,6 +62,40 @@ def test_a_deadline_passes_once_its_seconds_are_over(monkeypatch):
         deadline.check()
 
 
+def test_the_system_is_asked_for_waiting_only_where_a_call_takes_long(monkeypatch):
+    clock, asked = [100.0], []
+    monkeypatch.setattr(reader.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(reader, "seconds_without_processor", lambda: asked.append(clock[0]) or 0.0)
+    deadline, short = Deadline("a.mp4", 50.0), Deadline("a.mp4", 2.0)
+    for clock[0] in (100.0, 100.2, 101.0):
+        deadline.check()
+    assert asked == []
+    short.check()  # after a tenth of its time
+    assert asked == [101.0]
+    for clock[0] in (101.1, 140.0):
+        deadline.check()
+    assert asked == [101.0, 101.1]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_waiting_for_the_processor_does_not_count(monkeypatch, known):
+    clock, waited = [100.0], [5.0 if known else None]
+    monkeypatch.setattr(reader.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(reader, "seconds_without_processor", lambda: waited[0])
+    deadline = Deadline("a.mp4", 10.0)
+    clock[0] = 102.0
+    deadline.check()
+    clock[0], waited[0] = 111.0, 7.0 if known else None  # two of the eleven seconds, so the end is at 112
+    if not known:
+        with pytest.raises(DecodeError):
+            deadline.check()
+        return
+    deadline.check()
+    clock[0] = 112.5
+    with pytest.raises(DecodeError, match="took longer than 10 s"):
+        deadline.check()
+
+
 def test_an_error_keeps_path_and_reason_apart():
     error = pickle.loads(pickle.dumps(DecodeError("a.mp4", "is empty")))
     assert isinstance(error, ValueError)

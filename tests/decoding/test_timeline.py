@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lookupvit_video.decoding import timeline
+from lookupvit_video.decoding.reader import DamageList
 from lookupvit_video.decoding.timeline import (
     FrameTimeline,
     Key,
@@ -19,6 +20,7 @@ from lookupvit_video.decoding.timeline import (
     note_packets,
     packet_end,
     save_timeline,
+    timeline_of_frames,
     timeline_of_packets,
 )
 
@@ -78,6 +80,41 @@ def test_a_time_line_comes_back_as_it_was(tmp_path, sequential, closed):
     assert found.times.dtype == np.float64
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.npz"]
     assert load_timeline(tmp_path / "none.npz") is None
+
+
+# Of a full decode -------------------------------------------------------------------------------------------------
+
+
+def decoded(pts, announced=None, average=None, guessed=None):
+    """Return (stamps, times, damage) of frames as they were decoded, half a second a unit."""
+    damage = DamageList()
+    stream = SimpleNamespace(time_base=0.5, average_rate=average, guessed_rate=guessed)
+    found = timeline_of_frames(pts, announced, stream, damage)
+    if found is not None:
+        assert (found.sequential, found.closed, found.keys) == (True, False, [Key(0, None, ())])
+        found = (found.pts, found.times.tolist())
+    return found, str(damage)
+
+
+def test_frames_have_their_stamps_which_count_from_the_first_announced():
+    assert decoded([4, 5, 7]) == (([4, 5, 7], [0, 0.5, 1.5]), "")
+    assert decoded([4, 5, 7], [4, 5, 7]) == (([4, 5, 7], [0, 0.5, 1.5]), "")
+    found, damage = decoded([5, 7], [4, 5, 6, 7])
+    assert found == ([5, 7], [0, 1.5])  # the first decoded is shown from the start on
+    assert "2 of 4 frames are not decoded" in damage
+
+
+def test_a_few_stamps_out_of_order_are_damage_and_many_are_none():
+    found, damage = decoded([0, 1, 9, 2, 3, 4, 5])
+    assert found == ([0, 1, 2, 3, 4, 5], [0, 0.5, 1, 1.5, 2, 2.5])
+    assert "1 of 7 frames have none, or out of order" in damage
+    many = [0, 1, None, 2, 3]  # four fifths, no more
+    assert decoded(many) == (None, "")
+    assert decoded(many, average=4) == ((many, [0, 0.25, 0.5, 0.75, 1]), "")
+    assert decoded(many, guessed=2) == ((many, [0, 0.5, 1, 1.5, 2]), "")
+    assert decoded(many, average=4, guessed=2)[0][1][1] == 0.25
+    assert decoded([None, None], average=4) == (([None, None], [0, 0.25]), "")
+    assert decoded([0, 1, None, 2, 3], [0, 1, 2, 3])[0][0] == [0, 1, 2, 3]  # announced, so they are times
 
 
 # Packets of H.264 -------------------------------------------------------------------------------------------------

@@ -103,6 +103,18 @@ def test_unread_videos_count_as_wrong_for_their_class_and_have_no_place_in_the_c
     assert results.per_class() == [pytest.approx(200 / 3), 100]
 
 
+def test_recall_of_several_labels_is_over_the_videos_that_have_each():
+    labels = np.array([[True, True, False], [True, False, False], [True, True, False], [True, True, False]])
+    probabilities = np.array([[0.9, 0.6, 0.9], [0.5, 0.1, 0.1], [0.4, 0.7, 0.1], [0.0, 0.0, 0.0]])
+    results = Results(labels, probabilities, [(3, "empty")])
+    assert results.multi_label
+    assert results.per_class() == [pytest.approx(50), pytest.approx(200 / 3), None]
+    assert results.scores[3].tolist() == [0, 0, 2]  # wrong everywhere
+    assert class_recalls(results, ["a", "b", "c"]) == (
+        "recall a class: a 50 % of 4, b 67 % of 3; mean class accuracy 58.33 %"
+    )
+
+
 class Constant(torch.nn.Module):
     """Answers with what it is told, and notes what it was given."""
 

@@ -117,6 +117,13 @@ def test_groups(tmp_path):
     ]
 
 
+def test_groups_of_files_outside_the_folder_are_found_in_their_complete_path(tmp_path):
+    make(tmp_path, "far/s7/1.mp4", "data/s1/2.mp4")
+    (tmp_path / "data" / "list.csv").write_text(f"path,label\n{tmp_path}/far/s7/1.mp4,a\ns1/2.mp4,b\n")
+    assert groups(tmp_path / "data" / "list.csv", r"s\d") == ["s7", "s1"]
+    assert groups(tmp_path / "data" / "list.csv", r"^s\d") == [f"{tmp_path}/far/s7/1.mp4", "s1"]
+
+
 @pytest.mark.parametrize(("names", "group_by", "message"), [
     (["a/1.mp4"], "(", "--group-by '(': not a regular expression"),
     (["a/1.mp4"], "xyz", "--group-by 'xyz' matches no path, such as "),

@@ -2,11 +2,12 @@
 
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 
 import pytest
 
 from lookupvit_video.data.manifest import Video, read_class_list, read_manifest
-from lookupvit_video.own_videos.split import complete_splits, shared_names, split_by_group, write_splits
+from lookupvit_video.own_videos.split import complete_splits, imbalance, shared_names, split_by_group, write_splits
 
 THREE = {"train": 0.7, "val": 0.15, "test": 0.15}
 TWO = {"train": 0.75, "val": 0.25}
@@ -100,6 +101,28 @@ def test_the_hint_on_parts_of_recordings():
     assert "3 videos are named /v/x_NUMBER" not in shared_names(named("a", "b", "c9"))
     assert "3 videos are named x_NUMBER" in shared_names(named("x_1", "x_2", "x_3", "y_1", "y_2", "z_19"))
     assert shared_names(named("x_1", "x_2", "x_3", "y_9", "y_19")) == ""  # a name for each class
+
+
+@pytest.mark.parametrize(("many", "hint"), [(9, False), (10, True)])
+def test_the_hint_on_a_class_that_is_answered_always(many, hint):
+    train = [Video(f"{n}", 0) for n in range(many)] + [Video("x", 2)] * 2 + [Video("y", 1)] * 5
+    splits = {"train": train, "test": [Video("t", label) for label in (0, 0, 0, 1)]}
+    assert imbalance(["run", "sit", "jump"], splits) == (
+        "'run' has 10 training videos and 'jump' 2: always answering the former gives 75 % top-1 in the test; compare "
+        "mean_class_accuracy, or try DATA.SAMPLER balanced"
+        if hint else ""
+    )  # fmt: skip
+    assert ("gives 0 % top-1" in imbalance(["run", "sit", "jump"], {**splits, "test": []})) == hint
+    several = [replace(video, labels=(video.label,)) for video in train]
+    assert imbalance(["run", "sit", "jump"], {**splits, "train": several}) == ""
+
+
+def test_from_200_videos_on_there_are_three_splits():
+    for count, shared in ((199, True), (200, False)):
+        splits, said = complete_splits({"all": videos(count)}, 4)
+        assert (splits["val"] == splits["test"]) == shared
+        assert said[0] == f"split {count} videos by file, with RNG_SEED 4"
+        assert len(said) == 1 + shared
 
 
 def test_written_splits_are_read_again(tmp_path):

@@ -162,6 +162,15 @@ def test_a_strip_of_a_file_keeps_its_shape_and_its_span(tmp_path):
         assert [read_number(strip.picture[:, 195 * n : 195 * n + 192]) for n in range(4)] == numbers
 
 
+def test_strips_are_made_on_one_thread_in_each_of_many_processes(video, monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    rows = [ListedVideo("val", video, "b")]
+    strip_as_seen(0, rows, model_views(config(), [video], None, seed=0))
+    strip_of_file(0, rows)
+    assert threads == [1, 1]
+
+
 def test_text_that_is_too_long_loses_its_end_or_its_beginning():
     for length, end, beginning in ((6, "abcdef", "abcdef"), (5, "abcd…", "…cdef"), (2, "a…", "…f")):
         assert sheet.shortened("abcdef", length) == end
@@ -191,6 +200,7 @@ def test_a_sheet_has_three_strips_in_a_row_each_with_its_label_and_file(monkeypa
         assert int(axis.images[0].get_array()[0, 0, 0]) == number
         assert axis.get_title(loc="left") == (f"label {number}" if number != 1 else "no label")
         assert axis.get_xlabel() == f"train  /w/{number}.mp4"
+        assert axis.get_anchor() == "W"  # under its label, which begins on the left
         assert not any(spine.get_visible() for spine in axis.spines.values())
         assert len(axis.get_xticks()) == len(axis.get_yticks()) == 0
 

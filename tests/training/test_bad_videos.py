@@ -46,6 +46,45 @@ def test_one_that_is_skipped_is_listed_as_bad_alone(run):
     assert run.state.bad_rows == {1}
 
 
+def test_an_unreadable_video_is_listed_once_and_warned_of_once(run, caplog):
+    for _ in range(2):
+        note_bad_videos(run, batch([(2, "c: empty")], []))
+    assert listed(run) == [("c", "c: empty")]
+    assert run.state.bad_rows == {2}
+    assert [record.getMessage() for record in caplog.records] == ["skipped: c: empty"]
+
+
+def test_a_dry_run_writes_no_list_but_counts_and_warns(run, caplog):
+    run.dry = True
+    note_bad_videos(run, batch([(2, "c: empty")], [(1, "torn")]))
+    assert not (run.folder / "bad_videos.csv").exists()
+    assert run.state.bad_rows == {2}
+    assert run.damaged_rows == {1}
+    assert "skipped: c: empty" in caplog.text
+    assert "b: damaged, but used: torn" in caplog.text
+    with pytest.raises(
+        RunFailure, match=r"^2 of 3 training videos .*; fix the videos or raise DATA\.MAX_BAD_FRACTION$"
+    ):
+        note_bad_videos(run, batch([(0, "a: empty")], []))
+
+
+def test_as_many_bad_videos_as_are_allowed_stop_nothing_and_one_more_does(run):
+    run.train_videos = run.train_videos + run.train_videos[:1]
+    note_bad_videos(run, batch([(0, "a: empty"), (1, "b: empty")], []))  # half of four
+    listing = run.folder / "bad_videos.csv"
+    with pytest.raises(RunFailure, match=rf"^3 of 4 training .* in {listing}; .* DATA\.SKIP_LIST {listing}, or fix"):
+        note_bad_videos(run, batch([(2, "c: empty")], []))
+    assert [name for name, _ in listed(run)] == ["a", "b", "c"]
+
+
+def test_videos_whose_folder_is_lost_are_not_listed(run):
+    run.train_videos = [Video(str(run.folder / "gone" / "a"), 0)]
+    with pytest.raises(RunFailure, match=r"gone is missing or empty: is the disk .* still mounted"):
+        note_bad_videos(run, batch([(0, "no such file")], []))
+    assert run.state.bad_rows == set()
+    assert not (run.folder / "bad_videos.csv").exists()
+
+
 def test_a_damaged_video_stops_a_run_that_refuses_them(run):
     run.cfg.DATA.DAMAGED_TRAIN = "refuse"
     with pytest.raises(RunFailure, match=r"b: damaged: torn; .*DATA\.SKIP_LIST.* DATA\.DAMAGED_TRAIN to use or skip"):

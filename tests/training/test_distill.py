@@ -1,5 +1,6 @@
 """The distillation loss beside plain arithmetic, what a teacher must be, and whole runs with one."""
 
+import itertools
 import math
 
 import pytest
@@ -59,6 +60,19 @@ def test_soft_targets_are_mixed_in(temperature, weight):
     expected = (1 - weight) * 1.75 + weight * temperature**2 * sum(distances) / 8
     found = mixed_by(cfg, torch.tensor(1.75), logits, None, Answer(answer, None, None), valid)
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_classes_of_several_labels_are_compared_each_by_its_sigmoid():
+    logits, answer, valid = example()
+    weights = {"weight": 0.25, "temperature": 3.0, "feature_weight": 0.0}
+    expected = 0.75 * 1.75
+    for head, clip, label in itertools.product(logits, (0, 2, 3), range(5)):
+        p, q = (1 / (1 + math.exp(-value[clip, label] / 3)) for value in (answer, head.detach()))
+        distance = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+        expected += 0.25 * 9 * distance / 5 / 8  # classes, clips and heads
+    given = (torch.tensor(1.75), logits, None, Answer(answer, None, None), valid)
+    assert distill(*given, **weights, multi_label=True).item() == pytest.approx(expected, rel=1e-4)
+    assert torch.equal(distill(*given, **weights), distill(*given, **weights, multi_label=False))
 
 
 def test_the_teachers_own_logits_leave_nothing_to_learn():

@@ -1,5 +1,8 @@
 """Losses and class weights against their definitions."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +59,49 @@ def test_weights_are_factors_of_the_classes_terms(kind):
     weights = np.array([0.5, 2.0, 3.0])
     parts = [made(kind)(logits, targets * torch.eye(3)[label]) * weights[label] for label in range(3)]
     torch.testing.assert_close(made(kind, weights)(logits, targets), sum(parts))
+
+
+def test_what_is_not_named_is_plain():
+    logits, targets = problem()
+    shares = logits.softmax(-1)
+    wanted = -(targets * (1 - shares) ** 2 * shares.log()).sum(-1)
+    torch.testing.assert_close(ClassificationLoss("focal")(logits, targets), wanted)
+    assert ClassificationLoss().kind == "cross_entropy"
+    assert not made("cross_entropy").multi_label
+
+
+@pytest.mark.parametrize("weights", [None, np.array([0.5, 2.0, 3.0])])
+@pytest.mark.parametrize("gamma", [None, 0.0, 3.0])
+def test_several_labels_are_a_sigmoid_a_class_and_their_mean(weights, gamma):
+    logits, targets = problem()
+    kind = "cross_entropy" if gamma is None else "focal"
+    loss = made(kind, weights, 0.2, multi_label=True, focal_gamma=2.0 if gamma is None else gamma)
+    factors, power = np.ones(3) if weights is None else weights, gamma or 0.0
+    wanted = np.zeros(6)
+    for clip, label in itertools.product(range(6), range(3)):
+        there = 1 / (1 + math.exp(-logits[clip, label]))
+        target = 0.8 * targets[clip, label].item() + 0.1  # smoothed towards a half
+        wanted[clip] -= target * (1 - there) ** power * math.log(there) * factors[label] / 3
+        wanted[clip] -= (1 - target) * there**power * math.log(1 - there) / 3
+    assert loss(logits, targets).tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_a_class_without_videos_counts_as_one_video_in_the_shares():
+    counts = np.array([6.0, 0.0, 3.0])
+    options = {"smoothing": 0.0, "focal_gamma": 2.0, "adjustment": 0.5, "device": torch.device("cpu")}
+    found = build_loss("logit_adjusted", counts, None, **options).adjustment_K
+    assert found.tolist() == pytest.approx([0.5 * math.log(share) for share in (0.6, 0.1, 0.3)])
+    assert build_loss("focal", counts, None, **options).adjustment_K is None
+
+
+def test_weights_of_several_labels_are_videos_without_over_videos_with():
+    counts = np.array([20.0, 50.0, 0.0, 100.0])
+    names = ["a", "b", "c", "d"]
+    assert class_weights("balanced", counts, names, 100).tolist() == pytest.approx([4, 1, 0.01, 0.01])
+    one = 1 - 0.999
+    effective = [(1 - 0.999**without) / (1 - 0.999**having) for without, having in ((80, 20), (50, 50))]
+    found = class_weights("effective_number", counts, names, 100).tolist()
+    assert found == pytest.approx([*effective, one / (1 - 0.999**100), one / (1 - 0.999**100)])
 
 
 def test_weights_by_rule():

@@ -1,8 +1,10 @@
 """What a checkpoint holds comes back; tests/training/test_resume.py does the same with whole runs, to the bit."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +59,64 @@ def test_a_state_comes_back_and_goes_the_same_way(tmp_path):
         assert torch.equal(before, after)
     first, second = one.inference_state()["model"], other.inference_state()["model"]
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def drawn():
+    return random.random(), np.random.random(), torch.rand(()).item()
+
+
+def test_random_numbers_continue_where_they_were(tmp_path):
+    state = fresh()
+    checkpoint = saved(state, tmp_path / "x.pt")
+    then = drawn()
+    assert drawn() != then
+    fresh(seed=5).load_state_dict(checkpoint)
+    assert drawn() == then
+    state.world = World(1, 2, torch.device("cpu"))  # a process that the checkpoint does not know
+    after = torch.get_rng_state()
+    state.load_state_dict(checkpoint)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_averaged_weights_and_thresholds_come_back(tmp_path, caplog):
+    one, other = fresh(thresholds=[0.25, 0.5]), fresh(seed=1)
+    take_step(one)
+    checkpoint = saved(one, tmp_path / "x.pt")
+    weight = one.model.weight.detach().clone()
+    assert not torch.equal(checkpoint.ema["weight"], weight)
+    other.model.load_state_dict(checkpoint.model)
+    other.load_state_dict(checkpoint)
+    assert torch.equal(other.model.weight, weight)  # in training
+    assert torch.equal(other.inference_weights()["weight"], checkpoint.ema["weight"])
+    assert other.thresholds == [0.25, 0.5]
+    assert caplog.text == ""
+    other.load_state_dict(replace(checkpoint, ema=None))
+    assert "x.pt has no averaged weights; the average starts from its weights" in caplog.text
+    caplog.clear()
+    other.ema = None
+    other.load_state_dict(checkpoint)
+    assert caplog.text == ""
+    assert torch.equal(other.inference_weights()["weight"], weight)
+
+
+def test_the_scale_of_float16_comes_back_where_it_is_used(tmp_path):
+    one, other, without = fresh(), fresh(), fresh()
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    other.scaler = torch.amp.GradScaler("cpu")
+    checkpoint = saved(one, tmp_path / "x.pt")
+    other.load_state_dict(checkpoint)
+    assert other.scaler.get_scale() == 512
+    without.load_state_dict(checkpoint)
+    assert not without.scaler.is_enabled()
+    other.load_state_dict(saved(without, tmp_path / "y.pt"))  # a run that used none
+    assert other.scaler.get_scale() == 512
+
+
+def test_the_place_in_an_epoch():
+    state = fresh(step=9)
+    content = state.state_dict()
+    assert content["state"]["position"] == {"epoch": 2, "step_in_epoch": 1, "videos": 9}
+    assert (content["step"], content["state"]["world_size"], len(content["state"]["threads"])) == (9, 1, 1)
 
 
 def test_rows_of_another_list_are_other_videos(tmp_path):

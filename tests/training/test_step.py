@@ -19,7 +19,7 @@ from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.training import step as step_module
-from lookupvit_video.training.distill import Teacher
+from lookupvit_video.training.distill import Answer, Teacher
 from lookupvit_video.training.ema import Ema
 from lookupvit_video.training.losses import ClassificationLoss
 from lookupvit_video.training.optim import build_optimizer
@@ -219,6 +219,18 @@ def test_a_teacher_sees_the_same_clips_and_is_mixed_in(tmp_path, weight):
     assert torch.equal(teacher.calls[0], run.model.calls[0].clips)
     distance = F.kl_div(logits.log_softmax(-1), theirs.softmax(-1), reduction="batchmean")
     torch.testing.assert_close(loss.detach(), (1 - weight) * F.cross_entropy(logits, batch.labels) + weight * distance)
+
+
+def test_a_teacher_of_several_labels_is_compared_class_by_class(tmp_path):
+    logits, theirs = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1))
+    run = make_run(tmp_path, model=Watched(logits), DISTILL__TEACHER="x.pt", DISTILL__WEIGHT=1.0,
+                   DISTILL__TEMPERATURE=2.0)  # fmt: skip
+    run.loss = ClassificationLoss(multi_label=True)
+    run.teacher = SimpleNamespace(answer=lambda clips: Answer(theirs, None, None))
+    loss = forward(run, noise_batch(), None)
+    p, q = (theirs / 2).sigmoid(), (logits / 2).sigmoid()
+    distance = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(loss.detach(), 4 * distance)
 
 
 @pytest.mark.parametrize(

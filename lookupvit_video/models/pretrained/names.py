@@ -12,7 +12,7 @@ from lookupvit_video.models.pretrained.families import EXTRA, OWN_LOOKUPVIT, OWN
 from lookupvit_video.models.pretrained.report import State
 
 _WRAPPERS = re.compile(
-    r"((module|_orig_mod|model|encoder|backbone|vit|deit|videomae|vivit|dinov2(_with_registers)?|dinov3_vit|visual|trunk"
+    r"^((module|_orig_mod|model|encoder|backbone|vit|deit|videomae|vivit|dinov2(_with_registers)?|dinov3_vit|visual|trunk"
     r"|vision_model|transformer)\.)*"
 )
 _IMAGE_TOWER = re.compile(r"(^|\.)(visual|vision_model)\.")  # a CLIP with its text tower has these for the images
@@ -42,7 +42,7 @@ _INSIDE = {
 
 def _vit_name(key: str) -> str:
     """Return this project's name for another's key, with q, k and v as yet apart; "" for one that has none here."""
-    key = _WRAPPERS.sub("", key, count=1)
+    key = _WRAPPERS.sub("", key)
     block = _BLOCK.fullmatch(key)
     for pattern, name in (_INSIDE if block else _OUTSIDE).items():
         if match := re.fullmatch(pattern, block[2] if block else key):

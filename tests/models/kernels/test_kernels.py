@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -256,10 +257,47 @@ def test_kernels_on_a_gpu_equal_float64(reverse, kernel):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
+def test_weights_that_were_kept_are_not_computed_again():
+    q, k, v, u = (x.detach() for x in inputs((2, 3, 5, 37, 16), torch.float32))
+    want, _, infused = reference(*(x.double() for x in (q, k, v, u)))
+    weights = (q.double() @ k.double().mT / 16**0.5).softmax(-1)
+    for kernel in ("eager", "fused"):
+        out, lookup = kernels.gather(q, k, v, kernel, "transpose")
+        assert (lookup.kept is not None) == (lookup.lse is None) == (kernel == "eager")
+        assert kernel == "fused" or lookup.weights is lookup.kept
+        for found, wanted in ((out, want), (kernels.write_back(u, lookup), infused), (lookup.weights, weights)):
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_cuda", [False, True])
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_computes_a_cross_attention(is_cuda, fast, monkeypatch):
+    q = SimpleNamespace(is_cuda=is_cuda, shape=(2, 3, 5, 32))
+    for kernel in ("eager", "fused", "flex"):
+        assert kernels.choose(kernel, "transpose", q, fast) == kernel
+    assert kernels.choose("auto", "softmax", q, fast) == ("fused" if is_cuda or fast else "eager")
+    assert kernels.choose("auto", "transpose", q, fast) == ("fused" if is_cuda else "eager")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for width, kernel in ((8, "eager"), (16, "flex"), (32, "flex"), (48, "eager"), (64, "flex"), (128, "flex")):
+        q.shape = (2, 3, 5, width)
+        assert kernels.choose("auto", "transpose", q, fast) == (kernel if is_cuda else "eager")
+
+
+def test_a_bias_is_added_to_the_logits_of_each_key():
+    q, k, v, _ = (x.detach() for x in inputs((2, 3, 5, 37, 16), torch.float32))
+    bias = torch.randn(2, 37, generator=torch.Generator().manual_seed(1))
+    weights = (q @ k.mT / 4 + bias[:, None, None]).softmax(-1)
+    for kernel in ("auto", "eager"):
+        torch.testing.assert_close(kernels.self_attention(q, k, v, kernel, bias), weights @ v, rtol=1e-4, atol=1e-5)
+        plain = kernels.self_attention(q, k, v, kernel)
+        torch.testing.assert_close(plain, (q @ k.mT / 4).softmax(-1) @ v, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 200])  # logits of one query, or of several
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_attention_without_gradients_equals_the_reference(shape, monkeypatch):
+def test_attention_without_gradients_equals_the_reference(shape, chunk, monkeypatch):
     monkeypatch.setattr(cpu, "ENOUGH", 0)  # small heads too go one after the other where the processor is wide
-    monkeypatch.setattr(cpu, "CHUNK", 200)  # in parts
+    monkeypatch.setattr(cpu, "CHUNK", chunk)
     q, k, v, u = (x.detach() for x in inputs(shape, torch.float32))
     want, _, _ = reference(*(x.double() for x in (q, k, v, u)))
     back = (k.double() @ q.double().mT / q.shape[-1] ** 0.5).softmax(-1) @ u.double()

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from lookupvit_video.errors import UserError
+from lookupvit_video.models.adapters import add_adapters, is_adapter
 from lookupvit_video.models.pretrained import Report, families, fitting, init_from, load, places, to_vit_names
 from lookupvit_video.models.pretrained import names as naming
 from tests.models.vits import DEPTH, DIM, PATCH, complete, lookupvit, randomised, saved, vit
@@ -187,6 +189,34 @@ def test_whose_weights_they_are():
     own = {"x.tokenizer.projection.weight": four}
     assert families.kind_of(own, {}, "") == "this project's ViT"
     assert families.kind_of(own, {"blocks.0.cross_attention.query.weight": four}, "") == "this project's LookupViT"
+
+
+# --- weights that are incomplete without their adapters ---
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "fix"),
+    [
+        ("lora", "put them into the weights first: lookupvit merge-lora {} --out merged.pt"),
+        ("adaptformer", "set MODEL.ADAPTER adaptformer, and its width and scale as they were trained"),
+    ],
+)
+def test_weights_with_adapters_that_the_model_lacks_are_refused(tmp_path, kind, fix):
+    source, ours = vit(), vit()
+    add_adapters(source.blocks, kind, 3)
+    path = saved(tmp_path / "x.pt", randomised(source))
+    count = sum(is_adapter(name) for name in source.state_dict())
+    with pytest.raises(UserError, match=rf"x\.pt: it has adapters \(blocks\.0\..* and {count - 1} more\)") as error:
+        init_from(ours, path)
+    assert str(error.value).endswith("its weights are incomplete; " + fix.format(path))
+    add_adapters(ours.blocks, kind, 3)
+    report = complete(init_from(ours, path), ours)
+    assert sorted(report.loaded) == sorted(source.state_dict())
+    other = vit()
+    add_adapters(other.blocks, kind, 2)
+    with pytest.raises(UserError, match=r"has shape .*; set MODEL\.ADAPTER_WIDTH to that of the source"):
+        init_from(other, path)
 
 
 # --- names ---
