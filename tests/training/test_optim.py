@@ -8,6 +8,7 @@ from lookupvit_video.checkpoints.checkpoint import load_checkpoint, training_che
 from lookupvit_video.config import load_config
 from lookupvit_video.distributed.parallel import clip_gradients, full_state, load_optimizer
 from lookupvit_video.models.adapters import is_adapter
+from lookupvit_video.models.blocks import LocalMixing
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.training.optim import (
     build_optimizer,
@@ -37,7 +38,7 @@ def test_each_trainable_parameter_is_in_one_group_and_only_weights_of_linear_lay
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     # Told by the kind of layer, not by name: norms, biases, positions, tokens, queries and scales are what is left.
-    weights = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv3d)}
+    weights = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv3d | LocalMixing)}
     names = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
     for group in groups:
         for parameter in group["params"]:
