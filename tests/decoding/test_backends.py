@@ -25,7 +25,7 @@ MISSING = {name: reader.missing() for name, reader in decode.BACKENDS.items()}
 NEEDS = {name: pytest.mark.skipif(why is not None, reason=f"{name}: {why}") for name, why in MISSING.items()}
 BACKENDS = [pytest.param(name, marks=mark) for name, mark in NEEDS.items()]
 OTHERS = BACKENDS[1:]
-BOTH = {"decord", "torchcodec"}
+BOTH = ("decord", "torchcodec")
 OPEN_GOP = {"x264-params": "open-gop=1"}
 INTRA_REFRESH = {"x264-params": "intra-refresh=1"}
 
