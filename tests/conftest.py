@@ -1,11 +1,16 @@
 """What the tests of whole runs share: real mp4 files, and a dense ViT that was trained on them."""
 
+import signal
 from multiprocessing.context import BaseContext
 from unittest import mock
 
 import pytest
 
 from tests.small import make_videos, run_net, settings
+
+# A shell starts what runs in its background deaf to Ctrl-C, and the processes of tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SERVED = ("lookupvit_video.inference.predictor", "lookupvit_video.preparation.check")
 

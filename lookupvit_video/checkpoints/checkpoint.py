@@ -5,6 +5,7 @@ so any of them can predict; a training checkpoint also has ``optimizer``, ``ema`
 file is a zip archive, as torch writes it, with a CRC-32 checksum of each part; ``load_checkpoint`` compares them all.
 """
 
+import hashlib
 import io
 import logging
 import math
@@ -216,6 +217,15 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
                 f"{tuple(own[name].shape)}; MODEL and DATA geometry must be those of the checkpoint"
             )
     model.load_state_dict(given)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a hash of a model's weights, which says whether what was measured with them still holds."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
 
 
 def check_settings(settings: Mapping[str, Any], checkpoint: Checkpoint) -> None:

@@ -103,13 +103,12 @@ def logits_of(
     Raises:
         UserError: none of its videos can be read.
     """
+    from lookupvit_video.config import with_settings
     from lookupvit_video.data.loader import build_eval_loader
     from lookupvit_video.evaluation.view_logits import view_logits
     from lookupvit_video.progress import progress
 
-    cfg = predictor.cfg.clone()
-    cfg.defrost()
-    cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
+    cfg = with_settings(predictor.cfg, {"DATA_LOADER.NUM_WORKERS": arguments.workers})
     plan = predictor.plan
     loader = build_eval_loader(cfg, videos, num_views=plan.times.num_clips, num_crops=plan.num_crops)
     found = view_logits(

@@ -8,7 +8,6 @@ and the answer does not depend on the batch. A clip as close to the mean as clea
 Shape letters: B clips, N lookup tokens, D width.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lookupvit_video.checkpoints.checkpoint import fingerprint
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
 
@@ -112,7 +112,7 @@ def save_statistics(path: Path, statistics: TokenStatistics, model: nn.Module) -
     with atomic_write(path) as temporary:
         np.savez(
             temporary, mean=statistics.mean.numpy(), deviation=statistics.deviation.numpy(), far=statistics.far,
-            tokenizer=_fingerprint(model),
+            tokenizer=fingerprint(_tokenizer(model)),
         )  # fmt: skip
 
 
@@ -130,13 +130,6 @@ def load_statistics(path: str | Path, model: nn.Module) -> TokenStatistics:
             far, of = float(kept["far"]), str(kept["tokenizer"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: these statistics cannot be read ({error}); remove the file") from None
-    if of != _fingerprint(model):
+    if of != fingerprint(_tokenizer(model)):
         raise UserError(f"{path}: these statistics are of other weights; remove the file")
     return TokenStatistics(mean, deviation, far)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for tensor in _tokenizer(model).state_dict().values():
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]

@@ -260,7 +260,7 @@ def read_calibration(content: Any, num_classes: int, *, multi_label: bool) -> Ca
     """Return a calibration as a file holds it.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is not one, or not of so many classes.
+        ValueError, TypeError, KeyError, AttributeError: it is not one, or of another number of classes.
     """
     if not isinstance(content, Mapping):
         raise TypeError("not a calibration")

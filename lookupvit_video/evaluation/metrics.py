@@ -245,14 +245,26 @@ def reliability(scores: np.ndarray, labels: np.ndarray, bins: int = 15) -> np.nd
     return np.stack([count, *means], axis=1)
 
 
+def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Return the expected calibration error in percent, with bins of equal width; nan without answers.
+
+    Args:
+        confidence, right: of any shape, the same for both.
+    """
+    if not confidence.size:
+        return math.nan
+    place = np.clip((confidence.ravel() * bins).astype(int), 0, bins - 1)
+    gaps = np.bincount(place, confidence.ravel() - right.ravel(), bins)
+    return 100 * float(np.abs(gaps).sum() / confidence.size)
+
+
 @metric("calibration error", higher_is_better=False, multi_label=True)
 def calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the expected calibration error of 15 bins, in percent: how far confidence is from accuracy (1706.04599).
 
     Of several labels a video over all pairs of a video and a class.
     """
-    count, confidence, right = reliability(scores, labels).T
-    return 100 * float(np.nansum(count * np.abs(confidence - right)) / count.sum())
+    return expected_calibration_error(*judged(scores, labels))
 
 
 @metric("Brier score", higher_is_better=False, percent=False, multi_label=True)
@@ -277,5 +289,10 @@ def interval(
     draws = np.random.default_rng(seed).integers(len(labels), size=(count, len(labels)))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.array([function(scores[rows], labels[rows]) for rows in draws])
+    return middle_95(values)
+
+
+def middle_95(values: np.ndarray) -> tuple[float, float]:
+    """Return the 2.5th and 97.5th percentile of a resampled figure, nan left out."""
     low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (math.nan, math.nan)
     return float(low), float(high)

@@ -25,6 +25,7 @@ import simplejson
 import torch
 from torch import Tensor, nn
 
+from lookupvit_video.checkpoints.checkpoint import fingerprint
 from lookupvit_video.distributed.parallel import autocast
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
@@ -370,15 +371,6 @@ def choose(points: Sequence[Point], wanted: float) -> Point:
 
 
 # Kept in a file -----------------------------------------------------------------------------------------------------
-
-
-def fingerprint(model: nn.Module) -> str:
-    """Return a hash of a model's weights, for which thresholds were found."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
 
 
 def save_cascade(path: Path, cascade: Cascade, model: nn.Module, facts: dict[str, Any]) -> None:

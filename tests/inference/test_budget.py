@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from lookupvit_video.checkpoints.checkpoint import fingerprint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.parallel import autocast_dtype
@@ -19,7 +20,6 @@ from lookupvit_video.inference.budget import (
     candidates,
     cascade_macs,
     choose,
-    fingerprint,
     frontier,
     largest_within,
     load_cascade,

@@ -119,19 +119,21 @@ def _answer_all(
     Args:
         grids: of ``--checkpoint``; ``--reference`` answers on its own.
     """
+    from lookupvit_video.checkpoints.checkpoint import fingerprint
+    from lookupvit_video.config import with_settings
     from lookupvit_video.distributed.world import World
     from lookupvit_video.evaluation.evaluate import eval_loader
     from lookupvit_video.evaluation.robustness.answers import Answering, answer_corrupted, open_folder
-    from lookupvit_video.inference.budget import fingerprint
 
     groups: dict[str, list[tuple[CfgNode, Answering]]] = {}
     folders: list[Path] = []
     for number, predictor in enumerate(predictors):
-        cfg = predictor.cfg.clone()
-        cfg.defrost()
-        cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
-        cfg.TEST.NUM_ENSEMBLE_VIEWS = arguments.views or cfg.TEST.NUM_ENSEMBLE_VIEWS
-        cfg.TEST.NUM_SPATIAL_CROPS = arguments.crops or cfg.TEST.NUM_SPATIAL_CROPS
+        test = predictor.cfg.TEST
+        cfg = with_settings(predictor.cfg, {
+            "DATA_LOADER.NUM_WORKERS": arguments.workers,
+            "TEST.NUM_ENSEMBLE_VIEWS": arguments.views or test.NUM_ENSEMBLE_VIEWS,
+            "TEST.NUM_SPATIAL_CROPS": arguments.crops or test.NUM_SPATIAL_CROPS,
+        })  # fmt: skip
         chosen = grids if number < len(arguments.checkpoint) else [None]
         folders.append(arguments.out or Path(str(predictor.source)).with_suffix(".robustness"))
         open_folder(folders[-1], {
@@ -158,6 +160,7 @@ def _answer_all(
 
 def _statistics(arguments: argparse.Namespace, predictor: "Predictor") -> "TokenStatistics":
     """Return what the tokens of clean videos look like; measured once, on the videos of validation."""
+    from lookupvit_video.config import with_settings
     from lookupvit_video.data.manifest import load_split
     from lookupvit_video.distributed.world import World
     from lookupvit_video.evaluation.adaptation import load_statistics, measure_tokens, save_statistics, statistics_path
@@ -165,9 +168,7 @@ def _statistics(arguments: argparse.Namespace, predictor: "Predictor") -> "Token
 
     path = statistics_path(str(predictor.source))
     if not path.exists():
-        cfg = predictor.cfg.clone()
-        cfg.defrost()
-        cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
+        cfg = with_settings(predictor.cfg, {"DATA_LOADER.NUM_WORKERS": arguments.workers})
         videos = load_split(cfg, "val", predictor.classes)[:STATISTICS_OF]
         batches = eval_loader(cfg, videos, World(0, 1, predictor.device), 1, cfg.TEST.NUM_SPATIAL_CROPS)
         clips = (predictor.inputs(batch.clips) for batch in batches if not batch.errors)
@@ -178,14 +179,16 @@ def _statistics(arguments: argparse.Namespace, predictor: "Predictor") -> "Token
 
 def _attack(arguments: argparse.Namespace, predictor: "Predictor", videos: "Sequence[Video]") -> dict[str, Any]:
     """Attack one clip of each video; print and return what it reached."""
+    from lookupvit_video.config import with_settings
     from lookupvit_video.distributed.world import World
     from lookupvit_video.evaluation.evaluate import eval_loader
     from lookupvit_video.evaluation.robustness.attack import attack_clips
     from lookupvit_video.progress import progress
 
-    cfg, size = predictor.cfg.clone(), predictor.cfg.TEST.BATCH_SIZE
-    cfg.defrost()
-    cfg.DATA_LOADER.NUM_WORKERS = arguments.workers
+    cfg, size = (
+        with_settings(predictor.cfg, {"DATA_LOADER.NUM_WORKERS": arguments.workers}),
+        predictor.cfg.TEST.BATCH_SIZE,
+    )
     loader = eval_loader(cfg, videos, World(0, 1, predictor.device))
     found = attack_clips(
         predictor.model, progress(loader, total=len(videos), label="attack", unit="videos", step=size),

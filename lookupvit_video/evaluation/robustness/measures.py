@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lookupvit_video.evaluation.metrics import middle_95
+
 RESAMPLES = 1000
 
 
@@ -55,19 +57,6 @@ def corruption_error(right: Right, reference: Right) -> float:
     return 100 * float((own_C[known] / other_C[known]).mean()) if known.any() else float("nan")
 
 
-def calibration_error(confidences: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Return the expected calibration error in percent (Guo et al., arXiv 1706.04599), with bins of equal width.
-
-    Args:
-        confidences, right: of any shape, the same for both.
-    """
-    if not confidences.size:
-        return float("nan")
-    place = np.minimum((confidences.ravel() * bins).astype(int), bins - 1)
-    gaps = np.bincount(place, confidences.ravel() - right.ravel(), bins)
-    return 100 * float(np.abs(gaps).sum() / confidences.size)
-
-
 def intervals(
     right: Right, reference: Right | None = None, *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, tuple[float, float]]:
@@ -84,7 +73,7 @@ def intervals(
     if reference is not None:
         other = _resampled(reference, weights_RV, rng)
         found = {name: values - other[name] for name, values in found.items()}
-    return {name: _middle(values) for name, values in found.items()}
+    return {name: middle_95(values) for name, values in found.items()}
 
 
 def _resampled(right: Right, weights_RV: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -96,11 +85,6 @@ def _resampled(right: Right, weights_RV: np.ndarray, rng: np.random.Generator) -
     clean, corrupted = (100 * np.take_along_axis(table, drawn_RN, 1).mean(1) for table in tables_RN)
     shares = np.divide(100 * corrupted, clean, out=np.full_like(clean, np.nan), where=clean > 0)
     return {"clean": clean, "mPC": corrupted, "rPC": shares}
-
-
-def _middle(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.nanpercentile(values, [2.5, 97.5]) if np.isfinite(values).any() else (np.nan, np.nan)
-    return float(low), float(high)
 
 
 def stacked(clean: Sequence[np.ndarray], corrupted: Sequence[np.ndarray]) -> Right:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from lookupvit_video.corruptions.table import SUITES, Corruption, suite
+from lookupvit_video.evaluation.metrics import expected_calibration_error
 from lookupvit_video.evaluation.robustness.answers import Answers
 from lookupvit_video.evaluation.robustness.measures import (
     Right,
-    calibration_error,
     corruption_error,
     intervals,
     mean_corrupted,
@@ -48,7 +48,7 @@ class Side:
         """Return the calibration error at each severity of a corruption, averaged over the checkpoints."""
         parts = self.clean if at is None else [of[at] for of in self.corrupted]
         errors = [
-            [calibration_error(confidences, right) for confidences, right in
+            [expected_calibration_error(confidences, right) for confidences, right in
              zip(answers.confidences[:, self.grid], answers.right(labels)[:, self.grid], strict=True)]
             for answers in parts
         ]  # fmt: skip

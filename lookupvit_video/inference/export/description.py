@@ -100,6 +100,8 @@ def description(
             "meaning": "sigmoid of the class scores of each clip: each class by itself, in the order of classes"
             if predictor.multi_label
             else "softmax of the class scores of each clip: sums to 1, in the order of classes",
+            # The model divides the class scores by it; one for all classes, or one for each.
+            **({"temperature": list(temperature)} if (temperature := predictor.temperature(grid)) else {}),
         },
         **({"thresholds": predictor.thresholds} if predictor.multi_label else {}),
         "preprocessing": preprocessing(predictor.plan, cfg.DATA.MEAN, cfg.DATA.STD),

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from lookupvit_video.evaluation.metrics import expected_calibration_error
 from lookupvit_video.evaluation.robustness.measures import (
     Right,
-    calibration_error,
     corruption_error,
     intervals,
     mean_corrupted,
@@ -40,8 +40,8 @@ def test_corruption_error_divides_each_corruption_by_the_references():
 
 def test_calibration_error_by_hand():
     confidences, right = np.array([[0.95, 0.95], [0.55, 0.55]]), np.array([[1, 1], [1, 0]], dtype=bool)
-    assert calibration_error(confidences, right, bins=10) == pytest.approx(100 * (0.05 * 0.5 + 0.05 * 0.5))
-    assert calibration_error(np.ones(4), np.zeros(4, bool)) == pytest.approx(100)
+    assert expected_calibration_error(confidences, right, bins=10) == pytest.approx(100 * (0.05 * 0.5 + 0.05 * 0.5))
+    assert expected_calibration_error(np.ones(4), np.zeros(4, bool)) == pytest.approx(100)
 
 
 def many(rng, accuracy, seeds=1):

@@ -19,6 +19,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import read_manifest
 from lookupvit_video.evaluation.calibration import Calibration
 from lookupvit_video.inference.export import export as export_module
+from lookupvit_video.inference.export.description import description
 from lookupvit_video.inference.export.export import (
     DeployedModel,
     accuracy,
@@ -234,6 +235,8 @@ def test_several_labels_with_a_temperature_for_each(tmp_path, kind):
         expected = (model.model(model.inputs(clips)) / torch.tensor(temperature)).sigmoid()
     torch.testing.assert_close(load_exported(tmp_path / "x", kind)(clips), expected, rtol=0, atol=1e-4)
     torch.testing.assert_close(model.predict_clips(clips), expected, rtol=0, atol=1e-6)
+    found = description(model, batch=None, grid=None, int8=False, device=model.device)
+    assert found["output"]["temperature"] == temperature
 
 
 @pytest.mark.skipif(not ALL, reason="LOOKUPVIT_ALL_EXPORTS is not set")
