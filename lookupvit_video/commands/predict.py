@@ -59,7 +59,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     one = budget.add_mutually_exclusive_group()
     one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7, or 4x7x7,b8,k1-0.5: also "
                      "fewer blocks and lookup tokens (default: the checkpoint's)")  # fmt: skip
-    one.add_argument("--gmacs", type=float, metavar="G", help="largest grid within 10^9 multiply-accumulates a view")
+    one.add_argument("--gmacs", type=float, metavar="G", help="most accurate budget by the calibration within 10^9 "
+                     "multiply-accumulates a view; not calibrated: the largest")  # fmt: skip
     one.add_argument("--latency-ms", type=float, metavar="MS", help="the same by time, measured once on this device")
     one.add_argument("--adaptive", action="store_true", help="a small grid first, larger ones while not confident")
     budget.add_argument("--calibration", metavar="FILE", help="for --adaptive, of lookupvit calibrate "
@@ -127,7 +128,8 @@ def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str
             check_grid(predictor.costs, parse_budget(arguments.grid).bare)
         return {"grid": arguments.grid}
     grid = predictor.grid_within(gmacs=arguments.gmacs, latency_ms=arguments.latency_ms)
-    logger.info("grid %s: %.4g GMACs a view", grid, predictor.grids[grid])
+    top1 = f", top-1 {predictor.top1[grid]:.2f} % in its calibration" if grid in predictor.top1 else ""
+    logger.info("grid %s: %.4g GMACs a view%s", grid, predictor.grids[grid], top1)
     return {"grid": grid}
 
 

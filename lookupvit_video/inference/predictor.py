@@ -27,11 +27,11 @@ from lookupvit_video.inference.budget import (
     Cascade,
     Costs,
     Grid,
+    best_within,
     budget_name,
     cascade_macs,
     check_budget,
     check_grid,
-    largest_within,
     load_cascade,
     measured_latencies,
     run_cascade,
@@ -328,8 +328,17 @@ class Predictor:
         """
         return {budget_name(grid): sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
 
+    @property
+    def top1(self) -> dict[str, float]:
+        """Top-1 in percent of each calibrated budget, on the videos that it was calibrated on."""
+        return {name: 100 * sum(found.right) / len(found.right)
+                for name, found in self.calibration.items() if found.right}  # fmt: skip
+
     def grid_within(self, *, gmacs: float | None = None, latency_ms: float | None = None) -> str:
-        """Return the largest grid within a budget for one view.
+        """Return the best budget within a limit for one view.
+
+        That is the most accurate one on the videos of ``lookupvit calibrate``; without a calibration of every budget
+        the dearest.
 
         Args:
             gmacs: 10^9 multiply-accumulates, in closed form.
@@ -342,7 +351,7 @@ class Predictor:
             raise UserError("gmacs, latency_ms: give one of them")
         if latency_ms is None:
             check_grid(self.costs)
-            return largest_within(self.grids, gmacs or 0.0, "GMACs a view")
+            return best_within(self.grids, gmacs or 0.0, "GMACs a view", self.top1)
         check_budget(latency_ms)
         if self._compiled_batch:  # which pads batches, while a latency is of a single view
             raise UserError("latency_ms: choose the grid before compiling the model")
@@ -350,7 +359,7 @@ class Predictor:
         precision = str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
         model = {"precision": precision, "model": self.cfg.MODEL.dump()}
         times = measured_latencies(self.predict_clips, self._blank_clip(), self.costs, model, self.device)
-        return largest_within(times, latency_ms, "ms a view on this device")
+        return best_within(times, latency_ms, "ms a view on this device", self.top1)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and README.md (a model card), as the Hugging Face Hub expects them.
