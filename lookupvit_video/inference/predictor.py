@@ -42,6 +42,7 @@ from lookupvit_video.inference.views import Failure, Source, Views, make_plan, r
 from lookupvit_video.models.budget import as_budget, parse_budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
+from lookupvit_video.models.kernels.int8 import linear_layers, quantize
 from lookupvit_video.registry import MODELS
 from lookupvit_video.remote import is_hub_id
 from lookupvit_video.text import shown
@@ -80,6 +81,7 @@ class Predictor:
         self.costs = Costs(costs, tokens, depth)
         """Of each budget; empty for a model without compressed grids."""
         self._compiled_batch = 0
+        self._number_format = ""
 
     def __repr__(self) -> str:
         model, data, names = self.cfg.MODEL, self.cfg.DATA, self.classes
@@ -273,6 +275,31 @@ class Predictor:
                 thresholds=self.thresholds if self.multi_label else None,
             )  # fmt: skip
 
+    def quantize(self, clips_BCTHW: Tensor) -> list[str]:
+        """Compute with 8-bit weights and activations from now on; return the linear layers that stay in float.
+
+        It is faster than floats on a CPU with instructions for it, see docs/export.md. Load thresholds before: a file
+        of ``lookupvit calibrate`` belongs to the float weights.
+
+        Args:
+            clips_BCTHW: uint8 clips as of ``predict_clips``, on which layers are found that would cost accuracy.
+
+        Raises:
+            UserError: the model is compiled.
+        """
+        if self._compiled_batch:
+            raise UserError("quantize: compiled code takes another way through the 8-bit layers; do not compile")
+        inputs = self.inputs(clips_BCTHW)
+
+        def run() -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = self.model(inputs)
+            return logits
+
+        quantize(self.model, run)
+        self._number_format = "int8"
+        return list(linear_layers(self.model))
+
     def compile(self, batch_size: int = 8, **options: Any) -> None:
         """Compile the model, with CUDA graphs on GPUs: minutes at first, then less time for each batch.
 
@@ -356,7 +383,7 @@ class Predictor:
         if self._compiled_batch:  # which pads batches, while a latency is of a single view
             raise UserError("latency_ms: choose the grid before compiling the model")
         check_grid(self.costs)
-        precision = str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
+        precision = self._number_format or str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
         model = {"precision": precision, "model": self.cfg.MODEL.dump()}
         times = measured_latencies(self.predict_clips, self._blank_clip(), self.costs, model, self.device)
         return best_within(times, latency_ms, "ms a view on this device", self.top1)
