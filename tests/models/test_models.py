@@ -39,6 +39,7 @@ LOOKUPVITS = {
     "keep": "MODEL.DEPTH 4 MODEL.KEEP [1,0.5]",
     "keep transpose": "MODEL.KEEP [1,0.5] MODEL.REVERSE_WEIGHTS transpose MODEL.EXITS [1]",
     "keep random": "MODEL.KEEP [1,0.5] MODEL.KEEP_BY random",
+    "keep pixels factorised": f"{FACTORISED} MODEL.KEEP [1,0.5] MODEL.KEEP_BY pixels MODEL.EXITS [1]",
     "exits probe": "MODEL.FREEZE_ENCODER True MODEL.EXITS [1]",
     "exits lora": "MODEL.ADAPTER lora MODEL.EXITS [1] MODEL.KEEP [1,0.5]",
     "lookup_conv": "MODEL.LOOKUP_CONV [3,3,3]",
