@@ -52,6 +52,8 @@ LOOKUPVITS = {
     "lora factorised": f"{FACTORISED} MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3",
 }
 DENSE = {
+    "vit lookup_conv": "MODEL.LOOKUP_CONV [3,3,3]",
+    "vit lookup_conv factorised": f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3]",
     "vit": "",
     "vit class": "MODEL.POOL class MODEL.ACTIVATION gelu_tanh",
     "vit attentive": "MODEL.POOL attentive MODEL.QK_NORM True MODEL.LAYER_SCALE 0.1",
