@@ -128,6 +128,7 @@ def moving_digits(words: Sequence[str] | None = None) -> int:
         ("size", 64, "pixels per side, even"), ("frames", 24, "frames per video"),
         ("fps", 12, "frames per second; also the distance of key frames"),
         ("digits", 1, "most digits in a video; from 2 on, the label is all that are in it"),
+        ("distractors", 0, "moving shapes in a video, as bright as the digit and of no class"),
         ("seed", 0, "another seed gives other videos and another split"),
         ("processes", os.cpu_count() or 1, "the files do not depend on it"),
     ):  # fmt: skip

@@ -264,7 +264,10 @@ class CascadePasses:
         self.budgets = [model.check_budget(grid) for grid in cascade.grids]
         self.sources = cascade.sources(math.prod(model.block_grid), len(model.blocks))
         with precision:
-            self.tokens_BND = torch.cat([model.tokenizer(part) for part in clips])
+            parts = [(model.tokenizer(part), model.pixel_order(part)) for part in clips]
+        self.tokens_BND = torch.cat([tokens for tokens, _ in parts])
+        orders = [order for _, order in parts if order is not None]
+        self.order_BN = torch.cat(orders) if orders else None
         self.states: dict[int, dict[int, TokenState]] = {step: {} for step in self.sources if step is not None}
         """Of each step that a later one continues: the state in which it left each clip."""
 
@@ -275,7 +278,8 @@ class CascadePasses:
             part = rows[start : start + self.batch_size]
             with self.precision:
                 if source is None:
-                    state = model.start(self.tokens_BND[list(part)], budget)
+                    order_BN = None if self.order_BN is None else self.order_BN[list(part)]
+                    state = model.start(self.tokens_BND[list(part)], budget, order_BN)
                 else:
                     state = join_states([self.states[source][row] for row in part])
                 state = model.advance(

@@ -73,6 +73,8 @@ class ViT(VideoModel):
             raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
         if encoder == "factorised" and (pool == "class" or tokens != "all"):
             raise UserError("a factorized encoder takes all tokens and has no class token")
+        if options.lookup_conv and (pool == "class" or tokens != "all"):
+            raise UserError("a convolution in the MLP takes all tokens and no class token")
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         self.token_grid: Grid | None = self.tokenizer.grid
         self.reduce: nn.Module = nn.Identity()
@@ -91,7 +93,11 @@ class ViT(VideoModel):
             merged_per_block(num_tokens + protected, merge_tokens, depth, protected) if tokens == "merge" else None
         )
         block = MergingBlock if tokens == "merge" else TransformerBlock
-        self.blocks = nn.ModuleList(block(dim, num_heads, rate, options) for rate in drop_path_rates(drop_path, depth))
+        t, h, w = self.tokenizer.grid
+        grid: Grid | None = (1, h, w) if encoder == "factorised" else (t, h, w)
+        self.blocks = nn.ModuleList(
+            block(dim, num_heads, rate, options, grid) for rate in drop_path_rates(drop_path, depth)
+        )
         self.head = Classifier(dim, num_classes, dropout, pool, num_heads, options)
         self.blocks.apply(init_linear)
         self.temporal: TemporalEncoder | None = None

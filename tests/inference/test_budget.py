@@ -469,11 +469,13 @@ DEEP = ["MODEL.DEPTH", "4", "MODEL.EXITS", "[1,2]", "MODEL.KEEPS", "[[1],[1,0.5]
 CHAIN = (Budget((1, 1, 1), 1), Budget((1, 2, 2), 1), Budget((1, 1, 1), 2), Budget((1, 1, 1), 0, (1, 0.5)), (1, 2, 2))
 
 
-@pytest.fixture(scope="module", params=["average", "compressed"])
+@pytest.fixture(scope="module", params=[("average", "mass"), ("compressed", "mass"), ("compressed", "pixels")])
 def deep(request):
     """A model of three depths and two shares of tokens, in float64, and its predictor."""
     grids = ["MODEL.COMPRESSED_GRID", "[1,1,1]", "MODEL.COMPRESSED_GRIDS", "[[1,2,2]]"]
-    overrides = [*settings("", ""), "MODEL.NUM_CLASSES", 5, *grids, *DEEP, "MODEL.INFERENCE_HEAD", request.param]
+    head, keep_by = request.param
+    overrides = [*settings("", ""), "MODEL.NUM_CLASSES", 5, *grids, *DEEP, "MODEL.INFERENCE_HEAD", head,
+                 "MODEL.KEEP_BY", keep_by]  # fmt: skip
     cfg = load_config("tests/small.yaml", list(map(str, overrides)))
     torch.manual_seed(0)
     return Predictor(build_model(cfg), cfg, list("abcde"), CPU)
