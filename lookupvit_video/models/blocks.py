@@ -169,9 +169,7 @@ class LocalMixing(nn.Module):
         return out_BNC if kept_Bn is None else out_BNC.gather(1, rows)
 
 
-def mixed_mlp(
-    mlp: nn.Sequential, mixing: LocalMixing | None, x_BND: Tensor, kept_BN: Tensor | None = None
-) -> Tensor:
+def mixed_mlp(mlp: nn.Sequential, mixing: LocalMixing | None, x_BND: Tensor, kept_BN: Tensor | None = None) -> Tensor:
     """Map (B, N, D) to the same shape by an MLP, with what ``mixing`` adds to its hidden layer, if anything."""
     if mixing is None:
         out_BND: Tensor = mlp(x_BND)
