@@ -135,7 +135,8 @@ class TransformerBlock(nn.Module):
     def add_mlp(self, x_BND: Tensor) -> Tensor:
         """Return the block's second half: (B, N, D) plus its MLP branch."""
         update_BND = mixed_mlp(self.mlp, self.mixing, self.norm_mlp(x_BND))
-        return x_BND + self.drop_path(self.scale_mlp(update_BND))
+        out_BND: Tensor = x_BND + self.drop_path(self.scale_mlp(update_BND))
+        return out_BND
 
 
 class LocalMixing(nn.Module):

@@ -101,7 +101,7 @@ def split_by_time(
         newest[video.group] = max(newest.get(video.group, ()), time_of(video))
         counts[video.group] += 1
     split_of = dict(fixed or {})
-    splits = list(reversed(shares))
+    splits = list(shares)[::-1]
     room = {split: shares[split] * len(videos) for split in splits}
     for group, split in split_of.items():
         room[split] -= counts[group]
