@@ -170,7 +170,7 @@ def split() -> int:
     add("--keep", type=Path, metavar="FOLDER", help="lists of an earlier split: their videos stay where they are")
     add("--seed", type=int, default=0, metavar="N", help="another seed gives another split (default: 0)")
     arguments = parser.parse_args()
-    from lookupvit_video.preparation.splits import SplitOptions, prepare_split
+    from lookupvit_video.own_videos.write_split import SplitOptions, prepare_split
 
     chosen = SplitOptions(arguments.shares, arguments.folds, arguments.order_by, arguments.keep, arguments.seed)
     lines, hints = prepare_split(arguments.data, arguments.out, arguments.group_by, chosen)

@@ -9,7 +9,7 @@ import pytest
 
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import UserError
-from lookupvit_video.preparation.splits import SplitOptions, prepare_split, split_by_time
+from lookupvit_video.own_videos.write_split import SplitOptions, prepare_split, split_by_time
 from tests.small import call_tool
 
 BY_RECORDING = r"([^/]*)_\d+\."
