@@ -49,6 +49,8 @@ def benchmark() -> int:
             "loader": options.Command("benchmark", "loader", "video files to normalized clips"),
             "model": options.Command("benchmark", "model", "LookupViT and other models: time, memory"),
             "block": options.Command("benchmark", "block", "roofline account of one block"),
+            "end-to-end": options.Command("benchmarking.end_to_end", "end_to_end", "video files to answers"),
+            "compare": options.Command("benchmarking.end_to_end", "compare", "two results of end-to-end"),
         },
         "Measure how fast the parts of this project are, and alternatives to them.",
         "  lookupvit benchmark model --only lookupvit vit\n",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
-from lookupvit_video.commands.run_command import print_error
+from lookupvit_video.commands.run_command import print_error, share_cores
 from lookupvit_video.errors import INTERNAL, UserError
 from lookupvit_video.text import printable
 
@@ -242,6 +242,11 @@ def answer_all(
 def predict(words: Sequence[str] | None = None) -> int:
     """Run `lookupvit predict`, with the words of this process's command line or others."""
     arguments = parse_arguments(words)
+    share_cores()
+    if arguments.workers:
+        from lookupvit_video.processes.pool import start_fork_server
+
+        start_fork_server("lookupvit_video.inference.batch")
     from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
     from lookupvit_video.inference.batch import find_videos
     from lookupvit_video.inference.predictor import load_model
