@@ -32,6 +32,7 @@ from lookupvit_video.files import atomic_write
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 from lookupvit_video.remote import local_copy
+from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
@@ -156,8 +157,8 @@ def load_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
         local = local_copy(path)
         damaged = _damaged_part(local)
         if not damaged:
-            can_map = mapped and os.name != "nt" and zipfile.is_zipfile(local)  # Windows locks a mapped file
-            content = torch.load(local, map_location="cpu", weights_only=True, **({"mmap": True} if can_map else {}))
+            options = {"mmap": True} if mapped and _can_be_mapped(local) else {}
+            content = torch.load(local, map_location="cpu", weights_only=True, **options)
     except Exception as error:  # reading a damaged pickle may raise anything
         if isinstance(error, OSError) and error.strerror:
             damaged = error.strerror
@@ -190,6 +191,11 @@ def _damaged_part(path: Path) -> str:
     if part:
         return f"damaged: the checksum of {part} does not match"
     return f"damaged: {folder} is marked as a folder" if folder else ""
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Return whether torch maps a file: an archive whose name is UTF-8. Windows would lock the file."""
+    return os.name != "nt" and is_utf8(str(path)) and zipfile.is_zipfile(path)
 
 
 def load_weights(

@@ -72,6 +72,16 @@ def test_mapped_weights_stay_in_the_file(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_file_that_torch_cannot_map_is_read(tmp_path):
+    path = tmp_path / "caf\udce9.pt"
+    _, model = saved(path)
+    found = load_checkpoint(path, mapped=True).model
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="this checkpoint cannot be read"):
+        load_checkpoint(path, mapped=True)
+
+
 def test_assigned_weights_have_the_number_format_and_layout_of_the_model(tmp_path):
     cfg, model = saved(tmp_path / "model.pt")
     checkpoint = load_checkpoint(tmp_path / "model.pt")
