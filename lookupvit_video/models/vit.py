@@ -68,14 +68,7 @@ class ViT(VideoModel):
         options: BlockOptions = PLAIN,
     ):
         super().__init__()
-        if pool not in (*POOLS, "attentive"):
-            raise UserError(f"pool {pool!r}: choose {', '.join((*POOLS, 'attentive'))}")
-        if tokens not in TOKENS:
-            raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
-        if encoder == "factorised" and (pool == "class" or tokens != "all"):
-            raise UserError("a factorized encoder takes all tokens and has no class token")
-        if options.lookup_conv and (pool == "class" or tokens != "all"):
-            raise UserError("a convolution in the MLP takes all tokens and no class token")
+        _check_tokens(pool, tokens, encoder, options)
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         self.token_grid: Grid | None = self.tokenizer.grid
         self.reduce: nn.Module = nn.Identity()
@@ -94,11 +87,9 @@ class ViT(VideoModel):
             merged_per_block(num_tokens + protected, merge_tokens, depth, protected) if tokens == "merge" else None
         )
         block = MergingBlock if tokens == "merge" else TransformerBlock
-        t, h, w = self.tokenizer.grid
-        grid: Grid | None = (1, h, w) if encoder == "factorised" else (t, h, w)
-        self.blocks = nn.ModuleList(
-            block(dim, num_heads, rate, options, grid) for rate in drop_path_rates(drop_path, depth)
-        )
+        times = 1 if encoder == "factorised" else self.tokenizer.grid[0]
+        make = partial(block, dim, num_heads, options=options, grid=(times, *self.tokenizer.grid[1:]))
+        self.blocks = nn.ModuleList(make(rate) for rate in drop_path_rates(drop_path, depth))
         self.head = Classifier(dim, num_classes, dropout, pool, num_heads, options)
         self.blocks.apply(init_linear)
         self.temporal: TemporalEncoder | None = None
@@ -143,6 +134,17 @@ class ViT(VideoModel):
             frames_BtnD = self.frame_norm(features.tokens).unflatten(1, (self.tokenizer.grid[0], -1))
             features = Features(self.temporal(frames_BtnD.mean(dim=2)), features.grid)
         return super().forward_head(features)
+
+
+def _check_tokens(pool: str, tokens: str, encoder: str, options: BlockOptions) -> None:
+    if pool not in (*POOLS, "attentive"):
+        raise UserError(f"pool {pool!r}: choose {', '.join((*POOLS, 'attentive'))}")
+    if tokens not in TOKENS:
+        raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
+    if encoder == "factorised" and (pool == "class" or tokens != "all"):
+        raise UserError("a factorized encoder takes all tokens and has no class token")
+    if options.lookup_conv and (pool == "class" or tokens != "all"):
+        raise UserError("a convolution in the MLP takes all tokens and no class token")
 
 
 # Tubelets of 16 x 16 pixels and 2 frames; further arguments as those of the class.
