@@ -10,6 +10,7 @@ COMMANDS = {
     "train": Command("train", "train", "train and test a model by config"),
     "test": Command("train", "test", "test a trained model by config"),
     "predict": Command("predict", "predict", "name what happens in videos"),
+    "features": Command("inference.features", "features", "save features of videos, or search by them"),
     "timeline": Command("explain", "timeline", "name what happens when in a long video"),
     "explain": Command("explain", "explain", "show where a LookupViT looks"),
     "calibrate": Command("calibrate", "calibrate", "fit probabilities; thresholds for predict --reject, --adaptive"),

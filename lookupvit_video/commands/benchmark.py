@@ -1,4 +1,4 @@
-"""`lookupvit benchmark loader | model | block` and `lookupvit flops`: what things cost."""
+"""`lookupvit benchmark loader | model | budgets | block` and `lookupvit flops`: what things cost."""
 
 import argparse
 from pathlib import Path
@@ -33,6 +33,13 @@ MODEL_EXAMPLES = """  lookupvit benchmark model --grids 2x7x7 4x7x7 8x7x7 --thre
   lookupvit benchmark model --frames 8 16 32 64 --grids 4x7x7 --plot scaling.png
   lookupvit benchmark model --precision bfloat16 --compile --mode inference train --batch 1 8 32 --frames 16 32
 """
+BUDGETS_EXAMPLES = """  lookupvit benchmark budgets --checkpoint runs/one/model.pt --batch 1 8 --threads 1
+  lookupvit benchmark budgets --checkpoint runs/one runs/vit runs/fixed --batch 8 --plot budgets.png
+  lookupvit benchmark budgets --cfg k400_lvit --frames 16 32 --budgets 4x7x7 4x7x7,b8 4x7x7,k1-0.5 2x7x7,b4,k1-0.5
+
+All budgets take turns. --plot needs the accuracies of tests: test_results.json next to each checkpoint; the first
+checkpoint's budgets are drawn as a cloud with its frontier, the others for comparison.
+"""
 BLOCK_EXAMPLES = """  lookupvit benchmark block --tokens 1568 --compressed 196
   lookupvit benchmark block --tokens 3136 --compressed 98 --threads 2 --rounds 9
   lookupvit benchmark block --batch 32 --precision bfloat16 --device cuda
@@ -48,6 +55,9 @@ def benchmark() -> int:
         {
             "loader": options.Command("benchmark", "loader", "video files to normalized clips"),
             "model": options.Command("benchmark", "model", "LookupViT and other models: time, memory"),
+            "budgets": options.Command(
+                "benchmark", "budgets", "every budget of a checkpoint or config: time over operations"
+            ),
             "block": options.Command("benchmark", "block", "roofline account of one block"),
             "end-to-end": options.Command("benchmarking.end_to_end", "end_to_end", "video files to answers"),
             "compare": options.Command("benchmarking.end_to_end", "compare", "two results of end-to-end"),
@@ -209,6 +219,68 @@ def model() -> int:
         write_json(arguments.json, {"command": command_line(), **machine, **facts})
     if arguments.plot:
         plot_scaling([row for row in facts["best"] if row["mode"] == arguments.mode[0]], arguments.plot)
+    return 0
+
+
+def _add_measuring(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
+    add = parser.add_argument
+    options.add_device(parser)
+    add("--rounds", type=options.positive, default=rounds, metavar="N",
+        help=f"medians are over N rounds (default: {rounds})")  # fmt: skip
+    add("--seconds", type=float, default=seconds, metavar="S",
+        help=f"a turn repeats until it takes S seconds (default: {seconds:g})")  # fmt: skip
+    options.add_json(parser)
+    add("--markdown", type=Path, metavar="FILE", help="write the tables to a file too")
+
+
+def budgets() -> int:
+    """Run `lookupvit benchmark budgets`."""
+    parser = options.make_parser(
+        "Measure every budget (grid, blocks, lookup tokens) of one model: time against operations, and accuracy.",
+        BUDGETS_EXAMPLES,
+    )
+    add, several = parser.add_argument, {"nargs": "+", "type": options.positive, "metavar": "N"}
+    options.add_cfg(parser, required=False)
+    add("--checkpoint", nargs="+", default=[], metavar="FILE", help="trained models instead of a config")
+    add(
+        "--budgets",
+        nargs="+",
+        default=[],
+        metavar="BUDGET",
+        help="of the first, such as 4x7x7,b8,k1-0.5 (default: all)",
+    )
+    add("--frames", default=[None], help="of a clip, with --cfg (default: the config's)", **several)  # type: ignore[arg-type]
+    add("--batch", default=[1], help="clips at a time", **several)  # type: ignore[arg-type]
+    add("--threads", help="processor threads (default: torch's)", **several)  # type: ignore[arg-type]
+    add("--precision", choices=options.PRECISIONS, default="float32", help="of weights and clip (default: float32)")
+    _add_measuring(parser, rounds=5, seconds=0.5)
+    add("--plot", type=Path, metavar="FILE", help="draw accuracy over MACs and over time, as PNG")
+    options.add_settings(parser)
+    arguments = parse_with_settings(parser)
+    arguments.budgets, settings = options.split_list(arguments.budgets, options.GRID.match)
+    arguments.overrides = settings + arguments.overrides
+    if bool(arguments.cfg) == bool(arguments.checkpoint):
+        parser.error("give --cfg, or --checkpoint with one or more")
+    if arguments.checkpoint and (arguments.overrides or arguments.frames != [None]):
+        parser.error("settings and --frames are for --cfg; a checkpoint has its own")
+    import torch
+
+    from lookupvit_video.benchmarks.budgets import budget_report
+    from lookupvit_video.benchmarks.machine import describe_machine
+    from lookupvit_video.log import setup_logging
+
+    arguments.device = _device(arguments.device)
+    arguments.threads = arguments.threads or [torch.get_num_threads()]
+    setup_logging()
+    torch.manual_seed(0)
+    machine = describe_machine(arguments.device)
+    rows, text = budget_report(arguments, machine)
+    text = f"{text}\n    {command_line()}\n"
+    print(text, end="")
+    if arguments.markdown:
+        write_text(arguments.markdown, text)
+    if arguments.json:
+        write_json(arguments.json, {"command": command_line(), **machine, "rows": rows})
     return 0
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lookupvit_video.models.budget import Budget
 
 EXPORT_EXAMPLES = """  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format pt2 onnx aoti
-  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported_int8 --format pt2 --int8 --list test.csv
+  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported_int8 --format pt2 onnx --int8 --list test.csv
   lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --compare my_videos/*.mp4
 
 Writes model.pt2 (torch.export), model.onnx, model_aoti.pt2 (AOTInductor, compiled for this machine's device),
@@ -42,13 +42,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--format", nargs="+", choices=FORMATS, default=["pt2"], help="one or more (default: pt2)")
     add("--batch", type=options.positive, metavar="N", help="clips per call (default: any number)")
     add("--grid", metavar="TxHxW", help="compressed grid, for a model made with several")
-    add("--int8", action="store_true", help="8-bit weights (torchao); formats pt2 and aoti")
-    add("--list", metavar="FILE", help="labelled videos (path,label): measure the accuracy, one view")
+    add("--int8", action="store_true", help="8-bit weights and activations, but for layers where they cost accuracy")
+    add("--list", metavar="FILE", help="labelled videos (path,label): measure the accuracy, one view; on the first of "
+        "them the layers of --int8 are chosen")  # fmt: skip
     add("--compare", nargs="+", metavar="FILE", help="videos to answer with reference.py as well")
-    arguments = parser.parse_args()
-    if arguments.int8 and "onnx" in arguments.format:
-        parser.error("--int8: torchao's weights are exported as pt2 or aoti; onnxruntime has a quantizer of its own")
-    return arguments
+    return parser.parse_args()
 
 
 def grid_of(text: str | None, predictor: "Predictor") -> "Budget | tuple[int, ...] | None":
@@ -94,6 +92,7 @@ def export() -> int:
         FILES,
         accuracy,
         check_format,
+        clips_of,
         deployed_model,
         example_clips,
         export_model,
@@ -101,6 +100,7 @@ def export() -> int:
     from lookupvit_video.inference.export.vectors import add_reference, add_test_vectors, compare
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
+    from lookupvit_video.models.kernels.int8 import linear_layers
 
     setup_logging()
     for kind in arguments.format:
@@ -110,8 +110,11 @@ def export() -> int:
     several = predictor.multi_label
     videos = read_manifest(arguments.list, predictor.classes, multi_label=several) if arguments.list else []
     plain = deployed_model(predictor, grid)
-    deployed = deployed_model(predictor, grid, int8=True) if arguments.int8 else plain
+    deployed = deployed_model(predictor, grid, clips_of(predictor, videos)) if arguments.int8 else plain
     facts = description(predictor, batch=arguments.batch, grid=grid, int8=arguments.int8, device=predictor.device)
+    if arguments.int8:
+        facts["float_layers"] = [name.removeprefix("model.") for name in linear_layers(deployed)]
+        print(f"int8: linear layers in float: {', '.join(facts['float_layers']) or 'none'}, and the classifiers")
     facts["files"] = {}
     example = example_clips(predictor, arguments.batch) if arguments.batch else example_clips(predictor)
     for kind in arguments.format:

@@ -48,6 +48,11 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     options.add_batch_size(parser)
     add("--compile", action="store_true",
         help="compile the model first: minutes at the start, then faster on a GPU (not with --adaptive)")  # fmt: skip
+    add(
+        "--int8",
+        action="store_true",
+        help="8-bit weights and activations: faster on CPUs with VNNI or AMX; layers are chosen on the first video",
+    )
     add("--adapt", action="store_true", help="move clips whose tokens are unlike clean ones toward them; "
         "after lookupvit robustness --adapt")  # fmt: skip
     options.add_workers(parser)
@@ -60,7 +65,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     one = budget.add_mutually_exclusive_group()
     one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7, or 4x7x7,b8,k1-0.5: also "
                      "fewer blocks and lookup tokens (default: the checkpoint's)")  # fmt: skip
-    one.add_argument("--gmacs", type=float, metavar="G", help="largest grid within 10^9 multiply-accumulates a view")
+    one.add_argument("--gmacs", type=float, metavar="G", help="most accurate budget by the calibration within 10^9 "
+                     "multiply-accumulates a view; not calibrated: the largest")  # fmt: skip
     one.add_argument("--latency-ms", type=float, metavar="MS", help="the same by time, measured once on this device")
     one.add_argument("--adaptive", action="store_true", help="a small grid first, larger ones while not confident")
     budget.add_argument("--calibration", metavar="FILE", help="for --adaptive, of lookupvit calibrate "
@@ -73,6 +79,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         (arguments.calibration and not arguments.adaptive, "--calibration is for --adaptive"),
         (arguments.compile and arguments.adaptive,
          "--compile: --adaptive runs parts of the model, which stay uncompiled; give one of them"),
+        (arguments.compile and arguments.int8, "--compile: compiled 8-bit layers are slower; give one of them"),
         (arguments.compile and arguments.adapt, "--compile: --adapt changes what the model computes; give one of them"),
         (arguments.resume and not (arguments.json or arguments.csv),
          "--resume continues what --json or --csv holds; give one of them"),
@@ -128,8 +135,26 @@ def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str
             check_grid(predictor.costs, parse_budget(arguments.grid).bare)
         return {"grid": arguments.grid}
     grid = predictor.grid_within(gmacs=arguments.gmacs, latency_ms=arguments.latency_ms)
-    logger.info("grid %s: %.4g GMACs a view", grid, predictor.grids[grid])
+    top1 = f", top-1 {predictor.top1[grid]:.2f} % in its calibration" if grid in predictor.top1 else ""
+    logger.info("grid %s: %.4g GMACs a view%s", grid, predictor.grids[grid], top1)
     return {"grid": grid}
+
+
+def quantize(predictor: "Predictor", videos: Sequence[str]) -> None:
+    """Turn a model to 8 bits, the layers chosen on the first video that can be read, and log which stay in float."""
+    import torch
+
+    from lookupvit_video.decoding.reader import DecodeError
+    from lookupvit_video.inference.views import read_views
+
+    for video in videos:
+        try:
+            clips = read_views(video, predictor.plan).clips
+        except DecodeError:  # reported when its turn comes
+            continue
+        left = predictor.quantize(torch.from_numpy(clips))
+        logger.info("int8: linear layers in float: %s, and the classifiers", ", ".join(left) or "none")
+        return
 
 
 def say(text: str) -> None:
@@ -211,7 +236,11 @@ def answer_all(
     topk, numbers = min(arguments.topk, len(predictor.classes)), {video: i for i, video in enumerate(videos)}
     costs, lost = [], []
     is_shown = "-" not in (arguments.json, arguments.csv)
+    if arguments.int8 and not arguments.adaptive:
+        quantize(predictor, videos)  # before a latency is measured
     budget = budget_of(arguments, predictor)
+    if arguments.int8 and arguments.adaptive:
+        quantize(predictor, videos)  # after the thresholds are found to be of these weights
     if arguments.compile:
         predictor.compile(arguments.batch_size)
     with ExitStack() as stack:

@@ -143,14 +143,20 @@ def _grids_fit(MODEL: Section, DATA: Section, TEST: Section) -> Iterator[str]:
             )
 
 
+def _mixing_fits(MODEL: Section) -> Iterator[str]:
+    kernel = MODEL.LOOKUP_CONV
+    if len(kernel) not in (0, 3) or any(side % 2 == 0 for side in kernel):
+        yield f"MODEL.LOOKUP_CONV is {kernel}; write [t, h, w], each odd, so that a token is in its middle"
+    if MODEL.ENCODER == "factorised" and kernel and kernel[0] > 1:
+        yield f"MODEL.LOOKUP_CONV is {kernel}; factorised, blocks see one time index: write 1 for t"
+    if kernel and (MODEL.POOL == "class" or MODEL.TOKENS != "all"):
+        yield f"MODEL.LOOKUP_CONV is {kernel}; it needs the complete grid: set MODEL.TOKENS all, and another MODEL.POOL"
+
+
 def _budgets_fit(MODEL: Section) -> Iterator[str]:
     entry = MODELS[MODEL.ARCH]
     if not entry.compressed_grids or MODEL.VARIANT not in entry.variants:
         return
-    if len(MODEL.LOOKUP_CONV) not in (0, 3) or any(side % 2 == 0 for side in MODEL.LOOKUP_CONV):
-        yield f"MODEL.LOOKUP_CONV is {MODEL.LOOKUP_CONV}; write [t, h, w], each odd, so that a token is in its middle"
-    if MODEL.ENCODER == "factorised" and MODEL.LOOKUP_CONV and MODEL.LOOKUP_CONV[0] > 1:
-        yield f"MODEL.LOOKUP_CONV is {MODEL.LOOKUP_CONV}; factorised, blocks see one time index: write 1 for t"
     depth = MODEL.DEPTH or entry.variants[MODEL.VARIANT][1]["depth"]
     if sorted(set(MODEL.EXITS)) != MODEL.EXITS or (MODEL.EXITS and MODEL.EXITS[-1] >= depth):
         yield f"MODEL.EXITS is {MODEL.EXITS}; write rising numbers of blocks below the model's {depth}"
@@ -212,5 +218,6 @@ def _others_are_there(DISTILL: Section, DIST_TIMEOUT: float, DATA_LOADER: Sectio
 
 
 CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
-    _data_fits, _model_exists, _grids_fit, _budgets_fit, _frozen_parts_fit, _training_fits, _others_are_there,
+    _data_fits, _model_exists, _grids_fit, _mixing_fits, _budgets_fit, _frozen_parts_fit, _training_fits,
+    _others_are_there,
 )  # fmt: skip

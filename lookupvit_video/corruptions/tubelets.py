@@ -48,7 +48,7 @@ def shuffled_blocks(frames: np.ndarray, blocks: int, rng: np.random.Generator, *
 
 
 def shuffled_frames(frames: np.ndarray, _: int, rng: np.random.Generator) -> np.ndarray:
-    """Show the frames of the clip in another order, never the real one."""
+    """Show the frames of the clip in another order, never the real one; also takes the numbers (T,) of the frames."""
     real = np.arange(len(frames))
     order = real
     while len(frames) > 1 and (order == real).all():
@@ -57,7 +57,7 @@ def shuffled_frames(frames: np.ndarray, _: int, rng: np.random.Generator) -> np.
 
 
 def frozen_frames(frames: np.ndarray, place: float, _rng: np.random.Generator) -> np.ndarray:
-    """Show one frame of the clip all the time.
+    """Show one frame of the clip all the time; also takes the numbers (T,) of the frames.
 
     Args:
         place: of that frame, from 0 at the first to 1 past the last.

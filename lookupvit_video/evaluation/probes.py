@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
+from lookupvit_video.corruptions.tubelets import frozen_frames, shuffled_frames
 from lookupvit_video.errors import UserError
 from lookupvit_video.seeding import mix_seed
 
@@ -21,17 +22,12 @@ def reordered(clips_BCTHW: Tensor, order: str, seed: int = 0) -> Tensor:
     Raises:
         UserError: an unknown order.
     """
-    num_frames = clips_BCTHW.shape[2]
-    if order == "real" or num_frames == 1:
-        return clips_BCTHW
-    if order == "frozen":
-        return clips_BCTHW[:, :, [num_frames // 2]].expand_as(clips_BCTHW)
-    if order != "shuffled":
+    if order not in ORDERS:
         raise UserError(f"order {order!r}: choose one of {', '.join(ORDERS)}")
-    draw, real = np.random.default_rng(mix_seed(seed)), np.arange(num_frames)
-    chosen = real
-    while (chosen == real).all():
-        chosen = draw.permutation(num_frames)
+    if order == "real":
+        return clips_BCTHW
+    numbers, rng = np.arange(clips_BCTHW.shape[2]), np.random.default_rng(mix_seed(seed))
+    chosen = frozen_frames(numbers, 0.5, rng) if order == "frozen" else shuffled_frames(numbers, 1, rng)
     return clips_BCTHW[:, :, chosen.tolist()]
 
 

@@ -1,6 +1,6 @@
 """One checkpoint, many budgets: which compressed grid, depth and lookup tokens to use, and when a small one is enough.
 
-``largest_within`` picks one budget for all videos. A ``Cascade`` starts each video on a small one and continues on
+``best_within`` picks one budget for all videos. A ``Cascade`` starts each video on a small one and continues on
 larger ones only while the answer is not confident; ``lookupvit calibrate`` finds its thresholds on labeled videos.
 A bare grid is the budget with all blocks and tokens.
 Shape letters: B clips, V videos, N lookup tokens, D width, K classes.
@@ -72,21 +72,25 @@ def check_budget(budget: float) -> None:
         raise UserError(f"a budget of {budget:g}: it must be above 0")
 
 
-def largest_within(costs: Mapping[str, float], budget: float, unit: str) -> str:
-    """Return the name of the grid that costs most within a budget.
+def best_within(costs: Mapping[str, float], limit: float, unit: str, top1: Mapping[str, float]) -> str:
+    """Return the name of the most accurate budget within a limit, and of equals the cheapest.
 
     Args:
-        costs: by the grid's name, in the unit of the budget.
+        costs: by the budget's name, in the unit of the limit.
+        top1: accuracy of each, in percent, on held-out videos; where one is missing, the dearest is returned.
 
     Raises:
         UserError: even the cheapest costs more.
     """
-    check_budget(budget)
-    within = [grid for grid, cost in costs.items() if cost <= budget]
+    check_budget(limit)
+    within = [name for name, cost in costs.items() if cost <= limit]
     if not within:
-        cheapest = min(costs, key=lambda grid: costs[grid])
-        raise UserError(f"a budget of {budget:g} {unit}: the cheapest grid, {cheapest}, takes {costs[cheapest]:.4g}")
-    return max(within, key=lambda grid: costs[grid])
+        cheapest = min(costs, key=lambda name: costs[name])
+        raise UserError(f"a budget of {limit:g} {unit}: the cheapest grid, {cheapest}, takes {costs[cheapest]:.4g}")
+    if not costs.keys() <= top1.keys():
+        logger.info("no accuracies (lookupvit calibrate measures them): taking the dearest budget within the limit")
+        return max(within, key=lambda name: costs[name])
+    return max(within, key=lambda name: (top1[name], -costs[name]))
 
 
 # Latency, measured once on each device ----------------------------------------------------------------------------
@@ -260,7 +264,10 @@ class CascadePasses:
         self.budgets = [model.check_budget(grid) for grid in cascade.grids]
         self.sources = cascade.sources(math.prod(model.block_grid), len(model.blocks))
         with precision:
-            self.tokens_BND = torch.cat([model.tokenizer(part) for part in clips])
+            parts = [(model.tokenizer(part), model.pixel_order(part)) for part in clips]
+        self.tokens_BND = torch.cat([tokens for tokens, _ in parts])
+        orders = [order for _, order in parts if order is not None]
+        self.order_BN = torch.cat(orders) if orders else None
         self.states: dict[int, dict[int, TokenState]] = {step: {} for step in self.sources if step is not None}
         """Of each step that a later one continues: the state in which it left each clip."""
 
@@ -271,7 +278,8 @@ class CascadePasses:
             part = rows[start : start + self.batch_size]
             with self.precision:
                 if source is None:
-                    state = model.start(self.tokens_BND[list(part)], budget)
+                    order_BN = None if self.order_BN is None else self.order_BN[list(part)]
+                    state = model.start(self.tokens_BND[list(part)], budget, order_BN)
                 else:
                     state = join_states([self.states[source][row] for row in part])
                 state = model.advance(

@@ -28,11 +28,11 @@ from lookupvit_video.inference.budget import (
     Cascade,
     Costs,
     Grid,
+    best_within,
     budget_name,
     cascade_macs,
     check_budget,
     check_grid,
-    largest_within,
     load_cascade,
     measured_latencies,
     run_cascade,
@@ -43,6 +43,7 @@ from lookupvit_video.inference.views import Failure, Source, Views, make_plan, r
 from lookupvit_video.models.budget import as_budget, parse_budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
+from lookupvit_video.models.kernels.int8 import linear_layers, quantize
 from lookupvit_video.registry import MODELS
 from lookupvit_video.remote import is_hub_id
 from lookupvit_video.text import shown
@@ -81,6 +82,7 @@ class Predictor:
         self.costs = Costs(costs, tokens, depth)
         """Of each budget; empty for a model without compressed grids."""
         self._compiled_batch = 0
+        self._number_format = ""
 
     def __repr__(self) -> str:
         model, data, names = self.cfg.MODEL, self.cfg.DATA, self.classes
@@ -292,6 +294,31 @@ class Predictor:
                 thresholds=self.thresholds if self.multi_label else None,
             )  # fmt: skip
 
+    def quantize(self, clips_BCTHW: Tensor) -> list[str]:
+        """Compute with 8-bit weights and activations from now on; return the linear layers that stay in float.
+
+        It is faster than floats on a CPU with instructions for it, see docs/export.md. Load thresholds before: a file
+        of ``lookupvit calibrate`` belongs to the float weights.
+
+        Args:
+            clips_BCTHW: uint8 clips as of ``predict_clips``, on which layers are found that would cost accuracy.
+
+        Raises:
+            UserError: the model is compiled.
+        """
+        if self._compiled_batch:
+            raise UserError("quantize: compiled code takes another way through the 8-bit layers; do not compile")
+        inputs = self.inputs(clips_BCTHW)
+
+        def run() -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = self.model(inputs)
+            return logits
+
+        quantize(self.model, run)
+        self._number_format = "int8"
+        return list(linear_layers(self.model))
+
     def compile(self, batch_size: int = 8, **options: Any) -> None:
         """Compile the model, with CUDA graphs on GPUs: minutes at first, then less time for each batch.
 
@@ -347,8 +374,17 @@ class Predictor:
         """
         return {budget_name(grid): sum(parts.values()) / 1e9 for grid, parts in self.costs.items()}
 
+    @property
+    def top1(self) -> dict[str, float]:
+        """Top-1 in percent of each calibrated budget, on the videos that it was calibrated on."""
+        return {name: 100 * sum(found.right) / len(found.right)
+                for name, found in self.calibration.items() if found.right}  # fmt: skip
+
     def grid_within(self, *, gmacs: float | None = None, latency_ms: float | None = None) -> str:
-        """Return the largest grid within a budget for one view.
+        """Return the best budget within a limit for one view.
+
+        That is the most accurate one on the videos of ``lookupvit calibrate``; without a calibration of every budget
+        the dearest.
 
         Args:
             gmacs: 10^9 multiply-accumulates, in closed form.
@@ -361,15 +397,15 @@ class Predictor:
             raise UserError("gmacs, latency_ms: give one of them")
         if latency_ms is None:
             check_grid(self.costs)
-            return largest_within(self.grids, gmacs or 0.0, "GMACs a view")
+            return best_within(self.grids, gmacs or 0.0, "GMACs a view", self.top1)
         check_budget(latency_ms)
         if self._compiled_batch:  # which pads batches, while a latency is of a single view
             raise UserError("latency_ms: choose the grid before compiling the model")
         check_grid(self.costs)
-        precision = str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
+        precision = self._number_format or str(autocast_dtype(self.cfg.TRAIN.PRECISION, self.device))
         model = {"precision": precision, "model": self.cfg.MODEL.dump()}
         times = measured_latencies(self.predict_clips, self._blank_clip(), self.costs, model, self.device)
-        return largest_within(times, latency_ms, "ms a view on this device")
+        return best_within(times, latency_ms, "ms a view on this device", self.top1)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and README.md (a model card), as the Hugging Face Hub expects them.

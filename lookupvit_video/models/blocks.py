@@ -51,7 +51,7 @@ class BlockOptions:
     reverse: str = "softmax"
     """See ``BidirectionalCrossAttention``; dense blocks ignore it."""
     lookup_conv: tuple[int, ...] = ()
-    """t x h x w of the kernel of a ``LocalMixing`` in the MLP of the lookup tokens; (): none."""
+    """t x h x w of the kernel of a ``LocalMixing`` in the MLP of the tokens of the complete grid; (): none."""
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""
@@ -103,9 +103,20 @@ class DropPath(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm ViT block: self-attention, then an MLP of ratio 4, each with a residual (arXiv 2010.11929)."""
+    """Pre-norm ViT block: self-attention, then an MLP of ratio 4, each with a residual (arXiv 2010.11929).
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0, options: BlockOptions = PLAIN):
+    Args:
+        grid: t x h x w of the tokens, for ``options.lookup_conv``; None: without that.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        drop_path: float = 0.0,
+        options: BlockOptions = PLAIN,
+        grid: Grid | None = None,
+    ):
         super().__init__()
         self.norm_attention = options.norm(dim)
         self.attention = SelfAttention(dim, num_heads, options.qk_norm)
@@ -113,6 +124,7 @@ class TransformerBlock(nn.Module):
         self.norm_mlp = options.norm(dim)
         self.mlp = options.mlp(dim, 4 * dim)
         self.scale_mlp = options.scale(dim)
+        self.mixing = LocalMixing(4 * dim, grid, options.lookup_conv) if grid and options.lookup_conv else None
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x_BND: Tensor) -> Tensor:
@@ -122,7 +134,8 @@ class TransformerBlock(nn.Module):
 
     def add_mlp(self, x_BND: Tensor) -> Tensor:
         """Return the block's second half: (B, N, D) plus its MLP branch."""
-        out_BND: Tensor = x_BND + self.drop_path(self.scale_mlp(self.mlp(self.norm_mlp(x_BND))))
+        update_BND = mixed_mlp(self.mlp, self.mixing, self.norm_mlp(x_BND))
+        out_BND: Tensor = x_BND + self.drop_path(self.scale_mlp(update_BND))
         return out_BND
 
 
@@ -155,6 +168,17 @@ class LocalMixing(nn.Module):
         out_BCthw = F.conv3d(x_BCthw, self.weight, self.bias, padding=self.padding, groups=len(self.weight))
         out_BNC = out_BCthw.flatten(2).transpose(1, 2)
         return out_BNC if kept_Bn is None else out_BNC.gather(1, rows)
+
+
+def mixed_mlp(mlp: nn.Sequential, mixing: LocalMixing | None, x_BND: Tensor, kept_BN: Tensor | None = None) -> Tensor:
+    """Map (B, N, D) to the same shape by an MLP, with what ``mixing`` adds to its hidden layer, if anything."""
+    if mixing is None:
+        out_BND: Tensor = mlp(x_BND)
+        return out_BND
+    first, activation, second, *adapter = mlp
+    hidden_BNC = activation(first(x_BND))
+    out_BND = second(hidden_BNC + mixing(hidden_BNC, kept_BN))
+    return out_BND + adapter[0](x_BND) if adapter else out_BND
 
 
 class LookupViTBlock(nn.Module):
@@ -228,18 +252,9 @@ class LookupViTBlock(nn.Module):
         """Write refined compressed tokens (B, M, D) to lookup tokens (B, N, D) and run the narrow MLP on these."""
         update_BND = self.cross_attention.write_back(self.norm_infuse(compressed_BMD), lookup)
         lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
-        update_BND = self._narrow_mlp(self.norm_lookup_mlp(lookup_BND), kept_BN)
+        update_BND = mixed_mlp(self.lookup_mlp, self.mixing, self.norm_lookup_mlp(lookup_BND), kept_BN)
         out_BND: Tensor = lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
         return out_BND
-
-    def _narrow_mlp(self, x_BND: Tensor, kept_BN: Tensor | None) -> Tensor:
-        if self.mixing is None:
-            out_BND: Tensor = self.lookup_mlp(x_BND)
-            return out_BND
-        first, activation, second, *adapter = self.lookup_mlp
-        hidden_BNC = activation(first(x_BND))
-        out_BND = second(hidden_BNC + self.mixing(hidden_BNC, kept_BN))
-        return out_BND + adapter[0](x_BND) if adapter else out_BND
 
 
 class TemporalEncoder(nn.Module):

@@ -57,6 +57,8 @@ class TokenState(NamedTuple):
     """(G, n): which of the N lookup tokens these are, in rising order; None: all."""
     left: Tensor | None = None
     """(G, N, D): the last state of those that left; the other rows are outdated."""
+    order: Tensor | None = None
+    """(G, N): by what the lookup tokens are kept, the largest first, where the clip alone decides; else None."""
 
     def everything(self) -> Tensor:
         """Return all lookup tokens (G, N, D)."""

@@ -187,7 +187,8 @@ def vit_macs(
     merge_tokens: int = 0,
 ) -> dict[str, int]:
     """MACs of a dense ViT for one clip, by part; arguments as ``ViT``."""
-    n, dim = math.prod(shape.block_grid), shape.dim
+    n = n_all = math.prod(shape.block_grid)
+    dim = shape.dim
     if tokens == "resize":
         n = math.prod(compressed_grid)
     elif tokens == "random":
@@ -208,6 +209,7 @@ def vit_macs(
         "attention": shape.times * attention,
         "matching": matching,
         "mlp": shape.times * mlp,
+        "local_mixing": shape.times * shape.depth * mixing_macs(n_all, 4 * dim, shape.lookup_conv),
         "adapters": shape.times * adapters,
         "temporal_encoder": shape.temporal_macs() + shape.temporal_adapter_macs(),
         "heads": shape.head_macs(n),

@@ -29,7 +29,7 @@ from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 from lookupvit_video.text import grid_name
 
 HEADS = ("compressed", "lookup")
-KEEP_BY = ("mass", "random")
+KEEP_BY = ("mass", "pixels", "random")
 
 
 class ExitHeads(nn.Module):
@@ -67,7 +67,8 @@ class LookupViT(VideoModel):
             (LGViT, arXiv 2308.00255); in eval mode a budget chooses one.
         keep: share of the lookup tokens that the blocks work on in equal parts of the depth, such as (1, 0.7, 0.5), the
             default of ``forward``. A token that leaves keeps its state, which the lookup head reads. (): all.
-        keep_by: which stay: "mass": those that most was gathered from; "random", as a control.
+        keep_by: which stay: "mass": those that most was gathered from; "pixels": those whose own pixels vary most;
+            "random", as a control.
     """
 
     tokenizer: TubeletTokenizer
@@ -123,6 +124,8 @@ class LookupViT(VideoModel):
                 length=t, dim=dim, depth=temporal_depth, num_heads=num_heads, options=options
             )
         self._add_exits(exits, depth, options.norm, classifier)
+        if keep_by not in KEEP_BY:
+            raise UserError(f"keep_by {keep_by!r}: choose {', '.join(KEEP_BY)}")
         self.keep, self.keep_by = tuple(keep), keep_by
         if keep_by == "random":
             fixed_N = torch.rand(math.prod(self.block_grid), generator=torch.Generator().manual_seed(0))
@@ -169,14 +172,24 @@ class LookupViT(VideoModel):
             raise UserError(f"shares of lookup tokens {list(budget.keep)}: {mistake}")
         return budget
 
-    def start(self, tokens_BND: Tensor, budget: Budget) -> TokenState:
-        """Return lookup tokens (B, N, D) of the tokenizer, and the compressed tokens made of them, before block 1."""
+    def pixel_order(self, clip_BCTHW: Tensor) -> Tensor | None:
+        """Return the lookup tokens' order (B, N) by a clip's pixels, for ``start``; None where it does not decide."""
+        return self.tokenizer.pixel_variance(clip_BCTHW) if self.keep_by == "pixels" else None
+
+    def start(self, tokens_BND: Tensor, budget: Budget, order_BN: Tensor | None = None) -> TokenState:
+        """Return lookup tokens (B, N, D) of the tokenizer, and the compressed tokens made of them, before block 1.
+
+        Args:
+            order_BN: see ``pixel_order``.
+        """
         compress = self.compress[grid_name(budget.grid)]
         assert isinstance(compress, GridResize)
         # Factorized: time joins the batch, so that a block sees one time index.
         lookup = tokens_BND.reshape(-1, compress.num_in, tokens_BND.shape[-1])
         # The resize is linear: one resize of tokens plus positions equals the paper's sum of two.
-        return TokenState(compress(lookup).to(lookup.dtype), lookup)  # autocast would keep this stream in bfloat16
+        order = None if order_BN is None else order_BN.reshape(lookup.shape[:2])
+        # Autocast would keep this stream in bfloat16.
+        return TokenState(compress(lookup).to(lookup.dtype), lookup, order=order)
 
     def advance(
         self,
@@ -221,14 +234,15 @@ class LookupViT(VideoModel):
 
     def keep_order(self, state: TokenState) -> Tensor:
         """Return by what the lookup tokens (G, n) of a state are kept, the largest first."""
-        assert state.found is not None
-        if self.keep_by == "mass":
-            return state.found.mass
         groups, n = state.lookup.shape[:2]
-        if self.training:
+        if self.keep_by == "mass":
+            assert state.found is not None
+            return state.found.mass
+        if self.keep_by == "random" and self.training:
             return torch.rand(groups, n, device=state.lookup.device)
-        fixed_N = self.get_buffer("random_order")
-        return fixed_N.expand(groups, -1) if state.kept is None else fixed_N[state.kept]
+        fixed_GN = self.get_buffer("random_order").expand(groups, -1) if self.keep_by == "random" else state.order
+        assert fixed_GN is not None, "start() was not given pixel_order()"
+        return fixed_GN if state.kept is None else fixed_GN.gather(1, state.kept)
 
     def features(self, state: TokenState, budget: Budget, attention: Sequence[Tensor] = ()) -> Features:
         """Return the tokens of a state as heads read them; those that left are as they were then."""
@@ -265,15 +279,28 @@ class LookupViT(VideoModel):
             UserError: the model was not made for this budget.
         """
         budget, attention = self.check_budget(budget), list[Tensor]()
-        state = self.start(self.tokenizer(clip_BCTHW), budget)
+        state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW))
         kept = attention if return_attention else None
         state = self.advance(state, budget, budget.blocks, writes_back="lookup" in heads, attention=kept)
         return self.features(state, budget, attention)
 
-    def _logits(self, name: str, features: Features) -> Tensor:
+    def _tokens(self, name: str, features: Features) -> tuple[Any, Tensor]:
+        """Return the module with the classifiers of a pass, the model or an exit, and the tokens that one reads."""
         tokens = features.compressed if name == "compressed" else features.tokens
         assert tokens is not None
-        readers: Any = self.exits[str(features.blocks)] if features.blocks else self
+        return (self.exits[str(features.blocks)] if features.blocks else self), tokens
+
+    def normed_tokens(self, features: Features, name: str) -> Tensor:
+        """See `VideoModel.normed_tokens`: (B, N, D) or (B, M, D)."""
+        if name not in self.heads:
+            raise UserError(f"{name} tokens: this model has no classifier of them, only of {', '.join(self.heads)}")
+        readers, tokens = self._tokens(name, features)
+        norm = readers.heads[name].norm if self.temporal is None else readers.frame_norms[name]
+        normed: Tensor = norm(tokens)
+        return normed
+
+    def _logits(self, name: str, features: Features) -> Tensor:
+        readers, tokens = self._tokens(name, features)
         if self.temporal is not None:
             frames_Btnd = readers.frame_norms[name](tokens).unflatten(1, (self.tokenizer.grid[0], -1))
             tokens = self.temporal(frames_Btnd.mean(dim=2))
@@ -300,7 +327,7 @@ class LookupViT(VideoModel):
         """
         budget = self.check_budget(budget)
         names = tuple(self.heads) if self.training or with_features else self.inference_heads
-        state = self.start(self.tokenizer(clip_BCTHW), budget)
+        state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW))
         early: list[Tensor] = []
         for blocks in map(int, self.exits if self.training else ()):
             if not budget.blocks or blocks < budget.blocks:

@@ -54,13 +54,19 @@ class TubeletTokenizer(nn.Module):
             raise UserError(
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
-        if self.changes:
-            clip_BCTHW = _CHANGES * (clip_BCTHW - clip_BCTHW.mean(2, keepdim=True))
         weight_DC = self.projection.weight.flatten(1)
         return kernels.linear(self._fold(clip_BCTHW), weight_DC, self.projection.bias) + self.positions
 
+    def pixel_variance(self, clip_BCTHW: Tensor) -> Tensor:
+        """Return the variance (B, N) of each tubelet's pixels around their mean, averaged over the channels."""
+        pixels_BNCP = self._fold(clip_BCTHW).unflatten(2, (self.clip_shape[0], -1))
+        variance_BN: Tensor = pixels_BNCP.var(-1, correction=0).mean(-1)
+        return variance_BN
+
     def _fold(self, clip_BCTHW: Tensor) -> Tensor:
         """Lay each tubelet's pixels out in a row (B, N, C * its volume): then the convolution is one matrix product."""
+        if self.changes:
+            clip_BCTHW = _CHANGES * (clip_BCTHW - clip_BCTHW.mean(2, keepdim=True))
         batch, channels = clip_BCTHW.shape[:2]
         (t, h, w), (dt, dh, dw) = self.grid, self.projection.kernel_size
         parts = clip_BCTHW.reshape(batch, channels, t, dt, h, dh, w, dw)

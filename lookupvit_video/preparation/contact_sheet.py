@@ -103,6 +103,7 @@ def draw_contact_sheet(shown: Sequence[tuple[ListedVideo, str, np.ndarray]], pat
     """Write a PNG of (row, label, strip (H, W, 3)), three side by side, each under its label and over its file."""
     shape = np.median([strip.shape[:2] for _, _, strip in shown], axis=0)  # one tall video must not stretch all rows
     width, rows = 4.2, -(-len(shown) // _COLUMNS)
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(row.video.path)) for row, _, _ in shown])
     figure = new_figure(width * _COLUMNS, rows * (width * shape[0] / shape[1] + 0.5) + 0.4)
     figure.suptitle(shortened(drawable(title), 150), fontsize=10, color="0.35", parse_math=False)
     axes = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
@@ -110,12 +111,12 @@ def draw_contact_sheet(shown: Sequence[tuple[ListedVideo, str, np.ndarray]], pat
         axis.set_axis_off()
     for axis, (row, label, strip) in zip(axes, shown, strict=False):
         axis.imshow(strip)
-        axis.set(xticks=[], yticks=[], anchor="W")
+        axis.set(xticks=[], yticks=[], anchor="NW")  # labels of a row at one height
         axis.spines[:].set_visible(False)
         axis.set_title(
             shortened(drawable(label or "no label"), 54), loc="left", fontsize=9, weight="bold", pad=3, parse_math=False
         )
-        name = shortened(drawable(os.path.normpath(row.video.path)), 76 - len(row.split), keep_end=True)
+        name = shortened(drawable(os.path.relpath(row.video.path, folder)), 76 - len(row.split), keep_end=True)
         axis.set_xlabel(
             f"{drawable(row.split)}  {name}", loc="left", fontsize=6.5, color="0.45", labelpad=2, parse_math=False
         )

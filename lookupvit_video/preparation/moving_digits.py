@@ -80,10 +80,13 @@ class Settings:
     generator: int = GENERATOR
     digits: int = 1
     """In a video; with 2 or more, from two different ones up to this number."""
+    distractors: int = 0
+    """Moving shapes in a video that are as bright as the digit and have no class; all else is as without them."""
 
     def validate(self) -> None:
         """Raise UserError for the first setting that is out of range."""
-        lowest = {"train": 1, "val": 1, "test": 1, "size": 32, "frames": 8, "fps": 1, "seed": 0, "digits": 1}
+        lowest = {"train": 1, "val": 1, "test": 1, "size": 32, "frames": 8, "fps": 1, "seed": 0, "digits": 1,
+                  "distractors": 0}  # fmt: skip
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
@@ -215,6 +218,10 @@ def _tint(lightness: float, saturation: float, rng: np.random.Generator) -> np.n
     return np.array(colorsys.hls_to_rgb(rng.uniform(), lightness, saturation), dtype=np.float32)
 
 
+def _bright(rng: np.random.Generator) -> np.ndarray:
+    return _tint(rng.uniform(0.78, 0.92), rng.uniform(0.3, 1.0), rng)
+
+
 def _background(size: int, rng: np.random.Generator) -> np.ndarray:
     """Return a smooth random texture of two dark tints, (size, size, 3) in [0, 1]."""
     cells = int(rng.integers(4, 9))
@@ -236,26 +243,51 @@ def _add_clutter(canvas: np.ndarray, images: np.ndarray, tint: np.ndarray, rng: 
         canvas += opacity * (tint - canvas)
 
 
+class Sprite(NamedTuple):
+    """A small image that moves in a video."""
+
+    image: np.ndarray
+    """(8, 8) in [0, 1]."""
+    path: Trajectory
+    tint: np.ndarray
+    """(3,) in [0, 1]."""
+
+
+def draw_distractors(count: int, others: np.ndarray, frames: int, rng: np.random.Generator) -> list[Sprite]:
+    """Return digits with shuffled pixels, each in a motion of its own: as bright as digits, and of no class."""
+    shuffled = [rng.permuted(others[rng.integers(len(others))], axis=None) for _ in range(count)]
+    return [Sprite(image, trajectory(str(rng.choice(MOTIONS)), frames, rng), _bright(rng)) for image in shuffled]
+
+
 def render(
-    digits: Sequence[np.ndarray], paths: Sequence[Trajectory], others: np.ndarray, size: int, rng: np.random.Generator
+    digits: Sequence[np.ndarray],
+    paths: Sequence[Trajectory],
+    others: np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    distractors: Sequence[Sprite] = (),
 ) -> np.ndarray:
     """Draw digits that move along paths over a cluttered, noisy, still background; a later one covers those before.
 
-    digits: each (8, 8) in [0, 1]; others: (n, 8, 8), what the clutter is cut from; size: pixels per side.
+    digits: each (8, 8) in [0, 1]; others: (n, 8, 8), what the clutter is cut from; size: pixels per side; distractors:
+    behind the digits.
     Returns RGB frames (T, size, size, 3) uint8.
     """
     frames = len(paths[0].x)
     # Light on dark, always: a demo must be learned in minutes, and either polarity at random costs most of them.
     canvas = _background(size, rng)
-    tint = _tint(rng.uniform(0.78, 0.92), rng.uniform(0.3, 1.0), rng)
+    tint = _bright(rng)
     _add_clutter(canvas, others, tint, rng)
 
     shake = rng.normal(0, 0.004 * size, size=(frames, 2)).clip(-0.9, 0.9)  # of the camera, in pixels
     video = _shift(canvas, shake)
-    for number, (digit, path) in enumerate(zip(digits, paths, strict=True)):
-        color = _tint(rng.uniform(0.78, 0.92), rng.uniform(0.3, 1.0), rng) if number else tint
+    shown = [
+        Sprite(digit, path, _bright(rng) if number else tint)
+        for number, (digit, path) in enumerate(zip(digits, paths, strict=True))
+    ]
+    for image, path, color in (*distractors, *shown):
         x, y = (size * np.stack(path[:2], axis=1) + shake).T
-        opacity = _stamp(digit, x, y, size * path.scale / digit.shape[0], size)[..., None]
+        opacity = _stamp(image, x, y, size * path.scale / image.shape[0], size)[..., None]
         video += opacity * (color - video)
     video *= rng.normal(1, 0.02, size=(frames, 1, 1, 1)).astype(np.float32)  # flicker of the light
     # Noise of the sensor, the same in all colors: 4:2:0 would average most of the color noise away.
@@ -327,7 +359,10 @@ def make_video(settings: Settings, split: str, index: int) -> np.ndarray:
         motions = rng.integers(len(MOTIONS), size=len(shown)).tolist()
     chosen = [rng.choice(pool[targets[pool] == digit]) for digit in shown]
     paths = [trajectory(MOTIONS[motion], settings.frames, rng) for motion in motions]
-    return render(list(images[chosen]), paths, images[pool[~np.isin(pool, chosen)]], settings.size, rng)
+    others = images[pool[~np.isin(pool, chosen)]]
+    own_stream = _rng(settings.seed, 5, SPLITS.index(split), index)  # all else is as without distractors
+    distractors = draw_distractors(settings.distractors, others, settings.frames, own_stream)
+    return render(list(images[chosen]), paths, others, settings.size, rng, distractors)
 
 
 def _video_path(out: Path, split: str, index: int) -> Path:
@@ -392,7 +427,7 @@ def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
             found = json.loads(known.read_text(encoding="utf-8"))
         except ValueError:
             found = None
-        if not isinstance(found, dict) or {"digits": 1, **found} != asdict(settings):
+        if not isinstance(found, dict) or {"digits": 1, "distractors": 0, **found} != asdict(settings):
             raise UserError(
                 f"{out} holds Moving Digits made with other settings ({known.name}: {found}); "
                 "choose another --out or pass --overwrite"
@@ -414,19 +449,20 @@ def make_moving_digits(
     fps: int = 12,
     seed: int = 0,
     digits: int = 1,
+    distractors: int = 0,
     processes: int | None = None,
     overwrite: bool = False,
 ) -> bool:
     """Write Moving Digits into the folder `out`; return False where it was complete already and nothing was written.
 
     train, val, test: videos per split; size: pixels per side; fps: frames per second, and the distance of key frames;
-    digits: in a video, see ``Settings``.
+    digits, distractors: in a video, see ``Settings``.
     processes: default one per core; the files do not depend on it. An interrupted data set is resumed.
     Raises UserError for a setting that is out of range, and where `out` holds something else or, without `overwrite`,
     the data set with other settings.
     """
     out = Path(out)
-    settings = Settings(train, val, test, size, frames, fps, seed, digits=digits)
+    settings = Settings(train, val, test, size, frames, fps, seed, digits=digits, distractors=distractors)
     settings.validate()
     processes = (os.cpu_count() or 1) if processes is None else processes
     if processes < 1:

@@ -25,7 +25,6 @@ def checkpoint(tmp_path_factory):
 
 
 def test_a_program_its_description_and_its_accuracy(checkpoint, tmp_path):
-    pytest.importorskip("torchao")
     make_videos(tmp_path / "data", count=3)
     done = call_tool(
         TOOL, "--checkpoint", checkpoint, "--out", tmp_path / "out", "--int8", "--list", tmp_path / "data" / "test.csv"
@@ -34,7 +33,8 @@ def test_a_program_its_description_and_its_accuracy(checkpoint, tmp_path):
     files = {"model.json", "model.pt2", "reference.py", "test_long.mp4", "test_short.mp4"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     facts = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert facts["weights"] == "int8"
+    assert (facts["weights"], facts["float_layers"]) == ("int8", [])
+    assert "int8: linear layers in float: none, and the classifiers" in done.stdout
     assert facts["files"]["model.pt2"]["max_difference"] < 1e-4
     assert facts["accuracy"]["videos"] == 3
     assert f"float32: {facts['accuracy']['float32']:.2f} % top-1 on 3 videos" in done.stdout
@@ -58,7 +58,6 @@ def test_a_grid_and_a_fixed_batch(checkpoint, tmp_path):
     [
         (["--grid", "4x4x4"], "--grid 4x4x4: this model was made with 1x2x2, 2x3x3"),
         (["--batch", "0"], "--batch: must be at least 1"),
-        (["--int8", "--format", "onnx"], "--int8: torchao's weights are exported as pt2 or aoti"),
         (["--list", "no.csv"], "no.csv: the list of videos cannot be read"),
     ],
 )

@@ -192,6 +192,9 @@ def test_budgets_pick_the_grid(folder, tmp_path, monkeypatch):
     assert found == ({"2x4x4"}, pytest.approx(cascade_macs(cascade, model.costs)[1] / 1e9))
     save_cascade(folder / "model.adaptive.json", Cascade(((1, 1, 1), (2, 4, 4)), (0.0,)), model.model, {})
     assert grids("--adaptive") == ({"1x1x1"}, pytest.approx(model.grids["1x1x1"]))
+    assert grids("--adaptive", "--int8") == ({"1x1x1"}, pytest.approx(model.grids["1x1x1"]))  # of the float weights
+    assert grids("--int8", "--latency-ms", 1e6)[0] <= set(GRIDS)
+    assert len(list((tmp_path / "cache" / "latency").iterdir())) == 2  # its own
 
 
 # Hostile and broken input --------------------------------------------------------------------------------------------
@@ -224,6 +227,7 @@ def odd_arguments(folder, tmp):
         (["--adaptive", "--calibration", tmp / "none.json", clip], "lookupvit calibrate"),
         (["--calibration", junk, clip], "--calibration is for --adaptive"),
         (["--adaptive", "--compile", clip], "give one of them"),
+        (["--int8", "--compile", clip], "compiled 8-bit layers are slower"),
         (["--resume", clip], "--resume"), (["--resume", "--json", "a", "--csv", "b", clip], "--resume"),
         (["--json", clip, clip], "written to an input file"),
         (["--csv", folder / "model.pt", clip], "written to an input file"),

@@ -12,16 +12,17 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.errors import UserError
+from lookupvit_video.evaluation.calibration import Calibration
 from lookupvit_video.evaluation.evaluate import predict_clips
 from lookupvit_video.inference import budget, predictor
 from lookupvit_video.inference.budget import (
     Cascade,
     Point,
+    best_within,
     candidates,
     cascade_macs,
     choose,
     frontier,
-    largest_within,
     load_cascade,
     measure,
     measured_latencies,
@@ -84,7 +85,7 @@ def test_the_dearest_grid_within_a_budget_is_taken(cfg, model):
     assert whole.grid_within(gmacs=macs[1]) == "1x2x2"
     assert whole.grid_within(gmacs=macs[2] * 0.999) == "1x2x2"
     assert whole.grid_within(gmacs=float("inf")) == "2x4x4"
-    assert largest_within({"1x1x1": 5.0, "1x2x2": 4.0}, 4.5, "ms") == "1x2x2"
+    assert best_within({"1x1x1": 5.0, "1x2x2": 4.0}, 4.5, "ms", {}) == "1x2x2"
     with pytest.raises(ValueError, match=r"budget of 1e-09 GMACs a view: the cheapest grid, 1x1x1, takes"):
         whole.grid_within(gmacs=1e-9)
     for none in (0, -1, float("nan")):
@@ -93,6 +94,22 @@ def test_the_dearest_grid_within_a_budget_is_taken(cfg, model):
     vit = load_config(None, [*SMALL, "MODEL.ARCH", "vit"])
     with pytest.raises(UserError, match="this checkpoint's model has no compressed grids, hence a single budget"):
         Predictor(build_model(vit), vit, list("abcde"), CPU).grid_within(gmacs=1.0)
+
+
+def test_the_most_accurate_budget_within_a_limit_is_taken_where_accuracies_are_known(cfg, model, caplog):
+    caplog.set_level("INFO")
+    costs = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+    top1 = {"a": 80.0, "b": 90.0, "c": 90.0, "d": 85.0}
+    assert [best_within(costs, limit, "ms", top1) for limit in (1, 2.5, 3, 9)] == ["a", "b", "b", "b"]
+    assert not caplog.messages
+    assert best_within(costs, 9, "ms", {**top1, "x": 99.0}) == "b"
+    assert best_within(costs, 3, "ms", {"a": 80.0, "b": 90.0, "c": 90.0}) == "c"  # that of d is not known
+    assert "lookupvit calibrate" in caplog.text
+    right = {"1x1x1": [True] * 3 + [False], "1x2x2": [True, False] * 2, "2x4x4": [True, False, True, True]}
+    found = {name: Calibration([], right=values) for name, values in right.items()}
+    whole = Predictor(model, cfg, list("abcde"), CPU, calibration=found)
+    assert whole.top1 == {"1x1x1": 75.0, "1x2x2": 50.0, "2x4x4": 75.0}
+    assert whole.grid_within(gmacs=float("inf")) == "1x1x1"
 
 
 def test_latencies_are_measured_once(cfg, quick, tmp_path):
@@ -452,11 +469,13 @@ DEEP = ["MODEL.DEPTH", "4", "MODEL.EXITS", "[1,2]", "MODEL.KEEPS", "[[1],[1,0.5]
 CHAIN = (Budget((1, 1, 1), 1), Budget((1, 2, 2), 1), Budget((1, 1, 1), 2), Budget((1, 1, 1), 0, (1, 0.5)), (1, 2, 2))
 
 
-@pytest.fixture(scope="module", params=["average", "compressed"])
+@pytest.fixture(scope="module", params=[("average", "mass"), ("compressed", "mass"), ("compressed", "pixels")])
 def deep(request):
     """A model of three depths and two shares of tokens, in float64, and its predictor."""
     grids = ["MODEL.COMPRESSED_GRID", "[1,1,1]", "MODEL.COMPRESSED_GRIDS", "[[1,2,2]]"]
-    overrides = [*settings("", ""), "MODEL.NUM_CLASSES", 5, *grids, *DEEP, "MODEL.INFERENCE_HEAD", request.param]
+    head, keep_by = request.param
+    overrides = [*settings("", ""), "MODEL.NUM_CLASSES", 5, *grids, *DEEP, "MODEL.INFERENCE_HEAD", head,
+                 "MODEL.KEEP_BY", keep_by]  # fmt: skip
     cfg = load_config("tests/small.yaml", list(map(str, overrides)))
     torch.manual_seed(0)
     return Predictor(build_model(cfg), cfg, list("abcde"), CPU)

@@ -20,6 +20,7 @@ from lookupvit_video.inference.prediction import Prediction
 from lookupvit_video.inference.predictor import Predictor, load_model
 from lookupvit_video.inference.views import Failure, Views, read_views
 from lookupvit_video.models.build import build_model
+from lookupvit_video.text import parse_grid
 from tests.models.test_models import SMALL
 from tests.videos import write_video
 
@@ -642,3 +643,20 @@ def test_weights_that_are_no_numbers_are_told(tmp_path, video):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"x.pt: the answer to .* is not finite; the weights are damaged"):
         load_model(tmp_path / "x.pt", "cpu").predict(video)
+
+
+def test_eight_bits_in_this_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOOKUPVIT_CACHE", str(tmp_path / "cache"))
+    model, plain = predictor(tmp_path, *SEVERAL), predictor(tmp_path, *SEVERAL)
+    clips = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    assert model.quantize(clips) == []
+    for grid in ("1x2x2", "2x4x4"):
+        difference = (model.predict_clips(clips, parse_grid(grid)) - plain.predict_clips(clips, parse_grid(grid))).abs()
+        assert 0 < difference.max() < 0.02
+    torch.testing.assert_close(model.predict_clips(clips)[:1], model.predict_clips(clips[:1]), rtol=0, atol=1e-3)
+    for one in (model, plain):
+        assert one.grid_within(latency_ms=1e6) in model.grids
+    assert len(list((tmp_path / "cache" / "latency").iterdir())) == 2  # of one each
+    plain._compiled_batch = 2
+    with pytest.raises(ValueError, match=r"quantize: .*do not compile"):
+        plain.quantize(clips)

@@ -20,6 +20,7 @@ from lookupvit_video.models.blocks import (
     TransformerBlock,
     drop_path_rates,
     init_linear,
+    mixed_mlp,
 )
 
 DIM, HEADS = 12, 3
@@ -415,5 +416,18 @@ def test_local_mixing_begins_as_the_plain_block_and_draws_nothing():
     assert not torch.allclose(plain(p, x)[1], mixed(p, x)[1])
     hidden = mixed.lookup_mlp[:2](x)
     wanted = mixed.lookup_mlp[2](hidden + mixed.mixing(hidden))
-    torch.testing.assert_close(mixed._narrow_mlp(x, None), wanted)
+    torch.testing.assert_close(mixed_mlp(mixed.lookup_mlp, mixed.mixing, x), wanted)
     assert LookupViTBlock(DIM, HEADS, options=BlockOptions(lookup_conv=(3, 1, 3)), writes_back=False).mixing is None
+
+
+def test_local_mixing_of_a_dense_block_begins_as_the_plain_block_and_acts_on_its_mlp():
+    plain, mixed = (torch.manual_seed(3) and TransformerBlock(DIM, HEADS, options=options, grid=(2, 1, 5))
+                    for options in (BlockOptions(), BlockOptions(lookup_conv=(3, 1, 3))))  # fmt: skip
+    x = torch.randn(2, 10, DIM)
+    assert torch.equal(plain(x), mixed(x))
+    assert mixed.mixing.weight.shape == (4 * DIM, 1, 3, 1, 3)
+    nn.init.normal_(mixed.mixing.weight)
+    attended, hidden = plain.scale_attention(plain.attention(plain.norm_attention(x))) + x, mixed.mlp[:2]
+    hidden = hidden(mixed.norm_mlp(attended))
+    torch.testing.assert_close(mixed(x), attended + mixed.mlp[2](hidden + mixed.mixing(hidden)))
+    assert TransformerBlock(DIM, HEADS, options=BlockOptions(lookup_conv=(3, 1, 3))).mixing is None

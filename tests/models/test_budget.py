@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.attention import set_kernel, using_kernel
 from lookupvit_video.models.budget import (
     Budget,
@@ -19,6 +20,7 @@ from lookupvit_video.models.budget import (
 )
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.complexity import READING, flop_counter, measured_macs
+from lookupvit_video.models.lookupvit import LookupViT
 from tests.models.test_models import clips, config, small_model
 
 DEEP = "MODEL.DEPTH 6 MODEL.EXITS [2,4] MODEL.COMPRESSED_GRIDS [[1,2,2],[2,3,3]]"
@@ -152,6 +154,26 @@ def test_random_tokens_stay_as_a_control():
     stay = ((fixed[0] - first).abs().amax(-1) > 0).long()
     assert stay.sum(1).tolist() == [16] * 3
     assert torch.equal(stay[0], stay[1])
+
+
+@pytest.mark.parametrize(("name", "deep"), [
+    ("lookupvit", DEEP), ("lookupvit", f"{DEEP} MODEL.INPUT changes"), ("factorised", FACTORISED),
+])  # fmt: skip
+def test_tokens_whose_pixels_vary_most_stay(name, deep):
+    model = small_model(name, f"{deep} MODEL.KEEP_BY pixels").double().eval()
+    budget, batch = Budget(model.grids[0], 0, (1, 0.5, 0.25)), clips().double()
+    seen = 3 * (batch - batch.mean(2, keepdim=True)) if "changes" in deep else batch
+    tubelets = seen.unfold(2, 2, 2).unfold(3, 8, 8).unfold(4, 8, 8).flatten(5)  # (B, C, t, h, w, pixels)
+    order = tubelets.var(-1).mean(1).reshape(-1, math.prod(model.block_grid))
+    with torch.no_grad():
+        state = model.start(model.tokenizer(batch), budget, model.pixel_order(batch))
+        for blocks, share in ((2, 1), (4, 0.5), (6, 0.25)):
+            state = model.advance(state, budget, blocks, continues=True)
+            kept = torch.arange(order.shape[1]).expand(order.shape) if state.kept is None else state.kept
+            assert torch.equal(kept, order.topk(int(share * order.shape[1])).indices.sort().values)
+        assert torch.equal(model(batch, budget), model.forward_head(model.features(state, budget)))
+    with pytest.raises(UserError, match="keep_by 'size': choose mass, pixels, random"):
+        LookupViT(num_classes=2, keep_by="size")
 
 
 @pytest.mark.parametrize("name", ["lookupvit", "factorised", "read compressed", "keep transpose", "compressed only"])

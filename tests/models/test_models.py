@@ -39,6 +39,7 @@ LOOKUPVITS = {
     "keep": "MODEL.DEPTH 4 MODEL.KEEP [1,0.5]",
     "keep transpose": "MODEL.KEEP [1,0.5] MODEL.REVERSE_WEIGHTS transpose MODEL.EXITS [1]",
     "keep random": "MODEL.KEEP [1,0.5] MODEL.KEEP_BY random",
+    "keep pixels factorised": f"{FACTORISED} MODEL.KEEP [1,0.5] MODEL.KEEP_BY pixels MODEL.EXITS [1]",
     "exits probe": "MODEL.FREEZE_ENCODER True MODEL.EXITS [1]",
     "exits lora": "MODEL.ADAPTER lora MODEL.EXITS [1] MODEL.KEEP [1,0.5]",
     "lookup_conv": "MODEL.LOOKUP_CONV [3,3,3]",
@@ -51,6 +52,8 @@ LOOKUPVITS = {
     "lora factorised": f"{FACTORISED} MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3",
 }
 DENSE = {
+    "vit lookup_conv": "MODEL.LOOKUP_CONV [3,3,3]",
+    "vit lookup_conv factorised": f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3]",
     "vit": "",
     "vit class": "MODEL.POOL class MODEL.ACTIVATION gelu_tanh",
     "vit attentive": "MODEL.POOL attentive MODEL.QK_NORM True MODEL.LAYER_SCALE 0.1",

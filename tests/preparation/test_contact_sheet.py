@@ -199,8 +199,8 @@ def test_a_sheet_has_three_strips_in_a_row_each_with_its_label_and_file(monkeypa
             continue
         assert int(axis.images[0].get_array()[0, 0, 0]) == number
         assert axis.get_title(loc="left") == (f"label {number}" if number != 1 else "no label")
-        assert axis.get_xlabel() == f"train  /w/{number}.mp4"
-        assert axis.get_anchor() == "W"  # under its label, which begins on the left
+        assert axis.get_xlabel() == f"train  {number}.mp4"  # below the folder that all share
+        assert axis.get_anchor() == "NW"  # under its label, which begins on the left
         assert not any(spine.get_visible() for spine in axis.spines.values())
         assert len(axis.get_xticks()) == len(axis.get_yticks()) == 0
 
@@ -209,7 +209,8 @@ def test_a_long_path_keeps_its_end(monkeypatch):
     saved = []
     monkeypatch.setattr(sheet, "save_figure", lambda figure, path: saved.append(figure))
     shown = [
-        (ListedVideo("val", Video("/" + "d" * 99 + "/x.mp4", 0), ""), "l" * 99, np.zeros((30, 120, 3), dtype=np.uint8))
+        (ListedVideo("val", Video(f"/v/{name}.mp4", 0), ""), "l" * 99, np.zeros((30, 120, 3), dtype=np.uint8))
+        for name in ("d" * 99 + "/x", "e/y")
     ]
     draw_contact_sheet(shown, Path("x"), "t" * 200)
     axis = saved[0].axes[0]

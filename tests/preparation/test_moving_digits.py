@@ -111,7 +111,9 @@ def test_splits_share_no_digit_image_and_keep_the_class_shares() -> None:
 def test_a_video_draws_on_its_own_split_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[np.ndarray] = []
 
-    def spy(digits: list[np.ndarray], paths: object, others: np.ndarray, size: int, rng: object) -> np.ndarray:
+    def spy(
+        digits: list[np.ndarray], paths: object, others: np.ndarray, size: int, rng: object, distractors: object
+    ) -> np.ndarray:
         used.append(np.concatenate([np.stack(digits), others]))
         return np.zeros((8, size, size, 3), np.uint8)
 
@@ -253,6 +255,7 @@ def test_a_failed_encoding_leaves_nothing(tmp_path: Path) -> None:
         ({"frames": 2}, "frames must be at least 8"),
         ({"val": 0}, "val must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"distractors": -1}, "distractors must be at least 0"),
         ({"processes": 0}, "processes must be at least 1"),
     ],
 )
@@ -293,9 +296,52 @@ def test_several_digits_a_video_with_all_of_them_as_labels(tmp_path: Path) -> No
         make_moving_digits(tmp_path, **TINY | {"train": 30, "val": 1, "test": 1}, processes=1)
 
 
+def test_distractors_are_as_bright_as_digits_and_change_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[object, ...]] = []
+    real = synthetic.render
+
+    def spy(*arguments: object) -> np.ndarray:
+        drawn.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(synthetic, "render", spy)
+    both = [Settings(40, 1, 1, 64, 24, 12, seed=0, distractors=count) for count in (0, 4)]
+    images, _ = synthetic.load_digits()
+    means = {image.mean() for image in images}
+    motions, changed = set(), []
+    for index in range(40):
+        plain, crowded = (synthetic.make_video(settings, "train", index).astype(int) for settings in both)
+        one, other = drawn[-2:]
+        assert all(map(np.array_equal, one[0] + list(one[1][0]), other[0] + list(other[1][0])))
+        assert (one[5], len(other[5])) == ([], 4)
+        for sprite in other[5]:
+            assert sprite.image.mean() in means  # a digit's pixels ...
+            assert not any(np.array_equal(sprite.image, digit) for digit in other[2])  # ... but no digit
+            assert sprite.tint.max() > 0.75
+            motions.add(tuple(round(float(np.ptp(values)), 1) > 0.1 for values in sprite.path))
+        changed.append((np.abs(plain - crowded).max(-1) > 30).mean())
+    assert len(motions) > 2
+    assert 0.05 < np.mean(changed) < 0.4
+
+
+def test_a_digit_covers_the_distractors() -> None:
+    still = trajectory("approaching", 8, np.random.default_rng(0))._replace(scale=np.full(8, 0.4))
+    full, others = np.ones((8, 8), np.float32), np.zeros((1, 8, 8), np.float32)
+    behind = synthetic.Sprite(full, still, np.zeros(3, np.float32))
+    plain, covered = (
+        synthetic.render([full], [still], others, 64, np.random.default_rng(0), sprites).astype(int)
+        for sprites in ([], [behind])
+    )
+    x, y = int(64 * still.x[0]), int(64 * still.y[0])
+    assert np.array_equal(plain[:, y - 6 : y + 7, x - 6 : x + 7], covered[:, y - 6 : y + 7, x - 6 : x + 7])
+    beside = still._replace(x=1 - still.x, y=1 - still.y)
+    moved = synthetic.render([full], [still], others, 64, np.random.default_rng(0), [behind._replace(path=beside)])
+    assert (np.abs(plain - moved) > 20).mean() > 0.05
+
+
 def test_data_sets_of_before_are_known_by_their_settings(tmp_path: Path) -> None:
     make_moving_digits(tmp_path, **TINY | {"train": 1, "val": 1, "test": 1}, processes=1)
     known = json.loads((tmp_path / "settings.json").read_text())
-    del known["digits"]
+    del known["digits"], known["distractors"]
     (tmp_path / "settings.json").write_text(json.dumps(known))
     assert not make_moving_digits(tmp_path, **TINY | {"train": 1, "val": 1, "test": 1}, processes=1)

@@ -145,9 +145,9 @@ def test_all_parts_of_a_step_have_its_budget_and_validation_the_default(data, tm
     seen = {True: [], False: []}
     plain = LookupViT.start
 
-    def watched(model, tokens, budget):
+    def watched(model, tokens, budget, order):
         seen[model.training].append(budget)
-        return plain(model, tokens, budget)
+        return plain(model, tokens, budget, order)
 
     monkeypatch.setattr(LookupViT, "start", watched)
     overrides = settings(data, tmp_path, MODEL__COMPRESSED_GRIDS=GRIDS, MODEL__KEEPS="[[1],[1,0.5]]",

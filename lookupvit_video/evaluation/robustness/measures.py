@@ -8,7 +8,6 @@ the seeds where a side has several checkpoints.
 Shape letters: C corruptions, S severities, V videos, R resamples.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,8 +84,3 @@ def _resampled(right: Right, weights_RV: np.ndarray, rng: np.random.Generator) -
     clean, corrupted = (100 * np.take_along_axis(table, drawn_RN, 1).mean(1) for table in tables_RN)
     shares = np.divide(100 * corrupted, clean, out=np.full_like(clean, np.nan), where=clean > 0)
     return {"clean": clean, "mPC": corrupted, "rPC": shares}
-
-
-def stacked(clean: Sequence[np.ndarray], corrupted: Sequence[np.ndarray]) -> Right:
-    """Put the answers of several seeds together: each (V,) and (C, S, V)."""
-    return Right(np.stack(clean), np.stack(corrupted))

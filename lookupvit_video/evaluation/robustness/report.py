@@ -130,14 +130,27 @@ def _rounded(values: Sequence[float], digits: int = 2) -> list[float | None]:
     return [round(value, digits) if math.isfinite(value) else None for value in values]
 
 
-def table_text(rows: Sequence[dict[str, Any]], severities: Sequence[int]) -> str:
-    """Return the accuracies as text: a line for each corruption."""
-    head = ["corruption", *(f"severity {severity}" for severity in severities), "mean"]
-    lines = [[row["corruption"], *(f"{value:.1f}" for value in row["top1"]), f"{row['mean']:.1f}"] for row in rows]
-    return aligned_table([head, *lines])
+def report_text(report: dict[str, Any]) -> str:
+    """Return a report as text: for each budget a line for each corruption, and one for each suite; then the attacks."""
+    severities, parts = report["severities"], []
+    for of in report["grids"]:
+        parts += [f"grid {of['grid']}" if of["grid"] else f"{report['videos']} videos"]
+        head = ["corruption", *(f"severity {severity}" for severity in severities), "mean"]
+        lines = [[row["corruption"], *(f"{value:.1f}" for value in (*row["top1"], row["mean"]))]
+                 for row in of["corruptions"]]  # fmt: skip
+        parts += [
+            aligned_table([head, *lines]).rstrip(),
+            *(summary_text(one, of["compared_with"]) for one in of["summaries"]),
+        ]
+    parts += [
+        f"{of['checkpoint']}: attack on {of['tubelets']} tubelets, {of['steps']} steps: {of['fooled']} of "
+        f"{of['right']} right answers turned, {of['success']:.1f} %"
+        for of in report["attacks"]
+    ]
+    return "\n".join(parts)
 
 
-def summary_text(summary: dict[str, Any]) -> str:
+def summary_text(summary: dict[str, Any], compared_with: str) -> str:
     """Return the figures of a suite on one line."""
     parts = [f"{key} {_shown(summary[key])}" for key in ("clean", "mPC", "rPC")]
     parts.append(
@@ -146,7 +159,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     if "mCE" in summary:
         gaps = summary["difference"]
         parts.append(f"mCE {_figure(summary['mCE'])} %")
-        parts.append("difference to the reference: " + ", ".join(f"{key} {_shown(gaps[key])}" for key in gaps))
+        parts.append(f"difference to {compared_with}: " + ", ".join(f"{key} {_shown(gaps[key])}" for key in gaps))
     return f"{summary['suite']} ({summary['corruptions']} corruptions): " + "; ".join(parts)
 
 
@@ -159,10 +172,9 @@ def _figure(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.1f}"
 
 
-def csv_rows(grid: str, rows: Sequence[dict[str, Any]], severities: Sequence[int]) -> list[tuple[Any, ...]]:
-    """Return a row of ``CSV_COLUMNS`` for each corruption and severity."""
-    names = CSV_COLUMNS[3:]
+def csv_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Return a row of ``CSV_COLUMNS`` for each budget, corruption and severity."""
     return [
-        (grid, row["corruption"], severity, *(row[name][at] for name in names))
-        for row in rows for at, severity in enumerate(severities)
+        (of["grid"], row["corruption"], severity, *(row[name][at] for name in CSV_COLUMNS[3:]))
+        for of in report["grids"] for row in of["corruptions"] for at, severity in enumerate(report["severities"])
     ]  # fmt: skip

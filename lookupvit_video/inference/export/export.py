@@ -22,13 +22,15 @@ from lookupvit_video.evaluation.evaluate import CompressedGrid
 from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import set_kernel
+from lookupvit_video.models.kernels.int8 import check_quantized, quantize
 from lookupvit_video.progress import progress
 
 FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "aoti": "model_aoti.pt2"}
 TOLERANCE = 1e-4  # of a probability, between the exported model and the original
 _EXAMPLE_BATCH = 2  # where any batch size is allowed: torch.export treats 1 as a constant
-_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("torchao",)}
+_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
+logger = logging.getLogger(__name__)
 Run = Callable[[Tensor], Tensor]
 """uint8 clips (B, C, T, H, W) -> probabilities (B, K), float32."""
 
@@ -71,23 +73,29 @@ class DeployedModel(nn.Module):
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)
 
 
-def deployed_model(predictor: Predictor, grid: CompressedGrid = None, int8: bool = False) -> DeployedModel:
+def deployed_model(predictor: Predictor, grid: CompressedGrid = None, int8: Tensor | None = None) -> DeployedModel:
     """Return a copy of a model, ready to export.
 
     Args:
-        int8: store the weights of linear layers as 8-bit integers with a scale for each output channel (torchao); they
-            are multiplied as floats, so the file shrinks but not the computation.
+        int8: uint8 clips (B, C, T, H, W) on which to choose the linear layers that compute with 8-bit weights and
+            activations, see ``models/kernels/int8.py``; None: all stay in float.
 
     Raises:
-        UserError: torchao is not installed.
+        RunFailure: the 8-bit model answers differently on these clips.
     """
     model = copy.deepcopy(predictor.model).eval().requires_grad_(False)
     set_kernel(model, "eager")  # plain operations, for every runtime
-    if int8:
-        check_installed("int8")
-        torchao: Any = importlib.import_module("torchao.quantization")
-        torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
     cfg = predictor.cfg
+    if int8 is not None:
+        inputs = predictor.inputs(int8)
+
+        def run() -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = model(inputs) if grid is None else model(inputs, grid)
+            return logits
+
+        expected = run()
+        check_quantized(model, quantize(model, run), run, expected)
     return DeployedModel(
         model, cfg.DATA.MEAN, cfg.DATA.STD, grid, predictor.multi_label, predictor.temperature(grid)
     ).to(predictor.device)
@@ -140,7 +148,14 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
         verbose=False,
         input_names=["clips"],
         output_names=["probabilities"],
+        custom_translation_table={torch.ops.aten._int_mm.default: _onnx_int_mm},
     )
+
+
+def _onnx_int_mm(ints: Any, weight: Any) -> Any:
+    """Write the product of the 8-bit layers, which torch's exporter does not know."""
+    operators: Any = importlib.import_module("onnxscript").opset18
+    return operators.MatMulInteger(ints, weight)
 
 
 _WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Path], Any]] = {
@@ -207,6 +222,15 @@ def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str
             answers = run(batch.clips.to(predictor.device)).argmax(-1).cpu()
             right += int((answers == batch.labels).sum())  # an unreadable clip's label matches no class
     return 100 * right / len(videos)
+
+
+def clips_of(predictor: Predictor, videos: Sequence[Video], count: int = 8) -> Tensor:
+    """Return center clips (B, C, T, H, W), uint8, of the first videos; of none random ones, as ``example_clips``."""
+    if not videos:
+        logger.warning("no videos to choose the 8-bit layers on: random pixels are used; give some with --list")
+        return example_clips(predictor)
+    loader = build_eval_loader(predictor.cfg, videos[:count], num_views=1, num_crops=1)
+    return torch.cat([batch.clips for batch in loader])
 
 
 def example_clips(predictor: Predictor, batch: int = _EXAMPLE_BATCH, seed: int = 0) -> Tensor:

@@ -29,7 +29,7 @@ def run(*arguments):
 
 def test_tables_files_and_a_second_call_that_reads_nothing(data, tmp_path):
     folder = save(tmp_path / "a", data, **GRIDS)
-    wanted = ["--checkpoint", folder, "--suite", "contrast", "freeze", "--severity", 5, 2, "--grid", "all"]
+    wanted = ["--checkpoint", folder, "--suite", "contrast", "freeze", "--severity", 5, 2, "--budget", "all"]
     files = ["--json", tmp_path / "r.json", "--csv", tmp_path / "r.csv", "--plot", tmp_path / "r.png"]
     done = run(*wanted, *files)
     assert done.returncode == 0, done.stderr
@@ -41,12 +41,41 @@ def test_tables_files_and_a_second_call_that_reads_nothing(data, tmp_path):
         assert len(list(csv.DictReader(file))) == 8
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
     assert "grid 1x1x1\ncorruption  severity 2  severity 5" in done.stdout
+    assert [of["compared_with"] for of in report["grids"]] == ["1x2x2", ""]
+    assert done.stdout.count("difference to 1x2x2: clean") == 1
     assert "together (2 corruptions): clean " in done.stdout
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a" / "model.robustness").iterdir()}
     assert set(kept) == {"settings.json", "clean.npz", "contrast.npz", "freeze.npz"}
     again = run(*wanted)
     assert again.stdout == done.stdout
     assert kept == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "a" / "model.robustness").iterdir()}
+
+
+def test_every_budget_of_a_checkpoint(data, tmp_path):
+    changes = {"MODEL__DEPTH": 2, "MODEL__EXITS": "[1]", "MODEL__KEEPS": "[[1,0.5]]"}
+    folder = save(tmp_path / "a", data, **GRIDS, **changes)
+    wanted = [
+        "--checkpoint",
+        folder,
+        "--suite",
+        "contrast",
+        "--severity",
+        5,
+        "--videos",
+        3,
+        "--json",
+        tmp_path / "r.json",
+    ]
+    done = run(*wanted, "--budget", "all", "--plot", tmp_path / "r.png")
+    assert done.returncode == 0, done.stderr
+    grids = json.loads((tmp_path / "r.json").read_text())["grids"]
+    names = [of["grid"] for of in grids]
+    assert {"1x2x2", "1x1x1,b1", "1x2x2,k1-0.5"} < set(names)
+    assert [of["gmacs_per_view"] for of in grids] == sorted(of["gmacs_per_view"] for of in grids)
+    done = run(*wanted, "--budget", "1x1x1,b1", "1x2x2", "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "r.json").read_text())["grids"]
+    assert two == [of for of in grids if of["grid"] in ("1x1x1,b1", "1x2x2")]
 
 
 def test_a_reference_on_the_same_videos_and_seeds(data, tmp_path):
@@ -58,7 +87,7 @@ def test_a_reference_on_the_same_videos_and_seeds(data, tmp_path):
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["videos"] == 4
     assert set(report["grids"][0]["summaries"][0]["difference"]) == {"clean", "mPC", "rPC"}
-    assert "difference to the reference: clean" in done.stdout
+    assert "difference to reference: clean" in done.stdout
 
 
 def test_probes_an_attack_and_a_temperature(data, tmp_path):
@@ -118,6 +147,7 @@ def test_a_bad_video_counts_as_wrong_and_is_named(data, tmp_path):
     (["--suite", "snow"], "suite 'snow': choose all, minikinetics-c"),
     (["--severity", "6"], "argument --severity: must be 1 to 5, got 6"),
     (["--grid", "2x2x2"], "grid 2x2x2: this checkpoint has 1x2x2"),
+    (["--budget", "1x2x2,b1"], "grid 1x2x2,b1: this checkpoint has 1x2x2"),
     (["--reference", "VIT4", "--suite", "fog"], "its classes are not those of"),
     (["--reference", "VIT4", "--out", "x"], "--out is for a single checkpoint"),
     (["--list", "no.csv"], "no.csv: the list of videos cannot be read"),

@@ -7,10 +7,10 @@ from lookupvit_video.evaluation.robustness.report import (
     CSV_COLUMNS,
     Side,
     csv_rows,
+    report_text,
     rows_of,
     summaries_of,
     summary_text,
-    table_text,
 )
 
 LABELS = np.array([0, 1, 2, 0])
@@ -51,19 +51,32 @@ def test_the_difference_to_a_reference_and_several_seeds():
     assert summary["difference"]["mPC"]["value"] == -25
     assert summary["difference"]["clean"]["value"] == -25
     assert summary["mCE"] == 150
-    line = summary_text(summary)
+    line = summary_text(summary, "2x4x4")
     assert "mPC 25.0 (" in line
-    assert "mCE 150.0 %; difference to the reference: clean -25.0 (" in line
+    assert "mCE 150.0 %; difference to 2x4x4: clean -25.0 (" in line
 
 
 def test_tables_for_people_and_programs():
-    rows = rows_of(SIDE, CORRUPTIONS, LABELS)
-    assert table_text(rows, [2, 5]).splitlines()[:2] == [
-        "corruption  severity 2  severity 5  mean", "fog               50.0         0.0  25.0",
+    attack = {"checkpoint": "a.pt", "tubelets": 2, "steps": 10, "fooled": 3, "right": 4, "success": 75.0}
+    grids = [
+        {"grid": name, "compared_with": "",
+         "corruptions": rows_of(Side([CLEAN], [[NOISY, NOISY]], at), CORRUPTIONS, LABELS),
+         "summaries": summaries_of(SIDE, CORRUPTIONS, LABELS)}
+        for at, name in enumerate(("1x2x2", ""))
     ]  # fmt: skip
-    table = csv_rows("1x2x2", rows, [2, 5])
-    assert len(table) == 4
+    report = {"severities": [2, 5], "videos": 4, "grids": grids, "attacks": [attack]}
+    lines = report_text(report).splitlines()
+    assert lines[:3] == [
+        "grid 1x2x2", "corruption  severity 2  severity 5  mean", "fog               50.0         0.0  25.0",
+    ]  # fmt: skip
+    assert lines[4].startswith("together (2 corruptions): clean 75.0 (")
+    assert lines[5] == "4 videos"
+    assert lines[7] == "fog               75.0        25.0  50.0"
+    assert lines[-1] == "a.pt: attack on 2 tubelets, 10 steps: 3 of 4 right answers turned, 75.0 %"
+    table = csv_rows(report)
+    assert len(table) == 8
     assert dict(zip(CSV_COLUMNS, table[1], strict=True)) == {
         "grid": "1x2x2", "corruption": "fog", "severity": 5, "top1": 0, "absolute": 0.25, "relative": 0,
         "calibration_error": 75,
     }  # fmt: skip
+    assert table[4][0] == ""

@@ -17,6 +17,7 @@ import torch
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import read_manifest
+from lookupvit_video.errors import RunFailure
 from lookupvit_video.evaluation.calibration import Calibration
 from lookupvit_video.inference.export import export as export_module
 from lookupvit_video.inference.export.description import description
@@ -24,6 +25,7 @@ from lookupvit_video.inference.export.export import (
     DeployedModel,
     accuracy,
     check_format,
+    clips_of,
     deployed_model,
     example_clips,
     export_model,
@@ -31,6 +33,7 @@ from lookupvit_video.inference.export.export import (
 )
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
+from lookupvit_video.models.kernels.int8 import linear_layers, quantize
 from tests.models.test_models import SMALL
 from tests.small import make_videos
 
@@ -181,21 +184,22 @@ def test_onnx_is_written_into_one_file_without_a_word(monkeypatch):
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: given.append((args, options)))
     export_module._write_onnx("program", Path("x.onnx"))
     names = {"input_names": ["clips"], "output_names": ["probabilities"]}  # as docs/export.md uses them
-    options = {"dynamo": True, "external_data": False, "verbose": False, **names}
+    table = {torch.ops.aten._int_mm.default: export_module._onnx_int_mm}
+    options = {"dynamo": True, "external_data": False, "verbose": False, "custom_translation_table": table, **names}
     assert given == [(("program", (), "x.onnx"), options)]
     assert [logging.getLogger(name).level for name in ("onnxscript", "onnx_ir")] == [logging.WARNING] * 2
 
 
 def test_files_and_packages_of_each_format(monkeypatch):
     assert export_module.FILES == {"pt2": "model.pt2", "onnx": "model.onnx", "aoti": "model_aoti.pt2"}
-    for need, package in (("onnx", "onnx"), ("onnx", "onnxscript"), ("onnx", "onnxruntime"), ("int8", "torchao")):
+    for need, package in (("onnx", "onnx"), ("onnx", "onnxscript"), ("onnx", "onnxruntime")):
         with monkeypatch.context() as changed:
-            for name in ("onnx", "onnxscript", "onnxruntime", "torchao"):
+            for name in ("onnx", "onnxscript", "onnxruntime"):
                 changed.setitem(sys.modules, name, SimpleNamespace())
             export_module.check_installed(need)
             changed.setitem(sys.modules, package, None)
             with pytest.raises(ValueError, match=rf"{need} needs {package}: pip install -e \.\[export\]"):
-                check_format("onnx") if need == "onnx" else export_module.check_installed(need)
+                check_format("onnx")
             check_format("pt2")
 
 
@@ -271,25 +275,47 @@ def test_what_answers_otherwise_is_not_written(tmp_path):
     assert not (tmp_path / "x.pt2").exists()
 
 
-def test_eight_bit_weights(tmp_path):
-    pytest.importorskip("torchao")
+def test_eight_bits(tmp_path):
+    """In ONNX; tests/commands/test_export.py writes a torch.export program."""
+    pytest.importorskip("onnxruntime")
     make_videos(tmp_path / "data", count=6)
     (tmp_path / "data" / "2.mp4").write_bytes(b"")
-    model = predictor(tmp_path, "MODEL.DIM 192 DATA.SAMPLING_RATE 2")
+    model = predictor(tmp_path, "MODEL.DIM 192 MODEL.DEPTH 1 DATA.SAMPLING_RATE 2")
     videos = read_manifest(tmp_path / "data" / "test.csv", CLASSES)
-    plain, small = deployed_model(model), deployed_model(model, int8=True)
-    clips = example_clips(model)
-    files = {name: export_model(part, clips, tmp_path / name, "pt2") for name, part in (("p", plain), ("s", small))}
-    assert files["s"]["bytes"] < 0.5 * files["p"]["bytes"]
-    difference = (load_exported(tmp_path / "s", "pt2")(clips) - plain(clips)).abs().max()
-    assert 1e-7 < difference < 0.05
-    assert all(parameter.dtype == torch.float32 for parameter in model.model.parameters())  # its own is left alone
+    plain, small = deployed_model(model), deployed_model(model, int8=clips_of(model, videos))
+    assert linear_layers(small) == {}
+    file = export_model(small, example_clips(model), tmp_path / "s", "onnx")
+    assert file["bytes"] < 0.6 * sum(value.nbytes for value in plain.state_dict().values())
+    for size in (1, 3):
+        clips = example_clips(model, size, seed=1)
+        difference = (load_exported(tmp_path / "s", "onnx")(clips) - plain(clips)).abs().max()
+        assert 1e-7 < difference < 0.05
+    assert len(linear_layers(model.model)) == 11  # its own is left alone
     right = sum(
         CLASSES.index(model.predict(video.path, num_views=1, num_crops=1).labels[0]) == video.label
         for row, video in enumerate(videos) if row != 2
     )  # fmt: skip
     assert accuracy(plain, model, videos, "float32") == pytest.approx(100 * right / 6)
     assert 0 <= accuracy(small, model, videos, "int8") <= 100
+
+
+def test_an_eight_bit_model_that_answers_otherwise_is_not_exported(monkeypatch, tmp_path):
+    model = predictor(tmp_path)
+
+    def doubled(part, run):
+        replaced = quantize(part, run)
+        part.get_submodule("blocks.1.lookup_mlp.0").scale.mul_(2)
+        return replaced
+
+    monkeypatch.setattr(export_module, "quantize", doubled)
+    with pytest.raises(RunFailure, match=r"blocks\.1\.lookup_mlp\.0: its 8-bit output differs by 1 of itself"):
+        deployed_model(model, int8=example_clips(model))
+
+
+def test_without_videos_layers_are_chosen_on_noise(tmp_path, caplog):
+    model = predictor(tmp_path)
+    assert torch.equal(clips_of(model, []), example_clips(model))
+    assert "give some with --list" in caplog.text
 
 
 def test_what_is_missing_is_told():
