@@ -26,8 +26,8 @@ def keep_freed_memory() -> None:
 def importing() -> Iterator[None]:
     """Import torch in the block, look for garbage once after it, and never again among what was imported.
 
-    That is a quarter of a million objects, which stay until the end. To look through them again and again takes a sixth of the
-    import's time, and half a second at the end of the process. Where torch has been imported already, nothing happens.
+    That is a quarter of a million objects, which stay until the end. To look through them again and again takes a sixth
+    of the import's time, and half a second at the end of the process. Where torch is imported already, nothing happens.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
