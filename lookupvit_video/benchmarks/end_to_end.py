@@ -54,6 +54,10 @@ class Run:
     printed: str
 
 
+FLOOR = Entrant("import of torch alone", (sys.executable, "-c", "import torch"))
+"""What no process that answers with torch can be faster than."""
+
+
 def make_checkpoint(path: Path) -> Path:
     """Write a LookupViT-B for Kinetics-400 with random weights, unless it exists."""
     if not path.exists():

@@ -50,7 +50,8 @@ def end_to_end() -> int:
         with measuring.at_commits(arguments.commits, checkpoint) as entrants:
             facts["rows"] = measuring.race(entrants, videos, rounds)
     else:
-        entrants = [measuring.lookupvit(checkpoint), *(measuring.rival(name, cache) for name in arguments.only)]
+        rivals = [measuring.rival(name, cache) for name in arguments.only]
+        entrants = [measuring.lookupvit(checkpoint), *rivals, measuring.FLOOR]
         facts["rows"] = measuring.race(entrants, videos, rounds)
         facts["model_seconds"] = measuring.model_alone(checkpoint, count, rounds)
     print(measuring.report(facts["rows"], facts.get("model_seconds", [])))
