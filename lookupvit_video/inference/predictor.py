@@ -277,7 +277,7 @@ class Predictor:
         shares: Iterable[tuple[Views, Tensor, int] | Failure],
         topk: int,
         selection: Selection,
-        macs: Sequence[float],
+        macs: Sequence[int],
         grids: Sequence[str],
     ) -> Iterator[Prediction | Failure]:
         for found in shares:
