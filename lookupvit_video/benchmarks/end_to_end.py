@@ -178,7 +178,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         steady = [(row["videos"] - 1) / max(1e-9, a - b) for a, b in zip(row["all"], row["first"], strict=True)]
         lines.append([
             row["name"], f"{median(row['first']):.2f}", f"{median(first):.2f}", f"{_spread(row['all'])}",
-            f"{median(complete):.2f}", f"{median(steady):.2f}" if row["videos"] > 1 else "-",
+            f"{median(complete):.2f}", f"{median(steady):.2f}" if row["videos"] > 1 and row["name"] != FLOOR.name else "-",
             f"{max(row['peak_bytes']) / 2**20:.0f}",
         ])  # fmt: skip
     titles = ("pipeline", "first answer, s", "times", f"{rows[0]['videos']} videos, s", "times", "then videos/s", "MiB")
