@@ -150,7 +150,9 @@ def _mixing_fits(MODEL: Section) -> Iterator[str]:
     if MODEL.ENCODER == "factorised" and kernel and kernel[0] > 1:
         yield f"MODEL.LOOKUP_CONV is {kernel}; factorised, blocks see one time index: write 1 for t"
     if kernel and (MODEL.POOL == "class" or MODEL.TOKENS != "all"):
-        yield f"MODEL.LOOKUP_CONV is {kernel}; it needs the complete grid: set MODEL.TOKENS all, and a POOL without class"
+        yield (
+            f"MODEL.LOOKUP_CONV is {kernel}; it needs the complete grid: set MODEL.TOKENS all, and a POOL without class"
+        )
 
 
 def _budgets_fit(MODEL: Section) -> Iterator[str]:
@@ -218,5 +220,6 @@ def _others_are_there(DISTILL: Section, DIST_TIMEOUT: float, DATA_LOADER: Sectio
 
 
 CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
-    _data_fits, _model_exists, _grids_fit, _mixing_fits, _budgets_fit, _frozen_parts_fit, _training_fits, _others_are_there,
+    _data_fits, _model_exists, _grids_fit, _mixing_fits, _budgets_fit, _frozen_parts_fit, _training_fits,
+    _others_are_there,
 )  # fmt: skip

@@ -135,7 +135,8 @@ class TransformerBlock(nn.Module):
     def add_mlp(self, x_BND: Tensor) -> Tensor:
         """Return the block's second half: (B, N, D) plus its MLP branch."""
         update_BND = mixed_mlp(self.mlp, self.mixing, self.norm_mlp(x_BND))
-        return x_BND + self.drop_path(self.scale_mlp(update_BND))
+        out_BND: Tensor = x_BND + self.drop_path(self.scale_mlp(update_BND))
+        return out_BND
 
 
 class LocalMixing(nn.Module):
@@ -169,9 +170,7 @@ class LocalMixing(nn.Module):
         return out_BNC if kept_Bn is None else out_BNC.gather(1, rows)
 
 
-def mixed_mlp(
-    mlp: nn.Sequential, mixing: LocalMixing | None, x_BND: Tensor, kept_BN: Tensor | None = None
-) -> Tensor:
+def mixed_mlp(mlp: nn.Sequential, mixing: LocalMixing | None, x_BND: Tensor, kept_BN: Tensor | None = None) -> Tensor:
     """Map (B, N, D) to the same shape by an MLP, with what ``mixing`` adds to its hidden layer, if anything."""
     if mixing is None:
         out_BND: Tensor = mlp(x_BND)
