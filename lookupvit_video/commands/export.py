@@ -89,6 +89,7 @@ def export() -> int:
     from lookupvit_video.data.manifest import read_manifest
     from lookupvit_video.inference.export.description import description
     from lookupvit_video.inference.export.export import (
+        FASTER,
         FILES,
         accuracy,
         check_format,
@@ -96,6 +97,7 @@ def export() -> int:
         deployed_model,
         example_clips,
         export_model,
+        gain_over,
     )
     from lookupvit_video.inference.export.vectors import add_reference, add_test_vectors, compare
     from lookupvit_video.inference.predictor import load_model
@@ -122,6 +124,11 @@ def export() -> int:
         found = export_model(deployed, example, path, kind, any_batch=arguments.batch is None)
         facts["files"][path.name] = found
         print(f"{path}: {found['bytes'] / 1e6:.1f} MB, probabilities equal to {found['max_difference']:.1g}")
+        if arguments.int8:
+            found["size_ratio"], found["speed_up"] = gain_over(plain, path, kind, example)
+            label = "" if found["speed_up"] >= FASTER else ": size only"
+            print(f"{path}: {found['size_ratio']:.2f} of the float weights' size, {found['speed_up']:.2f} times as "
+                  f"fast as they are in this process{label}")  # fmt: skip
     if videos:
         measured: dict[str, Any] = {"list": arguments.list, "videos": len(videos), "views": "1x1"}
         measured["float32"] = accuracy(plain, predictor, videos, "float32")
