@@ -28,6 +28,14 @@ SSV2_EXAMPLES = f"""  lookupvit prepare ssv2 --annotations ssv2/labels --videos 
 SUBSET_EXAMPLES = f"""  lookupvit prepare subset --of {DATA}/motion --out {DATA}/turning --train 480 \\
       --classes clockwise counter-clockwise approaching leaving
 """
+SPLIT_EXAMPLES = r"""  lookupvit prepare split --data my_videos --out lists
+  lookupvit prepare split --data labels.csv --group-by '([^/]*)_\d+\.' --folds 5 --out folds
+  lookupvit prepare split --data my_videos --order-by mtime --out lists
+  lookupvit prepare split --data my_videos --keep lists --out lists2    # new videos join; no file changes its split
+
+No group is in two splits: the list's column "group", what --group-by finds in the path, or else each file. The lists
+are for DATA.PATH_TO_DATA_DIR; folds are in OUT/0, OUT/1, ..., each with the fold as val.csv and test.csv.
+"""
 DEMO_EXAMPLES = """  lookupvit demo
   lookupvit demo --out /tmp/demo --data /tmp/digits
 """
@@ -40,6 +48,7 @@ def prepare() -> int:
             "kinetics": options.Command("prepare", "kinetics", "Kinetics-400, -600, -700, -700-2020"),
             "ssv2": options.Command("prepare", "ssv2", "Something-Something V1, V2"),
             "moving-digits": options.Command("prepare", "moving_digits", "make the demo videos"),
+            "split": options.Command("prepare", "split", "lists of your own videos that share no recording"),
             "subset": options.Command("prepare", "subset", "some classes of Moving Digits"),
         },
         "Write the lists of a data set.",
@@ -140,6 +149,32 @@ def moving_digits(words: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     is_new = make_moving_digits(**vars(arguments))
     print(f"{'wrote' if is_new else 'reused the complete data set in'} {arguments.out}")
+    return 0
+
+
+def split() -> int:
+    """Run `lookupvit prepare split`."""
+    parser = options.make_parser(
+        "Split videos into training, validation and test by recording, person or time, with each class in each split.",
+        SPLIT_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("--data", required=True, type=Path, metavar="PLACE", help="a folder of class folders, or a list")
+    options.add_out(parser)
+    add("--group-by", default="", metavar="PATTERN", help="regular expression on the path: what may not be parted")
+    add("--shares", type=float, nargs="+", default=[0.7, 0.15, 0.15], metavar="SHARE",
+        help="of train, val, test; of two, the last is both val and test (default: 0.7 0.15 0.15)")  # fmt: skip
+    add("--folds", type=options.natural, default=0, metavar="K", help="k folds for cross-validation")
+    add("--order-by", default="", metavar="mtime | PATTERN",
+        help="the newest are tested: by file time, or by what a regular expression finds in the path")  # fmt: skip
+    add("--keep", type=Path, metavar="FOLDER", help="lists of an earlier split: their videos stay where they are")
+    add("--seed", type=int, default=0, metavar="N", help="another seed gives another split (default: 0)")
+    arguments = parser.parse_args()
+    from lookupvit_video.own_videos.write_split import SplitOptions, prepare_split
+
+    chosen = SplitOptions(arguments.shares, arguments.folds, arguments.order_by, arguments.keep, arguments.seed)
+    lines, hints = prepare_split(arguments.data, arguments.out, arguments.group_by, chosen)
+    print("\n".join([*lines, *(f"note: {hint}" for hint in hints)]))
     return 0
 
 

@@ -150,9 +150,7 @@ def _mixing_fits(MODEL: Section) -> Iterator[str]:
     if MODEL.ENCODER == "factorised" and kernel and kernel[0] > 1:
         yield f"MODEL.LOOKUP_CONV is {kernel}; factorised, blocks see one time index: write 1 for t"
     if kernel and (MODEL.POOL == "class" or MODEL.TOKENS != "all"):
-        yield (
-            f"MODEL.LOOKUP_CONV is {kernel}; it needs the complete grid: set MODEL.TOKENS all, and a POOL without class"
-        )
+        yield f"MODEL.LOOKUP_CONV is {kernel}; it needs the complete grid: set MODEL.TOKENS all, and another MODEL.POOL"
 
 
 def _budgets_fit(MODEL: Section) -> Iterator[str]:

@@ -5,6 +5,7 @@ Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K c
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +68,7 @@ class ViT(VideoModel):
         options: BlockOptions = PLAIN,
     ):
         super().__init__()
-        if pool not in (*POOLS, "attentive"):
-            raise UserError(f"pool {pool!r}: choose {', '.join((*POOLS, 'attentive'))}")
-        if tokens not in TOKENS:
-            raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
-        if encoder == "factorised" and (pool == "class" or tokens != "all"):
-            raise UserError("a factorized encoder takes all tokens and has no class token")
-        if options.lookup_conv and (pool == "class" or tokens != "all"):
-            raise UserError("a convolution in the MLP takes all tokens and no class token")
+        _check_tokens(pool, tokens, encoder, options)
         self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         self.token_grid: Grid | None = self.tokenizer.grid
         self.reduce: nn.Module = nn.Identity()
@@ -93,11 +87,9 @@ class ViT(VideoModel):
             merged_per_block(num_tokens + protected, merge_tokens, depth, protected) if tokens == "merge" else None
         )
         block = MergingBlock if tokens == "merge" else TransformerBlock
-        t, h, w = self.tokenizer.grid
-        grid: Grid | None = (1, h, w) if encoder == "factorised" else (t, h, w)
-        self.blocks = nn.ModuleList(
-            block(dim, num_heads, rate, options, grid) for rate in drop_path_rates(drop_path, depth)
-        )
+        times = 1 if encoder == "factorised" else self.tokenizer.grid[0]
+        make = partial(block, dim, num_heads, options=options, grid=(times, *self.tokenizer.grid[1:]))
+        self.blocks = nn.ModuleList(make(rate) for rate in drop_path_rates(drop_path, depth))
         self.head = Classifier(dim, num_classes, dropout, pool, num_heads, options)
         self.blocks.apply(init_linear)
         self.temporal: TemporalEncoder | None = None
@@ -128,12 +120,31 @@ class ViT(VideoModel):
             return Features(x_BND, self.token_grid)
         return Features(x_BND[:, 1:], self.token_grid, class_token=x_BND[:, :1])
 
+    def normed_tokens(self, features: Features, name: str) -> Tensor:
+        """See `VideoModel.normed_tokens`: (B, N, D); all tokens of a dense model are lookup tokens."""
+        if name != "lookup":
+            raise UserError(f"{name} tokens: a dense ViT has lookup tokens only")
+        norm: Any = self.head.norm if self.temporal is None else self.frame_norm
+        normed: Tensor = norm(features.tokens)
+        return normed
+
     def forward_head(self, features: Features) -> Output:
         """Classify what ``forward_features`` returned, by way of the temporal transformer where there is one."""
         if self.temporal is not None:
             frames_BtnD = self.frame_norm(features.tokens).unflatten(1, (self.tokenizer.grid[0], -1))
             features = Features(self.temporal(frames_BtnD.mean(dim=2)), features.grid)
         return super().forward_head(features)
+
+
+def _check_tokens(pool: str, tokens: str, encoder: str, options: BlockOptions) -> None:
+    if pool not in (*POOLS, "attentive"):
+        raise UserError(f"pool {pool!r}: choose {', '.join((*POOLS, 'attentive'))}")
+    if tokens not in TOKENS:
+        raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
+    if encoder == "factorised" and (pool == "class" or tokens != "all"):
+        raise UserError("a factorized encoder takes all tokens and has no class token")
+    if options.lookup_conv and (pool == "class" or tokens != "all"):
+        raise UserError("a convolution in the MLP takes all tokens and no class token")
 
 
 # Tubelets of 16 x 16 pixels and 2 frames; further arguments as those of the class.

@@ -15,7 +15,11 @@ SHARED_TEST = 200
 
 
 def split_by_group(
-    labels: Sequence[Sequence[int]], groups: Sequence[str], shares: Mapping[str, float], seed: int
+    labels: Sequence[Sequence[int]],
+    groups: Sequence[str],
+    shares: Mapping[str, float],
+    seed: int,
+    fixed: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return the split of each video: no group in two splits, the share of each class as near as that allows.
 
@@ -23,7 +27,9 @@ def split_by_group(
         labels: of each video, one or several.
         shares: split -> its share; the first one is for training, and gets a video of each class.
         seed: the same seed, videos and groups give the same splits.
+        fixed: the split of groups that have one already.
     """
+    fixed = fixed or {}
     counts: dict[str, Counter[int]] = defaultdict(Counter)
     for every, group in zip(labels, groups, strict=True):
         counts[group].update(every)
@@ -45,12 +51,15 @@ def split_by_group(
         wanted = {label: shares[split] * totals[label] - have[split][label] for label in counts[group]}
         return sum(min(number, wanted[label]) / totals[label] for label, number in counts[group].items())
 
-    for group in order:
-        put(group, max(reversed(list(shares)), key=lambda split: missing(split, group)))
+    for group in sorted(order, key=lambda group: group not in fixed):  # what is fixed comes first
+        put(group, fixed.get(group) or max(reversed(list(shares)), key=lambda split: missing(split, group)))
     first, *others = shares
     for split in (first, *others):  # training first: what it lacks cannot be learned
         for label in sorted(totals):
-            givers = [group for group in reversed(order) if split_of[group] != split and counts[group][label]]
+            givers = [
+                group for group in reversed(order)
+                if split_of[group] != split and counts[group][label] and group not in fixed
+            ]  # fmt: skip
             if split != first:  # from training only, and nothing of which it has no more
                 givers = [
                     group for group in givers

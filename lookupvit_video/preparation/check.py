@@ -185,30 +185,45 @@ def _digest(path: str) -> str:
 # How two rows of the same video can be at odds. Validation and test may share theirs; training shares with neither.
 _AT_ODDS: dict[str, Callable[[ListedVideo, ListedVideo], bool]] = {
     "train and test": lambda row, other: row.split != other.split and {row.split, other.split} != {"val", "test"},
-    "two labels": lambda row, other: row.label != other.label,
-    "twice": lambda row, other: row.split == other.split,
+    "two labels": lambda row, other: row.label != other.label and _span(row) == _span(other),
+    "twice": lambda row, other: row.split == other.split and _span(row) == _span(other),
 }
 
 
+def _span(row: ListedVideo) -> tuple[float | None, float | None]:
+    return row.video.start, row.video.end
+
+
 def check_repeats(rows: Iterable[ListedVideo], digests: dict[str, str]) -> None:
-    """Note videos that are in several rows: the same path and span, or with ``digests`` the same content."""
+    """Note videos that are in several rows: the same path, or with ``digests`` the same content.
+
+    Training must share no part of a video with validation or test; in one split, only equal spans are repeats.
+    """
     groups = defaultdict(list)
     for row in rows:
-        path = os.path.abspath(row.video.path)
-        groups[digests.get(row.video.path, path), row.video.start, row.video.end].append(row)
+        groups[digests.get(row.video.path, os.path.abspath(row.video.path))].append(row)
     for same in groups.values():
-        kinds = defaultdict(list)
-        for row in same:
-            kinds[row.split, row.label].append(row)
-        others = [row for alike in kinds.values() for row in alike[:2]]  # thousands may be the same placeholder
-        for row in same:
-            for kind, at_odds in _AT_ODDS.items():
-                other = next((other for other in others if other is not row and at_odds(row, other)), None)
-                if other is not None:
-                    what = (
-                        f"the same video as {other.video.path} ({other.split}{', ' * bool(other.label)}{other.label})"
-                    )
-                    row.problems.append(Problem(kind, what))
+        if len(same) > 1:
+            _note_repeats(same)
+
+
+def _note_repeats(same: Sequence[ListedVideo]) -> None:
+    """Note what is wrong with the rows of one video."""
+    kinds = defaultdict(list)
+    for row in same:
+        kinds[row.split, row.label, _span(row)].append(row)
+    alike = [row for rows in kinds.values() for row in rows[:2]]  # thousands may be the same placeholder
+    by_span, by_split = defaultdict(list), {row.split: row for row in alike}
+    for row in alike:
+        by_span[_span(row)].append(row)
+    for row in same:
+        others = (*by_span[_span(row)], *by_split.values())  # a video of a thousand spans stays cheap
+        for kind, at_odds in _AT_ODDS.items():
+            other = next((other for other in others if other is not row and at_odds(row, other)), None)
+            if other is not None:
+                part = "" if _span(row) == _span(other) else ", other seconds of it"
+                named = f"{other.split}{', ' * bool(other.label)}{other.label}{part}"
+                row.problems.append(Problem(kind, f"the same video as {other.video.path} ({named})"))
 
 
 # Summary ------------------------------------------------------------------------------------------

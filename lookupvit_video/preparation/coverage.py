@@ -76,20 +76,35 @@ def class_counts(videos: Sequence[Video], classes: Sequence[str]) -> str:
 def warnings_of_run(
     classes: Sequence[str], train: Sequence[Video], val: Sequence[Video], test_list: str = "", prefix: str = ""
 ) -> list[str]:
-    """Return ``coverage_warnings`` of a run's lists.
+    """Return ``coverage_warnings`` of a run's lists, and what training shares with the others.
 
     Args:
         test_list: of a run with a test; it is left out where it cannot be read, which the test reports.
         prefix: see ``read_manifest``.
     """
-    used = {"train": _labels(train), "validation": _labels(val)}
+    used, held_out = {"train": _labels(train), "validation": _labels(val)}, {"validation": val}
     with suppress(UserError):
         multi_label = train[0].labels is not None
         test = read_manifest(test_list, classes, prefix, multi_label=multi_label) if test_list else []
         if test not in (list(train), list(val)):
             used["test"] = _labels(test)
+        if test != list(val):
+            held_out["test"] = test
     imbalance = imbalance_warning(classes, [label for video in train for label in video.every_label])
-    return [*coverage_warnings(classes, used), *filter(None, [imbalance])]
+    shared = [shared_warning(train, videos, split) for split, videos in held_out.items()]
+    return [*coverage_warnings(classes, used), *filter(None, [imbalance, *shared])]
+
+
+def shared_warning(train: Sequence[Video], held_out: Sequence[Video], split: str) -> str:
+    """Return a line where files of a held-out split are in training too, whatever their spans; empty where none is."""
+    known = {video.path for video in train}
+    shared = [video.path for video in held_out if video.path in known]
+    if not shared:
+        return ""
+    return (
+        f"{len(shared)} of {len(held_out)} {split} rows are of files that training reads too, such as "
+        f"{one_line(shared[0])}: the accuracy will be too high; lookupvit prepare split makes lists that share none"
+    )
 
 
 def _labels(videos: Sequence[Video]) -> set[int]:

@@ -19,7 +19,10 @@ from lookupvit_video.errors import UserError
         ("MODEL.DEPTH 4 MODEL.EXITS [4]", r".*below the model's 4"),
         ("MODEL.LOOKUP_CONV [3,2,3]", r"MODEL\.LOOKUP_CONV is \[3, 2, 3\]; write \[t, h, w\], each odd"),
         ("MODEL.ARCH vit MODEL.LOOKUP_CONV [3,3,3] MODEL.POOL class", r"MODEL\.LOOKUP_CONV .* needs the complete grid"),
-        ("MODEL.ARCH vit MODEL.LOOKUP_CONV [3,3,3] MODEL.TOKENS random", r"MODEL\.LOOKUP_CONV .* MODEL\.TOKENS all"),
+        (
+            "MODEL.ARCH vit MODEL.LOOKUP_CONV [3,3,3] MODEL.TOKENS random",
+            r"MODEL\.LOOKUP_CONV .* MODEL\.TOKENS all",
+        ),
         ("MODEL.LOOKUP_CONV [3,3]", r"MODEL\.LOOKUP_CONV is \[3, 3\]; write \[t, h, w\]"),
         (
             "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.LOOKUP_CONV [3,3,3]",

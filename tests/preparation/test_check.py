@@ -239,6 +239,8 @@ def test_without_a_config_only_single_frames_are_short():
         ([known(), known(label="b")], [["two labels", "twice"]] * 2),
         ([known(), known(path="/w.mp4")], [[], []]),
         ([known(end=2), known(start=2)], [[], []]),
+        ([known(end=2), known(start=2, label="b")], [[], []]),  # two actions of one video
+        ([known(end=3), known("test", start=2)], [["train and test"]] * 2),
         ([known(), known(path="/x/../v.mp4")], [["twice"], ["twice"]]),
         ([known("val", "b"), known(), known(), known("test", "b")],
          [["train and test", "two labels"], ["train and test", "two labels", "twice"]] * 2),

@@ -13,6 +13,7 @@ from lookupvit_video.preparation.coverage import (
     classes_of_inputs,
     coverage_warnings,
     imbalance_warning,
+    shared_warning,
     warnings_of_rows,
     warnings_of_run,
 )
@@ -53,11 +54,18 @@ def test_warnings(classes, used, expected):
         assert re.match(pattern, line), line
 
 
+def test_files_that_training_shares_with_a_held_out_split_are_counted_whatever_their_spans():
+    train = [Video("/v/a.mp4", 0, 0.0, 3.0), Video("/v/b.mp4", 1)]
+    assert shared_warning(train, [Video("/v/c.mp4", 0)], "test") == ""
+    found = shared_warning(train, [Video("/v/c.mp4", 0), Video("/v/a.mp4", 0, 2.0, 5.0)], "test")
+    assert found.startswith("1 of 2 test rows are of files that training reads too, such as /v/a.mp4: ")
+
+
 def write_lists(folder, **labels):
     for split, numbers in labels.items():
         for number in numbers:
-            (folder / f"{number}.mp4").touch()
-        rows = "".join(f"{number}.mp4,{number}\n" for number in numbers)
+            (folder / f"{split}_{number}.mp4").touch()
+        rows = "".join(f"{split}_{number}.mp4,{number}\n" for number in numbers)
         (folder / f"{split}.csv").write_text(f"path,label\n{rows}")
 
 
@@ -78,6 +86,10 @@ def test_lists_of_a_run(tmp_path):
     assert warnings_of(tmp_path) == [learned]
     write_lists(tmp_path, train=[0, 1, 2, 3], test=[3])
     assert warnings_of(tmp_path) == []
+    with open(tmp_path / "test.csv", "a") as file:
+        file.write("train_2.mp4,2\n")
+    (line,) = warnings_of(tmp_path)
+    assert line.startswith("1 of 2 test rows are of files that training reads too")
 
 
 def test_training_and_the_check_warn(tmp_path):
