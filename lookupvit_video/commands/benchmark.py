@@ -83,7 +83,8 @@ def flops() -> int:
         FLOPS_EXAMPLES,
     )
     options.add_cfg(parser)
-    parser.add_argument("--sweep", action="store_true", help="one row for each of several compressed grids")
+    parser.add_argument("--sweep", action="store_true", help="one row for each budget: several compressed grids, "
+                        "each with the config's exits and shares of the lookup tokens")  # fmt: skip
     parser.add_argument("--grids", nargs="+", default=[], metavar="TxHxW", help="sweep these grids (as TEST.GRIDS)")
     parser.add_argument("--no-measure", action="store_true", help="closed form only")
     options.add_json(parser)
