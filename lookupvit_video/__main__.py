@@ -12,6 +12,7 @@ COMMANDS = {
     "predict": Command("predict", "predict", "name what happens in videos"),
     "features": Command("inference.features", "features", "save features of videos, or search by them"),
     "timeline": Command("explain", "timeline", "name what happens when in a long video"),
+    "stream": Command("inference.stream", "stream", "name what happens in live video"),
     "explain": Command("explain", "explain", "show where a LookupViT looks"),
     "calibrate": Command("calibrate", "calibrate", "fit probabilities; thresholds for predict --reject, --adaptive"),
     "robustness": Command("evaluation.robustness", "robustness", "accuracy on corrupted videos"),

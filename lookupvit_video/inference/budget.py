@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.checkpoints.checkpoint import fingerprint
-from lookupvit_video.distributed.parallel import autocast
+from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
 from lookupvit_video.models.budget import Budget, TokenState, as_budget, continues, join_states, split_state

@@ -10,7 +10,7 @@ import torch
 from lookupvit_video.checkpoints.checkpoint import fingerprint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.calibration import Calibration
 from lookupvit_video.evaluation.evaluate import predict_clips
