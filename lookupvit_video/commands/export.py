@@ -83,13 +83,21 @@ def print_comparison(found: "Sequence[Comparison]") -> None:
         print(f"{len(answered)} of {len(found)} videos answered by both: probabilities equal to {largest:.1g}")
 
 
+def print_gain(path: Path, size: float, speed_up: float) -> None:
+    """Print what 8 bits gain over the float weights, and whether that is more than the size."""
+    from lookupvit_video.inference.export.export import FASTER
+
+    label = "" if speed_up >= FASTER else ": size only"
+    print(f"{path}: {size:.2f} of the float weights' size, {speed_up:.2f} times as fast as they are in this process"
+          f"{label}")  # fmt: skip
+
+
 def export() -> int:
     """Run `lookupvit export`."""
     arguments = parse_arguments()
     from lookupvit_video.data.manifest import read_manifest
     from lookupvit_video.inference.export.description import description
     from lookupvit_video.inference.export.export import (
-        FASTER,
         FILES,
         accuracy,
         check_format,
@@ -126,9 +134,7 @@ def export() -> int:
         print(f"{path}: {found['bytes'] / 1e6:.1f} MB, probabilities equal to {found['max_difference']:.1g}")
         if arguments.int8:
             found["size_ratio"], found["speed_up"] = gain_over(plain, path, kind, example)
-            label = "" if found["speed_up"] >= FASTER else ": size only"
-            print(f"{path}: {found['size_ratio']:.2f} of the float weights' size, {found['speed_up']:.2f} times as "
-                  f"fast as they are in this process{label}")  # fmt: skip
+            print_gain(path, found["size_ratio"], found["speed_up"])
     if videos:
         measured: dict[str, Any] = {"list": arguments.list, "videos": len(videos), "views": "1x1"}
         measured["float32"] = accuracy(plain, predictor, videos, "float32")
