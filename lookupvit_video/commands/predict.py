@@ -186,10 +186,14 @@ def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number:
     """Write the sheet of an answer."""
     from lookupvit_video.inference.draw import draw_prediction
     from lookupvit_video.inference.explain import explain_attention
+    from lookupvit_video.models.budget import parse_budget
 
     name = printable(Path(prediction.path).name)
     sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
-    rows = [("attention", explain_attention(predictor, prediction.clip).gather_map())] if predictor.costs else []
+    rows = []
+    if predictor.costs:
+        attention = explain_attention(predictor, prediction.clip, parse_budget(prediction.grid))
+        rows.append(("attention", attention.gather_map()))
     draw_prediction(replace(prediction, path=name), rows, sheet, predictor.classes)
     say(f"  drawn: {sheet}")
 
