@@ -21,9 +21,7 @@ def measured_with(device: torch.device) -> dict[str, Any]:
     return {
         "version": __version__,
         "commit": commit(),
-        **{
-            package.__name__: package.__version__ for package in (torch, torchvision, av, numpy)
-        },  # "+cu130" and the like with it
+        **{package.__name__: package.__version__ for package in packages},  # "+cu130" and the like with it
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
     }
