@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.decoding.reader import DecodeError
-from lookupvit_video.distributed.parallel import autocast, autocast_dtype
+from lookupvit_video.distributed.precision import autocast, autocast_dtype
 from lookupvit_video.inference.batch import read_videos
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
