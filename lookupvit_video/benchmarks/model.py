@@ -31,7 +31,7 @@ from lookupvit_video.benchmarks.contenders import (
     contenders,
 )
 from lookupvit_video.benchmarks.machine import seconds_per_run, show_versions, wait_for
-from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.utilization import peak_flops
 from lookupvit_video.drawing.figures import new_figure, save_figure
 from lookupvit_video.errors import UserError

@@ -59,6 +59,8 @@ def benchmark() -> int:
                 "benchmark", "budgets", "every budget of a checkpoint or config: time over operations"
             ),
             "block": options.Command("benchmark", "block", "roofline account of one block"),
+            "end-to-end": options.Command("benchmarking.end_to_end", "end_to_end", "video files to answers"),
+            "compare": options.Command("benchmarking.end_to_end", "compare", "two results of end-to-end"),
         },
         "Measure how fast the parts of this project are, and alternatives to them.",
         "  lookupvit benchmark model --only lookupvit vit\n",

@@ -1,9 +1,10 @@
 """Test-time adaptation: a clip whose tokens look unlike those of clean videos is moved toward them.
 
-The mean and deviation of each channel over the tokens of one clip are aligned with those of clean videos, as batch
-norm statistics are in other networks (Schneider et al., NeurIPS 2020, arXiv 2006.16971), which this project's layer
-norms do not have. Each clip is adapted by itself: no gradient, no second pass, nothing carried from one to the next,
-and the answer does not depend on the batch. A clip as close to the mean as clean videos are stays as it is, to the bit.
+The mean and deviation of each channel over the tokens of one clip, before positions are added to them, are aligned with
+those of clean videos, as batch norm statistics are in other networks (Schneider et al., NeurIPS 2020, arXiv
+2006.16971), which this project's layer norms do not have. Each clip is adapted by itself: no gradient, no second pass,
+nothing carried from one to the next, and the answer does not depend on the batch. A clip as close to the mean as clean
+videos are stays as it is, to the bit.
 
 Shape letters: B clips, N lookup tokens, D width.
 """
@@ -29,7 +30,7 @@ SPARED = 0.95
 
 @dataclass(frozen=True)
 class TokenStatistics:
-    """What the tokens of clean videos look like to a tokenizer."""
+    """What the tokens of clean videos look like to a tokenizer, without their positions."""
 
     mean: Tensor
     """(D,): averaged over clips, as is the deviation."""
@@ -47,11 +48,12 @@ class TokenStatistics:
         shift_B = ((mean_BD - self.mean).abs() / self.deviation).mean(1)
         return shift_B + (deviation_BD / self.deviation).clamp(min=1e-6).log().abs().mean(1)
 
-    def aligned(self, tokens_BND: Tensor) -> Tensor:
-        """Return tokens (B, N, D), those of far clips with the statistics of clean videos."""
-        mean_B1D, deviation_B1D = tokens_BND.mean(1, keepdim=True), tokens_BND.std(1, keepdim=True)
-        moved_BND = (tokens_BND - mean_B1D) / (deviation_B1D + 1e-6) * self.deviation + self.mean
-        is_far_B = self.distance(tokens_BND) > self.far
+    def aligned(self, tokens_BND: Tensor, positions_1ND: Tensor) -> Tensor:
+        """Return tokens (B, N, D) with their positions, those of far clips with the statistics of clean videos."""
+        content_BND = (tokens_BND - positions_1ND).float()
+        mean_B1D, deviation_B1D = content_BND.mean(1, keepdim=True), content_BND.std(1, keepdim=True)
+        moved_BND = (content_BND - mean_B1D) / (deviation_B1D + 1e-6) * self.deviation + self.mean + positions_1ND
+        is_far_B = self.distance(content_BND) > self.far
         return torch.where(is_far_B[:, None, None], moved_BND.to(tokens_BND.dtype), tokens_BND)
 
 
@@ -67,7 +69,8 @@ def measure_tokens(model: nn.Module, clips: Iterable[Tensor]) -> TokenStatistics
     means, deviations = [], []
     with torch.inference_mode():
         for clips_BCTHW in clips:
-            tokens_BND = _tokenizer(model)(clips_BCTHW).float()
+            tokenizer = _tokenizer(model)
+            tokens_BND = (tokenizer(clips_BCTHW) - tokenizer.positions).float()
             means.append(tokens_BND.mean(1).cpu())
             deviations.append(tokens_BND.std(1).cpu())
     mean_BD, deviation_BD = torch.cat(means), torch.cat(deviations)
@@ -98,8 +101,8 @@ def adapted(model: nn.Module, statistics: TokenStatistics | None) -> Iterator[No
         hook.remove()
 
 
-def _hook(statistics: TokenStatistics, _module: nn.Module, _inputs: Any, tokens_BND: Tensor) -> Tensor:
-    return statistics.aligned(tokens_BND)
+def _hook(statistics: TokenStatistics, tokenizer: Any, _inputs: Any, tokens_BND: Tensor) -> Tensor:
+    return statistics.aligned(tokens_BND, tokenizer.positions)
 
 
 def statistics_path(checkpoint: str | Path) -> Path:
@@ -111,7 +114,7 @@ def save_statistics(path: Path, statistics: TokenStatistics, model: nn.Module) -
     """Write statistics, and which tokenizer they are of."""
     with atomic_write(path) as temporary:
         np.savez(
-            temporary, mean=statistics.mean.numpy(), deviation=statistics.deviation.numpy(), far=statistics.far,
+            temporary, content_mean=statistics.mean.numpy(), deviation=statistics.deviation.numpy(), far=statistics.far,
             tokenizer=fingerprint(_tokenizer(model)),
         )  # fmt: skip
 
@@ -126,7 +129,7 @@ def load_statistics(path: str | Path, model: nn.Module) -> TokenStatistics:
         raise UserError(f"{path}: missing; lookupvit robustness --adapt --checkpoint {Path(path).parent} makes it")
     try:
         with np.load(path, allow_pickle=False) as kept:
-            mean, deviation = (torch.from_numpy(kept[name]) for name in ("mean", "deviation"))
+            mean, deviation = (torch.from_numpy(kept[name]) for name in ("content_mean", "deviation"))
             far, of = float(kept["far"]), str(kept["tokenizer"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: these statistics cannot be read ({error}); remove the file") from None

@@ -27,10 +27,14 @@ def clean(count=40):
     return torch.randn(count, 3, 4, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+def content(model, clips):
+    return model.tokenizer(clips).detach() - model.tokenizer.positions.detach()
+
+
 def test_statistics_are_means_over_clips_whatever_the_batches():
     model, clips = model_of(), clean()
     found = measure_tokens(model, clips.split(7))
-    tokens = model.tokenizer(clips).detach()
+    tokens = content(model, clips)
     torch.testing.assert_close(found.mean, tokens.mean((0, 1)))
     torch.testing.assert_close(found.deviation, tokens.std(1).mean(0))
     assert (found.distance(tokens) > found.far).sum() == 2  # 5 % of 40
@@ -40,13 +44,13 @@ def test_statistics_are_means_over_clips_whatever_the_batches():
 def test_far_clips_are_moved_and_the_others_stay(arch):
     model, clips = model_of(arch), clean()
     statistics = measure_tokens(model, [clips])
-    near = clips[statistics.distance(model.tokenizer(clips)).argmin()][None]
+    near = clips[statistics.distance(content(model, clips)).argmin()][None]
     far = 0.2 * near + 3
     with torch.inference_mode():
         plain = model(torch.cat([near, far]))
         with adapted(model, statistics):
             moved = model(torch.cat([near, far]))
-            tokens = model.tokenizer(far)
+            tokens = content(model, far)
             torch.testing.assert_close(model(far), moved[1:])  # the batch does not matter
         with adapted(model, None):
             assert torch.equal(model(torch.cat([near, far])), plain)
