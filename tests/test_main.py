@@ -9,7 +9,8 @@ import pytest
 from lookupvit_video.__main__ import COMMANDS
 from tests.small import ROOT, run_command
 
-NESTED = [("benchmark", "loader"), ("benchmark", "model"), ("benchmark", "block"), ("prepare", "kinetics"),
+NESTED = [("benchmark", "loader"), ("benchmark", "model"), ("benchmark", "block"),
+          ("benchmark", "end-to-end"), ("benchmark", "compare"), ("prepare", "kinetics"),
           ("prepare", "ssv2"), ("prepare", "moving-digits"), ("prepare", "subset")]  # fmt: skip
 HELP = """
 import contextlib, io, json, sys

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.benchmarks.machine import seconds_per_run
-from lookupvit_video.distributed.parallel import autocast, checkpoint_activations
+from lookupvit_video.distributed.parallel import checkpoint_activations
+from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import LookupViTBlock, TransformerBlock

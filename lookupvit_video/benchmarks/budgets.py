@@ -5,6 +5,8 @@ budget's multiply-accumulates over its share of the largest budget's time; at 1 
 """
 
 import argparse
+import copy
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -29,6 +31,7 @@ from lookupvit_video.inference.predictor import Predictor, load_model
 from lookupvit_video.models.budget import Budget, parse_budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import measured_macs
+from lookupvit_video.models.kernels.int8 import quantize
 from lookupvit_video.progress import progress
 from lookupvit_video.text import markdown_table
 
@@ -93,6 +96,20 @@ def trained_model(checkpoint: str, budgets: Sequence[Budget], device: torch.devi
     return Model(str(checkpoint), predictor.model, predictor.cfg, budgets or known, top1)
 
 
+def eight_bit(model: Model) -> Model:
+    """Return a copy of a model with 8-bit layers, chosen on noise, to be measured next to it; it has no accuracy."""
+    module = copy.deepcopy(model.module)
+    clip = torch.randn(1, 3, model.frames, model.size, model.size, generator=torch.Generator().manual_seed(0))
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = module(clip)
+        return logits
+
+    quantize(module, run)
+    return Model(f"{model.name}, int8", module, model.cfg, model.budgets)
+
+
 def contenders_of(model: Model) -> Iterator[Contender]:
     """Yield each budget of a model as what a benchmark compares; its name is the budget's."""
     spec = model_spec(model.cfg)
@@ -112,7 +129,8 @@ def benchmark(models: Sequence[Model], arguments: argparse.Namespace) -> list[di
     """Measure all budgets of some models in turns; return a row for each, model after model, in each setting.
 
     Args:
-        arguments: ``batch`` and ``threads`` (lists), ``rounds``, ``seconds``, ``precision`` and ``device``.
+        arguments: ``batch`` and ``threads`` (lists), ``rounds``, ``seconds``, ``process_time``, ``precision`` and
+            ``device``.
 
     Raises:
         UserError: the models take different clips.
@@ -134,7 +152,8 @@ def benchmark(models: Sequence[Model], arguments: argparse.Namespace) -> list[di
         turns = len(found) * (arguments.rounds + 1)
         label = f"{first.frames} frames, batch {batch}, threads {threads}"
         done = progress(range(turns), total=turns, label=label, unit="turns")
-        some = compare(found, setting, arguments, lambda done=done: next(done, None))  # type: ignore[misc]
+        clock = time.process_time if arguments.process_time else time.perf_counter
+        some = compare(found, setting, arguments, lambda done=done: next(done, None), clock)  # type: ignore[misc]
         for row, (model, contender) in zip(some, entries, strict=True):
             row |= {"model": model.name, "budget": contender.name, "top1": model.top1.get(contender.name)}
         add_shares(some, first.name)
@@ -205,14 +224,16 @@ def budget_report(arguments: argparse.Namespace, machine: dict[str, Any]) -> tup
     if arguments.checkpoint:
         first, *others = arguments.checkpoint
         models = [trained_model(first, chosen, device), *(trained_model(path, [], device) for path in others)]
+        models[1:1] = map(eight_bit, models[: int(arguments.int8)])
         rows = benchmark(models, arguments)
     for frames in arguments.frames if arguments.cfg else ():
         cfg = config_with(arguments.cfg, arguments.overrides, chosen, frames)
         model = Model(arguments.cfg, build_model(cfg).eval(), cfg, chosen or model_spec(cfg).budgets)
-        rows += benchmark([model], arguments)
+        rows += benchmark([model, *map(eight_bit, [model][: int(arguments.int8)])], arguments)
     if arguments.plot:
         shown = rows[0]
         how = f"{machine['processor']}, threads {shown['threads']}, batch {shown['batch']}, {arguments.precision}"
         plot_budgets(drawn(rows), arguments.plot, how)
-    where = f"{machine['processor']}, {machine['cores']} cores, {arguments.precision}\n"
+    clock = ", CPU time of the process" if arguments.process_time else ""
+    where = f"{machine['processor']}, {machine['cores']} cores, {arguments.precision}{clock}\n"
     return rows, "\n".join([where, table(rows) + LEGEND, lowest(rows), show_versions(machine)])

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lookupvit_video.distributed.parallel import autocast_dtype, checkpoint_activations, compile_blocks
+from lookupvit_video.distributed.parallel import checkpoint_activations, compile_blocks
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import BlockOptions

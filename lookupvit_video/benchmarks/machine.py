@@ -32,14 +32,16 @@ def show_versions(machine: dict[str, Any]) -> str:
     return ", ".join(f"{name} {number}" for name, number in machine["packages"].items() if number)
 
 
-def seconds_per_run(run: Callable[[], object], times: int, device: torch.device) -> float:
+def seconds_per_run(
+    run: Callable[[], object], times: int, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return the seconds of one of ``times`` runs in a row."""
     wait_for(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(times):
         run()
     wait_for(device)
-    return (time.perf_counter() - start) / times
+    return (clock() - start) / times
 
 
 def wait_for(device: torch.device) -> None:

@@ -7,6 +7,7 @@ machine down for a while slows all of them. Weights are random.
 import argparse
 import ctypes
 import gc
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
@@ -31,7 +32,7 @@ from lookupvit_video.benchmarks.contenders import (
     contenders,
 )
 from lookupvit_video.benchmarks.machine import seconds_per_run, show_versions, wait_for
-from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.utilization import peak_flops
 from lookupvit_video.drawing.figures import new_figure, save_figure
 from lookupvit_video.errors import UserError
@@ -167,9 +168,13 @@ def resident_bytes(contender: Contender) -> int:
 
 
 def compare(
-    found: list[Contender], setting: Setting, arguments: argparse.Namespace, tick: Callable[[], None]
+    found: list[Contender],
+    setting: Setting,
+    arguments: argparse.Namespace,
+    tick: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Return one row for each contender; seconds are lists over the rounds."""
+    """Return one row for each contender; seconds, by a clock, are lists over the rounds."""
     device = torch.device(arguments.device)
     dtype = autocast_dtype(arguments.precision, device)
     torch.set_num_threads(setting.threads)
@@ -195,7 +200,7 @@ def compare(
     order = list(range(len(found)))
     for _ in range(arguments.rounds):
         for i in order:
-            rows[i]["seconds"].append(seconds_per_run(runs[i], times[i], device))
+            rows[i]["seconds"].append(seconds_per_run(runs[i], times[i], device, clock))
             tick()
         order = order[1:] + order[:1]
     for contender in found:

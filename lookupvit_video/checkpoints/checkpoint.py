@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import math
+import os
 import pickle
 import platform
 import socket
@@ -31,6 +32,7 @@ from lookupvit_video.files import atomic_write
 from lookupvit_video.models.build import model_spec
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 from lookupvit_video.remote import local_copy
+from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)
 FORMAT = "lookupvit_video/1"
@@ -141,8 +143,12 @@ class _ErrorKeepingFile(io.BufferedWriter):
             raise
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, mapped: bool = False) -> Checkpoint:
     """Read a checkpoint, which may be remote, onto the CPU; nothing in it is executed (``weights_only=True``).
+
+    Args:
+        mapped: leave the tensors in the file, whose pages are read when they are needed; for inference. Writing to a
+            tensor does not change the file. Replacing the file is no problem, writing into it is.
 
     Raises:
         UserError: the file is missing, damaged (by its checksums), no checkpoint, or of another project.
@@ -151,7 +157,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         local = local_copy(path)
         damaged = _damaged_part(local)
         if not damaged:
-            content = torch.load(local, map_location="cpu", weights_only=True)
+            options = {"mmap": True} if mapped and _can_be_mapped(local) else {}
+            content = torch.load(local, map_location="cpu", weights_only=True, **options)
     except Exception as error:  # reading a damaged pickle may raise anything
         if isinstance(error, OSError) and error.strerror:
             damaged = error.strerror
@@ -186,10 +193,18 @@ def _damaged_part(path: Path) -> str:
     return f"damaged: {folder} is marked as a folder" if folder else ""
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: bool = False) -> None:
+def _can_be_mapped(path: Path) -> bool:
+    """Return whether torch maps a file: an archive whose name is UTF-8. Windows would lock the file."""
+    return os.name != "nt" and is_utf8(str(path)) and zipfile.is_zipfile(path)
+
+
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint, *, resize_positions: bool = False, assign: bool = False
+) -> None:
     """Put a checkpoint's weights into a model of the same shape.
 
     Args:
+        assign: make the checkpoint's tensors the own ones of a model of ``build_model(empty=True)``.
         resize_positions: the clip's frames and crop may differ: resize positions to the model's token grid.
 
     Raises:
@@ -216,7 +231,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, *, resize_positions: 
                 f"{checkpoint.path}: {name} has shape {tuple(given[name].shape)}, the model's has "
                 f"{tuple(own[name].shape)}; MODEL and DATA geometry must be those of the checkpoint"
             )
-    model.load_state_dict(given)
+    if assign:  # with the model's number format and layout in memory, as a copy would have them
+        given = {name: given[name].to(tensor.dtype).contiguous() for name, tensor in own.items()}
+    model.load_state_dict(given, assign=assign)
 
 
 def fingerprint(model: nn.Module) -> str:

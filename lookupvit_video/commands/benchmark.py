@@ -59,6 +59,8 @@ def benchmark() -> int:
                 "benchmark", "budgets", "every budget of a checkpoint or config: time over operations"
             ),
             "block": options.Command("benchmark", "block", "roofline account of one block"),
+            "end-to-end": options.Command("benchmarking.end_to_end", "end_to_end", "video files to answers"),
+            "compare": options.Command("benchmarking.end_to_end", "compare", "two results of end-to-end"),
         },
         "Measure how fast the parts of this project are, and alternatives to them.",
         "  lookupvit benchmark model --only lookupvit vit\n",
@@ -83,7 +85,8 @@ def flops() -> int:
         FLOPS_EXAMPLES,
     )
     options.add_cfg(parser)
-    parser.add_argument("--sweep", action="store_true", help="one row for each of several compressed grids")
+    parser.add_argument("--sweep", action="store_true", help="one row for each budget: several compressed grids, "
+                        "each with the config's exits and shares of the lookup tokens")  # fmt: skip
     parser.add_argument("--grids", nargs="+", default=[], metavar="TxHxW", help="sweep these grids (as TEST.GRIDS)")
     parser.add_argument("--no-measure", action="store_true", help="closed form only")
     options.add_json(parser)
@@ -251,6 +254,9 @@ def budgets() -> int:
     add("--batch", default=[1], help="clips at a time", **several)  # type: ignore[arg-type]
     add("--threads", help="processor threads (default: torch's)", **several)  # type: ignore[arg-type]
     add("--precision", choices=options.PRECISIONS, default="float32", help="of weights and clip (default: float32)")
+    add("--process-time", action="store_true", help="CPU time of all threads instead of the clock's: for a machine "
+        "that others use as well")  # fmt: skip
+    add("--int8", action="store_true", help="the first model with 8-bit layers as well, on a CPU in float32")
     _add_measuring(parser, rounds=5, seconds=0.5)
     add("--plot", type=Path, metavar="FILE", help="draw accuracy over MACs and over time, as PNG")
     options.add_settings(parser)
@@ -259,6 +265,10 @@ def budgets() -> int:
     arguments.overrides = settings + arguments.overrides
     if bool(arguments.cfg) == bool(arguments.checkpoint):
         parser.error("give --cfg, or --checkpoint with one or more")
+    if arguments.process_time and arguments.device not in ("auto", "cpu"):
+        parser.error("--process-time is for a CPU")
+    if arguments.int8 and (arguments.precision != "float32" or arguments.device not in ("auto", "cpu")):
+        parser.error("--int8 is measured on a CPU, against float32")
     if arguments.checkpoint and (arguments.overrides or arguments.frames != [None]):
         parser.error("settings and --frames are for --cfg; a checkpoint has its own")
     import torch

@@ -149,7 +149,7 @@ def calibrate() -> int:
     """Run `lookupvit calibrate`."""
     arguments = parse_arguments()
     from lookupvit_video.checkpoints.checkpoint import add_calibration
-    from lookupvit_video.distributed.parallel import autocast_dtype
+    from lookupvit_video.distributed.precision import autocast_dtype
     from lookupvit_video.evaluation.calibration_report import draw_calibration, log_facts
     from lookupvit_video.evaluation.report import choose_thresholds
     from lookupvit_video.files import write_json

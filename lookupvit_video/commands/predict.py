@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.commands import options
-from lookupvit_video.commands.run_command import print_error
+from lookupvit_video.commands.run_command import print_error, share_cores
 from lookupvit_video.errors import INTERNAL, UserError
+from lookupvit_video.processes.memory import importing
 from lookupvit_video.text import printable
 
 if TYPE_CHECKING:
@@ -185,10 +186,14 @@ def draw(prediction: "Prediction", predictor: "Predictor", folder: Path, number:
     """Write the sheet of an answer."""
     from lookupvit_video.inference.draw import draw_prediction
     from lookupvit_video.inference.explain import explain_attention
+    from lookupvit_video.models.budget import parse_budget
 
     name = printable(Path(prediction.path).name)
     sheet = folder / f"{number:03d}_{Path(name).stem[:40]}.png"
-    rows = [("attention", explain_attention(predictor, prediction.clip).gather_map())] if predictor.costs else []
+    rows = []
+    if predictor.costs:
+        attention = explain_attention(predictor, prediction.clip, parse_budget(prediction.grid))
+        rows.append(("attention", attention.gather_map()))
     draw_prediction(replace(prediction, path=name), rows, sheet, predictor.classes)
     say(f"  drawn: {sheet}")
 
@@ -271,10 +276,16 @@ def answer_all(
 def predict(words: Sequence[str] | None = None) -> int:
     """Run `lookupvit predict`, with the words of this process's command line or others."""
     arguments = parse_arguments(words)
-    from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
-    from lookupvit_video.inference.batch import find_videos
-    from lookupvit_video.inference.predictor import load_model
-    from lookupvit_video.log import setup_logging
+    share_cores()
+    if arguments.workers:
+        from lookupvit_video.processes.pool import start_fork_server
+
+        start_fork_server("lookupvit_video.inference.batch")
+    with importing():
+        from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
+        from lookupvit_video.inference.batch import find_videos
+        from lookupvit_video.inference.predictor import load_model
+        from lookupvit_video.log import setup_logging
 
     setup_logging()
     videos, failures = find_videos(arguments.videos, arguments.list)

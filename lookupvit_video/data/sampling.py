@@ -7,10 +7,31 @@ readers answer those with the last frame.
 import random
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fvcore.common.config import CfgNode
-from pytorchvideo.data.clip_sampling import ConstantClipsPerVideoSampler, RandomClipSampler
+
+
+@cache
+def _samplers() -> Any:
+    """Return the module ``pytorchvideo.data.clip_sampling``, without importing ``pytorchvideo.data``.
+
+    The module needs nothing but Python; its package needs torchvision and torch's compiler, two seconds that each
+    command and each reading process would wait for.
+    """
+    package = find_spec("pytorchvideo.data")
+    assert package is not None
+    file = Path((package.submodule_search_locations or [""])[0], "clip_sampling.py")
+    spec = spec_from_file_location(f"{__name__}.clip_sampling", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @dataclass(frozen=True)
@@ -48,19 +69,19 @@ class TimeSampler:
     def _clips(self, duration: float) -> np.ndarray:
         length = Fraction(self.step) * self.num_frames
         if self.training:
-            sampler = RandomClipSampler(length)
+            sampler = _samplers().RandomClipSampler(length)
             starts = [sampler(0, duration, {}).clip_start_sec for _ in range(self.num_clips)]
         else:
             # PyTorchVideo's sampler starts its clips at the left ends of equal parts of the possible starts, so one
             # view would always be the video's beginning; every second of twice as many are the parts' centers.
-            sampler = ConstantClipsPerVideoSampler(length, 2 * self.num_clips)
+            sampler = _samplers().ConstantClipsPerVideoSampler(length, 2 * self.num_clips)
             starts = [sampler(0, duration, {}).clip_start_sec for _ in range(2 * self.num_clips)][1::2]
         first = np.array([float(start) for start in starts])[:, None]
         times: np.ndarray = first + np.arange(self.num_frames) * self.step
         return times
 
     def _segments(self, duration: float) -> np.ndarray:
-        sampler = ConstantClipsPerVideoSampler(0, self.num_frames)
+        sampler = _samplers().ConstantClipsPerVideoSampler(0, self.num_frames)
         starts = np.array([float(sampler(0, duration, {}).clip_start_sec) for _ in range(self.num_frames)])
         if self.training:
             offsets = np.array([[random.random() for _ in starts] for _ in range(self.num_clips)])

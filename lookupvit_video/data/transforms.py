@@ -2,10 +2,12 @@
 
 Frames come from the reader as (T, H, W, C) uint8; that memory layout is kept until after the resize (torch resizes
 channels-last uint8 fastest) and crops come before it. Clips leave as contiguous (C, T, H, W) uint8; what needs floats
-or the complete batch (normalization, mixing, erasing) happens on the device.
+or the complete batch (normalization, mixing, erasing) happens on the device. Torchvision is imported where training
+needs it: its import takes longer than the answer to a video.
 """
 
 import math
+import platform
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -16,16 +18,14 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional as F
 
-from lookupvit_video.corruptions.augment import RandomCorruption
 from lookupvit_video.decoding.reader import Box
 
 FILL = [124.0, 116.0, 104.0]  # ImageNet's mean color, for corners that rotations and shears uncover
 IGNORED = -100  # label of a clip that could not be read: it adds nothing to the loss
 
+_ARM = ("aarch64", "arm64")
 ClipTransform = Callable[[Tensor], list[Tensor]]
 
 # Names of class folders often have _ for spaces, which \b takes for a letter; "bright" and "leftover" say no side.
@@ -46,6 +46,17 @@ def side_by_side(clips: Sequence[Tensor], put: Callable[[list[Tensor]], Tensor] 
     if len(last) == len(clips) and all(clip.is_contiguous() for clip in last):
         return put(last).movedim(-1, -4)
     return put(list(clips))
+
+
+def resized(frames_TCHW: Tensor, size: int) -> Tensor:
+    """Resize frames (T, C, H, W) uint8 on the CPU to squares: bilinear, antialiased, as ``v2.functional.resize``."""
+    if frames_TCHW.shape[-2:] == (size, size):
+        return frames_TCHW
+    # elsewhere torch's integer code rounds in another way
+    is_native = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in _ARM
+    given = frames_TCHW if is_native else frames_TCHW.float()
+    out = F.interpolate(given, size=[size, size], mode="bilinear", align_corners=False, antialias=True)
+    return out if is_native else out.round_().to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class CropTransform:
 
     def clip(self, crop_THWC: Tensor) -> Tensor:
         """Turn what lies in a box of the frames into a clip."""
-        frames_TCHW = F.resize_image(crop_THWC.permute(0, 3, 1, 2), [self.size, self.size], antialias=True)
+        frames_TCHW = resized(crop_THWC.permute(0, 3, 1, 2), self.size)
         return frames_to_clip(self.augment(frames_TCHW) if self.augment else frames_TCHW)
 
 
@@ -126,12 +137,14 @@ class ClipRandAugment(nn.Module):
 
     def forward(self, frames_TCHW: Tensor) -> Tensor:
         """Apply the same ``num_ops`` random operations to all frames of (T, C, H, W) uint8."""
+        from torchvision.transforms import v2
+
         strength = min(max(random.gauss(self.magnitude, self.std), 0.0), 10.0)
         augment: Callable[[Tensor], Tensor] = v2.RandAugment(
             self.num_ops,
             round(strength * 3),
             num_magnitude_bins=31,
-            interpolation=F.InterpolationMode.BILINEAR,
+            interpolation=v2.InterpolationMode.BILINEAR,
             fill=FILL,
         )
         return augment(frames_TCHW)
@@ -154,9 +167,13 @@ def train_transform(cfg: CfgNode) -> CropTransform:
         )
     strength, hue = cfg.AUG.COLOR_JITTER, cfg.AUG.HUE_JITTER
     if strength or hue:
+        from torchvision.transforms import v2
+
         jitter = v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=hue)
         steps.append(v2.RandomApply([jitter], cfg.AUG.COLOR_JITTER_PROB))
     if cfg.AUG.CORRUPTIONS:
+        from lookupvit_video.corruptions.augment import RandomCorruption
+
         steps.append(RandomCorruption(cfg.AUG.CORRUPTIONS, cfg.AUG.CORRUPTION_PROB))
     return CropTransform(boxes, size, nn.Sequential(*steps) if steps else None)
 
@@ -258,6 +275,8 @@ class BatchAugment:
     """
 
     def __init__(self, erase: float, mix: float | None, alphas: tuple[float, float], cutmix_share: float):
+        from torchvision.transforms import v2
+
         self.erase = v2.RandomErasing(p=erase, value="random", inplace=True) if erase else None
         self.mixers: list[tuple[float, nn.Module]] = []  # (chance, mixer); the rest to 1: no mixing
         cut = cutmix_share if min(alphas) > 0 else float(alphas[1] > 0)
@@ -275,6 +294,8 @@ class BatchAugment:
             draw = torch.rand(()).item()
             for chance, mixer in self.mixers:
                 if draw < chance:
+                    from torchvision import tv_tensors
+
                     clips, targets_BK = mixer(tv_tensors.Video(clips_BCTHW), targets_BK)
                     return clips.as_subclass(torch.Tensor), targets_BK
                 draw -= chance

@@ -35,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.world import World
 
 logger = logging.getLogger(__name__)
@@ -253,16 +254,3 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: di
     for name, parameter in _plain(model).named_parameters():
         if name not in state["state"]:  # it had no step yet, but torch counts one
             optimizer.state.pop(parameter, None)
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of TRAIN.PRECISION: "auto" is bfloat16 on GPUs that compute in it, else float32."""
-    if precision == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if fast else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Return the context in which a model computes in a dtype; float32: as it is."""
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -18,10 +18,8 @@ from lookupvit_video.data.dataset import Batch, damage_refused
 from lookupvit_video.data.loader import Loader, build_eval_loader
 from lookupvit_video.data.manifest import Video, join_labels
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.distributed.parallel import autocast, autocast_dtype, gathered
+from lookupvit_video.distributed.precision import autocast, autocast_dtype
 from lookupvit_video.distributed.world import World, gather_objects
-from lookupvit_video.drawing.confusion import plot_confusion
-from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs
 from lookupvit_video.evaluation.metrics import chosen_metrics, decisions, interval, rounded, text, top_k
 from lookupvit_video.evaluation.probes import reordered
 from lookupvit_video.evaluation.report import class_table, write_class_table
@@ -206,6 +204,8 @@ def evaluate(
     Raises:
         RunFailure: a video is damaged and DATA.DAMAGED_TEST is refuse.
     """
+    from lookupvit_video.distributed.parallel import gathered
+
     was_training, multi_label = model.training, cfg.MODEL.TASK == "multi_label"
     model.eval()
     ways = [*((grid, "real") for grid in grids), *((None, order) for order in orders)]
@@ -274,6 +274,8 @@ def label_table(videos: Sequence[Video], num_classes: int) -> np.ndarray:
 
 def write_grids(rows: Sequence[dict[str, Any]], folder: Path) -> None:
     """Write and log the accuracy and cost with each compressed grid: accuracy_vs_gmacs.csv and .png."""
+    from lookupvit_video.drawing.figures import plot_accuracy_vs_gmacs
+
     write_csv(folder / "accuracy_vs_gmacs.csv", list(rows[0]), [list(row.values()) for row in rows])
     plot_accuracy_vs_gmacs(rows, folder / "accuracy_vs_gmacs.png")
     for row in rows:
@@ -324,6 +326,8 @@ def write_results(
         rows.append((video.path, *joined, "|".join(shares)))
     write_csv(folder / "test_predictions.csv", ("path", "label", "prediction", "probability"), rows)
     if not results.multi_label:
+        from lookupvit_video.drawing.confusion import plot_confusion
+
         counts = results.confusion()
         write_csv(
             folder / "confusion_matrix.csv",

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lookupvit_video.drawing.figures import class_color, new_figure, plain, save_figure
-from lookupvit_video.drawing.fonts import class_label
 from lookupvit_video.evaluation.metrics import decisions, indicators
 from lookupvit_video.text import write_csv
 
@@ -75,6 +73,9 @@ def write_class_table(
 
 def _plot_classes(rows: Sequence[tuple[int, str, int, float]], path: Path) -> None:
     """Draw bars of F1 from (label, name, videos, F1); of many classes the best and the worst."""
+    from lookupvit_video.drawing.figures import class_color, new_figure, plain, save_figure
+    from lookupvit_video.drawing.fonts import class_label
+
     cut = len(rows) > 2 * SHOWN
     shown = [*rows[:SHOWN], *rows[-SHOWN:]] if cut else list(rows)
     figure = new_figure(7, 1.2 + 0.22 * len(shown))

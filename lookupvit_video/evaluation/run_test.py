@@ -12,7 +12,7 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, check_settings, load_checkpoint, load_weights
 from lookupvit_video.data.loader import report_worker_failures
 from lookupvit_video.data.manifest import Video, load_split
-from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path

@@ -14,15 +14,14 @@ from lookupvit_video.inference.budget import (
     Costs,
     Grid,
     Point,
+    best_cascades,
     budget_name,
-    candidates,
     choose,
-    frontier,
     measure,
 )
 
 logger = logging.getLogger(__name__)
-MOST_TRIED = 6  # budgets whose chains are all tried
+ALL_TRIED = 6  # budgets whose chains are all tried; of more, those of up to three
 
 
 def calibrate_cascade(
@@ -48,15 +47,9 @@ def calibrate_cascade(
     name, *others = lists
     tables, labels = lists[name]
     singles = [measure(Cascade((grid,), ()), costs, tables, labels) for grid in costs]
-    if len(singles) > MOST_TRIED:  # chains of budgets that others beat alone would be too many to try
-        best = sorted(frontier(singles), key=lambda point: -point.top1)[:MOST_TRIED]
-        kept = {point.cascade.grids[0] for point in best}
-        tried = {grid: tables[grid] for grid in costs if grid in kept}
-    else:
-        tried = dict(tables)
-    points = [measure(cascade, costs, tables, labels) for cascade in candidates(tried)]
+    curve = best_cascades(costs, tables, labels, len(costs) if len(costs) <= ALL_TRIED else 3)
     wanted = singles[-1].top1 - drop if accuracy is None else accuracy
-    chosen, curve = choose(points, wanted), frontier(points)
+    chosen = choose(curve, wanted)
     splits = [(name, singles, curve, chosen)]
     warn_of_few(len(labels), drop)
     for other in others:

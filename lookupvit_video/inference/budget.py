@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.checkpoints.checkpoint import fingerprint
-from lookupvit_video.distributed.parallel import autocast
+from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
 from lookupvit_video.models.budget import Budget, TokenState, as_budget, continues, join_states, split_state
@@ -336,23 +336,54 @@ def _ends(cascade: Cascade, tables: Mapping[Grid, np.ndarray]) -> tuple[np.ndarr
     return step_V, np.stack([tables[grid] for grid in cascade.grids])[step_V, np.arange(count)]
 
 
-def candidates(tables: Mapping[Grid, np.ndarray], steps: int = 200) -> Iterator[Cascade]:
-    """Yield every chain of grids from cheap to expensive, each with thresholds from "never" to "always enough".
+def candidates(
+    tables: Mapping[Grid, np.ndarray], longest: int, steps: int = 200
+) -> Iterator[tuple[tuple[Grid, ...], np.ndarray]]:
+    """Yield every chain of grids from cheap to expensive, with thresholds (S,) from "never" to "always enough".
 
     All steps of a chain share one threshold, since a few hundred videos do not separate several. The thresholds are
     quantiles of the confidences.
 
     Args:
         tables: each grid's probabilities (V, K), the cheapest grid first.
+        longest: grids in a chain at most.
     """
-    for length in range(1, len(tables) + 1):
+    for length in range(1, longest + 1):
         for chain in combinations(tables, length):
-            if length == 1:
-                yield Cascade(chain, ())
-                continue
-            confidences = np.concatenate([tables[grid].max(1) for grid in chain[:-1]])
-            for enough in np.unique(np.quantile(confidences, np.linspace(0, 1, steps))).tolist():
-                yield Cascade(chain, (enough,) * (length - 1))
+            confidences = [tables[grid].max(1) for grid in chain[:-1]] or [
+                np.zeros(1)
+            ]  # a single grid has no use of it
+            yield chain, np.unique(np.quantile(np.concatenate(confidences), np.linspace(0, 1, steps)))
+
+
+def measure_chain(
+    chain: tuple[Grid, ...],
+    enough_S: np.ndarray,
+    costs: Costs,
+    tables: Mapping[Grid, np.ndarray],
+    labels: np.ndarray,
+) -> list[Point]:
+    """Return what ``measure`` does for each of the thresholds that all steps of a chain may share, at once."""
+    before_V, ended_sS, right_S = np.full(len(labels), -math.inf), [], np.zeros(len(enough_S))
+    for step, grid in enumerate(chain):
+        sure_V = tables[grid].max(1)
+        after_V = np.maximum(before_V, sure_V if step < len(chain) - 1 else math.inf)
+        ends_SV = (after_V >= enough_S[:, None]) & (before_V < enough_S[:, None])
+        right_S += ends_SV @ ((tables[grid].argmax(1) == labels) & (sure_V > 0)).astype(float)
+        ended_sS.append(ends_SV.mean(1))
+        before_V = after_V
+    cascades = [Cascade(chain, (enough,) * (len(chain) - 1)) for enough in enough_S.tolist()]
+    macs_S = np.dot(cascade_macs(cascades[0], costs), ended_sS)
+    top1_S, ended_Ss = 100 * right_S / len(labels), 100 * np.stack(ended_sS, axis=1)
+    return list(map(Point, cascades, top1_S.tolist(), macs_S.tolist(), ended_Ss.tolist()))
+
+
+def best_cascades(costs: Costs, tables: Mapping[Grid, np.ndarray], labels: np.ndarray, longest: int) -> list[Point]:
+    """Return the ``frontier`` of all ``candidates``."""
+    best: list[Point] = []
+    for chain, enough_S in candidates(tables, longest):
+        best = frontier([*best, *measure_chain(chain, enough_S, costs, tables, labels)])
+    return best
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:

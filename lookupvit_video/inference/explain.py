@@ -117,34 +117,39 @@ class Mixing(NamedTuple):
     """(G, N, M) lookup from compressed tokens; None where the block does not write back."""
 
 
-def explain_attention(predictor: Predictor, clip_CTHW: Tensor, grid: tuple[int, ...] | None = None) -> Attention:
+def explain_attention(
+    predictor: Predictor, clip_CTHW: Tensor, budget: Budget | tuple[int, ...] | None = None
+) -> Attention:
     """Run a LookupViT on a uint8 clip (C, T, H, W) and follow the mixing of its tokens.
 
     The rollout (Abnar and Zuidema, arXiv 2005.00928) treats each mixing step as a weighted mean of the tokens: with W
     the weights, averaged over heads, and r their sum in a row (1 after a softmax over the keys), a token becomes
     (itself + sum of W x others) / (1 + r), so its residual weighs as much as one attention. Each block has three steps:
     gather (compressed from lookup tokens), self-attention of the compressed tokens, and write-back (lookup from
-    compressed tokens). Lookup tokens start as one tubelet each, compressed tokens as the resize of those.
+    compressed tokens). Lookup tokens start as one tubelet each, compressed tokens as the resize of those. A lookup
+    token that leaves keeps its shares, and nothing is gathered from it any more.
 
     It ignores values, projections, MLPs, signs and the sizes of the branches (an attention may add little or nothing),
     differences between heads, and a factorized model's temporal encoder, whose time indices all count the same. It
     shows what could flow, not what caused the answer (Jain and Wallace, arXiv 1902.10186).
 
     Args:
-        grid: of the compressed tokens; None: the model's default.
+        budget: a grid of compressed tokens, or a budget with fewer blocks or tokens; None: the model's default.
 
     Raises:
-        UserError: the model is not a LookupViT, or was not built with this grid.
+        UserError: the model is not a LookupViT, or was not built for this budget.
     """
     model: Any = predictor.model
     if not predictor.costs:
         raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: this model has no compressed tokens to explain")
     with torch.inference_mode(), watched(model.blocks) as kept:
-        budget = Budget(model.grids[0] if grid is None else tuple(grid))  # all blocks, and all lookup tokens in each
-        features = model.forward_features(predictor.inputs(clip_CTHW[None]), budget, heads=model.inference_heads)
+        chosen = model.check_budget(budget)
+        features = model.forward_features(predictor.inputs(clip_CTHW[None]), chosen, heads=model.inference_heads)
+        compress = model.compress[grid_name(chosen.grid)]
         with using_kernel(model, "eager"):
-            seen = [mixing(block, notes) for block, notes in zip(model.blocks, kept, strict=True)]
-        compress = model.compress[budget.name]
+            seen = [
+                mixing(block, notes, compress.num_in) for block, notes in zip(model.blocks, kept, strict=True) if notes
+            ]  # of those that ran
         # The resize does not mix channels, so the module maps the unit matrix to its weights.
         unit = torch.eye(compress.num_in, device=predictor.device)[None]
         start_GMN = compress(unit).expand(len(seen[0].gather), -1, -1)
@@ -195,6 +200,7 @@ def watched(blocks: Iterable[Any]) -> Iterator[list[dict[str, Tensor]]]:
         if block.writes_back:
             modules["infuse"] = cross.infuse_value
         hooks += [module.register_forward_hook(partial(_keep, notes, name)) for name, module in modules.items()]
+        hooks.append(block.register_forward_pre_hook(partial(_keep_kept, notes)))
         kept.append(notes)
     try:
         yield kept
@@ -207,8 +213,17 @@ def _keep(notes: dict[str, Tensor], name: str, _: nn.Module, __: Any, output: Te
     notes[name] = output.float()
 
 
-def mixing(block: Any, notes: dict[str, Tensor]) -> Mixing:
-    """Return the weights of a ``LookupViTBlock``, whose kernel is eager, from the projections that ``watched`` kept."""
+def _keep_kept(notes: dict[str, Tensor], _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    if len(inputs) > 4 and inputs[4] is not None:
+        notes["kept"] = inputs[4]
+
+
+def mixing(block: Any, notes: dict[str, Tensor], num_tokens: int) -> Mixing:
+    """Return the weights of a ``LookupViTBlock``, whose kernel is eager, from the projections that ``watched`` kept.
+
+    Args:
+        num_tokens: N; where the block works on fewer, the others get and give nothing.
+    """
     cross, own = block.cross_attention, block.refine.attention
     q, k = _heads(cross, notes["query"], notes["key_value"].chunk(2, dim=-1)[0])
     gather, lookup = kernels.gather(
@@ -217,7 +232,13 @@ def mixing(block: Any, notes: dict[str, Tensor]) -> Mixing:
     infuse = head_mean(kernels.write_back(_unit(q), lookup)) if "infuse" in notes else None
     q, k = _heads(own, *notes["refine"].chunk(3, dim=-1)[:2])
     refine = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
-    return Mixing(head_mean(gather), head_mean(refine), infuse)
+    shares = head_mean(gather)
+    if "kept" in notes:
+        rows, (groups, m, _) = notes["kept"][:, None].expand_as(shares), shares.shape
+        shares = shares.new_zeros(groups, m, num_tokens).scatter(2, rows, shares)
+        if infuse is not None:
+            infuse = infuse.new_zeros(groups, num_tokens, m).scatter(1, rows.mT, infuse)
+    return Mixing(shares, head_mean(refine), infuse)
 
 
 def _heads(attention: Any, *projected: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,9 @@ Shape letters: B clips, V views, C channels, T frames, H W pixels, K classes.
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.decoding.reader import DecodeError
-from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.calibration import Calibration, Reject, Selection, read_calibration
 from lookupvit_video.evaluation.evaluate import CompressedGrid, predict_clips
@@ -188,10 +189,13 @@ class Predictor:
             name = adaptive.name if adaptive is not None else self.budget_name(grid)
             wish = None if reject is None else Reject.parse(reject)
             selection = self._calibrated(name).selection(len(self.classes), wish, coverage, sets)
-        answer = partial(
-            self._answer_batch, topk=topk, grid=grid, cascade=adaptive, batch_size=batch_size, selection=selection
-        )
-        return self._answers(videos, answer, batch_size)
+        if adaptive is not None:
+            shares = self._shares_adaptive(videos, adaptive, batch_size)
+            macs, grids = cascade_macs(adaptive, self.costs), list(map(budget_name, adaptive.grids))
+        else:
+            shares = self._shares(videos, grid, batch_size)
+            macs, grids = [self.macs_a_view(grid)], [self.budget_name(grid)]
+        return self._answers(shares, topk, selection, macs, grids)
 
     def _calibrated(self, name: str) -> Calibration:
         """Return the calibration of a budget, for a choice among answers."""
@@ -226,46 +230,61 @@ class Predictor:
         found = self.calibration.get(self.budget_name(grid))
         return found.temperature if found else ()
 
-    def _answers(
-        self, videos: Iterable[Views | Failure], answer: Callable[[list[Views]], Iterator[Prediction]], batch_size: int
-    ) -> Iterator[Prediction | Failure]:
-        waiting: list[Views] = []
-        for video in videos:
+    def _shares(
+        self, videos: Iterable[Views | Failure], grid: Grid | None, batch_size: int
+    ) -> Iterator[tuple[Views, Tensor, int] | Failure]:
+        """Yield the mean probabilities (K,) of each video; each batch but the last one is full."""
+        waiting: deque[Views] = deque()  # without all of their answers
+        clips: list[Tensor] = []  # theirs, those that have no answer yet
+        answers: list[Tensor] = []  # of their other clips
+        for video in chain(videos, [None]):
             if isinstance(video, Failure):
                 yield video
                 continue
-            waiting.append(video)
-            if sum(len(views.clips) for views in waiting) >= batch_size:
-                yield from answer(waiting)
-                waiting = []
-        if waiting:
-            yield from answer(waiting)
+            if video is not None:
+                waiting.append(video)
+                clips += torch.from_numpy(video.clips)
+            while clips and (len(clips) >= batch_size or video is None):
+                answers += self.predict_clips(torch.stack(clips[:batch_size]), grid)
+                del clips[:batch_size]
+            while waiting and len(answers) >= (count := len(waiting[0].clips)):
+                yield waiting.popleft(), torch.stack(answers[:count]).mean(0), 0
+                del answers[:count]
 
-    def _answer_batch(
+    def _shares_adaptive(
+        self, videos: Iterable[Views | Failure], cascade: Cascade, batch_size: int
+    ) -> Iterator[tuple[Views, Tensor, int] | Failure]:
+        """Yield the mean probabilities (K,) of each video, and the place of its grid in the cascade."""
+        dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
+        temperatures = list(map(self.temperature, cascade.grids))
+        waiting: list[Views] = []
+        for video in chain(videos, [None]):
+            if isinstance(video, Failure):
+                yield video
+                continue
+            waiting += [] if video is None else [video]
+            counts = [len(views.clips) for views in waiting]
+            if waiting and (video is None or sum(counts) >= batch_size):
+                clips = torch.cat([torch.from_numpy(views.clips) for views in waiting])
+                inputs = map(self.inputs, torch.split(clips, batch_size))
+                shares = run_cascade(self.model, cascade, inputs, counts, batch_size, dtype, temperatures)
+                for views, (share_K, step) in zip(waiting, shares, strict=True):
+                    yield views, share_K, step
+                waiting = []
+
+    def _answers(
         self,
-        videos: list[Views],
-        *,
+        shares: Iterable[tuple[Views, Tensor, int] | Failure],
         topk: int,
-        grid: Grid | None,
-        cascade: Cascade | None,
-        batch_size: int,
         selection: Selection,
-    ) -> Iterator[Prediction]:
-        counts = [len(views.clips) for views in videos]
-        clips = torch.cat([torch.from_numpy(views.clips) for views in videos])
-        shares: Iterable[tuple[Tensor, int]]
-        if cascade is not None:
-            inputs = map(self.inputs, torch.split(clips, batch_size))
-            dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
-            temperatures = list(map(self.temperature, cascade.grids))
-            shares = run_cascade(self.model, cascade, inputs, counts, batch_size, dtype, temperatures)
-            macs, grids = cascade_macs(cascade, self.costs), list(map(budget_name, cascade.grids))
-        else:
-            table_BK = torch.cat([self.predict_clips(part, grid) for part in torch.split(clips, batch_size)])
-            shares = ((part.mean(0), 0) for part in torch.split(table_BK, counts))
-            macs = [self.macs_a_view(grid)]
-            grids = [self.budget_name(grid)]
-        for views, (share_K, step) in zip(videos, shares, strict=True):
+        macs: Sequence[int],
+        grids: Sequence[str],
+    ) -> Iterator[Prediction | Failure]:
+        for found in shares:
+            if isinstance(found, Failure):
+                yield found
+                continue
+            views, share_K, step = found
             if not share_K.isfinite().all():
                 raise UserError(
                     f"{self.source or 'model'}: the answer to {views.name} is not finite; the weights are damaged"
@@ -437,7 +456,7 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> Predictor:
     if Path(checkpoint).exists() and not Path(checkpoint).is_file():
         raise UserError(f"{checkpoint}: neither a file nor a folder; give a .pt file that training wrote")
     try:
-        loaded = load_checkpoint(checkpoint)
+        loaded = load_checkpoint(checkpoint, mapped=True)
     except (TypeError, AttributeError, KeyError, RecursionError):
         raise UserError(f"{checkpoint}: not a checkpoint of this project: its contents have the wrong type") from None
     return _predictor(loaded, device)
@@ -446,8 +465,8 @@ def load_model(checkpoint: str | Path, device: str = "auto") -> Predictor:
 def _predictor(loaded: Checkpoint, device: str) -> Predictor:
     place = _device(device)
     _check_consistent(loaded)
-    model = build_model(loaded.config)
-    load_weights(model, loaded)
+    model = build_model(loaded.config, empty=True)
+    load_weights(model, loaded, assign=True)
     try:
         calibration = {
             str(name): read_calibration(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -26,12 +27,13 @@ from lookupvit_video.decoding.reader import DecodeError, shown_at
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.inference.streaming.label_path import LabelPath
 from lookupvit_video.inference.views import Plan
 from lookupvit_video.progress import progress
 
 SEGMENTS_WINDOW = 4.0  # seconds, for older checkpoints of DATA.SAMPLING segments
 CHANGE_COST = 2.0  # natural logarithm: seven times as likely; see find_segments
-_SMALLEST = 0.01  # probability: no single window may rule a class out
+SMALLEST = 0.01  # probability: no single window may rule a class out
 
 
 @dataclass(frozen=True)
@@ -154,20 +156,49 @@ def read_timeline(
         DecodeError: the file cannot be read, or not in time.
         UserError: a stride or window out of range.
     """
-    plan = predictor.plan
+    with open_windows(path, predictor.plan, stride, window, timeout) as found:
+        end = monotonic() + timeout
+        rows = []
+        while batch := list(islice(found.clips, batch_size)):
+            if monotonic() > end:
+                raise DecodeError(str(path), f"a timeline of {found.duration:.0f} s took longer than {timeout:g} s")
+            rows.append(predictor.predict_clips(torch.stack(batch), grid).numpy())
+        return Timeline(str(path), found.duration, found.window, found.starts, np.concatenate(rows), predictor.classes,
+                        predictor.thresholds)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows over an open video."""
+
+    duration: float
+    """Of the video, in seconds."""
+    window: float
+    """Length of a window, in seconds."""
+    starts: np.ndarray
+    """(W,) seconds, ascending."""
+    times: np.ndarray
+    """(W, T) seconds of the frames."""
+    clips: Iterator[Tensor]
+    """(C, T, H, W) uint8 each: the center crop."""
+
+
+@contextmanager
+def open_windows(
+    path: str | Path, plan: Plan, stride: float | None, window: float | None, timeout: float = math.inf
+) -> Iterator[Windows]:
+    """Open a video and read its windows one by one; see ``read_timeline``."""
     transform = eval_transform(plan.size, plan.short_side, 1)
     with open_forward(path, plan, timeout) as reader:
-        end = monotonic() + timeout
         starts, window = plan_windows(plan, reader.duration, stride, window)
-        offsets_T = replace(plan.times, num_clips=1)(window)[0]
-        clips = window_clips(reader, starts[:, None] + offsets_T, transform)
-        rows = []
-        while batch := list(islice(clips, batch_size)):
-            if monotonic() > end:
-                raise DecodeError(str(path), f"a timeline of {reader.duration:.0f} s took longer than {timeout:g} s")
-            rows.append(predictor.predict_clips(torch.stack(batch), grid).numpy())
-        return Timeline(str(path), reader.duration, window, starts, np.concatenate(rows), predictor.classes,
-                        predictor.thresholds)  # fmt: skip
+        times_WT = starts[:, None] + window_offsets(plan, window)
+        yield Windows(reader.duration, window, starts, times_WT, window_clips(reader, times_WT, transform))
+
+
+def window_offsets(plan: Plan, window: float) -> np.ndarray:
+    """Return the seconds (T,) of the frames of a window from its start on."""
+    offsets_T: np.ndarray = replace(plan.times, num_clips=1)(window)[0]
+    return offsets_T
 
 
 def open_forward(path: str | Path, plan: Plan, timeout: float = math.inf) -> PyAVReader:
@@ -200,7 +231,7 @@ def find_segments(
         return [segment for segment in _present(timeline) if segment.probability >= min_probability]
     starts, window = timeline.starts, timeline.window
     before_W = np.searchsorted(starts, starts - window + 1e-6, side="right") - 1  # the last one that ends by then
-    labels_W = _likeliest_labels(np.log(np.maximum(timeline.probabilities, _SMALLEST)), before_W, change_cost)
+    labels_W = _likeliest_labels(np.log(np.maximum(timeline.probabilities, SMALLEST)), before_W, change_cost)
     inside = np.flatnonzero(labels_W >= 0)
     changes = np.flatnonzero(np.diff(labels_W[inside])) + 1
     found, start = [], 0.0
@@ -234,24 +265,10 @@ def _likeliest_labels(scores_WK: np.ndarray, before_W: np.ndarray, change_cost: 
     Args:
         before_W: for each window, the last one before a change of label there; -1: none.
     """
-    best_WK = scores_WK.copy()
-    from_WK = np.full(scores_WK.shape, -1, dtype=np.int32)  # the label before a change; -1: the path stays
-    for row in range(1, len(scores_WK)):
-        best_WK[row] += best_WK[row - 1]
-        before = before_W[row]
-        if before >= 0:
-            leader = int(best_WK[before].argmax())
-            changed_K = scores_WK[row] + best_WK[before, leader] - change_cost
-            changes_K = changed_K > best_WK[row]
-            from_WK[row, changes_K] = leader
-            best_WK[row, changes_K] = changed_K[changes_K]
-    labels_W = np.full(len(scores_WK), -1)
-    row, label = len(scores_WK) - 1, int(best_WK[-1].argmax())
-    while row >= 0:
-        labels_W[row] = label
-        leader = int(from_WK[row, label])
-        row, label = (row - 1, label) if leader < 0 else (int(before_W[row]), leader)
-    return labels_W
+    path = LabelPath(change_cost)
+    for scores_K, before in zip(scores_WK, before_W.tolist(), strict=True):
+        path.add(scores_K, before)
+    return np.array(path.finish())
 
 
 def leading_classes(timeline: Timeline, count: int) -> list[int]:

@@ -3,13 +3,16 @@
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lookupvit_video.config import token_grid
 from lookupvit_video.errors import UserError
@@ -181,18 +184,39 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
     return spec
 
 
-def build_model(cfg: CfgNode) -> VideoModel:
+def build_model(cfg: CfgNode, *, empty: bool = False) -> VideoModel:
     """Build the model that ``MODEL`` and ``DATA`` describe, freshly initialized from torch's current seed.
 
     What is never trained has ``requires_grad`` off.
+
+    Args:
+        empty: leave the parameters without memory and values (on the meta device), for a checkpoint's to be assigned.
     """
     spec = model_spec(cfg)
-    model = spec.build()
+    with _without_parameters() if empty else nullcontext():
+        model = spec.build()
     if not cfg.SOLVER.FREEZE_EPOCHS:
         for name, parameter in model.named_parameters():
             if spec.is_frozen(name):
                 parameter.requires_grad_(False)
     return model
+
+
+@contextmanager
+def _without_parameters() -> Iterator[None]:
+    """Put the parameters of the modules that this thread makes on the meta device; buffers get their values."""
+    thread = threading.get_ident()
+
+    def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or threading.get_ident() != thread:
+            return None  # no change
+        return nn.Parameter(parameter.detach().to("meta"))
+
+    hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]  # it may return one
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def create_model(name: str, **arguments: Any) -> VideoModel:

@@ -10,16 +10,19 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lookupvit_video.models.attention import using_kernel
 from lookupvit_video.models.budget import tokens_kept
 from lookupvit_video.models.lookupvit import HEADS
 from lookupvit_video.models.token_reduction import merged_per_block
 from lookupvit_video.models.tokenizer import Grid
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 def vit_block_macs(n: int, dim: int) -> int:
@@ -238,15 +241,19 @@ def tokens_within(budget: int, shape: Shape, tokens: str) -> int:
 def _cpu_attention_flops(
     query: Sequence[int], key: Sequence[int], value: Sequence[int], *args: object, **kwargs: object
 ) -> int:
+    from torch.utils.flop_counter import sdpa_flop_count
+
     flops: int = sdpa_flop_count(query, key, value)
     return flops
 
 
-def flop_counter() -> FlopCounterMode:
+def flop_counter() -> "FlopCounterMode":
     """Return torch's counter, which gives two operations to a multiply-accumulate.
 
     Its table lacks the CPU's fused attention in some releases (which would count it as nothing): it is added here.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     custom = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops}
     return FlopCounterMode(display=False, custom_mapping=custom)
 

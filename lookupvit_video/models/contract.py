@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.tokenizer import Grid
 
 Output = Tensor | tuple[Tensor, ...]
@@ -68,6 +69,14 @@ class VideoModel(nn.Module):
         features = self.forward_features(clip_BCTHW)
         output = self.forward_head(features)
         return (output, features) if with_features else output
+
+    def normed_tokens(self, features: Features, name: str) -> Tensor:
+        """Return the "lookup" or "compressed" tokens of ``forward_features`` after the norm of their classifier.
+
+        Raises:
+            UserError: the model has no such tokens, or no norm for them.
+        """
+        raise UserError(f"{name} tokens: {type(self).__name__} has no norm for single tokens; use pooled")
 
     def classifiers(self) -> list[nn.Module]:
         """Return every head."""

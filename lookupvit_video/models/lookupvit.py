@@ -284,10 +284,23 @@ class LookupViT(VideoModel):
         state = self.advance(state, budget, budget.blocks, writes_back="lookup" in heads, attention=kept)
         return self.features(state, budget, attention)
 
-    def _logits(self, name: str, features: Features) -> Tensor:
+    def _tokens(self, name: str, features: Features) -> tuple[Any, Tensor]:
+        """Return the module with the classifiers of a pass, the model or an exit, and the tokens that one reads."""
         tokens = features.compressed if name == "compressed" else features.tokens
         assert tokens is not None
-        readers: Any = self.exits[str(features.blocks)] if features.blocks else self
+        return (self.exits[str(features.blocks)] if features.blocks else self), tokens
+
+    def normed_tokens(self, features: Features, name: str) -> Tensor:
+        """See `VideoModel.normed_tokens`: (B, N, D) or (B, M, D)."""
+        if name not in self.heads:
+            raise UserError(f"{name} tokens: this model has no classifier of them, only of {', '.join(self.heads)}")
+        readers, tokens = self._tokens(name, features)
+        norm = readers.heads[name].norm if self.temporal is None else readers.frame_norms[name]
+        normed: Tensor = norm(tokens)
+        return normed
+
+    def _logits(self, name: str, features: Features) -> Tensor:
+        readers, tokens = self._tokens(name, features)
         if self.temporal is not None:
             frames_Btnd = readers.frame_norms[name](tokens).unflatten(1, (self.tokenizer.grid[0], -1))
             tokens = self.temporal(frames_Btnd.mean(dim=2))

@@ -73,11 +73,18 @@ class TubeletTokenizer(nn.Module):
         return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t * h * w, -1)
 
 
+def _is_shape_only() -> bool:
+    """Whether a model is built on the meta device, where torch would import its compiler for arithmetic."""
+    return torch.get_default_device().type == "meta"
+
+
 def sine_cosine_positions(grid: Grid, dim: int) -> Tensor:
     """Return (N, D) positions: a third of the width for each of t, h and w, sines and cosines of falling frequency.
 
     As the fixed positions of MAE (arXiv 2111.06377) and of VideoMAE, in three axes; what D leaves over is 0.
     """
+    if _is_shape_only():
+        return torch.empty(math.prod(grid), dim)
     n = dim // 6
     frequencies = 10000.0 ** -(torch.arange(n) / max(n, 1))
     axes = []
@@ -95,6 +102,8 @@ def interpolation_matrix(n_in: int, n_out: int, *, antialias: bool) -> Tensor:
     With ``antialias`` the triangle filter widens with the reduction (as ``jax.image.resize`` and torch's 2-D
     ``antialias=True``); without, it is plain linear interpolation (torch's ``align_corners=False``).
     """
+    if _is_shape_only():
+        return torch.empty(n_out, n_in, dtype=torch.float64)
     scale = n_in / n_out
     width = max(scale, 1.0) if antialias else 1.0
     centers = (torch.arange(n_out, dtype=torch.float64) + 0.5) * scale - 0.5

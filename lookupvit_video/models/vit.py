@@ -5,6 +5,7 @@ Shape letters: B batch, C channels, T frames, H W pixels, N tokens, D width, K c
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,14 @@ class ViT(VideoModel):
         if self.class_token is None:
             return Features(x_BND, self.token_grid)
         return Features(x_BND[:, 1:], self.token_grid, class_token=x_BND[:, :1])
+
+    def normed_tokens(self, features: Features, name: str) -> Tensor:
+        """See `VideoModel.normed_tokens`: (B, N, D); all tokens of a dense model are lookup tokens."""
+        if name != "lookup":
+            raise UserError(f"{name} tokens: a dense ViT has lookup tokens only")
+        norm: Any = self.head.norm if self.temporal is None else self.frame_norm
+        normed: Tensor = norm(features.tokens)
+        return normed
 
     def forward_head(self, features: Features) -> Output:
         """Classify what ``forward_features`` returned, by way of the temporal transformer where there is one."""

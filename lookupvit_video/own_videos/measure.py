@@ -11,7 +11,7 @@ from fvcore.common.config import CfgNode
 from lookupvit_video.config import with_settings
 from lookupvit_video.data.loader import build_train_loader
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.distributed.parallel import autocast, autocast_dtype
+from lookupvit_video.distributed.precision import autocast, autocast_dtype
 from lookupvit_video.models.build import build_model
 from lookupvit_video.own_videos.rules import Costs
 from lookupvit_video.training.dry_run import step_bytes

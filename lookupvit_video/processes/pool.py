@@ -21,6 +21,7 @@ from lookupvit_video.processes.waiting import seconds_without_processor
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 
+_METHOD = "spawn" if sys.platform == "win32" else "forkserver"
 _HANGS_IN_A_ROW = 3  # tasks that time out again when alone: then no others are tried again, which may take hours
 
 
@@ -78,13 +79,25 @@ def run_isolated(
         yield outcome
 
 
+def start_fork_server(module: str) -> None:
+    """Let the process that workers are forked from start to import a module, in the background; once in a process.
+
+    It imports for all of them, so that a lost one is replaced in milliseconds. Where a command knows early that it will
+    need workers, this overlaps with its own imports. Windows has none.
+    """
+    if sys.platform != "win32":
+        from multiprocessing import forkserver
+
+        forkserver.set_forkserver_preload([module])
+        with deaf_to("SIGINT"):
+            forkserver.ensure_running()
+
+
 def _run(
     function: Callable[[Task], Answer], tasks: Sequence[Task], numbers: Sequence[int], processes: int, timeout: float
 ) -> Iterator[Outcome[Answer]]:
-    # A fork server imports once for all its children, so that a lost process is replaced in milliseconds.
-    context: Any = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
-    if sys.platform != "win32":
-        context.set_forkserver_preload([getattr(function, "func", function).__module__])
+    start_fork_server(getattr(function, "func", function).__module__)
+    context: Any = multiprocessing.get_context(_METHOD)
     waiting = iter(numbers)
     workers = [_Worker(context, function) for _ in range(min(processes, len(numbers)))]
     try:
@@ -99,20 +112,18 @@ def _run(
                     lost = Lost("timeout", f"took longer than {timeout:g} s")
                 else:
                     continue
-                if worker.task is not None:
-                    yield Outcome(worker.task, None if lost else worker.answer, lost)
+                outcome = None if worker.task is None else Outcome(worker.task, None if lost else worker.answer, lost)
                 if lost and lost.cause in ("timeout", "crash"):
                     workers.remove(worker)
                     worker.kill()
-                    worker = _Worker(context, function)
-                    workers.append(worker)
-                    continue
-                index = next(waiting, None)
-                if index is None:
+                    workers.append(_Worker(context, function))
+                elif (index := next(waiting, None)) is None:
                     workers.remove(worker)
                     worker.kill()
                 else:
                     worker.send(index, tasks[index], timeout)
+                if outcome:  # only now: the process works on its next task while the caller uses this answer
+                    yield outcome
     finally:
         for worker in workers:
             worker.kill()

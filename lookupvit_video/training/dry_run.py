@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lookupvit_video.distributed.parallel import autocast, checkpoint_blocks
+from lookupvit_video.distributed.parallel import checkpoint_blocks
+from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import peak_memory_gib
 from lookupvit_video.models.budget import Budget

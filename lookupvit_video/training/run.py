@@ -32,7 +32,8 @@ from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
 from lookupvit_video.decoding.backends import DecodeError, open_video
-from lookupvit_video.distributed.parallel import autocast_dtype, parallelize
+from lookupvit_video.distributed.parallel import parallelize
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.metrics import Metric, chosen_metrics

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.transforms import is_valid, normalize, soft_targets
-from lookupvit_video.distributed.parallel import autocast, clip_gradients, synchronizing
+from lookupvit_video.distributed.parallel import clip_gradients, synchronizing
+from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.distributed.world import in_any_process
 from lookupvit_video.drawing.figures import plot_clips
 from lookupvit_video.errors import RunFailure

@@ -14,6 +14,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.models.budget import Budget, parse_budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import measured_macs
+from lookupvit_video.models.kernels.int8 import linear_layers
 from tests.small import SMALL
 
 SETTINGS = [str(word) for pair in SMALL.items() for word in pair]
@@ -113,11 +114,25 @@ def test_checkpoints_are_compared_and_drawn(runs, tmp_path, monkeypatch, capsys)
         drawn([{**row, "top1": None} for row in rows])
 
 
+def test_eight_bits_take_turns_with_floats(runs, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, capsys, "--checkpoint", runs / "one", "--budgets", "1x2x2,b1", "--int8", "--json",
+        tmp_path / "a.json")  # fmt: skip
+    plain, small = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert (small["model"], small["budget"]) == (f"{runs / 'one'}, int8", plain["budget"])
+    assert (small["share_of_macs"], small["top1"]) == (1, None)
+    one = trained_model(str(runs / "one"), [], CPU)
+    assert linear_layers(budgets.eight_bit(one).module) == {}
+    assert linear_layers(one.module)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, capsys, "--checkpoint", runs / "one", "--int8", "--precision", "bfloat16")
+
+
 def test_a_config_is_measured_with_random_weights(monkeypatch, capsys):
-    out = run(monkeypatch, capsys, "--cfg", "tests/small.yaml", "--frames", 4, 8, "--budgets", "1x2x2", "1x2x2,b1",
-              *SETTINGS)  # fmt: skip
+    out = run(monkeypatch, capsys, "--cfg", "tests/small.yaml", "--process-time", "--frames", 4, 8,
+              "--budgets", "1x2x2", "1x2x2,b1", *SETTINGS)  # fmt: skip
     assert [line.split(" | ")[:4] for line in out.splitlines() if "x2x2" in line and line.count("|") > 8] == [
         [f"| {frames}", "1", "1", name] for frames in (4, 8) for name in ("1x2x2", "1x2x2,b1")
     ]
     assert "at least 0.8" in out
+    assert "float32, CPU time of the process" in out
     assert "top-1" not in out

@@ -51,6 +51,50 @@ def test_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]  # no temporary file stays
 
 
+def test_mapped_weights_stay_in_the_file(tmp_path):
+    path = tmp_path / "model.pt"
+    cfg, model = saved(path)
+    before, mapped = path.read_bytes(), load_checkpoint(path, mapped=True)
+    assert all(torch.equal(value, mapped.model[name]) for name, value in model.state_dict().items())
+    lowest = min(tensor.data_ptr() for tensor in mapped.model.values())
+    areas = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    (file,) = {area[-1] for area in areas for a, b in [area[0].split("-")] if int(a, 16) <= lowest < int(b, 16)}
+    assert file == str(path)
+    other = build_model(cfg, empty=True)
+    load_weights(other, mapped, assign=True)
+    saved(path, step=1)  # takes the place of the file
+    path.unlink()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+    path.write_bytes(before)
+    again = load_checkpoint(path, mapped=True)
+    for tensor in again.model.values():
+        tensor.add_(1)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_torch_cannot_map_is_read(tmp_path):
+    path = tmp_path / "caf\udce9.pt"
+    _, model = saved(path)
+    found = load_checkpoint(path, mapped=True).model
+    assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+    path.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="this checkpoint cannot be read"):
+        load_checkpoint(path, mapped=True)
+
+
+def test_assigned_weights_have_the_number_format_and_layout_of_the_model(tmp_path):
+    cfg, model = saved(tmp_path / "model.pt")
+    checkpoint = load_checkpoint(tmp_path / "model.pt")
+    odd = {name: tensor.double().transpose(0, -1).contiguous().transpose(0, -1)
+           for name, tensor in checkpoint.model.items()}  # fmt: skip
+    other = build_model(cfg, empty=True)
+    load_weights(other, replace(checkpoint, model=odd), assign=True)
+    for name, tensor in model.state_dict().items():
+        found = other.state_dict()[name]
+        assert (found.dtype, found.stride()) == (tensor.dtype, tensor.stride())
+        assert torch.equal(found, tensor)
+
+
 def test_a_hostile_file_is_not_run(tmp_path):
     class Payload:
         def __reduce__(self):
@@ -121,7 +165,8 @@ def test_a_failed_save_leaves_the_old_file_and_says_why(tmp_path):
     assert load_checkpoint(tmp_path / "model.pt").step == 1
 
 
-def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path, mapped):
     """Wherever it is; some bytes of the archive only fill up the space between its parts."""
     path = tmp_path / "model.pt"
     saved(path)
@@ -135,7 +180,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
         try:
-            found = load_checkpoint(path)
+            found = load_checkpoint(path, mapped=mapped)
         except ValueError as error:
             noticed += "cannot be read (damaged" in str(error)
         else:

@@ -34,6 +34,10 @@ def test_a_program_its_description_and_its_accuracy(checkpoint, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == files
     facts = json.loads((tmp_path / "out" / "model.json").read_text())
     assert (facts["weights"], facts["float_layers"]) == ("int8", [])
+    program = facts["files"]["model.pt2"]
+    line = f"{program['size_ratio']:.2f} of the float weights' size, {program['speed_up']:.2f} times as fast"
+    assert line in done.stdout
+    assert ("size only" in done.stdout) == (program["speed_up"] < 1.2)
     assert "int8: linear layers in float: none, and the classifiers" in done.stdout
     assert facts["files"]["model.pt2"]["max_difference"] < 1e-4
     assert facts["accuracy"]["videos"] == 3

@@ -21,7 +21,7 @@ from lookupvit_video.models.build import build_model
 from tests.commands.test_train import assert_one_clear_line, make_bad_files
 from tests.damage import FEW, tree, write_byte_damage, write_no_videos, write_originals
 from tests.models.test_models import SMALL
-from tests.small import ROOT, call_tool
+from tests.small import ROOT, call_tool, run_command
 from tests.videos import write_video
 
 TOOL = str(ROOT / "tools" / "predict.py")
@@ -335,3 +335,21 @@ def test_a_reader_that_goes_away_is_no_failure(folder):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Broken pipe" not in done.stderr
+
+
+# What it costs to start ----------------------------------------------------------------------------------------
+
+
+def test_an_answer_needs_no_import_of_what_it_does_not_use(folder):
+    """Each of these takes longer than the answer itself; the processes that read videos import no more."""
+    code = """
+import sys
+from lookupvit_video.commands.predict import predict
+assert predict(sys.argv[1:]) == 0
+heavy = {"torchvision", "torch._dynamo", "torch.distributed.fsdp", "sympy", "matplotlib", "scipy", "triton", "sklearn"}
+print(sorted(heavy & sys.modules.keys()))
+"""
+    arguments = ["--checkpoint", folder / "model.pt", "--workers", "0", folder / "clips" / "0.mp4"]
+    done = run_command([sys.executable, "-c", code, *arguments])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

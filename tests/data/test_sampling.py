@@ -1,12 +1,15 @@
 """Times of clips: inside the video, as far apart as asked for, spread evenly where they are fixed."""
 
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lookupvit_video.config import load_config
-from lookupvit_video.data.sampling import TimeSampler, build_time_sampler
+from lookupvit_video.data.sampling import TimeSampler, _samplers, build_time_sampler
+from tests.small import run_command
 
 T, STEP, DURATION = 8, 0.1, 10.0
 LENGTH = T * STEP
@@ -157,3 +160,14 @@ def test_the_frame_that_is_repeated_is_drawn_from_all_of_the_clip(mode, monkeypa
         monkeypatch.setattr(random, "randrange", lambda count, column=column: asked.append(count) or column)
         assert np.array_equal(draw(sampler, seed=4)[:, 0], draw(plain, seed=4)[:, column])
     assert asked == [T, T]
+
+
+def test_the_samplers_are_pytorchvideos_without_its_package():
+    """Whose import takes seconds; it is imported in this process only if some test needs it."""
+    from pytorchvideo.data import clip_sampling
+
+    alone = _samplers()
+    assert Path(alone.__file__) == Path(clip_sampling.__file__)
+    code = "import sys; from lookupvit_video.data.sampling import TimeSampler; TimeSampler(4, 0.1)(3.0); " \
+        "print({'pytorchvideo.data', 'torchvision', 'torch'} & sys.modules.keys())"  # fmt: skip
+    assert run_command([sys.executable, "-c", code]).stdout == "set()\n"

@@ -16,6 +16,7 @@ from lookupvit_video.data.transforms import (
     mirror_half,
     mirrored_labels,
     normalize,
+    resized,
     side_by_side,
     soft_targets,
     train_transform,
@@ -291,6 +292,17 @@ def test_eval_draws_nothing():
     assert all(map(torch.equal, transform(frames_THWC), transform(frames_THWC)))
     assert random.getstate() == states[0]
     assert torch.equal(torch.get_rng_state(), states[1])
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(("height", "width", "size"), [(24, 24, 16), (33, 47, 16), (7, 9, 16), (16, 16, 16)])
+def test_frames_are_resized_as_torchvision_does(monkeypatch, native, height, width, size):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2" if native else "DEFAULT")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for frames_THWC in (noise(3, height, width, 3), noise(1, height, width, 3)):
+        frames_TCHW = frames_THWC.permute(0, 3, 1, 2)
+        expected = v2.functional.resize_image(frames_TCHW, [size, size], antialias=True)
+        assert torch.equal(resized(frames_TCHW, size), expected)
 
 
 # Crops before the frames come ----------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from lookupvit_video.config import load_config
 from lookupvit_video.distributed import parallel as parallel_module
 from lookupvit_video.distributed.parallel import (
     _shard,
-    autocast_dtype,
     clip_gradients,
     compile_blocks,
     full_state,
@@ -26,6 +25,7 @@ from lookupvit_video.distributed.parallel import (
     parallelize,
     synchronizing,
 )
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.world import World
 from lookupvit_video.models.build import build_model
 from lookupvit_video.training import run as run_module

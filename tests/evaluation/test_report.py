@@ -80,7 +80,9 @@ def test_figures_a_class_by_hand():
 def drawn(monkeypatch, rows):
     """Return what a picture of (label, name, videos, F1) shows: bars (place, F1, color), texts, names, axes."""
     figures = []
-    monkeypatch.setattr(report, "save_figure", lambda figure, path: figures.append((figure, path)))
+    monkeypatch.setattr(
+        "lookupvit_video.drawing.figures.save_figure", lambda figure, path: figures.append((figure, path))
+    )
     report._plot_classes(rows, Path("x.png"))
     ((figure, path),) = figures
     assert path == Path("x.png")

@@ -10,7 +10,7 @@ import torch
 from lookupvit_video.checkpoints.checkpoint import fingerprint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.transforms import normalize
-from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.calibration import Calibration
 from lookupvit_video.evaluation.evaluate import predict_clips
@@ -18,6 +18,7 @@ from lookupvit_video.inference import budget, predictor
 from lookupvit_video.inference.budget import (
     Cascade,
     Point,
+    best_cascades,
     best_within,
     candidates,
     cascade_macs,
@@ -25,6 +26,7 @@ from lookupvit_video.inference.budget import (
     frontier,
     load_cascade,
     measure,
+    measure_chain,
     measured_latencies,
     run_cascade,
     save_cascade,
@@ -211,7 +213,12 @@ def test_the_cheapest_cascade_of_the_wanted_accuracy_is_chosen(costs):
         logits = rng.normal(size=(400, 5)) + strength * np.eye(5)[labels]
         shares = np.exp(2 * logits)
         tables[grid] = shares / shares.sum(1, keepdims=True)
-    points = [measure(cascade, costs, tables, labels) for cascade in candidates(tables, steps=50)]
+    points = [point for chain, enough in candidates(tables, 3, steps=50)
+              for point in measure_chain(chain, enough, costs, tables, labels)]  # fmt: skip
+    assert len(points) == 3 + 4 * 50
+    for point in points[::7]:
+        alone = measure(point.cascade, costs, tables, labels)
+        assert [point.top1, point.macs, *point.ended] == pytest.approx([alone.top1, alone.macs, *alone.ended])
     largest = measure(Cascade((GRIDS[2],), ()), costs, tables, labels)
     chosen = choose(points, largest.top1 - 2)
     assert chosen.top1 >= largest.top1 - 2
@@ -219,6 +226,9 @@ def test_the_cheapest_cascade_of_the_wanted_accuracy_is_chosen(costs):
     assert all(p.macs >= chosen.macs for p in points if p.top1 >= largest.top1 - 2)
     curve = frontier(points)
     assert all(a.macs < b.macs and a.top1 < b.top1 for a, b in pairwise(curve))
+    every = [point for chain, enough in candidates(tables, 2)
+             for point in measure_chain(chain, enough, costs, tables, labels)]  # fmt: skip
+    assert best_cascades(costs, tables, labels, 2) == frontier(every)
     with pytest.raises(ValueError, match=r"accuracy of 101.00 %: the best of this checkpoint here is"):
         choose(points, 101)
 
@@ -410,16 +420,17 @@ def test_batches_of_a_cascade_are_no_larger_than_asked(cfg, model, clips):
 def test_every_chain_is_tried_with_thresholds_from_never_to_always():
     tables = {grid: np.array([[0.2 + shift, 0.8 - shift], [0.6, 0.4], [0.1, 0.9]]) for grid, shift in
               zip(GRIDS, (0.0, 0.1, 0.2), strict=True)}  # fmt: skip
-    found = list(candidates(tables, steps=3))
-    assert [c.grids for c in found[:3]] == [(grid,) for grid in GRIDS]
-    assert all(c.thresholds == () for c in found[:3])
-    pairs = {chain: [c.thresholds for c in found if c.grids == chain] for chain in {c.grids for c in found[3:]}}
+    found = list(candidates(tables, 3, steps=3))
+    assert [chain for chain, _ in found[:3]] == [(grid,) for grid in GRIDS]
+    assert [len(thresholds) for _, thresholds in found[:3]] == [1] * 3
+    pairs = {chain: thresholds.tolist() for chain, thresholds in found[3:]}
     assert set(pairs) == {(GRIDS[0], GRIDS[1]), (GRIDS[0], GRIDS[2]), (GRIDS[1], GRIDS[2]), tuple(GRIDS)}
-    assert pairs[GRIDS[0], GRIDS[1]] == [(0.6,), (0.8,), (0.9,)]
-    assert pairs[GRIDS[1], GRIDS[2]] == [(pytest.approx(0.6),), (pytest.approx(0.7),), (pytest.approx(0.9),)]
-    assert pairs[tuple(GRIDS)] == [(t, t) for t in (0.6, pytest.approx(0.75), 0.9)]  # one for all steps
+    assert pairs[GRIDS[0], GRIDS[1]] == [0.6, 0.8, 0.9]
+    assert pairs[GRIDS[1], GRIDS[2]] == pytest.approx([0.6, 0.7, 0.9])
+    assert pairs[tuple(GRIDS)] == pytest.approx([0.6, 0.75, 0.9])
+    assert [chain for chain, _ in candidates(tables, 2)] == [chain for chain, _ in found[:-1]]
     many = dict.fromkeys(GRIDS, np.random.default_rng(0).uniform(size=(1000, 2)))
-    assert sum(c.grids == tuple(GRIDS[:2]) for c in candidates(many)) == 200
+    assert [len(thresholds) for _, thresholds in candidates(many, 2)] == [1, 1, 1, 200, 200, 200]
 
 
 def points(*pairs):

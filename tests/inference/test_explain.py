@@ -20,6 +20,7 @@ from lookupvit_video.inference.explain import (
 )
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.attention import using_kernel
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 from tests.small import make_videos
@@ -59,7 +60,7 @@ def test_the_weights_are_those_that_the_blocks_mix_with(tmp_path, reverse):
     with torch.no_grad(), watched(model.blocks) as kept:
         model(torch.randn(1, 3, 4, 32, 32))
     with torch.no_grad(), using_kernel(model, "eager"):
-        weights, notes = mixing(block, kept[0]), kept[0]
+        weights, notes = mixing(block, kept[0], 32), kept[0]
     values = notes["key_value"].chunk(2, -1)[1], notes["refine"].chunk(3, -1)[2], notes["infuse"]
     for found, matrix, value in zip(("gathered", "refined", "infused"), weights, values, strict=True):
         torch.testing.assert_close(seen[found], matrix @ value, rtol=1e-3, atol=1e-4)
@@ -238,6 +239,29 @@ def test_a_model_of_several_grids_is_explained_on_the_one_asked_for(tmp_path):
         assert found.compressed_grid == expected
         assert found.gather[0].shape == (int(np.prod(expected)), 32)
         assert found.compressed_rollout[-1].shape == found.gather[0].shape
+
+
+def test_a_budget_is_explained_by_the_blocks_that_ran_and_the_tokens_they_saw(tmp_path):
+    several = "MODEL.DEPTH 4 MODEL.EXITS [2,3] MODEL.KEEPS [[1],[1,0.5]]"
+    for encoder, tokens, groups in (("joint", 32, 1), ("factorised MODEL.COMPRESSED_GRID [2,2]", 16, 2)):
+        model = predictor(tmp_path, f"{several} MODEL.ENCODER {encoder}")
+        grid = model.model.grids[0]
+        full, early, few = (
+            explain_attention(model, some_clip(), Budget(grid, *options)) for options in ((), (3,), (3, (1, 0.5)))
+        )
+        assert [len(found.gather) for found in (full, early, few)] == [4, 3, 3]
+        torch.testing.assert_close(full.gather[:3], early.gather)
+        torch.testing.assert_close(few.gather[:2], early.gather[:2])
+        assert few.gather[2].shape == early.gather[2].shape
+        seen = (few.gather[2] > 0).sum(1)
+        assert seen.tolist() == [tokens // 2] * len(seen)
+        for shares in (*few.gather, *few.compressed_rollout, few.lookup_rollout):
+            torch.testing.assert_close(shares.sum(1), torch.ones(len(shares)))
+        left = (few.gather[2] > 0).sum(0) == 0  # these stay as two blocks left them
+        two_blocks = explain_attention(model, some_clip(), Budget(grid, 2)).lookup_rollout
+        torch.testing.assert_close(few.lookup_rollout[left], two_blocks[left])
+        assert not torch.allclose(few.lookup_rollout[~left], two_blocks[~left])
+        assert int(left.sum()) == groups * tokens // 2
 
 
 def test_the_orders_that_a_clip_is_shown_in(monkeypatch):

@@ -111,12 +111,28 @@ def test_videos_wait_until_they_fill_a_batch_and_no_longer(closed_form):
     for answer in model.answers(videos(), 1, batch_size=4):
         found.append((answer.path, "".join(asked), list(model.model.sizes)))
     assert found == [
-        ("f", "ab", []), ("a", "abc", [4]), ("b", "abc", [4]), ("c", "abc", [4]), ("d", "abcd", [4, 4, 1]),
-        ("e", "abcde", [4, 4, 1, 1]),
+        ("f", "ab", []), ("a", "abc", [4]), ("b", "abc", [4]), ("c", "abc", [4]), ("d", "abcde", [4, 4, 2]),
+        ("e", "abcde", [4, 4, 2]),
     ]  # fmt: skip
     model.model.sizes.clear()
     list(model.answers([some_views("x", *[0] * 20)]))
     assert model.model.sizes == [8, 8, 4]  # eight by default
+
+
+def test_a_video_whose_clips_are_in_several_batches_has_the_mean_of_all_of_them(closed_form):
+    pixels = {"a": (0, 1, 2), "b": (3,), "c": (2, 2, 1, 0, 3), "d": (1, 1)}
+    model = made_up(TABLE)
+    for batch_size in (1, 2, 3, 4, 20):
+        model.model.sizes.clear()
+        found = list(model.answers([some_views(name, *pixels[name]) for name in pixels], 3, batch_size=batch_size))
+        assert [answer.path for answer in found] == list(pixels)
+        assert set(model.model.sizes[:-1]) <= {batch_size}
+        assert sum(model.model.sizes) == 11
+        for answer in found:
+            mean = np.mean([TABLE[pixel] for pixel in pixels[answer.path]], axis=0)
+            assert dict(zip(answer.labels, answer.probabilities, strict=True)) == pytest.approx(
+                dict(zip("abc", mean.tolist(), strict=True)), abs=1e-6
+            )
 
 
 @pytest.mark.parametrize(("topk", "batch_size"), [(0, 8), (-1, 8), (5, 0), (5, -2)])

@@ -242,7 +242,7 @@ def test_the_json_has_times_segments_and_classes():
 def test_lengths_that_the_documentation_names():
     assert SEGMENTS_WINDOW == 4.0
     assert CHANGE_COST == 2.0
-    assert module._SMALLEST == 0.01
+    assert module.SMALLEST == 0.01
 
 
 def test_a_window_speaks_for_the_time_that_its_center_is_nearest_to():

@@ -1,5 +1,7 @@
 """From a config to a model. What each model then does: test_models.py."""
 
+import threading
+
 import pytest
 import torch
 
@@ -65,6 +67,33 @@ NAMED = """MODEL.NUM_CLASSES 7 DATA.NUM_FRAMES 8 DATA.TRAIN_CROP_SIZE 64 DATA.TE
            MODEL.COMPRESSED_GRID [2,3,1] MODEL.RESIZE trilinear MODEL.TEMPORAL_DEPTH 3 MODEL.POOL average_norm
            MODEL.DROP_PATH 0.25 MODEL.DROPOUT_RATE 0.5 MODEL.ACTIVATION quick_gelu MODEL.NORM_EPS 1e-3
            MODEL.LAYER_SCALE 0.125 MODEL.QK_NORM True MODEL.REVERSE_WEIGHTS scaled MODEL.INPUT changes""".split()
+
+
+@every_model
+def test_an_empty_model_is_the_model_without_its_parameters(name):
+    cfg, full = config(name), small_model(name)
+    empty = build_model(cfg, empty=True)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert {key: parameter.requires_grad for key, parameter in empty.named_parameters()} == {
+        key: parameter.requires_grad for key, parameter in full.named_parameters()
+    }
+    buffers = dict(build_model(cfg).named_buffers())
+    for key, buffer in empty.named_buffers():
+        assert torch.equal(buffer, buffers[key]), key
+    empty.load_state_dict(full.state_dict(), assign=True)
+    with torch.no_grad():
+        assert torch.equal(empty.eval()(clips(name)), full.eval()(clips(name)))
+
+
+def test_other_models_get_their_parameters_while_an_empty_one_is_built():
+    with build_module._without_parameters():
+        made = []
+        thread = threading.Thread(target=lambda: made.append(torch.nn.Linear(2, 2)))
+        thread.start()
+        thread.join()
+        assert torch.nn.Linear(2, 2).weight.is_meta
+    assert not made[0].weight.is_meta
+    assert not torch.nn.Linear(2, 2).weight.is_meta
 
 
 def test_every_argument_is_the_configs():

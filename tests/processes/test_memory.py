@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from lookupvit_video.processes.memory import keep_freed_memory
+from tests.small import run_command
 
 
 def test_freed_memory_is_kept_up_to_a_limit(monkeypatch):
@@ -47,3 +48,27 @@ def test_freed_memory_is_reused(where):
     faults = [int(subprocess.run([sys.executable, "-c", count, *given], **options).stdout) for given in ([], ["keep"])]
     assert faults[0] > 3000  # each time; few where the kernel gives huge pages
     assert faults[1] < faults[0] / 10
+
+
+def test_what_is_imported_is_never_looked_through_for_garbage():
+    code = """
+import gc, sys
+from lookupvit_video.processes.memory import importing
+before = gc.get_freeze_count()
+with importing():
+    assert not gc.isenabled()
+    import torch
+assert gc.isenabled() and gc.get_freeze_count() > before + 100_000, gc.get_freeze_count()
+frozen = gc.get_freeze_count()
+with importing():  # torch is there
+    assert gc.isenabled()
+assert gc.get_freeze_count() == frozen
+del sys.modules["torch"]
+gc.disable()
+with importing():  # a user's own choice stays
+    pass
+assert not gc.isenabled()
+print("done")
+"""
+    done = run_command([sys.executable, "-c", code])
+    assert done.stdout == "done\n", done.stderr

@@ -135,6 +135,17 @@ def test_a_hanging_disk_is_not_waited_for_again_and_again(tmp_path):
     assert sorted(len(path.read_text()) for path in tmp_path.iterdir()) == [1, 1, 1, 2, 2, 2]
 
 
+def test_a_process_works_on_its_next_task_while_the_caller_uses_an_answer(tmp_path):
+    file = tmp_path / "x"
+    running = run_isolated(work, ["a", (file, 0)], processes=1, timeout=60)
+    next(running)
+    deadline = time.monotonic() + 30
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert file.exists()
+    assert [outcome.number for outcome in running] == [1]
+
+
 def test_a_task_killed_from_outside_is_reported():
     running = run_isolated(work, ["a", "hang", "b"], processes=1, timeout=60)
     before = {child.pid for child in multiprocessing.active_children()}

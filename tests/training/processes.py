@@ -12,7 +12,7 @@ import torch
 from lookupvit_video.commands.run_command import run_command
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes
-from lookupvit_video.distributed.parallel import autocast_dtype
+from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.world import World, gather_objects, init_world, report_lost_processes
 from lookupvit_video.training.optim import learning_rate_factor
 from lookupvit_video.training.run import describe_world

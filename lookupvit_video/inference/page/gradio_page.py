@@ -77,8 +77,9 @@ def build(gradio: Any, page: Page, title: str, folder: Path) -> Any:
                 video = gradio.Video(label=label, sources=["upload"], include_audio=True, height=300, elem_id="video")
                 keep_local(video)
                 budgets = [(words, name) for name, words in page.budgets.items()]
-                budget = gradio.Radio(budgets, value=page.default_budget, label="Budget: grid of compressed tokens",
-                                      visible=bool(budgets), elem_id="budget")  # fmt: skip
+                choice = "Budget: compressed grid, blocks (b), shares of lookup tokens (k)"
+                budget = gradio.Radio(budgets, value=page.default_budget, label=choice, visible=bool(budgets),
+                                      elem_id="budget")  # fmt: skip
                 button = gradio.Button("Answer", variant="primary", elem_id="answer")
                 steps = gradio.HTML(visible=False, elem_id="steps")
             with gradio.Column(scale=3):

@@ -152,7 +152,7 @@ class Page:
     def _draw(self, prediction: Prediction, folder: Path) -> dict[str, Path]:
         pictures, rows = {"sheet": folder / "sheet.png"}, []
         if prediction.grid:
-            attention = explain_attention(self.predictor, prediction.clip, parse_budget(prediction.grid).grid)
+            attention = explain_attention(self.predictor, prediction.clip, parse_budget(prediction.grid))
             rows, pictures["overlay"] = heat_maps(attention), folder / "overlay.mp4"
             write_overlay(prediction.clip.permute(1, 2, 3, 0).numpy(), attention.answer_map(), pictures["overlay"])
         draw_prediction(prediction, rows, pictures["sheet"], self.predictor.classes)
