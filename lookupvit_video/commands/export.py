@@ -20,7 +20,8 @@ EXPORT_EXAMPLES = """  lookupvit export --checkpoint runs/demo_motion/model.pt -
 
 Writes model.pt2 (torch.export), model.onnx, model_aoti.pt2 (AOTInductor, compiled for this machine's device),
 model.json (preprocessing, classes), reference.py (from a video to probabilities without this package) and two test
-videos. Every model is loaded again and must give the checkpoint's probabilities to 1e-4; reference.py to 1e-3.
+videos. Every model is loaded again and must give the checkpoint's probabilities to 1e-4; reference.py to 1e-3; both to
+1e-2 with --int8.
 Exit code 0: done; 1: runtime failure; 2: invalid input, or a package that a format needs is missing.
 """
 MERGE_EXAMPLES = """  lookupvit merge-lora runs/mine/model.pt --out runs/mine/merged.pt
@@ -99,6 +100,8 @@ def export() -> int:
     from lookupvit_video.inference.export.description import description
     from lookupvit_video.inference.export.export import (
         FILES,
+        INT8_TOLERANCE,
+        TOLERANCE,
         accuracy,
         check_format,
         clips_of,
@@ -125,11 +128,11 @@ def export() -> int:
     if arguments.int8:
         facts["float_layers"] = [name.removeprefix("model.") for name in linear_layers(deployed)]
         print(f"int8: linear layers in float: {', '.join(facts['float_layers']) or 'none'}, and the classifiers")
-    facts["files"] = {}
+    facts["files"], tolerance = {}, INT8_TOLERANCE if arguments.int8 else TOLERANCE
     example = example_clips(predictor, arguments.batch) if arguments.batch else example_clips(predictor)
     for kind in arguments.format:
         path = arguments.out / FILES[kind]
-        found = export_model(deployed, example, path, kind, any_batch=arguments.batch is None)
+        found = export_model(deployed, example, path, kind, any_batch=arguments.batch is None, tolerance=tolerance)
         facts["files"][path.name] = found
         print(f"{path}: {found['bytes'] / 1e6:.1f} MB, probabilities equal to {found['max_difference']:.1g}")
         if arguments.int8:
