@@ -9,19 +9,19 @@ from typing import Any
 import av
 import numpy
 import torch
-import torchvision
 
 from lookupvit_video import __version__
-
-PACKAGES = (torch, torchvision, av, numpy)
 
 
 def measured_with(device: torch.device) -> dict[str, Any]:
     """Return the version and commit of this package, versions, processor or GPU, and threads, as JSON holds them."""
+    import torchvision  # takes longer than all else that a test imports
+
+    packages = (torch, torchvision, av, numpy)
     return {
         "version": __version__,
         "commit": commit(),
-        **{package.__name__: package.__version__ for package in PACKAGES},  # "+cu130" and the like with it
+        **{package.__name__: package.__version__ for package in packages},  # "+cu130" and the like with it
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
     }

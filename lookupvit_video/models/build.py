@@ -210,7 +210,7 @@ def _without_parameters() -> Iterator[None]:
     def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or threading.get_ident() != thread:
             return None  # no change
-        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        return nn.Parameter(parameter.detach().to("meta"))
 
     hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]  # it may return one
     try:

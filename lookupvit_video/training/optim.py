@@ -97,10 +97,7 @@ def build_schedule(
 ) -> ParamScheduler:
     """Return the learning rate as a function of the share of training done (0 to 1): linear warm-up, then cosine."""
     first, peak, last = factor * first, factor * peak, factor * last
-    cosine, warmup = CosineParamScheduler(peak, last), warmup_epochs / epochs
-    if warmup == 0:
-        return cosine
-    ramp = LinearParamScheduler(first, peak)
+    ramp, cosine, warmup = LinearParamScheduler(first, peak), CosineParamScheduler(peak, last), warmup_epochs / epochs
     return CompositeParamScheduler([ramp, cosine], [warmup, 1 - warmup], ["rescaled", "rescaled"])
 
 

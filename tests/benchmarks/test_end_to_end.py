@@ -116,7 +116,7 @@ def test_the_command_measures_writes_and_compares(tmp_path, monkeypatch):
     done = call_tool("tools/benchmark.py", *words)
     assert done.returncode == 0, done.stderr
     assert "| VideoMAE-B, Hugging Face's pipeline | 3.00 | 1.00 | 5.00 (5.00 to 5.00) | 1.00 | 1.00 |" in done.stdout
-    assert "| import of torch alone | 3.00 | 1.00 |" in done.stdout
+    assert "| import of torch alone | 3.00 | 1.00 | 5.00 (5.00 to 5.00) | 1.00 | - | 0 |" in done.stdout
     assert "The model alone: 1.50 (1.50 to 1.50) s, 30 % of LookupViT's time." in done.stdout
     facts = json.loads((tmp_path / "a.json").read_text())
     assert facts.keys() >= {"command", "commit", "processor", "packages", "rows", "model_seconds"}

@@ -180,20 +180,22 @@ class Streamer:
                     self._finish(watch)
 
     def _next_batch(self) -> list[tuple[Watch, Window]]:
-        """Choose windows in turn; of a source that does not wait, those that the model has time for, the newest."""
+        """Choose windows in turn; of a live source, late ones are skipped where the model cannot catch up."""
         active = [watch for watch in self.watches if watch.waiting]
         if not active:
             return []
-        affordable = max(1, int(max(_SLACK, self.stride) / self._cost / len(active))) if self._cost else 10**9
+        slack, now = max(_SLACK, self.stride), time.monotonic()
+        affordable = max(1, int(slack / self._cost / len(active))) if self._cost else 10**9
         share = max(1, self._options.batch_size // len(active))
         batch = []
         for watch in active:
-            while watch.is_live and len(watch.waiting) > affordable:
+            while watch.is_live and len(watch.waiting) > affordable and now - watch.waiting[0].arrived > slack:
                 skipped = watch.waiting.popleft()
                 watch.skipped += 1
                 if skipped.after_cut:
                     watch.waiting[0] = watch.waiting[0]._replace(after_cut=True)
-            batch += [(watch, watch.waiting.popleft()) for _ in range(min(share, len(watch.waiting)))]
+            count = min(share, len(watch.waiting), affordable if watch.is_live else share)
+            batch += [(watch, watch.waiting.popleft()) for _ in range(count)]
         return batch
 
     def _answer(self, batch: list[tuple[Watch, Window]]) -> None:

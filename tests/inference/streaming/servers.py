@@ -1,6 +1,8 @@
 """Loopback servers of live video for tests, and a model that names colors."""
 
 import contextlib
+import socketserver
+import struct
 import threading
 import time
 from functools import partial
@@ -109,3 +111,53 @@ def webhook():
 
     with serving(Handler) as address:
         yield address, posted
+
+
+SDP = (
+    "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 0.0.0.0\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:video\r\n"
+)
+RTSP = {
+    "OPTIONS": ["Public: DESCRIBE, SETUP, PLAY"],
+    "DESCRIBE": ["Content-Type: application/sdp"],
+    "SETUP": ["Transport: RTP/AVP/TCP;unicast;interleaved=0-1"],
+}
+
+
+@contextlib.contextmanager
+def serving_rtsp(data):
+    """Serve an MPEG transport stream over RTSP, its packets within the connection (RFC 2326, 10.12); yield the address.
+
+    Each connection gets it from its beginning, and is cut at its end.
+    """
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            while line := self.rfile.readline().decode():
+                headers = {}
+                while header := self.rfile.readline().decode().strip():
+                    name, _, value = header.partition(":")
+                    headers[name.lower()] = value.strip()
+                method = line.split()[0]
+                rows = ["RTSP/1.0 200 OK", f"CSeq: {headers['cseq']}", "Session: 1", *RTSP.get(method, ())]
+                body = SDP if method == "DESCRIBE" else ""
+                rows.append(f"Content-Length: {len(body)}")
+                self.wfile.write("\r\n".join([*rows, "", body]).encode())
+                if method == "PLAY":
+                    self.send()
+                    return
+
+        def send(self):
+            for at in range(0, len(data), 7 * 188):
+                packet = struct.pack(">BBHII", 128, 33, at // 1316 & 65535, at, 1) + data[at : at + 1316]
+                self.wfile.write(struct.pack(">cBH", b"$", 0, len(packet)) + packet)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"rtsp://127.0.0.1:{server.server_address[1]}/live"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(5)

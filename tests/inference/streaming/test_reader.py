@@ -13,7 +13,13 @@ from lookupvit_video.inference.streaming.frames import CUT, FrameQueue, WindowBu
 from lookupvit_video.inference.streaming.reader import ReaderOptions, SourceReader
 from lookupvit_video.inference.streaming.source import Source
 from lookupvit_video.inference.timeline import open_windows, window_offsets
-from tests.inference.streaming.servers import color_predictor, serving_files, serving_pieces, write_colors
+from tests.inference.streaming.servers import (
+    color_predictor,
+    serving_files,
+    serving_pieces,
+    serving_rtsp,
+    write_colors,
+)
 from tests.videos import write_video
 
 GRID = WindowGrid(0.125, np.arange(4) * 0.125)
@@ -65,6 +71,24 @@ def test_a_cut_connection_is_made_again(tmp_path):
     assert cut.gap == CUT
     assert cut.start > frames[frames.index(cut) - 1].start
     assert all(a.end <= b.start + 1e-6 for a, b in itertools.pairwise(frames))
+
+
+def test_a_camera_of_the_network_is_cut_off(tmp_path):
+    write_colors(tmp_path / "x.ts", ["red"], seconds=1)
+    with serving_rtsp((tmp_path / "x.ts").read_bytes()) as address:
+        queue, stop = FrameQueue(1e9, threading.Condition(), drops=True), threading.Event()
+        options = ReaderOptions(32, 32, first_wait=0.05)
+        thread = SourceReader(Source(address, "rtsp"), GRID, queue, options, stop)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while thread.cuts < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        stop.set()
+        thread.join(10)
+    assert thread.cuts >= 1
+    assert thread.frames > 15
+    assert not thread.error
+    assert any(frame.gap == CUT for frame in queue.take())
 
 
 def test_a_source_that_is_not_there_is_an_error_after_the_retries():
