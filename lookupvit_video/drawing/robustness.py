@@ -71,12 +71,15 @@ def _over_cost(axis: Any, budgets: Sequence[Mapping[str, Any]]) -> None:
     for number, (family, members) in enumerate(families.items()):
         gmacs, color = [of["gmacs_per_view"] for of in members], class_color(number)
         corrupted = [of["summaries"][-1]["mPC"]["value"] for of in members]
-        axis.plot(gmacs, [_clean(of) for of in members], "o-", ms=4, color=color, label=plain(f"{family} clean"))
-        axis.plot(gmacs, corrupted, "s--", ms=4, color=color, label=plain(f"{family} mPC"))
-        for budget, value in zip(members, corrupted, strict=True):
-            if len(budgets) <= MANY:
-                axis.annotate(_name(budget), (budget["gmacs_per_view"], value), textcoords="offset points",
-                              xytext=(4, -12), fontsize=8)  # fmt: skip
+        axis.plot(
+            gmacs, [_clean(of) for of in members], "o-", ms=4, color=color, label=plain(f"{family} clean".strip())
+        )
+        axis.plot(gmacs, corrupted, "s--", ms=4, color=color, label=plain(f"{family} mPC".strip()))
+        for place, (budget, value) in enumerate(zip(members, corrupted, strict=True)):
+            if len(budgets) <= MANY:  # the grid alone, above and below in turn
+                axis.annotate(budget["grid"].partition(",")[0], (budget["gmacs_per_view"], value), ha="center",
+                              textcoords="offset points", xytext=(0, (-12, 6)[(place + number) % 2]),
+                              fontsize=7)  # fmt: skip
     axis.set(xlabel="GMACs a view", ylabel="top-1, %")
     axis.margins(x=0.12, y=0.2)
     axis.grid(alpha=0.3)

@@ -36,10 +36,10 @@ def test_heat_map_of_the_dearest_budget_and_curves_over_severity_and_cost(tmp_pa
         "1x2x2": ([0, 1, 5], [95, 70, 25]), "2x4x4,b1": ([0, 1, 5], [90, 50, 40]), "2x4x4": ([0, 1, 5], [97, 80, 25]),
     }  # fmt: skip
     assert lines_of(cost) == {
-        " clean": ([0.1, 0.2], [95, 97]), " mPC": ([0.1, 0.2], [47.5, 52.5]),
+        "clean": ([0.1, 0.2], [95, 97]), "mPC": ([0.1, 0.2], [47.5, 52.5]),
         "b1 clean": ([0.15], [90]), "b1 mPC": ([0.15], [45]),
     }  # fmt: skip
-    assert [text.get_text() for text in cost.texts] == ["1x2x2", "2x4x4", "2x4x4,b1"]
+    assert [text.get_text() for text in cost.texts] == ["1x2x2", "2x4x4", "2x4x4"]
 
 
 def test_a_model_without_budgets_has_no_curve_over_cost_and_many_budgets_no_names(tmp_path, figures):

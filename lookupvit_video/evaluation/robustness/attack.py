@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.transforms import IGNORED, normalize
-from lookupvit_video.evaluation.evaluate import CompressedGrid
 
 
 class Attack(NamedTuple):
@@ -41,7 +40,6 @@ def attack_clips(
     tubelet: tuple[int, int, int],
     count: int = 1,
     steps: int = 10,
-    grid: CompressedGrid = None,
 ) -> Attack:
     """Attack each readable clip of some batches.
 
@@ -57,10 +55,10 @@ def attack_clips(
         kept = labels_B != IGNORED
         labels_B = labels_B[kept]
         clean = normalize(batch.clips.to(device)[kept], mean, std)
-        attacked = adversarial(model, clean, labels_B, mean=mean, std=std, tubelet=tubelet, count=count, steps=steps,
-                               grid=grid)  # fmt: skip
+        attacked = adversarial(model, clean, labels_B, mean=mean, std=std, tubelet=tubelet, count=count,
+                               steps=steps)  # fmt: skip
         with torch.inference_mode():
-            was_right, is_right = (_logits(model, inputs, grid).argmax(-1) == labels_B for inputs in (clean, attacked))
+            was_right, is_right = (model(inputs).argmax(-1) == labels_B for inputs in (clean, attacked))
         clips, right = clips + len(labels_B), right + int(was_right.sum())
         fooled += int((was_right & ~is_right).sum())
     return Attack(clips, right, fooled)
@@ -76,34 +74,28 @@ def adversarial(
     tubelet: tuple[int, int, int],
     count: int = 1,
     steps: int = 10,
-    grid: CompressedGrid = None,
 ) -> Tensor:
     """Return normalized clips (B, C, T, H, W) with adversarial pixels in ``count`` tubelets of each."""
     low, high = (
         torch.tensor([(edge - m) / s for m, s in zip(mean, std, strict=True)], device=inputs_BCTHW.device)
         .view(1, -1, 1, 1, 1) for edge in (0.0, 1.0)
     )  # fmt: skip
-    free = _most_sensitive(_gradient(model, inputs_BCTHW, labels_B, grid), tubelet, count)
+    free = _most_sensitive(_gradient(model, inputs_BCTHW, labels_B), tubelet, count)
     attacked = torch.where(free, (low + high) / 2, inputs_BCTHW)
     for step in range(steps):
         size = (high - low) / 4 * 0.1 ** (step / max(steps - 1, 1))
-        moved = attacked + size * _gradient(model, attacked, labels_B, grid).sign()
+        moved = attacked + size * _gradient(model, attacked, labels_B).sign()
         attacked = torch.where(free, torch.minimum(torch.maximum(moved, low), high), inputs_BCTHW)
     return attacked
 
 
-def _gradient(model: nn.Module, inputs_BCTHW: Tensor, labels_B: Tensor, grid: CompressedGrid) -> Tensor:
+def _gradient(model: nn.Module, inputs_BCTHW: Tensor, labels_B: Tensor) -> Tensor:
     """Return the gradient (B, C, T, H, W) of the cross-entropy by the pixels."""
     with torch.enable_grad():
         inputs = inputs_BCTHW.detach().requires_grad_()
-        loss = F.cross_entropy(_logits(model, inputs, grid), labels_B, reduction="sum")
+        loss = F.cross_entropy(model(inputs).float(), labels_B, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, inputs)
     return gradient
-
-
-def _logits(model: nn.Module, inputs_BCTHW: Tensor, grid: CompressedGrid) -> Tensor:
-    logits: Tensor = model(inputs_BCTHW) if grid is None else model(inputs_BCTHW, grid)
-    return logits.float()
 
 
 def _most_sensitive(gradient_BCTHW: Tensor, tubelet: tuple[int, int, int], count: int) -> Tensor:
