@@ -19,7 +19,7 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import CompressedGrid
 from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.export import reference
-from lookupvit_video.inference.export.export import DeployedModel
+from lookupvit_video.inference.export.export import INT8_TOLERANCE, DeployedModel
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.views import read_views
 
@@ -63,7 +63,7 @@ def add_test_vectors(predictor: Predictor, deployed: DeployedModel, folder: Path
             "file": name,
             "views": views,
             "probabilities": _answer(predictor, deployed, folder / name, views, facts["input"]["shape"][0]),
-            "tolerance": TOLERANCE,
+            "tolerance": INT8_TOLERANCE if facts["weights"] == "int8" else TOLERANCE,
         })  # fmt: skip
 
 

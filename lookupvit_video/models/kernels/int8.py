@@ -65,7 +65,7 @@ class Int8Linear(nn.Module):
         step = ((high - low) / 255).clamp_min(TINY)
         zero = (-low / step).round()
         # The product takes signed integers: all are shifted by 128, like the zero.
-        ints = ((x / step).round() + zero).clamp(0, 255) - 128
+        ints = ((x * (1 / step)).round() + zero).clamp(0, 255) - 128
         sums = torch._int_mm(ints.to(torch.int8).flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
         of_zero = (zero - 128) * self.weight.sum(dim=0, dtype=torch.float32)
         return torch.addcmul(self.bias, (sums - of_zero) * step, self.scale)
