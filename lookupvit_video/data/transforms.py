@@ -155,6 +155,8 @@ def train_transform(cfg: CfgNode) -> CropTransform:
 
     Mirroring comes after it (``mirror_half``), since it may change the label.
     """
+    from torchvision.transforms import v2  # not above: answers do not need it, and its import takes a second
+
     size = cfg.DATA.TRAIN_CROP_SIZE
     area = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE
     boxes: Callable[[int, int], list[Box]] = partial(_short_side_box, size, *cfg.DATA.TRAIN_JITTER_SCALES)
@@ -167,8 +169,6 @@ def train_transform(cfg: CfgNode) -> CropTransform:
         )
     strength, hue = cfg.AUG.COLOR_JITTER, cfg.AUG.HUE_JITTER
     if strength or hue:
-        from torchvision.transforms import v2
-
         jitter = v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=hue)
         steps.append(v2.RandomApply([jitter], cfg.AUG.COLOR_JITTER_PROB))
     if cfg.AUG.CORRUPTIONS:
