@@ -76,6 +76,9 @@ def test_every_budget_of_a_checkpoint(data, tmp_path):
     assert done.returncode == 0, done.stderr
     two = json.loads((tmp_path / "r.json").read_text())["grids"]
     assert two == [of for of in grids if of["grid"] in ("1x1x1,b1", "1x2x2")]
+    done = run("--checkpoint", folder, save(tmp_path / "b", data, **GRIDS), "--suite", "contrast", "--budget", "all")
+    assert done.returncode == 2
+    assert "its budgets are not those of" in done.stderr
 
 
 def test_a_reference_on_the_same_videos_and_seeds(data, tmp_path):
