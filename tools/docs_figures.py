@@ -193,7 +193,7 @@ def robustness_steps(config: str) -> list[Step]:
 
 STUDIES = {
     "controls_digit": [], "controls_motion": [], "resolution": [], "budgets_motion": [], "options_motion": [],
-    "options_digit": [], "controls_digits": [DIGITS],
+    "options_digit": [], "lookup_conv_digit": [], "controls_digits": [DIGITS],
     "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")],
 }  # fmt: skip
 PAGES = {

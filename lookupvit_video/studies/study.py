@@ -229,7 +229,8 @@ def do_runs(runs: Sequence[Run], jobs: int) -> list[str]:
         while left:
             done, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
             if stop.name:
-                pool.shutdown(wait=False, cancel_futures=True)
+                for future in left:  # not by shutdown(wait=False): its thread would still run when Python ends
+                    future.cancel()
                 for process in active_children():
                     process.terminate()
                 break
