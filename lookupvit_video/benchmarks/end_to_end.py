@@ -204,9 +204,7 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = simplejson.loads(path.read_text(encoding="utf-8"))
-        complete = {"commit", "processor", "cores", "rows"} <= found.keys() and all(
-            ROW <= row.keys() for row in found["rows"]
-        )
+        complete = RESULT <= found.keys() and all(ROW <= row.keys() for row in found["rows"])
     except (OSError, ValueError, TypeError, AttributeError):
         complete = False
     if not complete:

@@ -156,6 +156,17 @@ def loader() -> int:
     return 0
 
 
+def _add_measuring(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
+    add = parser.add_argument
+    options.add_device(parser)
+    add("--rounds", type=options.positive, default=rounds, metavar="N",
+        help=f"medians are over N rounds (default: {rounds})")  # fmt: skip
+    add("--seconds", type=float, default=seconds, metavar="S",
+        help=f"a turn repeats until it takes S seconds (default: {seconds:g})")  # fmt: skip
+    options.add_json(parser)
+    add("--markdown", type=Path, metavar="FILE", help="write the tables to a file too")
+
+
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add, positive = parser.add_argument, options.positive
     several: dict[str, Any] = {"nargs": "+", "type": positive, "metavar": "N"}
@@ -178,16 +189,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--kernels", nargs="+", choices=options.KERNELS, default=["auto"], help="LookupViT's attention kernels")
     add("--checkpointing", nargs="+", choices=("none", "write_back", "selective", "full"), default=["none"],
         help="LookupViT's TRAIN.ACTIVATION_CHECKPOINTING in training")  # fmt: skip
-    options.add_device(parser)
     add("--precision", choices=options.PRECISIONS, default="float32",
         help="inference: of weights and clip; training: autocast")  # fmt: skip
     add("--compile", nargs="?", const="blocks", metavar="MODE",
         help="torch.compile, all models: block by block, or the complete model in one of its modes")  # fmt: skip
     add("--threads", help="processor threads (default: torch's)", **several)
-    add("--rounds", type=positive, default=5, metavar="N", help="medians are over N rounds (default: 5)")
-    add("--seconds", type=float, default=1.0, metavar="S", help="a turn repeats until it takes S seconds (default: 1)")
-    options.add_json(parser)
-    add("--markdown", type=Path, metavar="FILE", help="write the tables to a file too")
+    _add_measuring(parser, rounds=5, seconds=1.0)
     add("--plot", type=Path, metavar="FILE", help="draw time and memory over N, as PNG")
 
 
@@ -223,17 +230,6 @@ def model() -> int:
     return 0
 
 
-def _add_measuring(parser: argparse.ArgumentParser, rounds: int, seconds: float) -> None:
-    add = parser.add_argument
-    options.add_device(parser)
-    add("--rounds", type=options.positive, default=rounds, metavar="N",
-        help=f"medians are over N rounds (default: {rounds})")  # fmt: skip
-    add("--seconds", type=float, default=seconds, metavar="S",
-        help=f"a turn repeats until it takes S seconds (default: {seconds:g})")  # fmt: skip
-    options.add_json(parser)
-    add("--markdown", type=Path, metavar="FILE", help="write the tables to a file too")
-
-
 def budgets() -> int:
     """Run `lookupvit benchmark budgets`."""
     parser = options.make_parser(
@@ -243,13 +239,8 @@ def budgets() -> int:
     add, several = parser.add_argument, {"nargs": "+", "type": options.positive, "metavar": "N"}
     options.add_cfg(parser, required=False)
     add("--checkpoint", nargs="+", default=[], metavar="FILE", help="trained models instead of a config")
-    add(
-        "--budgets",
-        nargs="+",
-        default=[],
-        metavar="BUDGET",
-        help="of the first, such as 4x7x7,b8,k1-0.5 (default: all)",
-    )
+    add("--budgets", nargs="+", default=[], metavar="BUDGET",
+        help="of the first, such as 4x7x7,b8,k1-0.5 (default: all)")  # fmt: skip
     add("--frames", default=[None], help="of a clip, with --cfg (default: the config's)", **several)  # type: ignore[arg-type]
     add("--batch", default=[1], help="clips at a time", **several)  # type: ignore[arg-type]
     add("--threads", help="processor threads (default: torch's)", **several)  # type: ignore[arg-type]

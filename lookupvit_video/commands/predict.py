@@ -124,16 +124,13 @@ def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
 
 def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str, Any]:
     """Return the options for budgets as arguments of ``Predictor.answers``."""
-    from lookupvit_video.inference.budget import check_grid, load_cascade
-    from lookupvit_video.models.budget import parse_budget
+    from lookupvit_video.inference.budget import known_budget, load_cascade
 
     if arguments.adaptive:
         path = arguments.calibration or Path(arguments.checkpoint).with_suffix(".adaptive.json")
         return {"adaptive": load_cascade(path, predictor.model, predictor.costs)}
     if arguments.gmacs is None and arguments.latency_ms is None:
-        if arguments.grid is not None:
-            check_grid(predictor.costs, parse_budget(arguments.grid).bare)
-        return {"grid": arguments.grid}
+        return {"grid": known_budget(predictor.costs, arguments.grid)}
     grid = predictor.grid_within(gmacs=arguments.gmacs, latency_ms=arguments.latency_ms)
     top1 = f", top-1 {predictor.top1[grid]:.2f} % in its calibration" if grid in predictor.top1 else ""
     logger.info("grid %s: %.4g GMACs a view%s", grid, predictor.grids[grid], top1)

@@ -29,7 +29,15 @@ from lookupvit_video.checkpoints.checkpoint import fingerprint
 from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import write_json
-from lookupvit_video.models.budget import Budget, TokenState, as_budget, continues, join_states, split_state
+from lookupvit_video.models.budget import (
+    Budget,
+    TokenState,
+    as_budget,
+    continues,
+    join_states,
+    parse_budget,
+    split_state,
+)
 from lookupvit_video.models.complexity import READING
 from lookupvit_video.models.lookupvit import LookupViT
 
@@ -64,6 +72,19 @@ def check_grid(grids: Collection[Grid], grid: Grid | None = None) -> None:
         raise UserError("this checkpoint's model has no compressed grids, hence a single budget")
     if grid is not None and grid not in grids:
         raise UserError(f"grid {budget_name(grid)}: this checkpoint has {', '.join(map(budget_name, grids))}")
+
+
+def known_budget(costs: Collection[Grid], name: str | None) -> Grid | None:
+    """Return the budget that a text such as "4x7x7,b8" names; None: the model's own.
+
+    Raises:
+        UserError: it names none, or none of this model.
+    """
+    if name is None:
+        return None
+    budget = parse_budget(name).bare
+    check_grid(costs, budget)
+    return budget
 
 
 def check_budget(budget: float) -> None:
@@ -350,9 +371,8 @@ def candidates(
     """
     for length in range(1, longest + 1):
         for chain in combinations(tables, length):
-            confidences = [tables[grid].max(1) for grid in chain[:-1]] or [
-                np.zeros(1)
-            ]  # a single grid has no use of it
+            unused = [np.zeros(1)]  # by a single grid
+            confidences = [tables[grid].max(1) for grid in chain[:-1]] or unused
             yield chain, np.unique(np.quantile(np.concatenate(confidences), np.linspace(0, 1, steps)))
 
 

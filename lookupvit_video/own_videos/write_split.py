@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lookupvit_video.data.manifest import Video, read_class_list, read_manifest
 from lookupvit_video.errors import UserError
-from lookupvit_video.own_videos.find import FoundVideos, find_videos
+from lookupvit_video.own_videos.find import ALL, FoundVideos, find_videos
 from lookupvit_video.own_videos.split import shared_names, split_by_group, write_splits
 from lookupvit_video.text import shown
 
@@ -59,21 +59,23 @@ def prepare_split(place: Path, out: Path, group_by: str, options: SplitOptions) 
     found = find_videos(place, group_by)
     videos = [video for split in found.splits.values() for video in split]
     hints = [*found.hints, *filter(None, [shared_names(videos)])]
+    if ALL not in found.splits:
+        hints.append(f"{place} has splits already ({', '.join(found.splits)}); all of its videos were split again")
     if options.folds:
         names = _split(videos, {str(fold): 1 / options.folds for fold in range(options.folds)}, options.seed)
-        lines = [
-            line
+        folds = {
+            out / str(fold): _by_split(videos, ["val" if name == str(fold) else "train" for name in names])
             for fold in range(options.folds)
-            for line in _write(out / str(fold), found, videos, ["val" if n == str(fold) else "train" for n in names])
-        ]
-        return lines, hints
-    shares = dict(zip(SPLITS, options.shares, strict=False))
-    fixed = _kept(options.keep, videos, found) if options.keep else {}
-    if options.order_by:
-        names = split_by_time(videos, shares, _time_key(options.order_by), fixed)
+        }
     else:
-        names = _split(videos, shares, options.seed, fixed)
-    return _write(out, found, videos, names), hints
+        shares = dict(zip(SPLITS, options.shares, strict=False))
+        fixed = _kept(options.keep, videos, found) if options.keep else {}
+        if options.order_by:
+            names = split_by_time(videos, shares, _time_key(options.order_by), fixed)
+        else:
+            names = _split(videos, shares, options.seed, fixed)
+        folds = {out: _by_split(videos, names)}
+    return [line for folder, splits in folds.items() for line in _write(folder, found.classes, splits)], hints
 
 
 def _split(
@@ -159,16 +161,25 @@ def _kept(folder: Path, videos: Sequence[Video], found: FoundVideos) -> dict[str
     return {group: next(iter(places)) for group, places in groups.items()}
 
 
-def _write(out: Path, found: FoundVideos, videos: Sequence[Video], names: Sequence[str]) -> list[str]:
-    """Write the lists of one split, and return a line on each."""
+def _by_split(videos: Sequence[Video], names: Sequence[str]) -> dict[str, list[Video]]:
+    """Return the videos of each split; without test ones, those of validation serve as test too.
+
+    Raises:
+        UserError: a split would be empty.
+    """
     splits = {split: [v for v, name in zip(videos, names, strict=True) if name == split] for split in SPLITS}
     splits["test"] = splits["test"] or splits["val"]
     for split, rows in splits.items():
         if not rows:
             raise UserError(f"{split} would be empty: there are too few groups ({len({v.group for v in videos})})")
-    write_splits(out, found.classes, splits)
+    return splits
+
+
+def _write(folder: Path, classes: Sequence[str], splits: Mapping[str, Sequence[Video]]) -> list[str]:
+    """Write the lists of one split, and return a line on each."""
+    write_splits(folder, classes, splits)
     return [
-        f"{out / split}.csv: {len(rows)} videos, {len({v.group for v in rows})} groups, "
-        f"{len({label for v in rows for label in v.every_label})} of {len(found.classes)} classes"
+        f"{folder / split}.csv: {len(rows)} videos, {len({v.group for v in rows})} groups, "
+        f"{len({label for v in rows for label in v.every_label})} of {len(classes)} classes"
         for split, rows in splits.items()
     ]

@@ -8,8 +8,6 @@ import pytest
 
 from lookupvit_video.benchmarks import end_to_end
 from lookupvit_video.benchmarks.end_to_end import Entrant, comparison, race, read_result, report, run_once
-from lookupvit_video.benchmarks.rivals import RIVALS
-from lookupvit_video.commands.benchmarking.end_to_end import RIVALS as OFFERED
 from lookupvit_video.errors import RunFailure, UserError
 from tests.small import ROOT, call_tool
 
@@ -79,10 +77,6 @@ def test_other_files_are_no_results(tmp_path, text):
     for name in ("x.json", "none.json"):
         with pytest.raises(UserError, match=rf"{name}: not a result of lookupvit benchmark end-to-end"):
             read_result(tmp_path / name)
-
-
-def test_the_help_offers_every_pipeline():
-    assert set(OFFERED) == RIVALS.keys()
 
 
 def test_commits_run_from_folders_of_their_own(tmp_path, monkeypatch):

@@ -116,6 +116,16 @@ def test_lists_to_keep_must_share_no_recording(place, tmp_path):
 def test_what_does_not_fit_is_said(place, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         prepare_split(place, tmp_path / "out", BY_RECORDING, options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_splits_that_were_there_are_named_where_they_are_split_again(place, tmp_path):
+    for split, name in (("train", "a"), ("test", "b")):
+        (tmp_path / "parts" / split).mkdir(parents=True)
+        (place / name).rename(tmp_path / "parts" / split / name)
+    lines, hints = prepare_split(tmp_path / "parts", tmp_path / "out", BY_RECORDING, SplitOptions())
+    assert len(lines) == 3
+    assert hints[-1] == f"{tmp_path / 'parts'} has splits already (train, test); all of its videos were split again"
 
 
 def test_the_command(place, tmp_path):

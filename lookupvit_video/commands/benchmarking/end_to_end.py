@@ -4,6 +4,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from lookupvit_video.benchmarks.rivals import RIVALS
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import command_line
 from lookupvit_video.files import model_file, write_json
@@ -16,14 +17,13 @@ EXAMPLES = """  lookupvit benchmark end-to-end --only videomae mvit_v2_s --json 
 Each is a complete process, from its start to its exit, with one view of every video; they take turns. With --commits,
 the code of several commits takes turns instead, in a clone of the repository. Exit code 1: slower than --at-most.
 """
-RIVALS = ("videomae", "vivit", "mvit_v2_s", "swin3d_t", "mvit_b", "x3d_m")
 
 
 def end_to_end() -> int:
     """Run `lookupvit benchmark end-to-end`."""
     parser = options.make_parser("Measure video files to answers, as complete processes.", EXAMPLES)
     add, positive = parser.add_argument, options.positive
-    add("--only", nargs="*", choices=RIVALS, default=["videomae"], help="other pipelines (default: videomae)")
+    add("--only", nargs="*", choices=list(RIVALS), default=["videomae"], help="other pipelines (default: videomae)")
     add("--commits", nargs="+", default=[], metavar="COMMIT", help="instead: this project's code at these commits")
     add("--at-most", type=float, metavar="R", help="largest seconds of the last commit over those of the first")
     add("--checkpoint", type=model_file, metavar="PATH", help="default: a LookupViT-B with random weights")

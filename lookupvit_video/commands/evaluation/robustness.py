@@ -87,16 +87,12 @@ def _entries(arguments: argparse.Namespace) -> "tuple[list[Entry], list[Entry]]"
 
 def _budgets(predictor: "Predictor", wanted: Sequence[str]) -> "list[CompressedGrid]":
     """Return the budgets to answer within; [None]: the model's own."""
-    from lookupvit_video.inference.budget import check_grid
-    from lookupvit_video.models.budget import parse_budget
+    from lookupvit_video.inference.budget import check_grid, known_budget
 
     if list(wanted) == ["all"]:
         check_grid(predictor.costs)
         return list(predictor.costs)
-    budgets = [parse_budget(name).bare for name in wanted]
-    for budget in budgets:
-        check_grid(predictor.costs, budget)
-    return [*dict.fromkeys(budgets)] or [None]
+    return [*dict.fromkeys(known_budget(predictor.costs, name) for name in wanted)] or [None]
 
 
 def _videos(arguments: argparse.Namespace, predictor: "Predictor") -> "list[Video]":

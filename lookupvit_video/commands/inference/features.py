@@ -81,14 +81,10 @@ def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
 def make_reading(arguments: argparse.Namespace, predictor: "Predictor") -> "tuple[Reading, dict[str, Any]]":
     """Return how to read the videos, and what the saved file says of it."""
     from lookupvit_video.checkpoints.checkpoint import fingerprint
-    from lookupvit_video.inference.budget import check_grid
+    from lookupvit_video.inference.budget import known_budget
     from lookupvit_video.inference.features.extract import Reading
-    from lookupvit_video.models.budget import parse_budget
 
-    grid = None
-    if arguments.grid is not None:
-        grid = parse_budget(arguments.grid).bare
-        check_grid(predictor.costs, grid)
+    grid = known_budget(predictor.costs, arguments.grid)
     plan = predictor.plan.changed(arguments.views, 1, arguments.backend, arguments.timeout)
     reading = Reading(
         plan=plan, tokens=arguments.tokens, grid=grid, batch_size=arguments.batch_size, workers=arguments.workers,

@@ -75,14 +75,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def stream_options(arguments: argparse.Namespace, predictor: "Predictor") -> "StreamOptions":
     """Return the options, checked against the checkpoint."""
-    from lookupvit_video.inference.budget import check_grid
+    from lookupvit_video.inference.budget import known_budget
     from lookupvit_video.inference.streaming.stream import StreamOptions
-    from lookupvit_video.models.budget import parse_budget
 
-    grid = None
-    if arguments.grid is not None:
-        grid = parse_budget(arguments.grid).bare
-        check_grid(predictor.costs, grid)
+    grid = known_budget(predictor.costs, arguments.grid)
     if arguments.enter is None and not predictor.thresholds and (arguments.leave is not None or arguments.smooth):
         raise UserError("--leave, --smooth: for classes by themselves; give --enter as well")
     names = ("stride", "window", "batch_size", "buffer", "realtime", "timeout", "retries", "change_cost",

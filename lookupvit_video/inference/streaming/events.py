@@ -38,7 +38,7 @@ class Events(Protocol):
         """Take in the next window, by its start in seconds, and return what follows from it."""
 
     def finish(self, end: float) -> list[Event]:
-        """End what is not over, at a time in seconds; a later window begins anew."""
+        """End what is not over, at a time in seconds; a later window begins again."""
 
 
 @dataclass

@@ -35,7 +35,7 @@ class Source:
 
     @property
     def is_live(self) -> bool:
-        """Whether it goes on without us, and may be connected to again."""
+        """Whether it does not wait for its reader, and may be connected to again."""
         return self.kind in ("camera", "http", "rtsp")
 
     @property
@@ -135,7 +135,7 @@ class SourceClock:
         self._waited: float | None = None
 
     def interrupted(self, seconds: float) -> None:
-        """Say that the source was connected to again, after that time without frames; its time stamps begin anew."""
+        """Say that the source was connected to again, after that time without frames; its time stamps begin again."""
         self._waited = seconds
 
     def seconds(self, stamp: float | None) -> tuple[float | None, bool]:
