@@ -217,7 +217,30 @@ def _others_are_there(DISTILL: Section, DIST_TIMEOUT: float, DATA_LOADER: Sectio
         )
 
 
+def _pretraining_fits(
+    TRAIN: Section, TEST: Section, MODEL: Section, MIXUP: Section, AUG: Section, SOLVER: Section, DISTILL: Section
+) -> Iterator[str]:
+    if TRAIN.TASK == "classify":
+        return
+    for name, value, wanted, reason in (
+        ("TEST.ENABLE", TEST.ENABLE and TRAIN.ENABLE, False, "there is no classifier yet"),
+        ("MIXUP.ENABLE", MIXUP.ENABLE, False, "there are no labels to mix"),
+        ("AUG.RE_PROB", AUG.RE_PROB, 0.0, "what is erased cannot be predicted"),
+        ("SOLVER.LAYER_DECAY", SOLVER.LAYER_DECAY, 1.0, "all blocks are new"),
+        ("DISTILL.TEACHER", DISTILL.TEACHER, "", "a teacher answers with classes"),
+        ("MODEL.POOL", MODEL.POOL == "class" and "class", False, "a class token is not trained"),
+        ("MODEL.LOOKUP_CONV", MODEL.ARCH == "vit" and MODEL.LOOKUP_CONV, [], "a dense ViT's needs all tokens"),
+        ("MODEL.EXITS", MODEL.EXITS, [], "there are no heads to train"),
+        ("MODEL.KEEP", MODEL.KEEP, [], "a mask hides tokens already"),
+        ("MODEL.KEEPS", MODEL.KEEPS, [], "a mask hides tokens already"),
+        ("MODEL.ADAPTER", MODEL.ADAPTER, "none", "all weights train"),
+        ("MODEL.FREEZE_ENCODER", MODEL.FREEZE_ENCODER, False, "all weights train"),
+    ):
+        if value and value != wanted:
+            yield f"TRAIN.TASK is {TRAIN.TASK}; set {name} {wanted!r}: {reason}"
+
+
 CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _data_fits, _model_exists, _grids_fit, _mixing_fits, _budgets_fit, _frozen_parts_fit, _training_fits,
-    _others_are_there,
+    _others_are_there, _pretraining_fits,
 )  # fmt: skip

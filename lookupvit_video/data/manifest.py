@@ -27,7 +27,7 @@ from lookupvit_video.data.tables import (
     read_list,
     table_rows,
 )
-from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line
+from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, some_videos
 from lookupvit_video.errors import UserError
 from lookupvit_video.remote import is_remote, joined
 from lookupvit_video.text import is_utf8
@@ -136,6 +136,40 @@ def read_manifest(
     if not videos:
         raise UserError(f"{path}: the list holds no video")
     return _merged(videos, path) if multi_label else videos
+
+
+def read_unlabelled(path: str | Path, prefix: str = "") -> list[Video]:
+    """Read which videos a list or any folder holds, whatever else it says of them; every label is 0.
+
+    A list is a table with a column of paths, or has a path a line, with or without a label.
+
+    Args:
+        prefix: see ``read_manifest``.
+
+    Raises:
+        UserError: names the file, the line and how to fix it.
+    """
+    if os.path.isdir(path):
+        return [Video(str(file), 0, source=str(file)) for file in some_videos(path, find_video_files(path))]
+    text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and DATA.TRAIN_LIST")
+    folder, videos = Path(prefix or os.path.dirname(path)), []
+    header = find_header(text, path)
+    for line, fields in table_rows(header, path) if header else _paths(text, path):
+        where = f"{path}, line {line}"
+        start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
+        videos.append(Video(str(resolve(folder, fields["path"])), 0, start, end, where))
+    if not videos:
+        raise UserError(f"{path}: the list holds no video")
+    return videos
+
+
+def _paths(text: str, path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
+    for number, line in enumerate(lines_of(text), start=1):
+        readings = [line.strip(), *(name for name, _ in possible_readings(line.strip()))]
+        if found := [name for name in readings if is_video_name(name)]:
+            yield number, {"path": found[0]}
+        elif line.strip():
+            raise UserError(f"{path}, line {number}: no name of a video in {line.strip()!r}; write a path a line")
 
 
 def has_several_labels(path: str | Path, classes: Sequence[str], *, repeats: bool = True) -> bool:
@@ -364,7 +398,7 @@ def load_classes(cfg: CfgNode) -> list[str]:
     path, train = (joined(cfg.DATA.PATH_TO_DATA_DIR, name) for name in (cfg.DATA.CLASS_LIST, cfg.DATA.TRAIN_LIST))
     if is_remote(path) or os.path.isfile(path):
         classes = read_class_list(path)
-    elif os.path.isdir(train):
+    elif os.path.isdir(train) and cfg.TRAIN.TASK == "classify":
         path, classes = train, class_folders(Path(train))
     else:
         logger.warning("%s: no class list; classes are named by their numbers (set DATA.CLASS_LIST)", path)
@@ -401,7 +435,10 @@ def load_split(cfg: CfgNode, split: str, classes: Sequence[str]) -> list[Video]:
         UserError: names the file, line or key, and how to fix it.
     """
     path = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA[f"{split.upper()}_LIST"])
-    videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX, multi_label=cfg.MODEL.TASK == "multi_label")
+    if split == "train" and cfg.TRAIN.TASK != "classify":
+        videos = read_unlabelled(path, cfg.DATA.PATH_PREFIX)
+    else:
+        videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX, multi_label=cfg.MODEL.TASK == "multi_label")
     if split == "train" and cfg.DATA.SKIP_LIST:
         folder = path if os.path.isdir(path) else cfg.DATA.PATH_PREFIX or os.path.dirname(path)
         videos = _without_skipped(videos, Path(folder), joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))

@@ -86,8 +86,9 @@ def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
-    temporal = getattr(model, "temporal", None)
-    return [*model.blocks, *(temporal.blocks if temporal is not None else [])]  # type: ignore[misc]
+    parts = getattr(model, "parts", (model,))  # in pre-training an encoder and its decoder
+    with_blocks = [*parts, *filter(None, (getattr(part, "temporal", None) for part in parts))]
+    return [block for part in with_blocks for block in part.blocks]
 
 
 def _entry(block: nn.Module) -> str:

@@ -77,18 +77,20 @@ def plot_curves(
     percentages: Sequence[str] = ("top1", "top5"),
     others: Sequence[str] = (),
     best: tuple[str, bool] = ("top1", True),
+    loss: str = "cross-entropy",
 ) -> None:
     """Draw losses and learning rate over epochs, and the metrics of validation next to them, the best epoch marked.
 
     Args:
         percentages, others: names of metrics in ``val``.
         best: the metric that chooses the best epoch, and whether higher is better.
+        loss: what it is.
     """
     figure = new_figure(10 if val else 6, 3.6)
     axes = figure.subplots(1, 2 if val else 1, squeeze=False)[0]
     epochs = [entry["epoch"] for entry in train]
     axes[0].plot(epochs, [entry["loss"] for entry in train], color="tab:blue", label="training loss")
-    axes[0].set(title="loss", xlabel="epoch", ylabel="cross-entropy")
+    axes[0].set(title="loss", xlabel="epoch", ylabel=loss)
     rate = axes[0].twinx()
     rate.plot(epochs, [entry["lr"] for entry in train], color="0.7", linewidth=1, label="learning rate")
     rate.set_ylabel("learning rate", color="0.5")

@@ -22,6 +22,9 @@ from lookupvit_video.models.blocks import BlockOptions, TemporalEncoder, Transfo
 from lookupvit_video.models.budget import Budget, all_budgets
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_within
 from lookupvit_video.models.contract import VideoModel
+from lookupvit_video.models.lookupvit import LookupViT
+from lookupvit_video.models.pretexts.masked import MaskedModel
+from lookupvit_video.models.vit import ViT
 from lookupvit_video.registry import MODELS, ModelEntry, imported, list_models
 
 logger = logging.getLogger(__name__)
@@ -200,6 +203,13 @@ def build_model(cfg: CfgNode, *, empty: bool = False) -> VideoModel:
             if spec.is_frozen(name):
                 parameter.requires_grad_(False)
     return model
+
+
+def for_pretraining(model: VideoModel, cfg: CfgNode) -> MaskedModel:
+    """Return a model with the decoder that ``PRETRAIN`` describes, whose start follows from torch's current seed."""
+    assert isinstance(model, LookupViT | ViT)
+    keys = cfg.PRETRAIN
+    return MaskedModel(model, ratio=keys.MASK_RATIO, width=keys.DECODER_WIDTH, depth=keys.DECODER_DEPTH)
 
 
 @contextmanager

@@ -44,8 +44,11 @@ class TubeletTokenizer(nn.Module):
         nn.init.xavier_uniform_(self.projection.weight.view(dim, -1))
         nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
 
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
+    def forward(self, clip_BCTHW: Tensor, rows_Bn: Tensor | None = None) -> Tensor:
         """Turn a normalized float clip (B, C, T, H, W) into lookup tokens (B, N, D), rows in t, h, w order.
+
+        Args:
+            rows_Bn: make only these of the N tokens (B, n, D).
 
         Raises:
             UserError: the clip has another shape than this tokenizer was built for.
@@ -55,15 +58,26 @@ class TubeletTokenizer(nn.Module):
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
         weight_DC = self.projection.weight.flatten(1)
-        return kernels.linear(self._fold(clip_BCTHW), weight_DC, self.projection.bias) + self.positions
+        pixels_BNC: Tensor = self.fold(clip_BCTHW)
+        positions_BND: Tensor = self.positions
+        if rows_Bn is not None:
+            pixels_BNC = chosen_rows(pixels_BNC, rows_Bn)
+            positions_BND = chosen_rows(positions_BND, rows_Bn)
+        return kernels.linear(pixels_BNC, weight_DC, self.projection.bias) + positions_BND
+
+    def unfold(self, pixels_BNC: Tensor) -> Tensor:
+        """Return the clip (B, C, T, H, W) whose tubelets' pixels these are."""
+        (t, h, w), (dt, dh, dw) = self.grid, self.projection.kernel_size
+        parts = pixels_BNC.reshape(len(pixels_BNC), t, h, w, self.clip_shape[0], dt, dh, dw)
+        return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(parts), *self.clip_shape)
 
     def pixel_variance(self, clip_BCTHW: Tensor) -> Tensor:
         """Return the variance (B, N) of each tubelet's pixels around their mean, averaged over the channels."""
-        pixels_BNCP = self._fold(clip_BCTHW).unflatten(2, (self.clip_shape[0], -1))
+        pixels_BNCP = self.fold(clip_BCTHW).unflatten(2, (self.clip_shape[0], -1))
         variance_BN: Tensor = pixels_BNCP.var(-1, correction=0).mean(-1)
         return variance_BN
 
-    def _fold(self, clip_BCTHW: Tensor) -> Tensor:
+    def fold(self, clip_BCTHW: Tensor) -> Tensor:
         """Lay each tubelet's pixels out in a row (B, N, C * its volume): then the convolution is one matrix product."""
         if self.changes:
             clip_BCTHW = _CHANGES * (clip_BCTHW - clip_BCTHW.mean(2, keepdim=True))
@@ -71,6 +85,12 @@ class TubeletTokenizer(nn.Module):
         (t, h, w), (dt, dh, dw) = self.grid, self.projection.kernel_size
         parts = clip_BCTHW.reshape(batch, channels, t, dt, h, dh, w, dw)
         return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t * h * w, -1)
+
+
+def chosen_rows(tokens_BND: Tensor, rows_Bn: Tensor) -> Tensor:
+    """Return some rows (B, n, D) of tokens (B, N, D) or (1, N, D)."""
+    tokens_BND = tokens_BND.expand(len(rows_Bn), -1, -1)
+    return tokens_BND.gather(1, rows_Bn[..., None].expand(-1, -1, tokens_BND.shape[-1]))
 
 
 def _is_shape_only() -> bool:

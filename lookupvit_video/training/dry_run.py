@@ -15,7 +15,7 @@ from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.distributed.world import World
 from lookupvit_video.log import peak_memory_gib
 from lookupvit_video.models.budget import Budget
-from lookupvit_video.models.build import build_model
+from lookupvit_video.models.build import build_model, for_pretraining
 from lookupvit_video.models.complexity import count_parameters
 from lookupvit_video.processes.stop_signals import StopSignals
 from lookupvit_video.training.run import Run, prepare, train_batches
@@ -87,7 +87,8 @@ def estimate_bytes(run: Run, share: int) -> int:
     """
     cfg, device = run.cfg, run.world.device
     held = int(peak_memory_gib(device) * 2**30)  # before the passes below
-    model = build_model(cfg).to(device).train()
+    model = build_model(cfg)
+    model = (for_pretraining(model, cfg) if cfg.TRAIN.TASK != "classify" else model).to(device).train()
     checkpoint_blocks(model, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
     dearest = max(drawn_budgets(run), key=run.clip_macs)
     options = {"budget": dearest} if dearest else {}

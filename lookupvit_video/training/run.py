@@ -39,8 +39,9 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.metrics import Metric, chosen_metrics
 from lookupvit_video.log import Journal, forget_bad_videos
 from lookupvit_video.models.budget import Budget
-from lookupvit_video.models.build import ModelSpec, build_model, model_spec
+from lookupvit_video.models.build import ModelSpec, build_model, for_pretraining, model_spec
 from lookupvit_video.models.contract import VideoModel
+from lookupvit_video.models.pretexts.masked import MaskedModel, masked_macs
 from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.preparation.coverage import warnings_of_run
 from lookupvit_video.processes.stop_signals import StopSignals
@@ -56,7 +57,7 @@ from lookupvit_video.training.step_log import StepLog
 logger = logging.getLogger(__name__)
 # These decide which clips a step sees, so a run that resumes must have them unchanged.
 FIXED_ON_RESUME = ("RNG_SEED", "TRAIN.BATCH_SIZE", "AUG.NUM_SAMPLE", "DATA.NUM_FRAMES", "DATA.TRAIN_CROP_SIZE",
-                   "DATA.SAMPLER", "MODEL.TASK", "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
+                   "DATA.SAMPLER", "MODEL.TASK", "TRAIN.TASK", "SOLVER.OPTIMIZING_METHOD")  # fmt: skip
 # These change no result, so a change is not reported.
 IGNORED_ON_RESUME = ("OUTPUT_DIR", "DIST_TIMEOUT", "LOG_PERIOD", "TENSORBOARD.", "TEST.", "DATA_LOADER.", "DATA.PATH_",
                      "DATA.VIDEO_SECONDS", "TRAIN.CHECKPOINT_", "TRAIN.KEEP_", "TRAIN.ENABLE",
@@ -93,6 +94,11 @@ class Run:
     dry: bool = False
     """Nothing is written."""
     _macs: dict[Budget | None, int] = field(default_factory=dict)
+
+    @property
+    def encoder(self) -> VideoModel:
+        """The model without the decoder of a pre-training."""
+        return self.model.encoder if isinstance(self.model, MaskedModel) else self.model
 
     @property
     def total_steps(self) -> int:
@@ -136,12 +142,20 @@ class Run:
         Args:
             budget: None: the config's.
         """
-        if budget not in self._macs:
+        if budget not in self._macs and isinstance(self.model, MaskedModel):
+            self._macs[budget] = sum(self._masked_macs(budget or next(iter(self.spec.budgets), None)).values())
+        elif budget not in self._macs:
             # all heads, not only those that answer
             every = {"inference_head": "average", "passed": self.cfg.MODEL.EXITS}
             parts = self.spec.budget_macs(budget, **every) if budget else self.spec.macs(**every)
             self._macs[budget] = sum(parts.values())
         return self._macs[budget]
+
+    def _masked_macs(self, budget: Budget | None) -> dict[str, int]:
+        keys, model = self.cfg.PRETRAIN, {"heads": self.cfg.MODEL.HEADS, "compressed_grid": budget and budget.grid}
+        return masked_macs(
+            self.spec.shape, keys.MASK_RATIO, keys.DECODER_WIDTH, keys.DECODER_DEPTH, **(model if budget else {})
+        )
 
     def new_log(self) -> None:
         """Begin a new log line."""
@@ -253,7 +267,8 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
         load_weights(model, resumed)
         logger.info("resume: %s, step %d", resumed.path, resumed.step)
     elif cfg.MODEL.INIT_FROM:
-        logger.info("%s", init_from(model, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE))
+        target = model.encoder if isinstance(model, MaskedModel) else model
+        logger.info("%s", init_from(target, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE))
     return resumed
 
 
@@ -331,7 +346,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         raise UserError(f"TRAIN.BEST_METRIC {cfg.TRAIN.BEST_METRIC} says nothing of {len(classes)} classes; set top1")
     train_videos = load_split(cfg, "train", classes)
     val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
-    if world.is_main:
+    if world.is_main and cfg.TRAIN.TASK == "classify":
         test_list = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
         for warning in warnings_of_run(classes, train_videos, val_videos, test_list, cfg.DATA.PATH_PREFIX):
             logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
@@ -342,6 +357,8 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         cfg.DATA.VIDEO_SECONDS = usual_seconds(train_videos, cfg.DATA.DECODING_BACKEND, cfg.DATA.DECODE_TIMEOUT)
         cfg.freeze()
     spec, model = model_spec(cfg), build_model(cfg)
+    if cfg.TRAIN.TASK != "classify":
+        model = for_pretraining(model, cfg)
     resumed = starting_point(cfg, classes, model, world)
     parallel_model = parallelize(model.to(world.device), cfg, world)
     writes, train, solver, mix = world.is_main and not dry, cfg.TRAIN, cfg.SOLVER, cfg.MIXUP

@@ -13,6 +13,7 @@ from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.checkpoints.random_state import random_state, restore_random_state
 from lookupvit_video.distributed.parallel import full_state, load_optimizer
 from lookupvit_video.distributed.world import World, gather_objects
+from lookupvit_video.models.pretexts.masked import encoder_weights
 from lookupvit_video.training.ema import Ema
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class TrainingState:
     def inference_state(self) -> dict[str, Any]:
         """Return what ``save_checkpoint`` takes for a file that predicts."""
         return {
-            "model": self.inference_weights(), "step": self.step, "best_top1": self.best_top1,
+            "model": encoder_weights(self.inference_weights()), "step": self.step, "best_top1": self.best_top1,
             "thresholds": self.thresholds,
         }  # fmt: skip
 

@@ -7,6 +7,7 @@ anywhere ends as one that was not.
 import logging
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -21,10 +22,12 @@ from lookupvit_video.evaluation.metrics import METRICS, rounded, text
 from lookupvit_video.evaluation.report import choose_thresholds
 from lookupvit_video.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.models.complexity import count_parameters
+from lookupvit_video.models.pretexts.masked import MaskedModel
 from lookupvit_video.preparation.coverage import class_counts
 from lookupvit_video.processes.stop_signals import Stopped, StopSignals
 from lookupvit_video.training.bad_videos import stop_at_too_many_bad, stop_if_lost
 from lookupvit_video.training.output import report_disk_failures
+from lookupvit_video.training.pretraining.validation import CURVES, collect_features, report_features
 from lookupvit_video.training.run import Run, describe_world, prepare, train_batches
 from lookupvit_video.training.step import one_step
 
@@ -151,6 +154,8 @@ def _stop(run: Run) -> None:
 
 def _validate(run: Run, epoch: int) -> None:
     """Measure one center view per video, with the averaged weights, if any; the best so far go to best.pt."""
+    if isinstance(run.model, MaskedModel):
+        return _validate_features(run, epoch)
     cfg, world, state, videos = run.cfg, run.world, run.state, run.val_videos
     run.saver.wait()  # no fork for the loader's workers while a thread writes
     loader = eval_loader(cfg, videos, world)
@@ -185,18 +190,35 @@ def _validate(run: Run, epoch: int) -> None:
         run.saver.write(run.folder / "best.pt", run.checkpoint(inference=True), is_training_checkpoint=False)
 
 
+def _validate_features(run: Run, epoch: int) -> None:
+    """Measure what the features of a pre-training know of the labels of validation, and whether they collapsed."""
+    run.saver.wait()
+    batches = run.stop.until_stopped(eval_loader(run.cfg, run.val_videos, run.world))
+    features, labels = collect_features(run, batches)
+    if any(in_any_process(run.world, bool(run.stop.name))):
+        _stop(run)
+    report_features(run, epoch, features, labels)
+
+
 def _finish(run: Run) -> None:
     """Write the results of a finished run; all processes must call it."""
     content = run.checkpoint(inference=True)
     run.saver.wait()
     if run.world.is_main:
         save_checkpoint(run.folder / "model.pt", **content)
-        lines = run.journal.lines.path
-        plot_curves(
-            read_json_lines(lines, "train"), read_json_lines(lines, "val"), run.folder / "curves.png",
-            [metric.name for metric in run.metrics if metric.percent],
-            [metric.name for metric in run.metrics if not metric.percent],
-            (run.state.best_metric, METRICS[run.state.best_metric].higher_is_better),
-        )  # fmt: skip
+        lines = [read_json_lines(run.journal.lines.path, kind) for kind in ("train", "val")]
+        plot_curves(*lines, run.folder / "curves.png", **_curves(run))
         logger.info("wrote %s and %s", run.folder / "model.pt", run.folder / "curves.png")
     gather_objects(None, run.world)  # model.pt is there for all processes
+
+
+def _curves(run: Run) -> dict[str, Any]:
+    """Return what ``plot_curves`` draws of validation."""
+    if isinstance(run.model, MaskedModel):
+        return CURVES
+    best = run.state.best_metric
+    return {
+        "percentages": [metric.name for metric in run.metrics if metric.percent],
+        "others": [metric.name for metric in run.metrics if not metric.percent],
+        "best": (best, METRICS[best].higher_is_better),
+    }

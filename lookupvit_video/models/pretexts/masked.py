@@ -1,0 +1,189 @@
+"""Masked pre-training: a model sees few of a clip's tubelets, and a narrow decoder predicts the others.
+
+Sources: MAE (arXiv 2111.06377), whose encoder sees visible tokens only; VideoMAE (2203.12602), whose masks are tubes.
+Shape letters: B batch, C channels, T frames, H W pixels, N lookup tokens, n visible and k masked ones, M compressed
+tokens, D width of the encoder, d of the decoder, P values of a tubelet.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lookupvit_video.models.blocks import TransformerBlock, init_linear
+from lookupvit_video.models.budget import Budget, TokenState
+from lookupvit_video.models.complexity import Shape, lookupvit_macs, mixing_macs, resize_macs, vit_block_macs, vit_macs
+from lookupvit_video.models.contract import Features, VideoModel
+from lookupvit_video.models.lookupvit import LookupViT
+from lookupvit_video.models.tokenizer import Grid, GridResize, chosen_rows, sine_cosine_positions
+from lookupvit_video.models.vit import ViT
+from lookupvit_video.text import grid_name
+
+DECODER_HEAD = 16  # width of one of its attention heads
+_ENCODER = "encoder."
+
+
+class Prediction(NamedTuple):
+    """What was predicted of a batch."""
+
+    values: Tensor
+    """(B, k, P)"""
+    masked: Tensor
+    """(B, k): rows of the grid."""
+
+
+def num_visible(grid: Grid, ratio: float) -> int:
+    """Return how many places of a time index are visible: at least one, and at least one is masked."""
+    places = grid[1] * grid[2]
+    return min(max(1, round((1 - ratio) * places)), places - 1)
+
+
+def tube_masks(grid: Grid, ratio: float, batch: int) -> tuple[Tensor, Tensor]:
+    """Draw which rows of the grid are visible (B, n) and which masked (B, k): places, the same at all times.
+
+    They are drawn on the CPU, so that a seed means the same on every device.
+
+    Args:
+        ratio: share of the places that are masked.
+    """
+    places, visible = grid[1] * grid[2], num_visible(grid, ratio)
+    order_BP = torch.rand(batch, places).argsort(1)
+    times_t1 = places * torch.arange(grid[0])[:, None]
+    parts = (order_BP[:, :visible], order_BP[:, visible:])
+    visible_Bn, masked_Bk = ((part.sort(1).values[:, None] + times_t1).flatten(1) for part in parts)
+    return visible_Bn, masked_Bk
+
+
+def compress_visible(resize: GridResize, tokens_BnD: Tensor, visible_Bn: Tensor, positions_1ND: Tensor) -> Tensor:
+    """Return compressed tokens (B, M, D) of the visible lookup tokens, by the filters of ``resize`` renormalized.
+
+    A compressed token that sees no visible one starts from its position.
+    """
+    seen_BnE = torch.cat([tokens_BnD, torch.ones_like(tokens_BnD[..., :1])], -1)
+    grid_BNE = seen_BnE.new_zeros(len(seen_BnE), resize.num_in, seen_BnE.shape[-1])
+    summed_BME = resize(grid_BNE.scatter(1, visible_Bn[..., None].expand_as(seen_BnE), seen_BnE))
+    weight_BM1 = summed_BME[..., -1:]
+    return torch.where(weight_BM1 > 1e-6, summed_BME[..., :-1] / weight_BM1.clamp(min=1e-6), resize(positions_1ND))
+
+
+class MaskedDecoder(nn.Module):
+    """Transformer blocks on mask tokens, visible and compressed tokens; a linear layer predicts the masked tubelets.
+
+    Args:
+        grid: t x h x w of the lookup tokens.
+        dim, width: D and d.
+        values: P.
+    """
+
+    def __init__(self, grid: Grid, dim: int, *, width: int, depth: int, values: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.embed = nn.Linear(dim, width)
+        self.positions = nn.Parameter(sine_cosine_positions(grid, width)[None])
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(TransformerBlock(width, width // DECODER_HEAD) for _ in range(depth))
+        self.final_norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, values)
+        self.apply(init_linear)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, features: Features, visible_Bn: Tensor, masked_Bk: Tensor) -> Tensor:
+        """Return the values (B, k, P) of the masked tubelets.
+
+        Args:
+            features: tokens (B, n, D), and compressed tokens (B, M, D) if there are any.
+        """
+        tokens_BSd = [
+            self.mask_token + chosen_rows(self.positions, masked_Bk),
+            self.embed(self.norm(features.tokens)) + chosen_rows(self.positions, visible_Bn),
+        ]
+        if features.compressed is not None:
+            tokens_BSd.append(self.embed(self.norm(features.compressed)))
+        x_BSd = torch.cat(tokens_BSd, 1)
+        for block in self.blocks:
+            x_BSd = block(x_BSd)
+        values_BkP: Tensor = self.predict(self.final_norm(x_BSd[:, : masked_Bk.shape[1]]))
+        return values_BkP
+
+
+class MaskedModel(VideoModel):
+    """A model, and the decoder of its masked pre-training.
+
+    Args:
+        encoder: a LookupViT or a dense ViT, with a joint encoder and without a class token. Its heads do not train.
+        ratio: share of the tubes that are masked.
+        width, depth: d and number of blocks of the decoder.
+    """
+
+    def __init__(self, encoder: LookupViT | ViT, *, ratio: float, width: int, depth: int):
+        super().__init__()
+        self.encoder, self.ratio = encoder, ratio
+        kernel = encoder.tokenizer.projection.weight
+        dim, values = kernel.shape[0], math.prod(kernel.shape[1:])
+        self.decoder = MaskedDecoder(encoder.tokenizer.grid, dim, width=width, depth=depth, values=values)
+        for head in encoder.classifiers():
+            head.requires_grad_(False)
+
+    @property
+    def parts(self) -> tuple[nn.Module, nn.Module]:
+        """The modules with blocks."""
+        return self.encoder, self.decoder
+
+    def encode(self, clip_BCTHW: Tensor, visible_Bn: Tensor, budget: Budget | Sequence[int] | None = None) -> Features:
+        """Return what the encoder makes of the visible tubelets of a normalized clip: lookup tokens (B, n, D)."""
+        encoder, tokenizer = self.encoder, self.encoder.tokenizer
+        tokens_BnD = tokenizer(clip_BCTHW, visible_Bn)
+        if isinstance(encoder, ViT):
+            for block in encoder.blocks:
+                tokens_BnD = block(tokens_BnD)
+            return Features(tokens_BnD, None)
+        budget = encoder.check_budget(budget)
+        resize = encoder.compress[grid_name(budget.grid)]
+        assert isinstance(resize, GridResize)
+        compressed_BMD = compress_visible(resize, tokens_BnD, visible_Bn, tokenizer.positions).to(tokens_BnD.dtype)
+        state = encoder.advance(TokenState(compressed_BMD, tokens_BnD, kept=visible_Bn), budget)
+        return Features(state.lookup, None, compressed=state.compressed, compressed_grid=resize.grid_out)
+
+    def forward(self, clip_BCTHW: Tensor, budget: Budget | Sequence[int] | None = None) -> Prediction:  # type: ignore[override]
+        """Predict tubelets of a normalized clip (B, C, T, H, W) that a mask hides, which is drawn anew.
+
+        Args:
+            budget: of a LookupViT; all blocks and tokens are used.
+        """
+        device = clip_BCTHW.device
+        masks = tube_masks(self.encoder.tokenizer.grid, self.ratio, len(clip_BCTHW))
+        visible_Bn, masked_Bk = (rows.to(device, non_blocking=True) for rows in masks)
+        features = self.encode(clip_BCTHW, visible_Bn, budget)
+        return Prediction(self.decoder(features, visible_Bn, masked_Bk), masked_Bk)
+
+
+def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the model alone, under its own names, if these are of a ``MaskedModel``; else all."""
+    own = {name.removeprefix(_ENCODER): value for name, value in weights.items() if name.startswith(_ENCODER)}
+    return own or dict(weights)
+
+
+def masked_macs(
+    shape: Shape, ratio: float, width: int, depth: int, compressed_grid: Sequence[int] = (), heads: Sequence[str] = ()
+) -> dict[str, int]:
+    """MACs of ``MaskedModel`` for one clip, by part.
+
+    Args:
+        ratio, width, depth: as ``MaskedModel``.
+        compressed_grid, heads: of a LookupViT; without a grid, a dense ViT.
+    """
+    grid, dim, mixing = shape.grid, shape.dim, shape.lookup_conv
+    n_all, n, m = math.prod(grid), grid[0] * num_visible(grid, ratio), math.prod(compressed_grid or (0,))
+    seen = Shape((n, 1, 1), shape.tubelet, dim, shape.depth, shape.num_heads, shape.num_classes)
+    if compressed_grid:
+        parts = lookupvit_macs(seen, compressed_grid, heads=heads)
+        parts["resize"] = resize_macs(grid, compressed_grid, 2 * dim + 1)  # tokens with their weight, and positions
+        writing = shape.depth if "lookup" in heads else shape.depth - 1
+        parts["local_mixing"] = writing * mixing_macs(n_all, dim // 2, mixing)
+    else:
+        parts = vit_macs(seen)
+    values = math.prod(shape.tubelet) * 3
+    decoder = depth * vit_block_macs(n_all + m, width) + (n + m) * dim * width + (n_all - n) * width * values
+    return {name: count for name, count in parts.items() if name != "heads"} | {"decoder": decoder}
