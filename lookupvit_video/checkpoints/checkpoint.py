@@ -211,8 +211,9 @@ def load_weights(
         UserError: names the first parameter that does not fit.
     """
     own, given = model.state_dict(), dict(checkpoint.model)
-    if isinstance(model.tokenizer, TubeletTokenizer):  # PyTorchVideo's models have positions of their own kind
-        grid, own_grid = token_grid(checkpoint.config.MODEL, checkpoint.config.DATA), model.tokenizer.grid
+    tokenizer = getattr(model, "encoder", model).tokenizer
+    if isinstance(tokenizer, TubeletTokenizer):  # PyTorchVideo's models have positions of their own kind
+        grid, own_grid = token_grid(checkpoint.config.MODEL, checkpoint.config.DATA), tokenizer.grid
         if resize_positions:
             _resize_positions(own, given, grid, own_grid)
         elif grid != own_grid:  # their number of positions may be the same
@@ -220,6 +221,11 @@ def load_weights(
                 f"{checkpoint.path}: its grid of lookup tokens is {grid}, the model's {own_grid}; "
                 "MODEL and DATA geometry must be those of the checkpoint"
             )
+    if checkpoint.config.TRAIN.TASK != "classify" and not any(name.startswith("head") for name in given):
+        raise UserError(
+            f"{checkpoint.path}: pre-trained without labels, so it has no classifier; train one with MODEL.INIT_FROM "
+            f"{checkpoint.path}"
+        )
     for name in [*own, *given]:
         if name not in own or name not in given:
             where = "checkpoint" if name not in given else "model"

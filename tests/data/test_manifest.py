@@ -18,6 +18,7 @@ from lookupvit_video.data.manifest import (
     missing_files,
     read_class_list,
     read_manifest,
+    read_unlabelled,
     renumbered,
     split_labels,
 )
@@ -481,3 +482,27 @@ def test_the_list_alone_shows_whether_videos_have_several_labels(tmp_path, rows,
 
 def test_names_of_labels_survive_a_round_trip():
     assert split_labels(join_labels(NAMES), "here") == NAMES
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["path,label\na.mp4,7\nb c.mp4,x\n", "path\na.mp4\nb c.mp4\n", "a.mp4\nb c.mp4\n", "a.mp4 7\nb c.mp4 8\n"],
+    ids=["table", "no labels", "paths", "labels"],
+)
+def test_a_list_without_labels_is_read(tmp_path, text):
+    (tmp_path / "list.csv").write_text(text)
+    videos = read_unlabelled(tmp_path / "list.csv")
+    assert [(video.path, video.label) for video in videos] == [(str(tmp_path / n), 0) for n in ("a.mp4", "b c.mp4")]
+
+
+def test_a_folder_without_labels_is_read_to_its_depths(tmp_path):
+    for name in ("a.mp4", "deep/er/b.mkv", "deep/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [Path(video.path).name for video in read_unlabelled(tmp_path)] == ["a.mp4", "b.mkv"]
+
+
+def test_what_is_no_video_in_a_list_without_labels_is_reported(tmp_path):
+    (tmp_path / "list.csv").write_text("a.mp4\nsomething else\n")
+    with pytest.raises(UserError, match=r"line 2: no name of a video in 'something else'"):
+        read_unlabelled(tmp_path / "list.csv")

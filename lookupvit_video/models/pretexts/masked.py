@@ -160,9 +160,9 @@ class MaskedModel(VideoModel):
 
 
 def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of the model alone, under its own names, if these are of a ``MaskedModel``; else all."""
+    """Return the weights that a ``MaskedModel`` has trained of its encoder, under their own names; of others, all."""
     own = {name.removeprefix(_ENCODER): value for name, value in weights.items() if name.startswith(_ENCODER)}
-    return own or dict(weights)
+    return {name: value for name, value in own.items() if not name.startswith("head")} or dict(weights)
 
 
 def masked_macs(

@@ -1,0 +1,86 @@
+"""Runs of masked pre-training: what they log and draw, what they resume from, and what starts from their result."""
+
+import shutil
+
+import pytest
+import torch
+
+from lookupvit_video.checkpoints.checkpoint import checkpoint_path, load_checkpoint
+from lookupvit_video.log import read_json_lines
+from tests.small import call_tool, run_net, settings
+from tests.training.test_resume import equal
+
+OPTIONS = {
+    "TRAIN__TASK": "masked", "TEST__ENABLE": False, "PRETRAIN__DECODER_WIDTH": 16, "PRETRAIN__DECODER_DEPTH": 1,
+    "SOLVER__EMA_DECAY": 0.9, "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[2,2,2]]", "TRAIN__CHECKPOINT_STEPS": 1,
+    "TRAIN__KEEP_CHECKPOINTS": 9, "DATA__TRAIN_LIST": ".", "DATA__SAMPLER": "shuffled",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pretrained(data, tmp_path_factory):
+    """The folder of a run on a folder of videos."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    done = run_net(settings(data, folder, **OPTIONS))
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_accuracy_of_the_features_and_their_rank_are_logged(pretrained):
+    first, second = read_json_lines(pretrained / "log.jsonl", "val")
+    assert (first["epoch"], second["epoch"], second["videos"]) == (1, 2, 9)
+    assert {"knn", "probe"} <= second.keys()
+    assert 2 < second["rank"] <= 9
+    for picture in ("reconstruction.png", "curves.png"):
+        assert (pretrained / picture).stat().st_size > 5000
+
+
+def test_resumed_equals_undisturbed_to_the_bit(data, pretrained, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(checkpoint_path(pretrained, 1), checkpoint_path(tmp_path, 1))
+    done = run_net(settings(data, tmp_path, **OPTIONS))
+    assert done.returncode == 0, done.stderr
+    one, other = (load_checkpoint(checkpoint_path(folder, 4)) for folder in (pretrained, tmp_path))
+    assert any(name.startswith("decoder.") for name in one.model)
+    for part in ("model", "optimizer", "ema"):
+        assert equal(getattr(one, part), getattr(other, part)), part
+
+
+def test_fine_tuning_starts_from_the_result(data, pretrained, tmp_path):
+    source = load_checkpoint(pretrained / "model.pt")
+    changes = {"MODEL__INIT_FROM": pretrained / "model.pt", "SOLVER__BASE_LR": 0, "SOLVER__COSINE_END_LR": 0}
+    done = run_net(settings(data, tmp_path, SOLVER__WARMUP_START_LR=0, SOLVER__WARMUP_EPOCHS=0, **changes))
+    assert done.returncode == 0, done.stderr
+    assert "initialized from this project's LookupViT" in done.stderr
+    assert "the classifier was loaded" not in done.stderr
+    tuned = load_checkpoint(tmp_path / "model.pt").model
+    assert all(equal(value, source.model[name]) for name, value in tuned.items() if not name.startswith("heads."))
+
+
+def test_a_collapsed_model_raises_the_alarm(data, pretrained, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    path = checkpoint_path(tmp_path, 3)
+    content = torch.load(checkpoint_path(pretrained, 3), weights_only=True)
+    for weights in (content["model"], content["ema"]):
+        weights["encoder.tokenizer.projection.weight"].zero_()  # all clips are the same tokens
+    torch.save(content, path)
+    done = run_net(settings(data, tmp_path, **{**OPTIONS, "SOLVER__BASE_LR": 0}))
+    assert done.returncode == 0, done.stderr
+    assert "the features have collapsed: their effective rank is 1.00" in done.stderr
+
+
+def test_the_result_does_not_predict(pretrained, data):
+    done = call_tool("tools/predict.py", "--checkpoint", pretrained / "model.pt", data / "0.mp4")
+    assert done.returncode == 2
+    assert "pre-trained without labels, so it has no classifier; train one with MODEL.INIT_FROM" in done.stderr
+
+
+def test_settings_that_pretraining_cannot_use_are_refused(data, tmp_path):
+    for change, text in (
+        ({"TEST__ENABLE": True}, "set TEST.ENABLE False: there is no classifier yet"),
+        ({"MIXUP__ENABLE": True}, "set MIXUP.ENABLE False"),
+        ({"MODEL__ENCODER": "factorised", "MODEL__COMPRESSED_GRID": "[2,2]"}, "only for MODEL.ARCH lookupvit or vit"),
+    ):
+        done = run_net(settings(data, tmp_path, **{**OPTIONS, "MODEL__COMPRESSED_GRIDS": "[]", **change}))
+        assert done.returncode == 2
+        assert text in done.stderr
