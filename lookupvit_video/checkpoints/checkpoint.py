@@ -221,7 +221,7 @@ def load_weights(
                 f"{checkpoint.path}: its grid of lookup tokens is {grid}, the model's {own_grid}; "
                 "MODEL and DATA geometry must be those of the checkpoint"
             )
-    if checkpoint.config.TRAIN.TASK != "classify" and not any(name.startswith("head") for name in given):
+    if checkpoint.config.TRAIN.TASK != "classify" and not any("head" in name for name in given):
         raise UserError(
             f"{checkpoint.path}: pre-trained without labels, so it has no classifier; train one with MODEL.INIT_FROM "
             f"{checkpoint.path}"
