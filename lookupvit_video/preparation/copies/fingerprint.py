@@ -35,7 +35,7 @@ class Fingerprint(NamedTuple):
     @property
     def seconds(self) -> float:
         """What the frames cover."""
-        return self.frames.shape[1] / self.rate
+        return float(self.frames.shape[1] / self.rate)
 
 
 def fingerprint(path: str) -> Fingerprint:
@@ -84,7 +84,8 @@ def _frequencies(gray_THW: np.ndarray) -> np.ndarray:
     height, width = gray_THW.shape[1:]
     found_TUV = _cosines(height) @ (gray_THW.astype(np.float32) / 255) @ _cosines(width).T
     u, v = np.mgrid[:KEPT, :KEPT]
-    return (found_TUV * np.hypot(u, v)).reshape(len(gray_THW), -1)[:, 1:]
+    weighted: np.ndarray = (found_TUV * np.hypot(u, v)).reshape(len(gray_THW), -1)[:, 1:]
+    return weighted
 
 
 @cache

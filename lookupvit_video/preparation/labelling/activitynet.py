@@ -18,7 +18,9 @@ def read(path: Path) -> list[Mark]:
     marks = []
     for name, entry in entries.items():
         annotations = entry.get("annotations", []) if isinstance(entry, dict) else entry
-        marks += [Mark(name, a["label"], *map(float, a["segment"]), score=a.get("score")) for a in annotations]
+        for each in annotations:
+            start, end = map(float, each["segment"])
+            marks.append(Mark(name, each["label"], start, end, each.get("score")))
     return marks
 
 

@@ -177,7 +177,7 @@ class Clock:
 
 
 def _rounded(second: float, how: Convention) -> float:
-    return round(second, max(0, round(-np.log10(how.rounding))))
+    return float(round(second, max(0, round(-np.log10(how.rounding)))))
 
 
 def _seconds_before_the_picture(path: str) -> float:

@@ -82,10 +82,10 @@ def write(marks: Sequence[Mark], path: Path, clocks: dict[str, Clock]) -> None:
     labels = ElementTree.SubElement(project, "labels")
     for name in sorted({mark.label for mark in marks}):
         ElementTree.SubElement(ElementTree.SubElement(labels, "label"), "name").text = name
-    for number, mark in enumerate(marks):
+    for index, mark in enumerate(marks):
         source = "manual" if mark.score is None else "auto"
         track = ElementTree.SubElement(
-            root, "track", id=str(number), label=mark.label, source=source, task_id=numbers[mark.video]
+            root, "track", id=str(index), label=mark.label, source=source, task_id=numbers[mark.video]
         )
         clock = clocks[mark.video]
         for frame, outside in ((mark.start, "0"), (mark.end, "1")):

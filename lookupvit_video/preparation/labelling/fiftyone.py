@@ -35,7 +35,8 @@ def _of_labels(name: str, labels: Any, classes: Sequence[str] | None) -> list[Ma
     for each in labels:
         if "timestamps" in each:
             raise ValueError("it holds timestamps; export it with frames (support), which is FiftyOne's default")
-        marks.append(Mark(name, named(each["label"]), *each.get("support", ()), score=each.get("confidence")))
+        first, last = each.get("support") or (None, None)
+        marks.append(Mark(name, named(each["label"]), first, last, each.get("confidence")))
     return marks
 
 
