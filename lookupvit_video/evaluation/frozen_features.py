@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookupvit_video.models.contract import Features
+from lookupvit_video.models.pretexts.masked import mean_tokens
 
 NEIGHBORS, TEMPERATURE = 10, 0.07  # as DINO's evaluation (arXiv 2104.14294), for lists of any size
 FOLDS, RIDGES = 5, (0.01, 0.1, 1.0)
@@ -13,9 +14,8 @@ COLLAPSED = 2.0
 
 
 def pooled(features: Features) -> Tensor:
-    """Return the mean (B, D or 2 D) of each token set, its tokens normalized, side by side; no weights are needed."""
-    sets = [tokens for tokens in (features.compressed, features.tokens) if tokens is not None]
-    return torch.cat([F.layer_norm(tokens.float(), tokens.shape[-1:]).mean(1) for tokens in sets], -1)
+    """Return the means (B, D or 2 D) of the token sets side by side."""
+    return torch.cat(mean_tokens(features), -1)
 
 
 def neighbor_accuracy(features_RD: Tensor, labels_R: Tensor) -> float:

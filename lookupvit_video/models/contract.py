@@ -15,7 +15,7 @@ from lookupvit_video.models.tokenizer import Grid
 
 Output = Tensor | tuple[Tensor, ...]
 """Logits (B, K) in eval mode; in training mode a tuple with those of each head, for a loss that averages over heads."""
-NOT_DECAYED = ("positions", "class_token", "mask_token", "attentive.query", "positional_encoding")
+NOT_DECAYED = ("positions", "class_token", "attentive.query", "positional_encoding")
 
 
 class Features(NamedTuple):

@@ -1,8 +1,10 @@
-"""Masked pre-training: a model sees few of a clip's tubelets, and a narrow decoder predicts the others.
+"""Masked pre-training: a model sees some of a clip's tubelets, and a narrow decoder predicts how the others change.
 
 Sources: MAE (arXiv 2111.06377), whose encoder sees visible tokens only; VideoMAE (2203.12602), whose masks are tubes.
-Shape letters: B batch, C channels, T frames, H W pixels, N lookup tokens, n visible and k masked ones, M compressed
-tokens, D width of the encoder, d of the decoder, P values of a tubelet.
+A decoder with the first frame and a short code is this project's; Genie (2402.15391) finds latent actions so.
+Shape letters: B batch, C channels (of a code: its length), T frames, H W pixels, N lookup tokens, n visible and k
+masked ones, M compressed tokens, S token sets, D width of the encoder, d of the decoder, P values of a tubelet, F of
+its first frame.
 """
 
 import math
@@ -11,25 +13,33 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lookupvit_video.models.blocks import TransformerBlock, init_linear
 from lookupvit_video.models.budget import Budget, TokenState
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, mixing_macs, resize_macs, vit_block_macs, vit_macs
 from lookupvit_video.models.contract import Features, VideoModel
 from lookupvit_video.models.lookupvit import LookupViT
-from lookupvit_video.models.tokenizer import Grid, GridResize, chosen_rows, sine_cosine_positions
+from lookupvit_video.models.tokenizer import (
+    Grid,
+    GridResize,
+    TubeletTokenizer,
+    chosen_rows,
+    sine_cosine_positions,
+)
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.text import grid_name
 
-DECODER_HEAD = 16  # width of one of its attention heads
+CODE = 16  # numbers by which the encoder tells the decoder how a clip moves
+DECODER_HEAD = 16  # width of one of the decoder's attention heads
 _ENCODER = "encoder."
 
 
 class Prediction(NamedTuple):
     """What was predicted of a batch."""
 
-    values: Tensor
-    """(B, k, P)"""
+    changes: Tensor
+    """(B, k, P): pixels minus those of the clip's first frame at the same place."""
     masked: Tensor
     """(B, k): rows of the grid."""
 
@@ -68,43 +78,60 @@ def compress_visible(resize: GridResize, tokens_BnD: Tensor, visible_Bn: Tensor,
     return torch.where(weight_BM1 > 1e-6, summed_BME[..., :-1] / weight_BM1.clamp(min=1e-6), resize(positions_1ND))
 
 
-class MaskedDecoder(nn.Module):
-    """Transformer blocks on mask tokens, visible and compressed tokens; a linear layer predicts the masked tubelets.
+def mean_tokens(features: Features) -> list[Tensor]:
+    """Return the mean (B, D) of each token set, compressed tokens first; tokens are normalized, without weights."""
+    sets = [tokens for tokens in (features.compressed, features.tokens) if tokens is not None]
+    return [F.layer_norm(tokens.float(), tokens.shape[-1:]).mean(1) for tokens in sets]
+
+
+def first_frame(tokenizer: TubeletTokenizer, clip_BCTHW: Tensor) -> Tensor:
+    """Return what is at the place of each tubelet (B, N, F) in the first frame of a clip: that of all times."""
+    channels, (t, h, w) = tokenizer.clip_shape[0], tokenizer.projection.kernel_size
+    places_BPCthw = tokenizer.fold(clip_BCTHW)[:, : tokenizer.num_tokens // tokenizer.grid[0]].unflatten(
+        2, (channels, t, h, w)
+    )
+    return places_BPCthw[:, :, :, 0].flatten(2).repeat(1, tokenizer.grid[0], 1)
+
+
+class ChangeDecoder(nn.Module):
+    """Predicts how masked tubelets change, from the clip's first frame and a short code of what the encoder made.
+
+    The first frame shows what is where, so the code is left to tell how it moves: ``CODE`` numbers, in which little else
+    has room. Each clip's code is read from one token set, drawn by chance, so that each of them has to know.
 
     Args:
-        grid: t x h x w of the lookup tokens.
+        tokenizer: the encoder's.
+        sets: how many token sets the encoder has.
         dim, width: D and d.
-        values: P.
     """
 
-    def __init__(self, grid: Grid, dim: int, *, width: int, depth: int, values: int):
+    def __init__(self, tokenizer: TubeletTokenizer, sets: int, dim: int, *, width: int, depth: int):
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.embed = nn.Linear(dim, width)
-        self.positions = nn.Parameter(sine_cosine_positions(grid, width)[None])
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.ModuleList(TransformerBlock(width, width // DECODER_HEAD) for _ in range(depth))
-        self.final_norm = nn.LayerNorm(width)
-        self.predict = nn.Linear(width, values)
+        channels, (t, h, w) = tokenizer.clip_shape[0], tokenizer.projection.kernel_size
+        self.first = nn.Linear(channels * h * w, width)
+        self.positions = nn.Parameter(sine_cosine_positions(tokenizer.grid, width)[None])
+        self.codes = nn.ModuleList(nn.Linear(dim, CODE) for _ in range(sets))
+        self.spread = nn.Linear(CODE, width)
+        self.blocks = nn.ModuleList(TransformerBlock(width, max(1, width // DECODER_HEAD)) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.predict = nn.Linear(width, channels * t * h * w)
         self.apply(init_linear)
-        nn.init.normal_(self.mask_token, std=0.02)
+        nn.init.zeros_(self.predict.weight)  # the first prediction: nothing changes
 
-    def forward(self, features: Features, visible_Bn: Tensor, masked_Bk: Tensor) -> Tensor:
-        """Return the values (B, k, P) of the masked tubelets.
+    def forward(self, sets_BD: Sequence[Tensor], first_BNF: Tensor, masked_Bk: Tensor) -> Tensor:
+        """Return the changes (B, k, P) of the masked tubelets.
 
         Args:
-            features: tokens (B, n, D), and compressed tokens (B, M, D) if there are any.
+            sets_BD: the mean token of each token set.
+            first_BNF: pixels of the clip's first frame at the place of each tubelet.
         """
-        tokens_BSd = [
-            self.mask_token + chosen_rows(self.positions, masked_Bk),
-            self.embed(self.norm(features.tokens)) + chosen_rows(self.positions, visible_Bn),
-        ]
-        if features.compressed is not None:
-            tokens_BSd.append(self.embed(self.norm(features.compressed)))
-        x_BSd = torch.cat(tokens_BSd, 1)
+        codes_SBC = torch.stack([code(mean) for code, mean in zip(self.codes, sets_BD, strict=True)])
+        chosen_B = torch.randint(len(codes_SBC), (len(first_BNF),)).to(first_BNF.device, non_blocking=True)
+        code_BC = (codes_SBC * F.one_hot(chosen_B, len(codes_SBC)).T[..., None].to(codes_SBC)).sum(0)
+        x_BNd = self.first(first_BNF) + self.positions + self.spread(code_BC)[:, None]
         for block in self.blocks:
-            x_BSd = block(x_BSd)
-        values_BkP: Tensor = self.predict(self.final_norm(x_BSd[:, : masked_Bk.shape[1]]))
+            x_BNd = block(x_BNd)
+        values_BkP: Tensor = self.predict(self.norm(chosen_rows(x_BNd, masked_Bk)))
         return values_BkP
 
 
@@ -120,9 +147,8 @@ class MaskedModel(VideoModel):
     def __init__(self, encoder: LookupViT | ViT, *, ratio: float, width: int, depth: int):
         super().__init__()
         self.encoder, self.ratio = encoder, ratio
-        kernel = encoder.tokenizer.projection.weight
-        dim, values = kernel.shape[0], math.prod(kernel.shape[1:])
-        self.decoder = MaskedDecoder(encoder.tokenizer.grid, dim, width=width, depth=depth, values=values)
+        dim, sets = encoder.tokenizer.projection.out_channels, 2 if isinstance(encoder, LookupViT) else 1
+        self.decoder = ChangeDecoder(encoder.tokenizer, sets, dim, width=width, depth=depth)
         for head in encoder.classifiers():
             head.requires_grad_(False)
 
@@ -147,7 +173,7 @@ class MaskedModel(VideoModel):
         return Features(state.lookup, None, compressed=state.compressed, compressed_grid=resize.grid_out)
 
     def forward(self, clip_BCTHW: Tensor, budget: Budget | Sequence[int] | None = None) -> Prediction:  # type: ignore[override]
-        """Predict tubelets of a normalized clip (B, C, T, H, W) that a mask hides, which is drawn anew.
+        """Predict the tubelets of a normalized clip (B, C, T, H, W) that a mask hides, which is drawn anew.
 
         Args:
             budget: of a LookupViT; all blocks and tokens are used.
@@ -155,8 +181,9 @@ class MaskedModel(VideoModel):
         device = clip_BCTHW.device
         masks = tube_masks(self.encoder.tokenizer.grid, self.ratio, len(clip_BCTHW))
         visible_Bn, masked_Bk = (rows.to(device, non_blocking=True) for rows in masks)
-        features = self.encode(clip_BCTHW, visible_Bn, budget)
-        return Prediction(self.decoder(features, visible_Bn, masked_Bk), masked_Bk)
+        sets_BD = mean_tokens(self.encode(clip_BCTHW, visible_Bn, budget))
+        first_BNF = first_frame(self.encoder.tokenizer, clip_BCTHW)
+        return Prediction(self.decoder(sets_BD, first_BNF, masked_Bk), masked_Bk)
 
 
 def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -175,7 +202,7 @@ def masked_macs(
         compressed_grid, heads: of a LookupViT; without a grid, a dense ViT.
     """
     grid, dim, mixing = shape.grid, shape.dim, shape.lookup_conv
-    n_all, n, m = math.prod(grid), grid[0] * num_visible(grid, ratio), math.prod(compressed_grid or (0,))
+    n_all, n = math.prod(grid), grid[0] * num_visible(grid, ratio)
     seen = Shape((n, 1, 1), shape.tubelet, dim, shape.depth, shape.num_heads, shape.num_classes)
     if compressed_grid:
         parts = lookupvit_macs(seen, compressed_grid, heads=heads)
@@ -184,6 +211,8 @@ def masked_macs(
         parts["local_mixing"] = writing * mixing_macs(n_all, dim // 2, mixing)
     else:
         parts = vit_macs(seen)
-    values = math.prod(shape.tubelet) * 3
-    decoder = depth * vit_block_macs(n_all + m, width) + (n + m) * dim * width + (n_all - n) * width * values
+    sets, frame = (2 if compressed_grid else 1), 3 * math.prod(shape.tubelet[1:])
+    code = sets * dim * CODE + CODE * width
+    pixels = n_all * frame * width + (n_all - n) * width * frame * shape.tubelet[0]
+    decoder = depth * vit_block_macs(n_all, width) + code + pixels
     return {name: count for name, count in parts.items() if name != "heads"} | {"decoder": decoder}

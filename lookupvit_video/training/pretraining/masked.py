@@ -15,14 +15,14 @@ from lookupvit_video.training.distill import mean_over_clips
 from lookupvit_video.training.run import Run
 
 
-def tubelet_values(tokenizer: TubeletTokenizer, clips_BCTHW: Tensor) -> Tensor:
-    """Return what is predicted of each tubelet (B, N, P): its pixels."""
-    return tokenizer.fold(clips_BCTHW.float())
+def changes(tokenizer: TubeletTokenizer, clips_BCTHW: Tensor) -> Tensor:
+    """Return what is predicted of each tubelet (B, N, P): its pixels minus the first frame's at the same place."""
+    return tokenizer.fold(clips_BCTHW - clips_BCTHW[:, :, :1])
 
 
-def masked_error(predicted: Prediction, values_BNP: Tensor) -> Tensor:
+def masked_error(predicted: Prediction, changes_BNP: Tensor) -> Tensor:
     """Return the mean squared error (B,) over the masked tubelets of each clip."""
-    error_BkP = predicted.values.float() - chosen_rows(values_BNP, predicted.masked)
+    error_BkP = predicted.changes.float() - chosen_rows(changes_BNP, predicted.masked)
     return error_BkP.square().mean((1, 2))
 
 
@@ -36,9 +36,8 @@ def masked_loss(run: Run, batch: Batch, budget: Budget | None) -> Tensor:
     clips = normalize(batch.clips.to(device, non_blocking=True), cfg.DATA.MEAN, cfg.DATA.STD)
     with autocast(device, run.dtype):
         predicted = run.state.model(clips, budget)
-    with torch.no_grad():
-        values = tubelet_values(run.encoder.tokenizer, clips)
-    return mean_over_clips(masked_error(predicted, values), is_valid(batch.labels.to(device, non_blocking=True)))
+    error_B = masked_error(predicted, changes(run.encoder.tokenizer, clips))
+    return mean_over_clips(error_B, is_valid(batch.labels.to(device, non_blocking=True)))
 
 
 class Shown(NamedTuple):
@@ -55,8 +54,10 @@ def shown_prediction(model: MaskedModel, clips_BCTHW: Tensor) -> Shown:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         predicted = model(clips_BCTHW)
-    pixels_BNP = tokenizer.fold(clips_BCTHW)
+    still_BNP, pixels_BNP = (
+        tokenizer.fold(clips) for clips in (clips_BCTHW[:, :, :1].expand_as(clips_BCTHW), clips_BCTHW)
+    )
     rows_BkP = predicted.masked[..., None].expand(-1, -1, pixels_BNP.shape[-1])
-    values = predicted.values.to(pixels_BNP)
-    parts = pixels_BNP.scatter(1, rows_BkP, 0.0), pixels_BNP.scatter(1, rows_BkP, values)
+    guess_BkP = chosen_rows(still_BNP, predicted.masked) + predicted.changes.to(still_BNP)
+    parts = pixels_BNP.scatter(1, rows_BkP, 0.0), pixels_BNP.scatter(1, rows_BkP, guess_BkP)
     return Shown(clips_BCTHW, *(tokenizer.unfold(part) for part in parts))

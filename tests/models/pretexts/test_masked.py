@@ -10,6 +10,7 @@ from lookupvit_video.models.pretexts.masked import (
     MaskedModel,
     compress_visible,
     encoder_weights,
+    first_frame,
     masked_macs,
     num_visible,
     tube_masks,
@@ -59,16 +60,18 @@ def test_compressed_tokens_are_the_means_of_what_is_visible(grid):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_reaches_the_prediction_from_masked_pixels(kind):
+def test_only_visible_pixels_and_the_first_frame_reach_the_prediction(kind):
     model, clips = make(kind), torch.randn(2, 3, 4, 32, 32, requires_grad=True)
-    for parameter in model.encoder.parameters():  # the convolution is zero at first
+    for parameter in model.parameters():  # the convolution and the last layer are zero at first
         torch.nn.init.normal_(parameter, std=0.1)
     torch.manual_seed(1)
-    values, masked = model(clips)
-    assert values.shape == (2, 24, 3 * 2 * 8 * 8)
-    values.square().sum().backward()
-    moved = model.encoder.tokenizer.fold(clips.grad).abs().amax(-1) > 0
-    assert torch.equal(moved, torch.ones(2, 32).scatter(1, masked, 0.0).bool())
+    changes, masked = model(clips)
+    assert changes.shape == (2, 24, 3 * 2 * 8 * 8)
+    changes.square().sum().backward()
+    assert (clips.grad[:, :, 0] != 0).any(1).all()  # the decoder has all of the first frame
+    moved = model.encoder.tokenizer.fold(clips.grad[:, :, 1:2].expand_as(clips)).abs().amax(-1) > 0
+    seen = torch.ones(2, 32).scatter(1, masked, 0.0).bool()
+    assert torch.equal(moved, seen)
 
 
 def test_with_everything_visible_the_encoder_is_the_model_itself():
@@ -101,15 +104,12 @@ def test_a_step_of_the_base_model_costs_at_most_a_third():
 
 def test_any_of_the_models_grids_is_taken_and_heads_do_not_train():
     model = make("lookupvit")
-    assert model.encode(torch.randn(1, 3, 4, 32, 32), torch.tensor([[0, 16]]), (2, 3, 3)).compressed.shape == (
-        1,
-        18,
-        24,
-    )
-    model(torch.randn(2, 3, 4, 32, 32), (2, 3, 3)).values.sum().backward()
+    seen = model.encode(torch.randn(1, 3, 4, 32, 32), torch.tensor([[0, 16]]), (2, 3, 3))
+    assert seen.compressed.shape == (1, 18, 24)
+    model(torch.randn(8, 3, 4, 32, 32), (2, 3, 3)).changes.sum().backward()
     still = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert still == {name for name, _ in model.named_parameters() if name.startswith("encoder.heads.")}
-    assert "decoder.mask_token" in model.no_weight_decay()
+    assert "decoder.positions" in model.no_weight_decay()
 
 
 def test_the_encoders_weights_have_their_own_names():
@@ -117,3 +117,21 @@ def test_the_encoders_weights_have_their_own_names():
     weights = encoder_weights(model.state_dict())
     assert weights.keys() == {name for name in model.encoder.state_dict() if not name.startswith("heads.")}
     assert encoder_weights(weights).keys() == weights.keys()
+
+
+def test_the_first_frame_is_that_of_the_place_at_all_times():
+    tokenizer, clip = make("vit").encoder.tokenizer, torch.randn(2, 3, 4, 32, 32)
+    still = tokenizer.fold(clip[:, :, :1].expand_as(clip)).unflatten(2, (3, 2, 64))
+    torch.testing.assert_close(first_frame(tokenizer, clip), still[:, :, :, 1].flatten(2))
+
+
+def test_either_token_set_alone_gives_the_code():
+    """So that each of them has to know how a clip moves."""
+    model, first, masked = make("lookupvit"), torch.randn(64, 32, 192), torch.arange(24).expand(64, -1)
+    torch.nn.init.normal_(model.decoder.predict.weight)
+    for only in range(2):
+        sets = [torch.zeros(64, 24), torch.zeros(64, 24)]
+        sets[only] = torch.randn(64, 24, requires_grad=True)
+        model.decoder(sets, first, masked).sum().backward()
+        read = (sets[only].grad != 0).any(1)
+        assert 10 < read.sum() < 54

@@ -6,7 +6,7 @@ import torch
 from lookupvit_video.models.pretexts.masked import MaskedModel, Prediction
 from lookupvit_video.models.tokenizer import TubeletTokenizer
 from lookupvit_video.models.vit import ViT
-from lookupvit_video.training.pretraining.masked import masked_error, shown_prediction, tubelet_values
+from lookupvit_video.training.pretraining.masked import changes, masked_error, shown_prediction
 
 
 @pytest.fixture
@@ -15,7 +15,9 @@ def tokenizer():
 
 
 def test_only_masked_tubelets_count(tokenizer):
-    values = tubelet_values(tokenizer, torch.randn(2, 3, 4, 16, 16))
+    clips = torch.randn(2, 3, 4, 16, 16)
+    values = changes(tokenizer, clips)
+    assert torch.equal(tokenizer.unfold(values), clips - clips[:, :, :1])
     masked = torch.tensor([[1, 5], [0, 4]])
     right = torch.stack([values[clip, rows] for clip, rows in enumerate(masked)])
     assert torch.equal(masked_error(Prediction(right, masked), values), torch.zeros(2))
@@ -35,7 +37,7 @@ def test_a_perfect_prediction_is_drawn_as_the_clip(tokenizer, monkeypatch):
 
     def perfect(clips):
         masked = torch.tensor([[1, 5], [0, 4]])
-        values = tokenizer.fold(clips)
+        values = changes(tokenizer, clips)
         return Prediction(torch.stack([values[clip, rows] for clip, rows in enumerate(masked)]), masked)
 
     monkeypatch.setattr(model, "forward", perfect)
