@@ -18,7 +18,7 @@ def plot_reconstruction(rows: Sequence[Tensor], mean: Sequence[float], std: Sequ
     """
     shape, count = (-1, 1, 1, 1), len(rows[0])
     times = np.linspace(0, rows[0].shape[2] - 1, 2 * SHOWN_FRAMES).round().astype(int)
-    figure = new_figure(0.9 * len(times), 2.9 * count)
+    figure = new_figure(0.9 * len(times), 2.8 * count)
     axes = figure.subplots(count, 1, squeeze=False).ravel()
     for number, axis in enumerate(axes):
         lines = []

@@ -96,11 +96,6 @@ class Run:
     _macs: dict[Budget | None, int] = field(default_factory=dict)
 
     @property
-    def encoder(self) -> VideoModel:
-        """The model without the decoder of a pre-training."""
-        return self.model.encoder if isinstance(self.model, MaskedModel) else self.model
-
-    @property
     def total_steps(self) -> int:
         """Optimizer steps of the complete training."""
         epochs: int = self.cfg.SOLVER.MAX_EPOCH

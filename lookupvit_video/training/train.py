@@ -54,7 +54,8 @@ def train(cfg: CfgNode, classes: list[str], world: World) -> None:
             "train: %d videos, %d classes, %s %.2f M parameters, %d steps",
             len(run.train_videos), len(classes), cfg.MODEL.ARCH, count_parameters(run.model) / 1e6, run.total_steps,
         )  # fmt: skip
-        logger.info("videos a class: %s", class_counts(run.train_videos, classes))
+        if cfg.TRAIN.TASK == "classify":
+            logger.info("videos a class: %s", class_counts(run.train_videos, classes))
         try:
             with report_worker_failures():
                 _run_steps(run, iter(loader))
@@ -206,8 +207,9 @@ def _finish(run: Run) -> None:
     run.saver.wait()
     if run.world.is_main:
         save_checkpoint(run.folder / "model.pt", **content)
-        lines = [read_json_lines(run.journal.lines.path, kind) for kind in ("train", "val")]
-        plot_curves(*lines, run.folder / "curves.png", **_curves(run))
+        lines = run.journal.lines.path
+        train, val = read_json_lines(lines, "train"), read_json_lines(lines, "val")
+        plot_curves(train, val, run.folder / "curves.png", **_curves(run))
         logger.info("wrote %s and %s", run.folder / "model.pt", run.folder / "curves.png")
     gather_objects(None, run.world)  # model.pt is there for all processes
 

@@ -87,17 +87,16 @@ def mean_tokens(features: Features) -> list[Tensor]:
 def first_frame(tokenizer: TubeletTokenizer, clip_BCTHW: Tensor) -> Tensor:
     """Return what is at the place of each tubelet (B, N, F) in the first frame of a clip: that of all times."""
     channels, (t, h, w) = tokenizer.clip_shape[0], tokenizer.projection.kernel_size
-    places_BPCthw = tokenizer.fold(clip_BCTHW)[:, : tokenizer.num_tokens // tokenizer.grid[0]].unflatten(
-        2, (channels, t, h, w)
-    )
-    return places_BPCthw[:, :, :, 0].flatten(2).repeat(1, tokenizer.grid[0], 1)
+    first_BPC = tokenizer.fold(clip_BCTHW)[:, : tokenizer.grid[1] * tokenizer.grid[2]]
+    frame_BPF: Tensor = first_BPC.unflatten(2, (channels, t, h, w))[:, :, :, 0].flatten(2)
+    return frame_BPF.repeat(1, tokenizer.grid[0], 1)
 
 
 class ChangeDecoder(nn.Module):
     """Predicts how masked tubelets change, from the clip's first frame and a short code of what the encoder made.
 
-    The first frame shows what is where, so the code is left to tell how it moves: ``CODE`` numbers, in which little else
-    has room. Each clip's code is read from one token set, drawn by chance, so that each of them has to know.
+    The first frame shows what is where, so the code is left to tell how it moves: ``CODE`` numbers, in which little
+    else has room. Each clip's code is read from one token set, drawn by chance, so that each of them has to know.
 
     Args:
         tokenizer: the encoder's.

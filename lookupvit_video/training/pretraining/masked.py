@@ -32,11 +32,12 @@ def masked_loss(run: Run, batch: Batch, budget: Budget | None) -> Tensor:
     Args:
         budget: None: the model's own.
     """
-    cfg, device = run.cfg, run.world.device
+    cfg, device, model = run.cfg, run.world.device, run.model
+    assert isinstance(model, MaskedModel)
     clips = normalize(batch.clips.to(device, non_blocking=True), cfg.DATA.MEAN, cfg.DATA.STD)
     with autocast(device, run.dtype):
         predicted = run.state.model(clips, budget)
-    error_B = masked_error(predicted, changes(run.encoder.tokenizer, clips))
+    error_B = masked_error(predicted, changes(model.encoder.tokenizer, clips))
     return mean_over_clips(error_B, is_valid(batch.labels.to(device, non_blocking=True)))
 
 
