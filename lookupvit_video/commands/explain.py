@@ -23,6 +23,7 @@ Exit code 0: all done; 1: some videos could not be read (named on stderr); 2: no
 """
 TIMELINE_EXAMPLES = """  lookupvit timeline --checkpoint runs/demo_motion/model.pt video.mp4 --json timeline.json \\
       --png timeline.png --annotate annotated.mp4
+  lookupvit timeline --checkpoint model.pt --truth untrimmed.csv --hard-negatives hard.csv
 
 Windows as long as what the model was trained on (its clip; with DATA.SAMPLING segments its usual training video) slide
 over the video, which is decoded once, forward; memory does not grow with it.
@@ -143,7 +144,7 @@ def timeline() -> int:
         TIMELINE_EXAMPLES,
     )
     add = parser.add_argument
-    add("video", metavar="VIDEO", help="a video file of any length")
+    add("video", nargs="?", metavar="VIDEO", help="a video file of any length")
     options.add_checkpoint(parser)
     add("--json", type=Path, metavar="FILE", help="write segments and windows as JSON")
     add("--png", type=Path, metavar="FILE", help="draw the leading classes over time")
@@ -157,7 +158,18 @@ def timeline() -> int:
     add("--min-probability", type=options.number(float, 0), default=0.0, metavar="P",
         help="leave out segments with a lower probability (default: 0)")  # fmt: skip
     options.add_batch_size(parser)
+    add("--truth", type=Path, metavar="LIST", help="instead of VIDEO, a list with the spans of untrimmed videos: print "
+        "mAP at temporal IoU 0.3 to 0.7, segment F1 and false alarms an hour")  # fmt: skip
+    add("--background", default="background", metavar="NAME", help="class that is not counted (default: background)")
+    add("--hard-negatives", type=Path, metavar="FILE", help="with --truth: write windows outside of all spans of which "
+        "the model is most wrongly sure, as rows of the background class")  # fmt: skip
     arguments = parser.parse_args()
+    if bool(arguments.video) == bool(arguments.truth):
+        parser.error("give a VIDEO, or --truth LIST")
+    if arguments.truth and (arguments.png or arguments.annotate):
+        parser.error("--png and --annotate are for one VIDEO")
+    if arguments.hard_negatives and not arguments.truth:
+        parser.error("--hard-negatives is for --truth")
     from lookupvit_video.inference.annotate import annotate_video, check_video_name
     from lookupvit_video.inference.draw import draw_timeline
     from lookupvit_video.inference.predictor import load_model
@@ -170,6 +182,10 @@ def timeline() -> int:
     predictor = load_model(arguments.checkpoint, arguments.device)
     if arguments.annotate and predictor.multi_label:
         raise UserError("--annotate shows one label at a time; this checkpoint gives several: use --png or --json")
+    if arguments.truth:
+        from lookupvit_video.commands.inference.truth import score_list
+
+        return score_list(predictor, arguments)
     windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
                             batch_size=arguments.batch_size)  # fmt: skip
     logger.info("windows of %.3g s over %.3g s: %d", windows.window, windows.duration, len(windows.starts))
