@@ -38,7 +38,7 @@ def test_a_group_is_never_answered_by_a_model_that_saw_it():
     by_group = out_of_fold(features, labels, [str(i // 10) for i in range(200)])
     by_video = out_of_fold(features, labels, [str(i) for i in range(200)])
     assert (by_video.argmax(1) == labels).mean() > 0.75
-    assert (by_group.argmax(1) == labels).mean() < 0.65
+    assert (by_group.argmax(1) == labels).mean() < 0.7
 
 
 def test_classes_that_look_alike():
