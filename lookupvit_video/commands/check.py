@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
-from lookupvit_video.files import write_json
+from lookupvit_video.files import model_file, write_json
 from lookupvit_video.text import aligned_table, printable, write_csv
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--copies", action="store_true",
         help="find videos that are copies: re-encoded, rescaled, cut, mirrored, with bars, faster (decodes all frames)"
     )  # fmt: skip
-    add("--model", type=options.model_file, metavar="CHECKPOINT",
+    add("--model", type=model_file, metavar="CHECKPOINT",
         help="find labels that are probably wrong, and classes that look alike, by this model's features")  # fmt: skip
     options.add_device(parser)
     options.add_timeout(parser, 30.0, "seconds for one file")

@@ -41,9 +41,10 @@ def look_at_labels(rows: "Sequence[ListedVideo]", arguments: argparse.Namespace)
     answers = out_of_fold(np.array([feature for feature in features if feature is not None]), labels, groups)
     found = likely_errors(answers, labels)
     for each in found:
-        usable[each.index].problems.append(Problem("label", f"{names[each.likely]} is likelier by {each.margin:.2f}"))
-    pairs = [(names[a], names[b], share) for a, b, share in alike_classes(answers, labels)]
-    return Labels([usable[each.index] for each in found], pairs)
+        usable[each.row].problems.append(Problem("label", f"{names[each.likely]} is likelier by {each.margin:.2f}"))
+    right = np.setdiff1d(np.arange(len(labels)), [each.row for each in found])  # wrong labels are no likeness
+    pairs = [(names[a], names[b], share) for a, b, share in alike_classes(answers[right], labels[right])]
+    return Labels([usable[each.row] for each in found], pairs)
 
 
 def _features(predictor: Any, rows: "Sequence[ListedVideo]") -> "list[np.ndarray | None]":

@@ -37,11 +37,10 @@ def check_copies(
     found = {paths[o.number]: o.answer for o in follow(outcomes, len(paths)) if o.answer is not None}
     found = {path: found[path] for path in paths if path in found}  # in the lists' order again
     for path, print_ in found.items():
-        frozen = frozen_part(print_)
-        for row in of_file[path] if frozen else ():
-            row.problems.append(
-                Problem("frozen", f"the picture stands still from {frozen[0]:.1f} to {frozen[1]:.1f} s")
-            )
+        if frozen := frozen_part(print_):
+            problem = Problem("frozen", f"the picture stands still from {frozen[0]:.1f} to {frozen[1]:.1f} s")
+            for row in of_file[path]:
+                row.problems.append(problem)
     training = {path: print_ for path, print_ in found.items() if any(r.split == "train" for r in of_file[path])}
     held_out = {path: print_ for path, print_ in found.items() if any(r.split != "train" for r in of_file[path])}
     asked, known = (held_out, training) if training and held_out else (found, found)

@@ -18,8 +18,8 @@ from lookupvit_video.errors import UserError
 class Suspect(NamedTuple):
     """A video whose label is probably wrong."""
 
-    index: int
-    """Its row."""
+    row: int
+    """Its number, from 0."""
     given: int
     likely: int
     """The class that the answers name."""

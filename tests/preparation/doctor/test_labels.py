@@ -24,9 +24,9 @@ def test_planted_errors_come_first():
     is_planted = np.isin(np.arange(len(labels)), planted)
     assert average_precision_score(is_planted, label_margins(answers, labels)) > 0.9
     found = likely_errors(answers, labels)
-    assert all(suspect.given == labels[suspect.index] != suspect.likely for suspect in found)
+    assert all(suspect.given == labels[suspect.row] != suspect.likely for suspect in found)
     assert [suspect.margin for suspect in found] == sorted((suspect.margin for suspect in found), reverse=True)
-    assert is_planted[[suspect.index for suspect in found]].mean() > 0.8
+    assert is_planted[[suspect.row for suspect in found]].mean() > 0.8
 
 
 def test_a_group_is_never_answered_by_a_model_that_saw_it():
