@@ -19,6 +19,7 @@ from lookupvit_video.models.attention import (
     SelfAttention,
 )
 from lookupvit_video.models.kernels import Lookup
+from lookupvit_video.models.kernels.rotary import FORMS, Rotary
 from lookupvit_video.models.tokenizer import Grid, sine_cosine_positions
 
 
@@ -52,6 +53,15 @@ class BlockOptions:
     """See ``BidirectionalCrossAttention``; dense blocks ignore it."""
     lookup_conv: tuple[int, ...] = ()
     """t x h x w of the kernel of a ``LocalMixing`` in the MLP of the tokens of the complete grid; (): none."""
+    rotary: str = ""
+    """How queries and keys are turned by their place, one of ``rotary.FORMS``; "": not at all."""
+    pre_norm: bool = False
+    """Whether there is a norm before the first block too, as in CLIP."""
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether positions are added to the tokens."""
+        return not self.rotary or FORMS[self.rotary].has_table
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""
@@ -127,9 +137,9 @@ class TransformerBlock(nn.Module):
         self.mixing = LocalMixing(4 * dim, grid, options.lookup_conv) if grid and options.lookup_conv else None
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
-        x_BND = x_BND + self.drop_path(self.scale_attention(self.attention(self.norm_attention(x_BND))))
+        x_BND = x_BND + self.drop_path(self.scale_attention(self.attention(self.norm_attention(x_BND), rotary)))
         return self.add_mlp(x_BND)
 
     def add_mlp(self, x_BND: Tensor) -> Tensor:
@@ -227,6 +237,7 @@ class LookupViTBlock(nn.Module):
         writes_back: bool = True,
         return_lookup: bool = False,
         kept_BN: Tensor | None = None,
+        rotary: tuple[Rotary, Rotary] | None = None,
     ) -> tuple[Tensor, Tensor, Lookup | None]:
         """Update both token sets.
 
@@ -234,14 +245,16 @@ class LookupViTBlock(nn.Module):
             writes_back: False leaves the lookup tokens as they are (they are not read after this block).
             return_lookup: return what the gather found, with its weights.
             kept_BN: which of the tokens of the grid the lookup tokens are; None: all.
+            rotary: of the compressed and of the lookup tokens.
 
         Returns:
             compressed tokens (B, M, D), lookup tokens (B, N, D), and what was found or None.
         """
         update_BMD, lookup = self.cross_attention.gather(
-            self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND)
+            self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND), rotary
         )
-        compressed_BMD = self.refine(compressed_BMD + self.drop_path(self.scale_gather(update_BMD)))
+        compressed_BMD = compressed_BMD + self.drop_path(self.scale_gather(update_BMD))
+        compressed_BMD = self.refine(compressed_BMD, rotary[0] if rotary else None)
         if writes_back and self.writes_back:
             lookup_BND = self.write_back(compressed_BMD, lookup_BND, lookup, kept_BN)
         return compressed_BMD, lookup_BND, lookup if return_lookup else None

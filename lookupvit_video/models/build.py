@@ -56,7 +56,8 @@ class ModelSpec:
     @property
     def shape(self) -> Shape:
         """What the cost of the models with tubelets depends on."""
-        names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
+        names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool",
+                 "registers")  # fmt: skip
         return Shape(
             grid=self.token_grid,
             lookup_conv=self.arguments["options"].lookup_conv,
@@ -82,9 +83,11 @@ class ModelSpec:
         return {
             **{name.upper(): self.arguments[name] for name in names if name in self.arguments},
             "REVERSE_WEIGHTS": options.reverse,
+            "POSITIONS": "rotary" if options.rotary else "learned",
             "ACTIVATION": options.activation,
             "NORM_EPS": options.norm_eps,
             "ADAPTER_SCALE": self.adapter_scale,
+            **({"ROTARY": options.rotary} if options.rotary else {}),
         }
 
     def macs(self, **changed: Any) -> dict[str, int]:
@@ -145,6 +148,7 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
         "encoder": model.ENCODER,
         "temporal_depth": model.TEMPORAL_DEPTH,
         "pool": model.POOL,
+        "registers": model.REGISTERS,
         "drop_path": model.DROP_PATH,
         "dropout": model.DROPOUT_RATE,
         "options": BlockOptions(
@@ -154,6 +158,8 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
             qk_norm=model.QK_NORM,
             reverse=model.REVERSE_WEIGHTS,
             lookup_conv=tuple(model.LOOKUP_CONV),
+            rotary=model.ROTARY if model.POSITIONS == "rotary" else "",
+            pre_norm=model.PRE_NORM,
         ),
         "heads": tuple(model.HEADS),
         "inference_head": model.INFERENCE_HEAD,

@@ -91,6 +91,8 @@ class Shape:
     pool: str = "average"
     lookup_conv: tuple[int, ...] = ()
     """See ``BlockOptions``."""
+    registers: int = 0
+    """Of a dense ViT."""
     adapter: str = "none"
     """Kind of the adapters in the blocks, see ``add_adapters``; LoRA costs as long as it is not merged."""
     adapter_width: int = 0
@@ -194,7 +196,7 @@ def vit_macs(
     elif tokens == "random":
         n = keep_tokens
     class_token = int(shape.pool == "class")
-    n += class_token
+    n += class_token + shape.registers
     merged = merged_per_block(n, merge_tokens if tokens == "merge" else 0, shape.depth, class_token)
     attention = matching = mlp = adapters = 0
     for r in merged:

@@ -134,8 +134,10 @@ def test_settings_that_no_shape_tells_are_of_this_projects_models():
     assert model_spec(cfg).settings_not_in_weights == {
         "NUM_HEADS": 6, "POOL": "average", "RESIZE": "triangle", "INPUT": "frames", "REVERSE_WEIGHTS": "softmax",
         "ACTIVATION": "gelu",
-        "NORM_EPS": 1e-6, "ADAPTER_SCALE": 2.0,
+        "NORM_EPS": 1e-6, "ADAPTER_SCALE": 2.0, "POSITIONS": "learned",
     }  # fmt: skip
+    rotary = model_spec(load_config(None, ["MODEL.POSITIONS", "rotary"])).settings_not_in_weights
+    assert (rotary["POSITIONS"], rotary["ROTARY"]) == ("rotary", "vjepa2_1")
     assert model_spec(load_config(None, ["MODEL.ARCH", "vit"])).settings_not_in_weights["NUM_HEADS"] == 12
     assert model_spec(load_config(None, "MODEL.ARCH mvit MODEL.VARIANT Ti".split())).settings_not_in_weights == {}
 
