@@ -414,10 +414,13 @@ def is_noticed(mutant: Mutant, limit: float, folder: Path) -> bool:
 
 
 def seconds_without_fault(file: str, folder: Path) -> float:
-    """Return how long a test file takes without a fault; it must pass."""
-    start = time.monotonic()
-    passed, printed = run_tests(folder, [file], 3600)
-    if not passed:
+    """Return how long a test file takes without a fault; it must pass, at the latest on the second run."""
+    for _ in range(2):
+        start = time.monotonic()
+        passed, printed = run_tests(folder, [file], 3600)
+        if passed:
+            break
+    else:
         raise RuntimeError(f"{file}: fails without any fault:\n{printed[-3000:]}")
     print(f"{file}: {time.monotonic() - start:.0f} s without a fault", flush=True)
     return time.monotonic() - start
