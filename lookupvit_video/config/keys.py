@@ -236,7 +236,7 @@ KEYS: dict[str, Key] = {
     "MODEL.ADAPTER_SCALE": Key(0.0,
         "adapters: factor on their output, LoRA's alpha / rank; 0: 0.1 for adaptformer, 1 for lora", at_least=0),
     "MODEL.TRAIN_NORMS": Key(False, "train also the norms of frozen parts"),
-    "DISTILL.TEACHER": Key("", "checkpoint of this project to learn from; empty: none", is_path=True),
+    "DISTILL.TEACHER": Key("", "checkpoint, or others' weights (FEATURE_WEIGHT), to learn from", is_path=True),
     "DISTILL.WEIGHT": Key(0.5, "share of the teacher's soft targets in the classification loss", at_least=0, at_most=1),
     "DISTILL.TEMPERATURE": Key(1.0, "softmax temperature of teacher and student", above=0),
     "DISTILL.FEATURE_WEIGHT": Key(0.0,

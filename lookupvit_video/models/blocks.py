@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from lookupvit_video.models.attention import (
 )
 from lookupvit_video.models.kernels import Lookup
 from lookupvit_video.models.kernels.rotary import FORMS, Rotary
-from lookupvit_video.models.tokenizer import Grid, sine_cosine_positions
+from lookupvit_video.models.tokenizer import Grid, TubeletTokenizer, sine_cosine_positions
 
 
 class QuickGELU(nn.Module):
@@ -62,6 +63,11 @@ class BlockOptions:
     def has_positions(self) -> bool:
         """Whether positions are added to the tokens."""
         return not self.rotary or FORMS[self.rotary].has_table
+
+    def tokenizer(self, *, dim: int, **arguments: Any) -> TubeletTokenizer:
+        """Return a tokenizer whose tokens these blocks take."""
+        norm = self.norm(dim) if self.pre_norm else None
+        return TubeletTokenizer(dim=dim, positions=self.has_positions, norm=norm, **arguments)
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""

@@ -102,20 +102,15 @@ class LookupViT(VideoModel):
         keep_by: str = "mass",
     ):
         super().__init__()
+        self.options = options
         _check_heads(heads, inference_head, pool)
         self.inference_heads = tuple(heads) if inference_head == "average" else (inference_head,)
-        self.tokenizer = TubeletTokenizer(
-            num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input, positions=options.has_positions,
-            norm=options.norm(dim) if options.pre_norm else None,
-        )  # fmt: skip
+        self.tokenizer = options.tokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         t, h, w = self.tokenizer.grid
         self.block_grid: Grid = (1, h, w) if encoder == "factorised" else (t, h, w)
         self.grids = tuple(dict.fromkeys(map(tuple, (compressed_grid, *grids))))
         self.compress = nn.ModuleDict({grid_name(grid): self._resize(grid, resize) for grid in self.grids})
-        self.rotary = nn.ModuleDict()
-        if options.rotary:
-            table = partial(RotaryTable, options.rotary, self.block_grid, dim // num_heads, tubelet[1:])
-            self.rotary.update({"lookup": table(), **{grid_name(grid): table(_of_time(grid)) for grid in self.grids}})
+        self.rotary = self._rotary_tables(options.rotary, dim // num_heads, tubelet)
         lookup_is_read = "lookup" in heads
         self.blocks = nn.ModuleList(
             LookupViTBlock(dim, num_heads, rate, options, lookup_is_read or i < depth - 1, self.block_grid)
@@ -155,6 +150,12 @@ class LookupViT(VideoModel):
         if any(out > side for out, side in zip(_of_time(grid), self.block_grid, strict=True)):
             raise UserError(f"compressed grid {grid} is larger than the grid of lookup tokens {self.block_grid}")
         return GridResize(self.block_grid, _of_time(grid), kind)
+
+    def _rotary_tables(self, form: str, head_dim: int, tubelet: Grid) -> nn.ModuleDict:
+        if not form:
+            return nn.ModuleDict()
+        table = partial(RotaryTable, form, self.block_grid, head_dim, tubelet[1:])
+        return nn.ModuleDict({"lookup": table(), **{grid_name(grid): table(_of_time(grid)) for grid in self.grids}})
 
     def classifiers(self) -> list[nn.Module]:
         """Return every head, those of the exits last."""

@@ -72,11 +72,9 @@ class ViT(VideoModel):
         options: BlockOptions = PLAIN,
     ):
         super().__init__()
+        self.options = options
         _check_tokens(pool, tokens, encoder, options, registers)
-        self.tokenizer = TubeletTokenizer(
-            num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input, positions=options.has_positions,
-            norm=options.norm(dim) if options.pre_norm else None,
-        )  # fmt: skip
+        self.tokenizer = options.tokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         self.token_grid: Grid | None = self.tokenizer.grid
         self.reduce: nn.Module = nn.Identity()
         num_tokens = self.tokenizer.num_tokens
@@ -97,14 +95,9 @@ class ViT(VideoModel):
         times = 1 if encoder == "factorised" else self.tokenizer.grid[0]
         grid = (times, *self.tokenizer.grid[1:])
         make = partial(block, dim, num_heads, options=options, grid=grid)
-        self.registers: nn.Parameter | None = None
-        if registers:
-            with torch.random.fork_rng(devices=[]):  # all other weights start as they do without
-                self.registers = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, registers, dim), std=0.02))
-        self.rotary: RotaryTable | None = None
-        if options.rotary:
-            table = partial(RotaryTable, options.rotary, grid, dim // num_heads, tubelet[1:])
-            self.rotary = table(prefix=protected + registers)
+        self.registers = _learned_tokens(registers, dim) if registers else None
+        table = partial(RotaryTable, options.rotary, grid, dim // num_heads, tubelet[1:])
+        self.rotary = table(prefix=protected + registers) if options.rotary else None
         self.blocks = nn.ModuleList(make(rate) for rate in drop_path_rates(drop_path, depth))
         self.head = Classifier(dim, num_classes, dropout, pool, num_heads, options)
         self.blocks.apply(init_linear)
@@ -154,6 +147,11 @@ class ViT(VideoModel):
             frames_BtnD = self.frame_norm(features.tokens).unflatten(1, (self.tokenizer.grid[0], -1))
             features = Features(self.temporal(frames_BtnD.mean(dim=2)), features.grid)
         return super().forward_head(features)
+
+
+def _learned_tokens(count: int, dim: int) -> nn.Parameter:
+    with torch.random.fork_rng(devices=[]):  # all other weights start as they do without
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, dim), std=0.02))
 
 
 def _check_tokens(pool: str, tokens: str, encoder: str, options: BlockOptions, registers: int) -> None:
