@@ -142,6 +142,7 @@ class TransformerBlock(nn.Module):
         self.scale_mlp = options.scale(dim)
         self.mixing = LocalMixing(4 * dim, grid, options.lookup_conv) if grid and options.lookup_conv else None
         self.drop_path = DropPath(drop_path)
+        self.adapter: nn.Module | None = None
 
     def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
@@ -152,7 +153,12 @@ class TransformerBlock(nn.Module):
         """Return the block's second half: (B, N, D) plus its MLP branch."""
         update_BND = mixed_mlp(self.mlp, self.mixing, self.norm_mlp(x_BND))
         out_BND: Tensor = x_BND + self.drop_path(self.scale_mlp(update_BND))
-        return out_BND
+        return out_BND if self.adapter is None else out_BND + self.adapter(x_BND)
+
+    @property
+    def adapted_norm(self) -> nn.Module:
+        """The norm of what an adapter reads before it, see ``adapters.Adapter``."""
+        return self.norm_mlp
 
 
 class LocalMixing(nn.Module):
@@ -235,6 +241,7 @@ class LookupViTBlock(nn.Module):
         has_mixing = writes_back and options.lookup_conv
         self.mixing = LocalMixing(dim // 2, grid, options.lookup_conv) if has_mixing else None
         self.drop_path = DropPath(drop_path)
+        self.adapter: nn.Module | None = None
 
     def forward(
         self,
@@ -273,7 +280,12 @@ class LookupViTBlock(nn.Module):
         lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
         update_BND = mixed_mlp(self.lookup_mlp, self.mixing, self.norm_lookup_mlp(lookup_BND), kept_BN)
         out_BND: Tensor = lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
-        return out_BND
+        return out_BND if self.adapter is None else out_BND + self.adapter(lookup_BND)
+
+    @property
+    def adapted_norm(self) -> nn.Module | None:
+        """As that of ``TransformerBlock``; None where there is no MLP."""
+        return self.norm_lookup_mlp if self.writes_back else None
 
 
 class TemporalEncoder(nn.Module):
@@ -284,9 +296,12 @@ class TemporalEncoder(nn.Module):
         self.positions = nn.Parameter(sine_cosine_positions((length, 1, 1), dim)[None])
         self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads, options=options) for _ in range(depth))
         self.blocks.apply(init_linear)
+        self.adapter: nn.Module | None = None
 
     def forward(self, frames_BtD: Tensor) -> Tensor:
         """Map (B, t, D) to (B, t, D)."""
+        if self.adapter is not None:
+            frames_BtD = frames_BtD + self.adapter(frames_BtD)
         frames_BtD = frames_BtD + self.positions
         for block in self.blocks:
             frames_BtD = block(frames_BtD)

@@ -63,7 +63,7 @@ class ModelSpec:
             lookup_conv=self.arguments["options"].lookup_conv,
             adapter=self.adapter,
             adapter_width=self.adapter_width or WIDTHS.get(self.adapter, 0),
-            temporal_adapter=self.adapter != "none" and "temporal.blocks" in self.adapted_stages,
+            temporal_adapter=self.adapter != "none" and self.adapted_stages[-1].startswith("temporal"),
             **{name: self.arguments[name] for name in names},
         )
 
@@ -118,6 +118,8 @@ class ModelSpec:
     @property
     def adapted_stages(self) -> list[str]:
         """Where adapters are, if there are any: the temporal blocks train themselves if the spatial ones are frozen."""
+        if self.adapter == "connector":
+            return ["temporal"]
         temporal = self.arguments["encoder"] == "factorised" and self.frozen != "spatial"
         return ["blocks", "temporal.blocks"] if temporal else ["blocks"]
 
@@ -126,7 +128,9 @@ class ModelSpec:
         if name.startswith(("head.", "heads.", "exits.")) or is_adapter(name) or (self.train_norms and "norm" in name):
             return False
         if self.frozen == "spatial":
-            return name.startswith(("tokenizer.", "blocks."))
+            # A norm that trains would keep all tokens of the frozen stage for the backward pass.
+            norms = ("frame_norm",) if self.adapter == "connector" else ()
+            return name.startswith(("tokenizer.", "blocks.", *norms))
         return self.frozen == "encoder" or self.adapter != "none"
 
 

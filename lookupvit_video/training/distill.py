@@ -5,7 +5,7 @@ Soft targets: Hinton et al., arXiv 1503.02531. Shape letters: B batch, N M token
 
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights
-from lookupvit_video.config import get_defaults, parse_yaml, validate, with_settings
+from lookupvit_video.config import Section, get_defaults, parse_yaml, validate, with_settings
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.build import ModelSpec, build_model, model_spec
 from lookupvit_video.models.contract import Features, VideoModel
 from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.models.pretrained.files import flat, own_grid, read_content
+from lookupvit_video.models.pretrained.report import State
 from lookupvit_video.models.pretrained.settings import settings_of
 from lookupvit_video.models.tokenizer import Grid, GridResize
 from lookupvit_video.registry import models_with
@@ -68,9 +69,15 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
     Raises:
         UserError: names what differs.
     """
-    content = read_content(cfg.DISTILL.TEACHER)
+    source, grids = cfg.DISTILL.TEACHER, cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]
+    content = read_content(source)
     if own_grid(content) is None:
-        return _load_others(cfg, content, device)
+        if cfg.DISTILL.WEIGHT or not cfg.DISTILL.FEATURE_WEIGHT:
+            raise UserError(
+                f"DISTILL.TEACHER {source}: these weights do not know the classes; set DISTILL.WEIGHT 0 and "
+                "DISTILL.FEATURE_WEIGHT above 0 to learn from their tokens, or give a checkpoint of this project"
+            )
+        return _load_others(source, flat(content, source), cfg.DATA, model_spec(cfg), grids, device)
     checkpoint = load_checkpoint(cfg.DISTILL.TEACHER)
     theirs = checkpoint.config
     if checkpoint.classes != classes:
@@ -82,24 +89,20 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
                 f"{cfg.DATA[key]}; both see the same clips, so set both alike"
             )
     if cfg.DISTILL.FEATURE_WEIGHT:
-        grids = cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]
         _check_features(model_spec(theirs), model_spec(cfg), grids)
     model = build_model(theirs)
     load_weights(model, checkpoint)
     return Teacher(model.to(device).eval().requires_grad_(False), cfg.DISTILL.FEATURE_WEIGHT > 0)
 
 
-def _load_others(cfg: CfgNode, content: Any, device: torch.device) -> Teacher:
-    source = cfg.DISTILL.TEACHER
-    if cfg.DISTILL.WEIGHT or not cfg.DISTILL.FEATURE_WEIGHT:
-        raise UserError(
-            f"DISTILL.TEACHER {source}: these weights do not know the classes; set DISTILL.WEIGHT 0 and "
-            "DISTILL.FEATURE_WEIGHT above 0 to learn from their tokens, or give a checkpoint of this project"
-        )
-    kind, settings = settings_of(flat(content, source), source)
+def _load_others(
+    source: str, state: State, DATA: Section, own: ModelSpec, grids: Sequence[Sequence[int]], device: torch.device
+) -> Teacher:
+    """Return other people's weights as a teacher for a student on ``DATA`` with these compressed grids."""
+    kind, settings = settings_of(state, source)
     values = {key: parse_yaml(value, source) for key, value in settings.items()}
-    pixels = [cfg.DATA.MEAN, cfg.DATA.STD, values["DATA.MEAN"], values["DATA.STD"]]
-    frames = {key: cfg.DATA[key] for key in ("NUM_FRAMES", "TRAIN_CROP_SIZE", "TEST_CROP_SIZE")}
+    pixels = [DATA.MEAN, DATA.STD, values["DATA.MEAN"], values["DATA.STD"]]
+    frames = {key: DATA[key] for key in ("NUM_FRAMES", "TRAIN_CROP_SIZE", "TEST_CROP_SIZE")}
     student = {
         "MODEL.ARCH": "vit",
         "MODEL.TEMPORAL_DEPTH": 1,
@@ -107,7 +110,7 @@ def _load_others(cfg: CfgNode, content: Any, device: torch.device) -> Teacher:
     }
     theirs = with_settings(get_defaults(), values | student)
     validate(theirs)
-    _check_features(model_spec(theirs), model_spec(cfg), cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID])
+    _check_features(model_spec(theirs), own, grids)
     model = build_model(theirs)
     logger.info("teacher: %s", init_from(model, source))
     mean, std, mean_theirs, std_theirs = (torch.tensor(part, device=device).view(1, -1, 1, 1, 1) for part in pixels)

@@ -52,6 +52,7 @@ LOOKUPVITS = {
     "attentive probe": "MODEL.FREEZE_ENCODER True MODEL.POOL attentive",
     "spatial factorised probe": f"{FACTORISED} MODEL.FREEZE_SPATIAL True",
     "adaptformer": "MODEL.ADAPTER adaptformer",
+    "connector factorised probe": f"{FACTORISED} MODEL.FREEZE_SPATIAL True MODEL.ADAPTER connector",
     "lora factorised": f"{FACTORISED} MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3",
 }
 DENSE = {
@@ -117,6 +118,7 @@ FROZEN = {
         new,
     ),
     "spatial factorised probe": lambda name: not name.startswith(("tokenizer.", "blocks.")),
+    "connector factorised probe": lambda name: not name.startswith(("tokenizer.", "blocks.", "frame_norms.")),
 }
 
 
@@ -213,7 +215,7 @@ def test_bfloat16_autocast_trains_and_keeps_the_tokens_in_float32(name):
 # Tracing takes a second or two: one model stands for those with the same graph, test_peers.py traces PyTorchVideo's.
 SAME_GRAPH = {"lookup only", "read lookup", "attentive", "factorised", "image", "multi-resolution", "linear probe",
               "attentive probe", "exits", "exits compressed", "keep random", "exits probe", "exits lora",
-              "lookup_conv factorised", "lookup_conv keep", "rotary factorised",
+              "lookup_conv factorised", "lookup_conv keep", "rotary factorised", "connector factorised probe",
               "vit average_norm", "vit image", "vit probe", "vit lora",
               "vit adaptformer factorised", "spatial factorised probe", *PEERS}  # fmt: skip
 

@@ -108,7 +108,10 @@ def _check_adapters(unused: Iterable[str], source: str) -> None:
     """Raise UserError where the source was trained with adapters that the model does not have."""
     lost = sorted(filter(is_adapter, unused))
     if lost:
-        fix = "set MODEL.ADAPTER adaptformer, and its width and scale as they were trained"
+        kind = "connector" if lost[0].startswith("temporal.adapter.") else "adaptformer"
+        if re.match(r"(temporal\.)?blocks\.\d+\.(refine\.)?adapter\.", lost[0]):
+            kind = "adaptformer_code"
+        fix = f"set MODEL.ADAPTER {kind}, and its width and scale as they were trained"
         if ".lora_" in lost[0]:
             fix = f"put them into the weights first: lookupvit merge-lora {source} --out merged.pt"
         raise UserError(
