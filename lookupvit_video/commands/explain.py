@@ -139,6 +139,40 @@ def _explain_list(predictor: "Predictor", path: str) -> dict[str, Any]:
 
 def timeline() -> int:
     """Run `lookupvit timeline`."""
+    arguments = _timeline_arguments()
+    from lookupvit_video.inference.annotate import annotate_video, check_video_name
+    from lookupvit_video.inference.draw import draw_timeline
+    from lookupvit_video.inference.predictor import load_model
+    from lookupvit_video.inference.timeline import find_segments, read_timeline, timeline_as_json
+    from lookupvit_video.log import setup_logging
+
+    setup_logging()
+    if arguments.annotate:
+        check_video_name(arguments.annotate)  # before hours of work
+    predictor = load_model(arguments.checkpoint, arguments.device)
+    if arguments.annotate and predictor.multi_label:
+        raise UserError("--annotate shows one label at a time; this checkpoint gives several: use --png or --json")
+    if arguments.truth:
+        from lookupvit_video.commands.inference.truth import score_list
+
+        return score_list(predictor, arguments)
+    windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
+                            batch_size=arguments.batch_size)  # fmt: skip
+    logger.info("windows of %.3g s over %.3g s: %d", windows.window, windows.duration, len(windows.starts))
+    segments = find_segments(windows, change_cost=arguments.change_cost, min_probability=arguments.min_probability)
+    for segment in segments:
+        label = one_line(segment.label)
+        print(f"{segment.start:9.2f} s {segment.end:9.2f} s  {100 * segment.probability:5.1f} %  {label}")
+    if arguments.json:
+        write_json(arguments.json, timeline_as_json(windows, segments, arguments.topk))
+    if arguments.png:
+        draw_timeline(windows, segments, arguments.png, arguments.topk)
+    if arguments.annotate:
+        annotate_video(windows, segments, predictor.plan, arguments.annotate)
+    return 0
+
+
+def _timeline_arguments() -> argparse.Namespace:
     parser = options.make_parser(
         "Name what happens when in a long video: a timeline, its segments, and the video with both drawn in.",
         TIMELINE_EXAMPLES,
@@ -170,33 +204,4 @@ def timeline() -> int:
         parser.error("--png and --annotate are for one VIDEO")
     if arguments.hard_negatives and not arguments.truth:
         parser.error("--hard-negatives is for --truth")
-    from lookupvit_video.inference.annotate import annotate_video, check_video_name
-    from lookupvit_video.inference.draw import draw_timeline
-    from lookupvit_video.inference.predictor import load_model
-    from lookupvit_video.inference.timeline import find_segments, read_timeline, timeline_as_json
-    from lookupvit_video.log import setup_logging
-
-    setup_logging()
-    if arguments.annotate:
-        check_video_name(arguments.annotate)  # before hours of work
-    predictor = load_model(arguments.checkpoint, arguments.device)
-    if arguments.annotate and predictor.multi_label:
-        raise UserError("--annotate shows one label at a time; this checkpoint gives several: use --png or --json")
-    if arguments.truth:
-        from lookupvit_video.commands.inference.truth import score_list
-
-        return score_list(predictor, arguments)
-    windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
-                            batch_size=arguments.batch_size)  # fmt: skip
-    logger.info("windows of %.3g s over %.3g s: %d", windows.window, windows.duration, len(windows.starts))
-    segments = find_segments(windows, change_cost=arguments.change_cost, min_probability=arguments.min_probability)
-    for segment in segments:
-        label = one_line(segment.label)
-        print(f"{segment.start:9.2f} s {segment.end:9.2f} s  {100 * segment.probability:5.1f} %  {label}")
-    if arguments.json:
-        write_json(arguments.json, timeline_as_json(windows, segments, arguments.topk))
-    if arguments.png:
-        draw_timeline(windows, segments, arguments.png, arguments.topk)
-    if arguments.annotate:
-        annotate_video(windows, segments, predictor.plan, arguments.annotate)
-    return 0
+    return arguments

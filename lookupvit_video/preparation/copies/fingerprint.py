@@ -20,14 +20,14 @@ RATE = 8.0  # frames a second
 MOST_FRAMES = 8192  # of a video: beyond 17 minutes, frames are farther apart
 SIDE = 128  # pixels to which frames are reduced first
 KEPT = 10  # lowest frequencies in each direction
-_BAR = 12  # gray levels that a bar varies by, after any codec
+_BARS = (12, 26)  # gray levels that a bar varies by, after mild and after strong compression
 
 
 class Fingerprint(NamedTuple):
     """What copies of a video share."""
 
     frames: np.ndarray
-    """(R, T, D) float16."""
+    """(R, T, D) float16: all of the picture, then without its bars."""
     rate: float
     """Frames a second."""
 
@@ -52,10 +52,12 @@ def fingerprint(path: str) -> Fingerprint:
 def fingerprint_of_frames(frames: Iterable[np.ndarray], rate: float) -> Fingerprint:
     """Return the fingerprint of frames (H, W, 3) uint8, at ``rate`` a second."""
     gray_THW = np.stack([_reduced(frame) for frame in frames])
-    rows, columns = (_between_bars(gray_THW, axis) for axis in (2, 1))
-    versions = [_frequencies(gray_THW, (0, SIDE), (0, SIDE))]
-    if (rows[1] - rows[0]) * (columns[1] - columns[0]) < 0.97 * SIDE**2:
-        versions.append(_frequencies(gray_THW, rows, columns))
+    cuts = [((0.0, float(SIDE)), (0.0, float(SIDE)))]
+    for bar in _BARS:
+        cut = (_between_bars(gray_THW, 2, bar), _between_bars(gray_THW, 1, bar))
+        if all(np.abs(np.subtract(cut, other)).max() > 1 for other in cuts):
+            cuts.append(cut)
+    versions = [_frequencies(gray_THW, *cut) for cut in cuts]
     return Fingerprint(np.stack(versions).astype(np.float16), rate)
 
 
@@ -64,15 +66,16 @@ def _reduced(frame_HWC: np.ndarray) -> np.ndarray:
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def _between_bars(gray_THW: np.ndarray, across: int) -> tuple[float, float]:
+def _between_bars(gray_THW: np.ndarray, across: int, bar: int) -> tuple[float, float]:
     """Return where the rows or columns between two bars begin and end, in pixels and parts of them.
 
     Args:
         across: the axis that is summed up: 2 for rows, 1 for columns.
+        bar: gray levels that a bar varies by.
     """
-    inside = np.flatnonzero(np.ptp(gray_THW, axis=(0, across)) > _BAR)  # what varies, in space or time
+    inside = np.flatnonzero(np.ptp(gray_THW, axis=(0, across)) > bar)  # what varies, in space or time
     if len(inside) < SIDE // 4:  # too little is left: a dark picture rather than a bar
-        return 0, SIDE
+        return 0.0, float(SIDE)
     contrast = gray_THW.std(axis=(0, across))
     first, last = int(inside[0]), int(inside[-1])
     # a pixel at the edge is part picture, part bar: as much of it as its contrast has of its neighbor's
