@@ -45,7 +45,8 @@ class Probe(NamedTuple):
         rates, classes, dim = self.weight_RKD.shape
         weight = (self.weight_RKD * self.scale_RD[:, None]).view(rates * classes, dim)
         bias = (self.bias_RK + (self.weight_RKD @ self.shift_RD[..., None]).squeeze(-1)).view(-1)
-        return F.linear(pooled_BD, weight, bias).unflatten(1, (rates, classes)).transpose(0, 1)
+        logits_RBK: Tensor = F.linear(pooled_BD, weight, bias).unflatten(1, (rates, classes)).transpose(0, 1)
+        return logits_RBK
 
 
 @contextmanager
@@ -141,7 +142,7 @@ def train_probes(
             F.cross_entropy(probe.logits(x[rows]).flatten(0, 1), labels, label_smoothing=smoothing)
             for probe, x in zip(probes, cache.pooled, strict=True)
         ]
-        gradients = torch.autograd.grad(sum(losses) * (len(rates) / len(losses)), values)  # each rate by itself
+        gradients = torch.autograd.grad(torch.stack(losses).mean() * len(rates), values)  # each rate by itself
         with torch.no_grad():
             for x, gradient, (mean, square) in zip(values, gradients, moments, strict=True):
                 mean.lerp_(gradient, 1 - BETAS[0])

@@ -1,5 +1,6 @@
 """`lookupvit probe`: a linear probe of frozen weights, at many learning rates in one pass."""
 
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def probe() -> int:
     report = init_from(model, source, inflate=cfg.MODEL.INIT_INFLATE, pixels=(cfg.DATA.MEAN, cfg.DATA.STD))
     print(report)
     train, val = (_cached(cfg, split, classes, model, world, arguments.views) for split in ("train", "val"))
-    rates = torch.logspace(*torch.tensor([LOWEST, HIGHEST]).log10().tolist(), arguments.rates).tolist()
+    rates = torch.logspace(math.log10(LOWEST), math.log10(HIGHEST), arguments.rates).tolist()
     began, batch = time.monotonic(), min(256, len(train.labels_V))
     steps = arguments.epochs * max(1, len(train.labels_V) // batch)
     probes = train_probes(model, train, rates, steps=steps, batch=batch, seed=cfg.RNG_SEED)
