@@ -174,6 +174,8 @@ def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
     freezes = MODEL.FREEZE_ENCODER or MODEL.FREEZE_SPATIAL
     if MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL:
         yield "MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL: set one only"
+    if MODEL.ADAPTER == "connector" and not MODEL.FREEZE_SPATIAL:
+        yield "MODEL.ADAPTER connector is between a frozen and a training stage; set MODEL.FREEZE_SPATIAL True"
     if adapted and MODEL.FREEZE_ENCODER:
         yield "MODEL.ADAPTER freezes the encoder itself; set MODEL.FREEZE_ENCODER False"
     if MODEL.TRAIN_NORMS and not (adapted or freezes):
@@ -183,7 +185,9 @@ def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
             f"SOLVER.FREEZE_EPOCHS is {epochs}; it is only for MODEL.FREEZE_ENCODER or FREEZE_SPATIAL, without "
             f"ADAPTER, and must be below SOLVER.MAX_EPOCH {SOLVER.MAX_EPOCH}"
         )
-    if MODEL.DROP_PATH and freezes and not adapted and not epochs:  # it would act on nothing that learns
+    if (
+        MODEL.DROP_PATH and freezes and MODEL.ADAPTER in ("none", "connector") and not epochs
+    ):  # it would act on nothing that learns
         name = "FREEZE_SPATIAL" if MODEL.FREEZE_SPATIAL else "FREEZE_ENCODER"
         yield f"MODEL.{name} needs MODEL.DROP_PATH 0: the blocks do not train"
 
@@ -230,6 +234,9 @@ def _pretraining_fits(
         ("DISTILL.TEACHER", DISTILL.TEACHER, "", "a teacher answers with classes"),
         ("MODEL.POOL", MODEL.POOL == "class" and "class", False, "a class token is not trained"),
         ("MODEL.LOOKUP_CONV", MODEL.ARCH == "vit" and MODEL.LOOKUP_CONV, [], "a dense ViT's needs all tokens"),
+        ("MODEL.POSITIONS", MODEL.POSITIONS, "learned", "hidden tubelets would leave gaps in the turns"),
+        ("MODEL.PRE_NORM", MODEL.PRE_NORM, False, "a norm of other weights"),
+        ("MODEL.REGISTERS", MODEL.REGISTERS, 0, "registers of other weights"),
         ("MODEL.EXITS", MODEL.EXITS, [], "there are no heads to train"),
         ("MODEL.KEEP", MODEL.KEEP, [], "a mask hides tokens already"),
         ("MODEL.KEEPS", MODEL.KEEPS, [], "a mask hides tokens already"),

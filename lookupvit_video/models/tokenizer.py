@@ -23,10 +23,21 @@ class TubeletTokenizer(nn.Module):
     Args:
         input: "frames", or "changes": three times each frame's difference from the clip's average frame, so that few
             videos show what moves, and not where it does.
+        positions: whether there are positions to add; models that turn queries and keys may do without.
+        norm: of the tokens with their positions, which CLIP has before its first block; None: none.
     """
 
     def __init__(
-        self, *, num_frames: int, size: int, tubelet: Grid, dim: int, in_channels: int = 3, input: str = "frames"
+        self,
+        *,
+        num_frames: int,
+        size: int,
+        tubelet: Grid,
+        dim: int,
+        in_channels: int = 3,
+        input: str = "frames",
+        positions: bool = True,
+        norm: nn.Module | None = None,
     ):
         super().__init__()
         self.changes = input == "changes"
@@ -39,7 +50,8 @@ class TubeletTokenizer(nn.Module):
         self.projection = nn.Conv3d(in_channels, dim, kernel_size=tubelet, stride=tubelet)
         # Learned, but from a start in which places differ as clearly as pixels do: from small random numbers, motion is
         # learned later (the order of tokens is nearly invisible next to their content).
-        self.positions = nn.Parameter(sine_cosine_positions(self.grid, dim)[None])
+        self.positions = nn.Parameter(sine_cosine_positions(self.grid, dim)[None]) if positions else None
+        self.norm = norm
         # As a linear layer on the flattened tubelet (what it is), not as a convolution with its fan-in rules.
         nn.init.xavier_uniform_(self.projection.weight.view(dim, -1))
         nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
@@ -59,17 +71,27 @@ class TubeletTokenizer(nn.Module):
             )
         weight_DC = self.projection.weight.flatten(1)
         pixels_BNC: Tensor = self.fold(clip_BCTHW)
-        positions_BND: Tensor = self.positions
+        positions_BND: Tensor | None = self.positions
         if rows_Bn is not None:
             pixels_BNC = chosen_rows(pixels_BNC, rows_Bn)
-            positions_BND = chosen_rows(positions_BND, rows_Bn)
-        return kernels.linear(pixels_BNC, weight_DC, self.projection.bias) + positions_BND
+            positions_BND = None if positions_BND is None else chosen_rows(positions_BND, rows_Bn)
+        tokens_BND = kernels.linear(pixels_BNC, weight_DC, self.projection.bias)
+        if positions_BND is None:
+            tokens_BND = tokens_BND.to(weight_DC.dtype)  # autocast would keep this stream in bfloat16
+        else:
+            tokens_BND = tokens_BND + positions_BND
+        return tokens_BND if self.norm is None else self.norm(tokens_BND)
 
     def unfold(self, pixels_BNC: Tensor) -> Tensor:
         """Return the clip (B, C, T, H, W) whose tubelets' pixels these are."""
         (t, h, w), (dt, dh, dw) = self.grid, self.projection.kernel_size
         parts = pixels_BNC.reshape(len(pixels_BNC), t, h, w, self.clip_shape[0], dt, dh, dw)
         return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(parts), *self.clip_shape)
+
+    @property
+    def added_positions(self) -> Tensor | float:
+        """What of the tokens is their position alone, (1, N, D); 0 where there is none, or it cannot be taken apart."""
+        return 0.0 if self.positions is None or self.norm is not None else self.positions
 
     def pixel_variance(self, clip_BCTHW: Tensor) -> Tensor:
         """Return the variance (B, N) of each tubelet's pixels around their mean, averaged over the channels."""

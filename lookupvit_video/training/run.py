@@ -263,7 +263,8 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
         logger.info("resume: %s, step %d", resumed.path, resumed.step)
     elif cfg.MODEL.INIT_FROM:
         target = model.encoder if isinstance(model, MaskedModel) else model
-        logger.info("%s", init_from(target, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE))
+        pixels = (cfg.DATA.MEAN, cfg.DATA.STD)
+        logger.info("%s", init_from(target, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE, pixels=pixels))
     return resumed
 
 
