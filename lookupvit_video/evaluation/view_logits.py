@@ -9,6 +9,7 @@ from torch import nn
 
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.video_table import first_label
 from lookupvit_video.evaluation.conformal import pseudo_random
 from lookupvit_video.evaluation.evaluate import CompressedGrid, clip_logits, label_table
 
@@ -59,7 +60,7 @@ def view_logits(
             uniform[row] = pseudo_random(clips_BVCTHW[place, clips_BVCTHW.shape[1] // 2].numpy().tobytes())
         bad += batch.errors
     rows = sorted(by_row.keys() - {row for row, _ in bad})
-    labels = label_table(videos, num_classes) if multi_label else np.array([video.label for video in videos])
+    labels = label_table(videos, num_classes) if multi_label else first_label(videos)
     return ViewLogits(
         logits={
             grid: np.stack([by_row[row][place] for row in rows]) if rows else np.zeros((0, 1, num_classes), np.float32)

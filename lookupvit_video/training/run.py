@@ -31,10 +31,11 @@ from lookupvit_video.config import Section, differences, get_key
 from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
+from lookupvit_video.data.video_table import every_label
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.distributed.parallel import parallelize
 from lookupvit_video.distributed.precision import autocast_dtype
-from lookupvit_video.distributed.world import World, gather_objects
+from lookupvit_video.distributed.world import World, gather_objects, main_first
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.metrics import Metric, chosen_metrics
 from lookupvit_video.log import Journal, forget_bad_videos
@@ -70,8 +71,8 @@ class Run:
     cfg: CfgNode
     world: World
     classes: list[str]
-    train_videos: list[Video]
-    val_videos: list[Video]
+    train_videos: Sequence[Video]
+    val_videos: Sequence[Video]
     model: VideoModel
     """The plain model; ``state.model`` is what ``parallelize`` made of it."""
     spec: ModelSpec
@@ -329,12 +330,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     metrics = chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
     if cfg.TRAIN.BEST_METRIC not in [metric.name for metric in metrics]:
         raise UserError(f"TRAIN.BEST_METRIC {cfg.TRAIN.BEST_METRIC} says nothing of {len(classes)} classes; set top1")
-    train_videos = load_split(cfg, "train", classes)
-    val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
-    if world.is_main:
-        test_list = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
-        for warning in warnings_of_run(classes, train_videos, val_videos, test_list, cfg.DATA.PATH_PREFIX):
-            logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
+    train_videos, val_videos = _lists(cfg, classes, world)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
     if cfg.DATA.SAMPLING == "segments" and not cfg.DATA.VIDEO_SECONDS and world.is_main:
         cfg = cfg.clone()
@@ -382,6 +378,19 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     return run
 
 
+def _lists(cfg: CfgNode, classes: list[str], world: World) -> tuple[Sequence[Video], Sequence[Video]]:
+    """Read the lists for training and validation, and log what is odd about them."""
+    train_videos = main_first(world, lambda main: load_split(cfg, "train", classes, check=main))
+    val_videos: Sequence[Video] = []
+    if cfg.TRAIN.EVAL_PERIOD:
+        val_videos = main_first(world, lambda main: load_split(cfg, "val", classes, check=main))
+    if world.is_main:
+        test_list = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
+        for warning in warnings_of_run(classes, train_videos, val_videos, test_list, cfg.DATA.PATH_PREFIX):
+            logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
+    return train_videos, val_videos
+
+
 def _resume(run: Run, resumed: Checkpoint, writes: bool) -> None:
     """Take up the state of a checkpoint."""
     if writes:
@@ -401,7 +410,7 @@ def _loss(
     multi_label: bool,
 ) -> ClassificationLoss:
     mirror = mirrored_labels(classes)[0] if flip else None
-    counts = videos_per_class((label for video in videos for label in video.every_label), len(classes), mirror)
+    counts = videos_per_class(every_label(videos), len(classes), mirror)
     weights = class_weights(solver.CLASS_WEIGHTS, counts, classes, len(videos) if multi_label else None)
     return build_loss(
         solver.LOSS, counts, weights, smoothing=solver.LABEL_SMOOTHING, focal_gamma=solver.FOCAL_GAMMA,
