@@ -152,7 +152,8 @@ def child() -> None:
     cfg = load_config(None, [
         "DATA.PATH_TO_DATA_DIR", place, "DATA.TRAIN_LIST", kind, "MODEL.NUM_CLASSES", str(_classes(place)),
         "TRAIN.BATCH_SIZE", str(_BATCH), "DATA.TRAIN_CROP_SIZE", "32", "DATA.TEST_CROP_SIZE", "32",
-        "DATA.NUM_FRAMES", "2", "DATA_LOADER.NUM_WORKERS", str(WORKERS), "DATA_LOADER.PIN_MEMORY", "False",
+        "DATA.NUM_FRAMES", "2", "MODEL.COMPRESSED_GRID", "[1, 1, 1]",
+        "DATA_LOADER.NUM_WORKERS", str(WORKERS), "DATA_LOADER.PIN_MEMORY", "False",
     ])  # fmt: skip
     videos: Sequence[Video] = load_split(cfg, "train", load_classes(cfg))
     next(iter(build_train_loader(cfg, videos, total_steps=1)))
