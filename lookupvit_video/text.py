@@ -12,12 +12,12 @@ import io
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import atomic_write
 
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
@@ -34,13 +34,21 @@ def open_text(path: str | Path, mode: str = "r") -> IO[str]:
     return open(path, mode, encoding="utf-8", errors="surrogateescape", newline="")
 
 
+@contextmanager
+def _replaced(path: str | Path) -> Iterator[IO[str]]:
+    from lookupvit_video.files import atomic_write  # here: models need the names of grids, and no files
+
+    with atomic_write(path) as temporary, open_text(temporary, "w") as file:
+        yield file
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text that holds names, completely or not at all.
 
     Raises:
         OSError: the folder cannot be written to or the disk is full.
     """
-    with atomic_write(path) as temporary, open_text(temporary, "w") as file:
+    with _replaced(path) as file:
         file.write(text)
 
 
@@ -50,7 +58,7 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
     Raises:
         OSError: see ``write_text``.
     """
-    with atomic_write(path) as temporary, open_text(temporary, "w") as file:
+    with _replaced(path) as file:
         writer = csv.writer(file, lineterminator=end)
         writer.writerow(header)
         writer.writerows(rows)

@@ -60,10 +60,15 @@ MODULES: dict[str, tuple[str, ...]] = {
     "evaluation/report": (),
     "evaluation/probes": (),
     "evaluation/evaluate": ("evaluation/test_run_test.py",),
-    "evaluation/run_test": (),
+    "evaluation/run_test": ("evaluation/test_probes.py",),
     "models/attention": ("models/test_models.py",),
     "models/blocks": ("models/test_models.py",),
-    "models/lookupvit": ("models/test_models.py", "models/test_build.py", "models/test_blocks.py"),
+    "models/lookupvit": (
+        "models/test_budget.py",
+        "models/test_models.py",
+        "models/test_build.py",
+        "models/test_blocks.py",
+    ),
     "models/vit": ("models/test_token_reduction.py", "models/test_models.py", "models/test_build.py"),
     "models/tokenizer": ("models/test_models.py",),
     "models/adapters": (),
@@ -76,7 +81,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "models/pretrained/families": ("models/pretrained/test_parts.py", "models/pretrained/test_load.py"),
     "models/pretrained/places": ("models/pretrained/test_parts.py", "models/pretrained/test_load.py"),
     "models/pretrained/fitting": ("models/pretrained/test_parts.py", "models/pretrained/test_load.py"),
-    "models/pretrained/files": ("models/pretrained/test_load.py",),
+    "models/pretrained/files": ("models/pretrained/test_load.py", "test_remote.py"),
     "models/token_reduction": (),
     "models/build": ("models/test_models.py", "models/test_adapters.py", "models/test_complexity.py"),
     "models/complexity": (),
@@ -133,6 +138,27 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         ("models/kernels/cpu", f"if q_BHMd.shape[2] < k_BHNd.shape[2]: -> if {condition}:"): "the faster one is scaled"
         for condition in ("q_BHMd.shape[2] <= k_BHNd.shape[2]", "True", "False")
     },
+    (
+        "models/kernels/cpu",
+        "logits = q_BHMd.shape[2] * k_BHNd.shape[2] -> logits = q_BHMd.shape[2] * k_BHNd.shape[3]",
+    ): "from when on torch's SDPA is the slower one",
+    (
+        "models/kernels/cpu",
+        "if q_BHMd.shape[2] < k_BHNd.shape[2]: -> if q_BHMd.shape[2] < k_BHNd.shape[3]:",
+    ): "the faster one is scaled",
+    (
+        "models/kernels/cpu",
+        "for m in range(0, q_BHMd.shape[2], step): -> for m in range(0, q_BHMd.shape[2]):",
+    ): "rows are computed again and again, to the same values",
+    (
+        "models/kernels/fused",
+        "if q_BHMd.is_cuda and q_BHMd.dtype in (torch.float16, torch.bfloat16): -> "
+        "if q_BHMd.is_cuda and q_BHMd.dtype in (torch.float16, torch.float16):",
+    ): "needs a GPU; the tests of kernels notice it there",
+    (
+        "models/kernels/fused",
+        'elif q_BHMd.device.type == "cpu": -> elif True:',
+    ): "needs a device that is neither CPU nor GPU",
     (
         "evaluation/evaluate",
         "CompressedGrid = Budget | tuple[int, ...] | None -> CompressedGrid = Budget | tuple | None",
@@ -414,10 +440,13 @@ def is_noticed(mutant: Mutant, limit: float, folder: Path) -> bool:
 
 
 def seconds_without_fault(file: str, folder: Path) -> float:
-    """Return how long a test file takes without a fault; it must pass."""
-    start = time.monotonic()
-    passed, printed = run_tests(folder, [file], 3600)
-    if not passed:
+    """Return how long a test file takes without a fault; it must pass, at the latest on the second run."""
+    for _ in range(2):
+        start = time.monotonic()
+        passed, printed = run_tests(folder, [file], 3600)
+        if passed:
+            break
+    else:
         raise RuntimeError(f"{file}: fails without any fault:\n{printed[-3000:]}")
     print(f"{file}: {time.monotonic() - start:.0f} s without a fault", flush=True)
     return time.monotonic() - start

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "lookupvit_video"
 LAYERS = [
     {"__init__", "__main__"},
     {"commands"},
+    {"hf"},
     {"benchmarks", "inference", "own_videos", "studies", "training"},
     {"evaluation"},
     {"checkpoints", "preparation"},

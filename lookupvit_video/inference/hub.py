@@ -4,6 +4,7 @@ Written without huggingface_hub, which only a download needs.
 """
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ LOCAL_KEYS = """OUTPUT_DIR TEST.CHECKPOINT_FILE_PATH DATA.PATH_TO_DATA_DIR DATA.
 
 
 def write_pretrained(
-    folder: Path, loaded: Checkpoint, architecture: str, gmacs: dict[str, float], parameters: int
+    folder: Path,
+    loaded: Checkpoint,
+    architecture: str,
+    gmacs: dict[str, float],
+    parameters: int,
+    more: Mapping[str, Any],
 ) -> None:
     """Write config.json, model.safetensors and README.md; ``read_pretrained`` reads them back.
 
@@ -38,6 +44,7 @@ def write_pretrained(
         loaded: its card quotes the test_results.json next to it that is of this very file.
         architecture: name of the model's class.
         gmacs: of one view, by compressed grid ("" for a model without).
+        more: further entries of config.json.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -49,6 +56,7 @@ def write_pretrained(
         "label2id": {name: label for label, name in enumerate(loaded.classes)},
         "lookupvit_video": portable(yaml.safe_load(loaded.config.dump())),
         **({"thresholds": loaded.thresholds} if loaded.thresholds else {}),
+        **more,
     }
     write_json(folder / CONFIG, content, indent=2)
     (folder / CALIBRATION).unlink(missing_ok=True)  # of a model that was there before
@@ -156,6 +164,7 @@ def read_pretrained(source: str | Path, revision: str | None = None) -> Checkpoi
         content = simplejson.loads((folder / CONFIG).read_text(encoding="utf-8"))
         names, tree = content["id2label"], content["lookupvit_video"]
         classes = [names[str(label)] for label in range(len(names))]
+        tree["MODEL"]["NUM_CLASSES"] = len(classes)  # transformers may have given it a head for others
         thresholds = [float(value) for value in content.get("thresholds", [])]
     except OSError as error:
         hint = "give a .pt file of training, the folder of a finished run (model.pt), or one of save_pretrained"

@@ -410,8 +410,11 @@ class Predictor:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and README.md (a model card), as the Hugging Face Hub expects them.
 
-        The card's accuracy is that of the test_results.json next to the checkpoint, if it is of this checkpoint.
+        The card's accuracy is that of the test_results.json next to the checkpoint, if it is of this checkpoint. Of
+        LookupViT and the dense ViT also the code with which transformers loads the folder.
         """
+        from lookupvit_video.inference.huggingface import bundle
+
         state = self.model.state_dict()
         loaded = Checkpoint(
             self.source or Path(), self.cfg, self.classes, state, optimizer=None, step=0, best_top1=-1.0,
@@ -419,7 +422,10 @@ class Predictor:
             calibration={name: found.as_dict() for name, found in self.calibration.items()},
         )  # fmt: skip
         gmacs = self.grids or {"": self.macs_a_view() / 1e9}
-        write_pretrained(Path(folder), loaded, type(self.model).__name__, gmacs, count_parameters(self.model))
+        entries = bundle.config_entries(self._spec, self.plan.times.num_frames, self.temperature(), self.multi_label)
+        write_pretrained(Path(folder), loaded, type(self.model).__name__, gmacs, count_parameters(self.model), entries)
+        if entries:
+            bundle.write_code(Path(folder), self.plan, self.cfg.DATA.MEAN, self.cfg.DATA.STD)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str = "auto", revision: str | None = None) -> "Predictor":

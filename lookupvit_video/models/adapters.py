@@ -97,7 +97,7 @@ class LoRALinear(nn.Linear):
 
     def merged(self) -> nn.Linear:
         """Return the plain layer that computes the same."""
-        linear = self.plain(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear = self.plain(self.in_features, self.out_features, device="meta")
         update = self.scale * (self.lora_up.double() @ self.lora_down.double())
         linear.weight = nn.Parameter((self.weight.double() + update).to(self.weight).detach())
         linear.bias = self.bias

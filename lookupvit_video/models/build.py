@@ -62,7 +62,7 @@ class ModelSpec:
             lookup_conv=self.arguments["options"].lookup_conv,
             adapter=self.adapter,
             adapter_width=self.adapter_width or WIDTHS.get(self.adapter, 0),
-            temporal_adapter=self.adapter != "none" and "temporal.blocks" in self._adapted_stages,
+            temporal_adapter=self.adapter != "none" and "temporal.blocks" in self.adapted_stages,
             **{name: self.arguments[name] for name in names},
         )
 
@@ -108,13 +108,13 @@ class ModelSpec:
         if self.temporal_init == "identity":
             init_temporal_identity(model.get_submodule("temporal"))
         if self.adapter != "none":
-            for stage in self._adapted_stages:
+            for stage in self.adapted_stages:
                 add_adapters(model.get_submodule(stage), self.adapter, self.adapter_width, self.adapter_scale)
         return model
 
     @property
-    def _adapted_stages(self) -> list[str]:
-        # Where the spatial blocks alone are frozen, the temporal ones train themselves.
+    def adapted_stages(self) -> list[str]:
+        """Where adapters are, if there are any: the temporal blocks train themselves if the spatial ones are frozen."""
         temporal = self.arguments["encoder"] == "factorised" and self.frozen != "spatial"
         return ["blocks", "temporal.blocks"] if temporal else ["blocks"]
 

@@ -94,7 +94,7 @@ def _side_by_side(frames_THWC: Tensor) -> np.ndarray:
     """Lay some frames, from the first to the last, side by side with white between them."""
     chosen = np.linspace(0, len(frames_THWC) - 1, FRAMES).round().astype(int).tolist()
     height = frames_THWC.shape[1]
-    gap = torch.full((height, max(1, _GAP * height // _HEIGHT), 3), 255, dtype=torch.uint8)
+    gap = frames_THWC.new_full((height, max(1, _GAP * height // _HEIGHT), 3), 255)
     parts = [part for index in chosen for part in (gap, frames_THWC[index])]
     return torch.cat(parts[1:], dim=1).numpy()
 

@@ -134,7 +134,9 @@ def test_a_temperature_is_found_and_divides_the_logits_everywhere(folder, calibr
     clips = torch.from_numpy(read_views(video, after.plan).clips)
     torch.testing.assert_close(deployed_model(after)(clips).mean(0), expected, rtol=0, atol=1e-6)
     after.save_pretrained(tmp_path / "folder")
-    assert load_model(tmp_path / "folder", "cpu").predict(video, topk=5).probabilities == answer.probabilities
+    # not equal to the bit: weights lie where the file has them, and the last digit may depend on their alignment
+    again = load_model(tmp_path / "folder", "cpu").predict(video, topk=5)
+    assert again.probabilities == pytest.approx(answer.probabilities, abs=1e-6)
     assert load_model(tmp_path / "folder", "cpu").calibration == after.calibration
 
 

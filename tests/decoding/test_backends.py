@@ -1,5 +1,6 @@
 """Every frame that a reader returns is the one that a full decode shows at that time, or the reader says why not."""
 
+import inspect
 import logging
 import os
 import pickle
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from lookupvit_video.config import KEYS
 from lookupvit_video.decoding import backends as decode
 from lookupvit_video.decoding import pyav_reader, timeline
 from lookupvit_video.decoding.backends import DecodeError, open_video
@@ -105,6 +107,11 @@ def assert_shown(frames, expected, backend):
     else:
         assert [read_number(f) for f in frames.numpy()] == [read_number(f) for f in expected]
         assert np.abs(frames.numpy().astype(float) - expected).mean(axis=(1, 2, 3)).max() <= 1.0
+
+
+def test_a_reader_waits_as_long_as_the_config_says():
+    """Until somebody sets DATA.DECODE_TIMEOUT: whoever opens a file without a config."""
+    assert inspect.signature(open_video).parameters["timeout"].default == KEYS["DATA.DECODE_TIMEOUT"].default
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -21,6 +21,7 @@ from lookupvit_video.evaluation.evaluate import (
     write_grids,
     write_results,
 )
+from lookupvit_video.evaluation.metrics import METRICS, interval
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL
 
@@ -209,6 +210,14 @@ def test_results_are_written_for_programs_and_people(tmp_path):
             ["right", "0", "1"],
         ]
     assert (tmp_path / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_intervals_have_two_decimals():
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 3, 7), rng.random((7, 3))
+    (found,) = Results(labels, probabilities, []).intervals(["top1"]).values()
+    exact = interval(METRICS["top1"].function, probabilities, labels)
+    assert found == [round(value, 2) for value in exact] != [round(value, 1) for value in exact]
 
 
 def test_recall_a_class_fits_one_line():

@@ -69,4 +69,5 @@ def test_a_test_reports_the_probes(tmp_path):
     results = json.loads((tmp_path / "run/test_results.json").read_text())
     assert list(results["probes"]) == ["real", "shuffled", "frozen"]
     assert results["probes"]["real"] == results["top1"]
+    assert set(results["probes"].values()) <= {round(100 * right / 9, 2) for right in range(10)}
     assert "one frame repeated" in done.stderr

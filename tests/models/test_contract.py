@@ -57,9 +57,13 @@ def test_a_model_trains_predicts_and_describes_its_parameters(name):
         key for key in axes if key.startswith(("head.", "heads."))
     }
 
-    model.reset_classifier(3)
+    model.reset_classifier(300)
     with torch.no_grad():
-        assert model(clips).shape == (2, 3)
+        assert model(clips).shape == (2, 300)
+    for head in model.classifiers():
+        last = [module for module in head.modules() if isinstance(module, torch.nn.Linear)][-1]
+        assert last.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert not last.bias.any()
 
 
 @pytest.mark.parametrize("name", [next(iter(entry.variants.values()))[0] for entry in MODELS.values()])

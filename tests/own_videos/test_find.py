@@ -90,6 +90,13 @@ def test_lists_of_splits(tmp_path):
     assert (classes, splits) == (["a", "b"], {"train": [("1.mp4", "b"), ("2.mp4", "a")], "val": [("2.mp4", "a")]})
 
 
+def test_each_list_adds_its_classes(tmp_path):
+    make(tmp_path, "1.mp4", "2.mp4")
+    (tmp_path / "train.csv").write_text("path,label\n1.mp4,a\n")
+    (tmp_path / "val.csv").write_text("path,label\n2.mp4,b\n")
+    assert found(tmp_path)[0] == ["a", "b"]
+
+
 def test_numbers_are_labels_of_the_class_list(tmp_path):
     make(tmp_path, "1.mp4", "2.mp4")
     (tmp_path / "train.csv").write_text("path,label\n1.mp4,0\n2.mp4,2\n")

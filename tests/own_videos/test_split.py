@@ -53,6 +53,12 @@ def test_a_rare_class_is_in_training_first_then_in_validation():
     }
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_smallest_group_that_can_fills_what_a_split_lacks(seed):
+    labels = [(0,), (0,), (1,), (1,), (1,), (1,), (0,), (1,)]  # both large groups have both classes
+    assert split_by_group(labels, list("aaabbbbc"), TWO, seed) == ["val"] * 3 + ["train"] * 4 + ["val"]
+
+
 def test_the_seed_decides():
     labels, groups = [0, 1] * 20, list(map(str, range(40)))
     assert split_by_group([(label,) for label in labels], groups, TWO, 3) == split_by_group(

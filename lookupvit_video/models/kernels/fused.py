@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.kernels.cpu import empty_heads
 
 CHUNK = 2**20  # logits that are held at a time on the CPU; a few MB stay in its cache
@@ -98,8 +99,12 @@ def _sweep_torch(
 def _sweep(*tensors: Any, **wanted: Any) -> Sweep:
     """Sweep where the tensors are: Triton on GPUs, plain torch elsewhere."""
     if tensors[0].is_cuda and tensors[0].dtype != torch.float64:
-        from lookupvit_video.models.kernels.flash import sweep_triton  # here, since Triton is not everywhere
-
+        try:  # here, since Triton is not everywhere
+            from lookupvit_video.models.kernels.flash import sweep_triton
+        except ImportError:
+            raise UserError(
+                "the fused kernel needs Triton on this GPU: pip install triton, or another kernel"
+            ) from None
         return sweep_triton(*tensors, **wanted)
     return _sweep_torch(*tensors, **wanted)
 

@@ -626,7 +626,10 @@ def test_other_networks_are_refused(tmp_path):
             read_state(saved(tmp_path / "y.pth", content))
 
 
-def test_a_hostile_file_is_not_run(tmp_path):
+def test_a_hostile_file_is_not_run(tmp_path, monkeypatch):
+    # what somebody may have set for another program, and what torch then does where nothing is asked for
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+
     class Payload:
         def __reduce__(self):
             return (open, (str(tmp_path / "was_run"), "w"))

@@ -1,0 +1,1 @@
+"""The model as transformers' own calls load it: registered classes, and code that travels in a saved folder."""
