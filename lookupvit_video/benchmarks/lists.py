@@ -79,7 +79,9 @@ def measure_lists(folder: Path, rows: int, samples: int) -> list[dict[str, Any]]
 
 def report(measured: Sequence[dict[str, Any]]) -> str:
     """Return a table of what the rows cost, over the small list."""
-    lines = [("list", "rows", "cold, s", "cached, s", "first process, MiB", "after the samples", "next process")]
+    lines: list[tuple[str, ...]] = [
+        ("list", "rows", "cold, s", "cached, s", "first process, MiB", "after the samples", "next process")
+    ]
     for small, large in zip(measured[::2], measured[1::2], strict=True):
         for facts in (small, large):
             lines.append((

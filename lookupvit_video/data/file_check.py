@@ -58,6 +58,11 @@ def missing_files(videos: Sequence[Video], max_missing_fraction: float, how: str
         first = missing[0]
         more = f" (and {len(missing) - 1} more of {count})" if len(missing) > 1 else ""
         advice = "" if is_utf8(first.path) else "; its name is not UTF-8 in the list: is it on the disk?"
+        if os.path.isdir(first.path):
+            raise UserError(
+                f"{first.source}: video {first.path} is a folder of pictures without a rate{more}; give the pictures a "
+                "second in a column fps, or in DATA.FRAME_RATE"
+            )
         raise UserError(
             f"{first.source}: video {first.path} does not exist{more}; fix the list, set "
             f"DATA.PATH_PREFIX, or allow more with DATA.MAX_BAD_FRACTION{advice}"
@@ -70,7 +75,8 @@ def missing_rows(videos: Sequence[Video], rows: np.ndarray) -> np.ndarray:
     parts = [rows[first : first + _PART] for first in range(0, len(rows), _PART)]
 
     def look_up(part: np.ndarray) -> list[int]:
-        return [row for row, path in zip(part.tolist(), _paths(videos, part), strict=True) if not _is_file(path)]
+        found = zip(part.tolist(), _paths(videos, part), strict=True)
+        return [row for row, path in found if not _is_file(path) and not (os.path.isdir(path) and videos[row].fps)]
 
     with ThreadPoolExecutor(16) as pool:  # on network file systems one look-up takes milliseconds
         found = pool.map(look_up, parts)

@@ -514,6 +514,8 @@ def load_split(cfg: CfgNode, split: str, classes: Sequence[str], *, check: bool 
     """
     path = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA[f"{split.upper()}_LIST"])
     videos = read_table(path, classes, cfg.DATA.PATH_PREFIX, multi_label=cfg.MODEL.TASK == "multi_label")
+    if cfg.DATA.FRAME_RATE:
+        videos = videos.changed(frame_rate=cfg.DATA.FRAME_RATE)
     if split == "train" and cfg.DATA.SKIP_LIST:
         folder = path if os.path.isdir(path) else cfg.DATA.PATH_PREFIX or os.path.dirname(path)
         videos = _without_skipped(videos, Path(folder), joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))

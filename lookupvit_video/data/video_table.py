@@ -62,6 +62,8 @@ class VideoTable(Sequence[Video]):
         prefix: put before each name that is not absolute.
         groups: what ``group`` refers to.
         file: that the columns are mapped from.
+        rows: those that count, in order; None: all.
+        frame_rate: ``fps`` of rows that have none; 0: not known.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class VideoTable(Sequence[Video]):
         groups: Sequence[str] = ("",),
         file: Path | None = None,
         rows: np.ndarray | None = None,
+        frame_rate: float = 0.0,
     ):
         self.columns, self.source, self.prefix, self.groups = columns, source, prefix, list(groups)
-        self.file, self.rows = file, rows
+        self.file, self.rows, self.frame_rate = file, rows, frame_rate
         self._prefix = prefix.encode("utf-8", "surrogateescape")
 
     def __len__(self) -> int:
@@ -95,7 +98,7 @@ class VideoTable(Sequence[Video]):
         start, end, fps = (_value(columns.get(name), row) for name in _OPTIONAL)
         return Video(
             path, int(columns["label"][row]), start, end, f"{self.source}, line {line}" if line else path,
-            self.groups[columns["group"][row]] if "group" in columns else "", self._labels(row), fps,
+            self.groups[columns["group"][row]] if "group" in columns else "", self._labels(row), fps or self.frame_rate or None,
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
@@ -107,8 +110,8 @@ class VideoTable(Sequence[Video]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.file is not None:  # a process that is not forked maps the same file
-            return _reopened, (self.file, self.rows)
-        return _rebuilt, (dict(self.columns), self.source, self.prefix, self.groups, self.rows)
+            return _reopened, (self.file, self.rows, self.frame_rate)
+        return _rebuilt, (dict(self.columns), self.source, self.prefix, self.groups, self.rows, self.frame_rate)
 
     def _path(self, row: int) -> bytes:
         ends = self.columns["ends"]
@@ -143,10 +146,12 @@ class VideoTable(Sequence[Video]):
 
     def take(self, rows: np.ndarray) -> "VideoTable":
         """Return some rows, by their numbers in this table."""
-        chosen = rows.astype(np.int32) if self.rows is None else self.rows[rows]
-        return VideoTable(
-            self.columns, source=self.source, prefix=self.prefix, groups=self.groups, file=self.file, rows=chosen
-        )
+        return self.changed(rows=rows.astype(np.int32) if self.rows is None else self.rows[rows])
+
+    def changed(self, **options: Any) -> "VideoTable":
+        """Return the same columns with other ``rows`` or another ``frame_rate``."""
+        own = {"rows": self.rows, "frame_rate": self.frame_rate, "file": self.file, "groups": self.groups}
+        return VideoTable(self.columns, source=self.source, prefix=self.prefix, **{**own, **options})
 
     def save(self, path: Path, facts: Mapping[str, Any]) -> None:
         """Write all rows as a safetensors file, completely or not at all.
@@ -208,15 +213,15 @@ def _header(path: Path) -> tuple[int, dict[str, Any]]:
         return 8 + size, json.loads(file.read(size))
 
 
-def _reopened(file: Path, rows: np.ndarray | None) -> VideoTable:
-    table = load_table(file)
-    return table if rows is None else table.take(rows)
+def _reopened(file: Path, rows: np.ndarray | None, frame_rate: float) -> VideoTable:
+    return load_table(file).changed(rows=rows, frame_rate=frame_rate)
 
 
 def _rebuilt(
-    columns: dict[str, np.ndarray], source: str, prefix: str, groups: list[str], rows: np.ndarray | None
-) -> VideoTable:
-    return VideoTable(columns, source=source, prefix=prefix, groups=groups, rows=rows)
+    columns: dict[str, np.ndarray], source: str, prefix: str, groups: list[str], rows: np.ndarray | None,
+    frame_rate: float,
+) -> VideoTable:  # fmt: skip
+    return VideoTable(columns, source=source, prefix=prefix, groups=groups, rows=rows, frame_rate=frame_rate)
 
 
 def _value(column: np.ndarray | None, row: int) -> float | None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lookupvit_video.decoding.decord_torchcodec import DecordReader, TorchCodecReader
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import Box, Damage, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.decoding.sources.frame_folder import FrameFolder
 from lookupvit_video.errors import UserError
 
 __all__ = ["BACKENDS", "DecodeError", "VideoInfo", "VideoReader", "check_backend", "open_video"]
@@ -45,8 +46,9 @@ def open_video(
     short_side: int = 0,
     timeout: float = 60.0,
     index_cache: str | os.PathLike[str] = "",
+    frame_rate: float = 0.0,
 ) -> VideoReader:
-    """Open a local video file.
+    """Open a local video file, or a folder of numbered pictures.
 
     Args:
         backend: "pyav", "decord" or "torchcodec".
@@ -55,6 +57,7 @@ def open_video(
         timeout: seconds that opening, or one call of the reader, may take; 0: no limit.
         index_cache: folder that keeps the time stamps and key frames of each video, so that only its first opening
             reads all of its packets; empty: none is kept.
+        frame_rate: pictures a second, of a folder; 0: not known.
 
     Raises:
         DecodeError: the file is missing, not a video, truncated, has no frame that can be decoded, or takes too long.
@@ -65,16 +68,24 @@ def open_video(
     if backend not in BACKENDS:
         check_backend(backend)  # raises
     if in_memory:
-        return _in_memory(os.fspath(path), backend, short_side, timeout)
+        return _in_memory(os.fspath(path), backend, short_side, timeout, frame_rate)
+    return _opened(os.fspath(path), backend, timeout, index_cache, frame_rate)
+
+
+def _opened(
+    path: str, backend: str, timeout: float, index_cache: str | os.PathLike[str], frame_rate: float
+) -> VideoReader:
+    if os.path.isdir(path):
+        return FrameFolder(path, frame_rate, timeout)
     return BACKENDS[backend](path, timeout=timeout, index_cache=index_cache)
 
 
 class MemoryReader(VideoReader):
     """A decoded video; closing it does nothing, since the next one to ask shares it."""
 
-    def __init__(self, path: str, backend: str, short_side: int, timeout: float) -> None:
+    def __init__(self, path: str, backend: str, short_side: int, timeout: float, frame_rate: float) -> None:
         self.path = path
-        with BACKENDS[backend](path, timeout=timeout) as reader:
+        with _opened(path, backend, timeout, "", frame_rate) as reader:
             self.times = np.empty(0)
             while self.times is not reader.times:  # a decode that contradicts the packets corrects them
                 self.times = reader.times

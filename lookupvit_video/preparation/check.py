@@ -123,14 +123,20 @@ def inspect_files(
     for row in rows:
         of_file[os.path.abspath(row.video.path)].append(row)
     paths = list(of_file)
-    look = partial(inspect_file, thorough=thorough)
-    outcomes = run_isolated(look, paths, processes=processes, timeout=timeout, second_try=True)
+    look = partial(_inspected, thorough)
+    tasks = [(path, next((row.video.fps for row in of_file[path] if row.video.fps), 0.0)) for path in paths]
+    outcomes = run_isolated(look, tasks, processes=processes, timeout=timeout, second_try=True)
     for number, file, lost in follow(outcomes, len(paths)):
         if file is None:
             assert lost is not None
             file = FileReport(problems=[Problem(lost.cause, lost.detail)])
         for row in of_file[paths[number]]:
             row.file = file
+
+
+def _inspected(thorough: bool, task: tuple[str, float]) -> FileReport:
+    path, frame_rate = task
+    return inspect_file(path, thorough, frame_rate)
 
 
 # Rows, their files, and other rows -----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
 from lookupvit_video.data.video_table import every_label
-from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.decoding.backends import DecodeError, VideoReader, open_video
 from lookupvit_video.distributed.parallel import parallelize
 from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.world import World, gather_objects, main_first
@@ -311,11 +311,15 @@ def report_changes(run: Run, resumed: Checkpoint, threads: list[int]) -> None:
         )  # fmt: skip
 
 
+def _opened(video: Video, backend: str, timeout: float) -> VideoReader:
+    return open_video(video.path, backend, timeout=timeout, frame_rate=video.fps or 0.0)
+
+
 def usual_seconds(videos: Sequence[Video], backend: str, timeout: float) -> float:
     """Return the median length in seconds of up to 16 videos, taken evenly from a list; 0: none can be read."""
     lengths = []
     for video in videos[:: len(videos) // 16 + 1]:
-        with suppress(DecodeError), open_video(video.path, backend, timeout=timeout) as reader:
+        with suppress(DecodeError), _opened(video, backend, timeout) as reader:
             start, end = video.span(reader.duration)
             lengths.append(end - start)
     return round(median(lengths), 2) if lengths else 0.0
