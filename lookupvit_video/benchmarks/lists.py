@@ -6,6 +6,7 @@ links to a few videos.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -60,84 +61,85 @@ def measure_lists(folder: Path, rows: int, samples: int) -> list[dict[str, Any]]
     for kind in ("train.csv", "videos"):
         for count in (SMALL, rows):
             place = make_links(folder, count)
+            shutil.rmtree(place / "cache", ignore_errors=True)
             for file in [*place.glob(".train.csv.*.rows"), *place.glob(".train.csv.*.checked")]:
                 file.unlink()
-            cache = place / "cache"
-            subprocess.run(["rm", "-rf", str(cache)], check=True)  # noqa: S603, S607 - a folder made here
-            with _running(place, kind, 0) as (_, cold):
-                facts = {"list": kind, "rows": count, "cold_s": cold["cpu_s"]}
-            with _running(place, kind, samples) as (first, cached):
-                facts |= {"cached_s": cached["cpu_s"], "first_mib": _pss(first.pid)}
-                facts["later_mib"] = _sum_after(first)
-                facts["workers_mib"] = [_pss(pid) for pid in _children(first.pid)]
-                with _running(place, kind, 0) as (second, _):
-                    facts["both_mib"] = sum(_pss(pid) for one in (first, second) for pid in _family(one.pid))
-                facts["one_mib"] = sum(_pss(pid) for pid in _family(first.pid))
+            with _running(place, kind, samples) as cold:
+                facts: dict[str, Any] = {"list": kind, "rows": count, "cold_s": cold.seconds}
+            with _running(place, kind, samples) as first:
+                facts |= {"cached_s": first.seconds, "first_mib": first.memory()}
+                with _running(place, kind, samples) as second:
+                    facts["next_mib"] = first.memory() + second.memory() - facts["first_mib"]
+                facts["later_mib"] = first.after_samples()
             measured.append(facts)
     return measured
 
 
 def report(measured: Sequence[dict[str, Any]]) -> str:
     """Return a table of what the rows cost, over the small list."""
+    names = ("cold_s", "cached_s", "first_mib", "later_mib", "next_mib")
     lines: list[tuple[str, ...]] = [
-        ("list", "rows", "cold, s", "cached, s", "first process, MiB", "after the samples", "next process")
+        ("list", "rows", "cold, s", "cached, s", "first, MiB", "after the samples, MiB", "second, MiB")
     ]
-    for small, large in zip(measured[::2], measured[1::2], strict=True):
-        for facts in (small, large):
-            lines.append((
-                facts["list"], str(facts["rows"]), f"{facts['cold_s']:.1f}", f"{facts['cached_s']:.1f}",
-                *(f"{value:.0f}" for value in (facts["first_mib"], facts["later_mib"], _next(facts))),
-            ))  # fmt: skip
-        lines.append((
-            "", "difference", f"{large['cold_s'] - small['cold_s']:.1f}",
-            f"{large['cached_s'] - small['cached_s']:.1f}",
-            *(f"{large[name] - small[name]:.0f}" for name in ("first_mib", "later_mib")),
-            f"{_next(large) - _next(small):.1f}",
-        ))  # fmt: skip
+    for pair in zip(measured[::2], measured[1::2], strict=True):
+        rows = [(facts["list"], str(facts["rows"]), *(facts[name] for name in names)) for facts in pair]
+        rows.append(("", "difference", *(pair[1][name] - pair[0][name] for name in names)))
+        lines += [(kind, count, *(f"{value:.1f}" for value in values)) for kind, count, *values in rows]
     return aligned_table(lines)
 
 
-def _next(facts: dict[str, Any]) -> float:
-    """MiB that a second process with its workers adds."""
-    return float(facts["both_mib"] - facts["one_mib"])
+class _Family:
+    """A process of a training, and its workers."""
+
+    def __init__(self, process: subprocess.Popen[str]):
+        assert process.stdout is not None
+        self.process, self.lines = process, process.stdout
+        self.seconds = float(json.loads(self.lines.readline())["cpu_s"])
+        self.lines.readline()  # its workers have read a batch each
+
+    def memory(self) -> float:
+        """MiB that the process and its workers take for themselves and for the table; libraries do not count."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return sum(_pss(int(one)) for one in [pid, *children])
+
+    def after_samples(self) -> float:
+        """Let it read the samples; return its memory then."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.lines.readline()
+        return self.memory()
 
 
 @contextmanager
-def _running(place: Path, kind: str, samples: int) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
-    """Start a process and yield it when it has its first batch, with what it says."""
+def _running(place: Path, kind: str, samples: int) -> Iterator[_Family]:
+    """Start a process and yield it when it has its first batches."""
     command = [sys.executable, "-c", _CHILD, str(place), kind, str(samples)]
     environment = {**os.environ, "LOOKUPVIT_CACHE": str(place / "cache")}
     process = subprocess.Popen(  # noqa: S603 - this program
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
-    assert process.stdout is not None
     try:
-        yield process, json.loads(process.stdout.readline())
+        yield _Family(process)
     finally:
-        process.communicate("\n")
-
-
-def _sum_after(process: subprocess.Popen[str]) -> float:
-    """Wait for the samples; return the PSS of the process then."""
-    assert process.stdout is not None
-    process.stdout.readline()
-    return _pss(process.pid)
-
-
-def _family(pid: int) -> list[int]:
-    return [pid, *_children(pid)]
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        process.kill()
+        process.communicate()
 
 
 def _pss(pid: int) -> float:
-    """Proportional set size in MiB: shared pages are divided among those who share them."""
+    """MiB of proportional set size: shared pages are divided among those who share them."""
+    kib, of_table = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines():
+        name, *rest = line.split()
+        if "-" in name and not name.endswith(":"):
+            of_table = line.endswith(".rows")
+        elif name == "Pss:" and of_table:
+            kib += int(rest[0])
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    raise OSError(f"no PSS of process {pid}")
+        if line.startswith("Pss_Anon:"):
+            kib += int(line.split()[1])
+    return kib / 1024
 
 
 class _RowsOnly(VideoDataset):
@@ -160,16 +162,15 @@ def child() -> None:
     videos: Sequence[Video] = load_split(cfg, "train", load_classes(cfg))
     next(iter(build_train_loader(cfg, videos, total_steps=1)))
     print(json.dumps({"cpu_s": time.process_time()}), flush=True)
-    if samples:
-        order = TrainBatchSampler(len(videos), batch_size=_BATCH, seed=0, total_steps=len(videos) // _BATCH)
-        times, shape = lambda duration: None, (1, 1, 1, 1, 1)
-        rows = _RowsOnly(videos, times=times, transform=times, shape=shape)  # type: ignore[arg-type]
-        loader = Loader(rows, order, workers=WORKERS, prefetch=2, timeout=0, pin_memory=False)
-        batches = iter(loader)
-        for _ in islice(batches, samples // _BATCH):
+    order = TrainBatchSampler(len(videos), batch_size=_BATCH, seed=0, total_steps=len(videos) // _BATCH)
+    times, shape = lambda duration: None, (1, 1, 1, 1, 1)
+    rows = _RowsOnly(videos, times=times, transform=times, shape=shape)  # type: ignore[arg-type]
+    batches = iter(Loader(rows, order, workers=WORKERS, prefetch=2, timeout=0, pin_memory=False))
+    for part in (2 * WORKERS, (samples - 2 * WORKERS) // _BATCH):
+        for _ in islice(batches, part):
             pass
-        print("done", flush=True)
-    sys.stdin.readline()
+        print("read", flush=True)
+        sys.stdin.readline()
 
 
 def _classes(place: str) -> int:

@@ -96,9 +96,10 @@ class VideoTable(Sequence[Video]):
         columns, line = self.columns, int(self.columns["line"][row])
         path = self._path(row).decode("utf-8", "surrogateescape")
         start, end, fps = (_value(columns.get(name), row) for name in _OPTIONAL)
+        fps = fps or self.frame_rate or None
         return Video(
             path, int(columns["label"][row]), start, end, f"{self.source}, line {line}" if line else path,
-            self.groups[columns["group"][row]] if "group" in columns else "", self._labels(row), fps or self.frame_rate or None,
+            self.groups[columns["group"][row]] if "group" in columns else "", self._labels(row), fps,
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class FrameFolder(VideoReader):
         count = numbers[-1] - numbers[0] + 1
         self.duration = count / rate
         if count > len(numbers):
-            gap = next(a + 1 for a, b in zip(numbers, numbers[1:], strict=False) if b > a + 1)
+            gap = next(a + 1 for a, b in pairwise(numbers) if b > a + 1)
             self._damage.note(LOST_FRAMES, f"{count - len(numbers)} of {count} pictures are missing, the first {gap}")
 
     @cached_property

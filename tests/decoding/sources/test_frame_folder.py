@@ -69,7 +69,7 @@ def test_a_list_names_folders_and_their_rate(tmp_path):
     (tmp_path / "classes.txt").write_text("x\ny\nz\n")
     (tmp_path / "train.csv").write_text("path,label,fps\na,0,12\na,1,\n")
     classes = ["x", "y", "z"]
-    with pytest.raises(UserError, match="line 3: video .*a is a folder of pictures without a rate"):
+    with pytest.raises(UserError, match=r"line 3: video .*a is a folder of pictures without a rate"):
         load_split(config_for(tmp_path), "train", classes)
     videos = load_split(config_for(tmp_path, "DATA.FRAME_RATE", "25"), "train", classes)
     assert [video.fps for video in videos] == [12.0, 25.0]
