@@ -82,7 +82,9 @@ def report(measured: Sequence[dict[str, Any]]) -> str:
         ("list", "rows", "cold, s", "cached, s", "first, MiB", "after the samples, MiB", "second, MiB")
     ]
     for pair in zip(measured[::2], measured[1::2], strict=True):
-        rows = [(facts["list"], str(facts["rows"]), *(facts[name] for name in names)) for facts in pair]
+        rows: list[tuple[Any, ...]] = [
+            (facts["list"], str(facts["rows"]), *(facts[name] for name in names)) for facts in pair
+        ]
         rows.append(("", "difference", *(pair[1][name] - pair[0][name] for name in names)))
         lines += [(kind, count, *(f"{value:.1f}" for value in values)) for kind, count, *values in rows]
     return aligned_table(lines)
