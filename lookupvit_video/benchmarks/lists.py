@@ -103,7 +103,7 @@ class _Family:
         """MiB that the process and its workers take for themselves and for the table; libraries do not count."""
         pid = self.process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return sum(_pss(int(one)) for one in [pid, *children])
+        return sum(map(_pss, [pid, *map(int, children)]))
 
     def after_samples(self) -> float:
         """Let it read the samples; return its memory then."""

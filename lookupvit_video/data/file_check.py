@@ -10,8 +10,12 @@ import numpy as np
 
 from lookupvit_video.data.list_cache import keep_missing, known_missing
 from lookupvit_video.data.video_table import Video, VideoTable
+from lookupvit_video.decoding.reader import DecodeError
+from lookupvit_video.decoding.sources.frame_folder import numbered_pictures
+from lookupvit_video.decoding.sources.shards import find_member, split_member
 from lookupvit_video.errors import UserError
 from lookupvit_video.progress import progress
+from lookupvit_video.remote import is_remote
 from lookupvit_video.text import is_utf8
 
 logger = logging.getLogger(__name__)
@@ -58,7 +62,7 @@ def missing_files(videos: Sequence[Video], max_missing_fraction: float, how: str
         first = missing[0]
         more = f" (and {len(missing) - 1} more of {count})" if len(missing) > 1 else ""
         advice = "" if is_utf8(first.path) else "; its name is not UTF-8 in the list: is it on the disk?"
-        if os.path.isdir(first.path):
+        if os.path.isdir(first.path) and numbered_pictures(first.path)[0]:
             raise UserError(
                 f"{first.source}: video {first.path} is a folder of pictures without a rate{more}; give the pictures a "
                 "second in a column fps, or in DATA.FRAME_RATE"
@@ -94,4 +98,10 @@ def _is_file(path: str | bytes) -> bool:
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):  # ValueError: a null character in the name
+        name = os.fsdecode(path)
+    if is_remote(name):  # looked at when it is read
+        return True
+    try:
+        return split_member(name) is not None and find_member(name)[1] > 0
+    except DecodeError:
         return False

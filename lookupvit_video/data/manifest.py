@@ -20,7 +20,7 @@ from fvcore.common.config import CfgNode
 
 from lookupvit_video.data.file_check import allowed_bad, missing_files
 from lookupvit_video.data.list_cache import cached_folder, cached_list
-from lookupvit_video.data.plain_rows import Layout, NotPlain, add_plain_rows
+from lookupvit_video.data.plain_rows import Layout, NotPlain, add_plain_rows, located
 from lookupvit_video.data.tables import (
     COLUMNS,
     Header,
@@ -100,7 +100,7 @@ def read_table(path: str | Path, classes: Sequence[str], prefix: str = "", *, mu
         folder = Path(path)
         return cached_folder(folder, kind, lambda seen: _read_class_folders(folder, classes, multi_label, seen))
     local = list_file(path, "the list of videos", LIST_ADVICE)
-    reader = _Reader(path, Path(prefix or os.path.dirname(path)), classes, multi_label, is_remote(path) and not prefix)
+    reader = _Reader(path, prefix or os.path.dirname(path), classes, multi_label, is_remote(path) and not prefix)
     return cached_list(local, str(path), kind, lambda: _without_repeats(reader.table(local)))
 
 
@@ -113,9 +113,7 @@ class _Reader:
         only_absolute: whether a relative path is an error.
     """
 
-    def __init__(
-        self, source: str | Path, folder: Path, classes: Sequence[str], multi_label: bool, only_absolute: bool
-    ):
+    def __init__(self, source: str | Path, folder: str, classes: Sequence[str], multi_label: bool, only_absolute: bool):
         self.source, self.folder, self.several, self.only_absolute = source, folder, multi_label, only_absolute
         self.numbers = {name: label for label, name in enumerate(classes)}
         self.is_label = partial(_are_labels if multi_label else _is_label, numbers=self.numbers)
@@ -133,7 +131,7 @@ class _Reader:
 
     def _builder(self) -> TableBuilder:
         self.kinds = {}
-        prefix = str(self.folder / "x")[:-1] if os.name != "nt" else ""
+        prefix = located(self.folder, "x")[:-1] if os.name != "nt" else ""
         return TableBuilder(str(self.source), prefix, several=self.several)
 
     def _plain(self, local: Path) -> TableBuilder:
@@ -201,6 +199,11 @@ class _Reader:
                 raise UserError(f"{where}: label {part!r} mixes numbers and names with line {first}; use one of them")
         return sorted(set(labels))
 
+    def _path(self, name: str) -> str:
+        if is_remote(name) or is_remote(self.folder):
+            return located(self.folder, name.strip())
+        return str(resolve(Path(self.folder), name))
+
     def _any(self, text: str) -> TableBuilder:
         """Read any list, row by row."""
         builder = self._builder()
@@ -208,7 +211,7 @@ class _Reader:
             where = f"{self.source}, line {line}"
             if not fields["path"].strip():
                 raise UserError(f"{where}: no path")
-            if self.only_absolute and not os.path.isabs(fields["path"]):
+            if self.only_absolute and not os.path.isabs(fields["path"]) and not is_remote(fields["path"]):
                 raise UserError(f"{where}: videos are local files; set DATA.PATH_PREFIX to the folder that they are in")
             start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
             if end is not None and end <= (start or 0.0):
@@ -216,7 +219,7 @@ class _Reader:
             labels = self._labels(fields["label"], where, line)
             builder.add(
                 Video(
-                    str(resolve(self.folder, fields["path"])), labels[0] if labels else -1, start, end,
+                    self._path(fields["path"]), labels[0] if labels else -1, start, end,
                     group=fields.get("group", ""), labels=tuple(labels) if self.several else None,
                     fps=_rate(fields.get("fps"), where),
                 ),

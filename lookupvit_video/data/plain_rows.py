@@ -15,6 +15,7 @@ import numpy as np
 
 from lookupvit_video.data.video_table import TableBuilder
 from lookupvit_video.errors import UserError
+from lookupvit_video.remote import is_remote, joined
 
 _PIECE = 4 << 20  # bytes that are parsed at a time
 _LONGEST = 100_000  # bytes of a line; Python's csv takes no more than 131,072 a cell
@@ -59,7 +60,7 @@ class _Memo(dict[bytes, Any]):
 
 
 def add_plain_rows(
-    builder: TableBuilder, path: Path, layout: Layout, folder: Path, parse: Mapping[str, Callable[[str], Any]]
+    builder: TableBuilder, path: Path, layout: Layout, folder: str, parse: Mapping[str, Callable[[str], Any]]
 ) -> None:
     """Add all rows of a list.
 
@@ -99,7 +100,7 @@ def _plain(data: bytes) -> bytes:
 
 
 def _add_piece(
-    builder: TableBuilder, data: bytes, layout: Layout, folder: Path, memos: Mapping[str, _Memo], line: int
+    builder: TableBuilder, data: bytes, layout: Layout, folder: str, memos: Mapping[str, _Memo], line: int
 ) -> int:
     """Add the rows of some complete lines, the first of which has the number ``line``; return how many lines it was."""
     letters = np.frombuffer(data, np.uint8)
@@ -141,7 +142,7 @@ def _add_piece(
 
 
 def _names(
-    data: bytes, letters: np.ndarray, bounds: np.ndarray, place: int, folder: Path, cells: Sequence[bytes]
+    data: bytes, letters: np.ndarray, bounds: np.ndarray, place: int, folder: str, cells: Sequence[bytes]
 ) -> Sequence[bytes]:
     """Return the names in a column of paths as ``pathlib`` writes them."""
     begins, ends = bounds[:, place] + 1, bounds[:, place + 1]
@@ -161,5 +162,10 @@ def _names(
         and not (edges == ord("."))[0].any()
     ):
         return cells
-    prefix = os.fsencode(folder / "x")[:-1]
-    return [os.fsencode(folder / os.fsdecode(name)).removeprefix(prefix) for name in cells]
+    prefix = os.fsencode(located(folder, "x"))[:-1]
+    return [os.fsencode(located(folder, os.fsdecode(name))).removeprefix(prefix) for name in cells]
+
+
+def located(folder: str, name: str) -> str:
+    """Return the path that a list names, relative to a folder; either may be remote."""
+    return joined(folder, name) if is_remote(name) or is_remote(folder) else str(Path(folder, name))

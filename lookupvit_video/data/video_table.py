@@ -59,7 +59,7 @@ class VideoTable(Sequence[Video]):
             ``fps`` float64, nan: not given; ``group`` int32; ``label_ends`` int64, where the row's part of ``labels``
             int32 ends.
         source: the list, for messages.
-        prefix: put before each name that is not absolute.
+        prefix: put before each name that is not absolute or remote.
         groups: what ``group`` refers to.
         file: that the columns are mapped from.
         rows: those that count, in order; None: all.
@@ -117,7 +117,7 @@ class VideoTable(Sequence[Video]):
     def _path(self, row: int) -> bytes:
         ends = self.columns["ends"]
         name = self.columns["names"][ends[row - 1] if row else 0 : ends[row]].tobytes()
-        return name if name.startswith(b"/") else self._prefix + name
+        return name if name.startswith(b"/") or b"://" in name else self._prefix + name
 
     def _labels(self, row: int) -> tuple[int, ...] | None:
         if "label_ends" not in self.columns:
@@ -135,7 +135,7 @@ class VideoTable(Sequence[Video]):
             starts = np.where(part > 0, ends[part - 1], 0).tolist()
             for start, stop in zip(starts, ends[part].tolist(), strict=True):
                 name = bytes(names[start:stop])
-                yield name if name.startswith(b"/") else prefix + name
+                yield name if name.startswith(b"/") or b"://" in name else prefix + name
 
     def every_label(self) -> np.ndarray:
         """Return the labels of all rows, int32; of several labels a video, those of one row after those of another."""

@@ -25,6 +25,7 @@ from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.video_files import find_video_files, is_video_name, some_videos
 from lookupvit_video.preparation.inspect_file import KINDS, FileReport, Problem, inspect_file
 from lookupvit_video.processes.pool import run_isolated
+from lookupvit_video.remote import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,8 @@ def inspect_files(
     """
     of_file = defaultdict(list)
     for row in rows:
-        of_file[os.path.abspath(row.video.path)].append(row)
+        path = row.video.path
+        of_file[path if is_remote(path) else os.path.abspath(path)].append(row)
     paths = list(of_file)
     look = partial(_inspected, thorough)
     tasks = [(path, next((row.video.fps for row in of_file[path] if row.video.fps), 0.0)) for path in paths]
@@ -136,7 +138,7 @@ def inspect_files(
 
 def _inspected(thorough: bool, task: tuple[str, float]) -> FileReport:
     path, frame_rate = task
-    return inspect_file(path, thorough, frame_rate)
+    return inspect_file(path, thorough, frame_rate, remote=True)
 
 
 # Rows, their files, and other rows -----------------------------------------------------------------------------

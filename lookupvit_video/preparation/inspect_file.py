@@ -133,13 +133,13 @@ class FileReport:
     problems: list[Problem] = field(default_factory=list)
 
 
-def inspect_file(path: str, thorough: bool = False, frame_rate: float = 0.0) -> FileReport:
+def inspect_file(path: str, thorough: bool = False, frame_rate: float = 0.0, remote: bool = False) -> FileReport:
     """Open a file, decode its first, middle and last frame, or all of them, and return what was found.
 
     Every failure of the file becomes a problem; nothing is raised for it.
 
     Args:
-        frame_rate: pictures a second, where it is a folder of pictures.
+        frame_rate, remote: see ``open_video``.
     """
     report = FileReport()
     if os.path.isfile(path):
@@ -152,7 +152,7 @@ def inspect_file(path: str, thorough: bool = False, frame_rate: float = 0.0) -> 
     with _decoder_messages() as messages:
         try:
             with open_video(
-                path, timeout=0, frame_rate=frame_rate
+                path, timeout=0, frame_rate=frame_rate, remote=remote
             ) as reader:  # the process has a time limit of its own
                 _decode_three(report, reader)
                 if thorough:
@@ -160,7 +160,7 @@ def inspect_file(path: str, thorough: bool = False, frame_rate: float = 0.0) -> 
                 damage, report.interlaced = reader.damage, reader.interlaced
                 if reader.remark:
                     report.problems.append(Problem("orientation", reader.remark))
-            failed = 0 if os.path.isdir(path) else _read_packets(report, path)
+            failed = _read_packets(report, path) if os.path.isfile(path) else 0
         except DecodeError as error:
             kind = next((kind for words, kind in _REASONS.items() if re.search(words, error.reason)), "unreadable")
             problem = Problem(kind, error.reason)

@@ -312,7 +312,7 @@ def report_changes(run: Run, resumed: Checkpoint, threads: list[int]) -> None:
 
 
 def _opened(video: Video, backend: str, timeout: float) -> VideoReader:
-    return open_video(video.path, backend, timeout=timeout, frame_rate=video.fps or 0.0)
+    return open_video(video.path, backend, timeout=timeout, frame_rate=video.fps or 0.0, remote=True)
 
 
 def usual_seconds(videos: Sequence[Video], backend: str, timeout: float) -> float:
