@@ -21,7 +21,7 @@ COMMANDS = {
     "merge-lora": Command("export", "merge_lora", "put LoRA's updates into the weights"),
     "check": Command("check", "check", "open every video of a data set and report problems"),
     "check-configs": Command("check", "check_configs", "load configs strictly and build their models"),
-    "prepare": Command("prepare", "prepare", "write lists: kinetics, ssv2, moving-digits, subset"),
+    "prepare": Command("prepare", "prepare", "write lists: of data sets, splits, labelling tools"),
     "flops": Command("benchmark", "flops", "count the multiply-accumulates and parameters of a config"),
     "benchmark": Command("benchmark", "benchmark", "measure speed: loader, model, block"),
     "study": Command("study", "study", "train every row of a study for every seed"),

@@ -41,7 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--check-unknown-list", metavar="FILE", help="others of them, to evaluate with --check-list")
     wanted = parser.add_mutually_exclusive_group()
     wanted.add_argument("--drop", type=percent, metavar="POINTS",
-                        help="top-1 that --adaptive may lose against the largest grid (default: 0.5)")  # fmt: skip
+                        help="top-1 that --adaptive may lose against the largest grid, with 95 %% confidence (default: "
+                        "0.5)")  # fmt: skip
     wanted.add_argument("--accuracy", type=percent, metavar="PERCENT", help="top-1 wanted, instead of --drop")
     options.add_views(parser)
     options.add_workers(parser)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CHECK_EXAMPLES = """  lookupvit check --cfg demo_motion
   lookupvit check --cfg k400_lvit --split train --thorough DATA.PATH_TO_DATA_DIR /data/k400
   lookupvit check my_videos/ --duplicates --out runs/my_videos
+  lookupvit check train.csv test.csv --copies
 
 Writes into --out: report.csv and report.json (every file), bad_videos.csv (files that cannot be used, if there are
 any; training skips them with DATA.SKIP_LIST), contact_sheet.png (some clips as the model sees them, before erasing
@@ -44,6 +45,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--split", nargs="+", metavar="SPLIT", help="train, val, test: those lists of the config (default: all)")
     add("--thorough", action="store_true", help="decode all frames, not just the first, middle and last")
     add("--duplicates", action="store_true", help="find files of the same content, for example in train and test")
+    add("--copies", action="store_true",
+        help="find videos that are copies: re-encoded, rescaled, cut, mirrored, with bars, faster (decodes all frames)"
+    )  # fmt: skip
     options.add_timeout(parser, 30.0, "seconds for one file")
     add("--processes", type=options.positive, default=os.cpu_count() or 1, metavar="N", help="default: one per core")
     add("--sheet", type=options.natural, default=24, metavar="N",
@@ -83,6 +87,14 @@ def inspect(
         total = len({row.video.path for row in rows})
         digests = dict(progress(file_digests(rows), total=total, label="comparing", unit="videos"))
     check_repeats(rows, digests)
+    if arguments.copies:
+        from lookupvit_video.preparation.copies.report import check_copies
+
+        follow = partial(progress, label="looking for copies", unit="videos")
+        check_copies(
+            rows, digests, processes=arguments.processes, timeout=10 * arguments.timeout,
+            follow=lambda outcomes, total: follow(outcomes, total=total),
+        )  # fmt: skip
 
 
 def make_sheet(

@@ -3,7 +3,7 @@
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,20 @@ SPLIT_EXAMPLES = r"""  lookupvit prepare split --data my_videos --out lists
 No group is in two splits: the list's column "group", what --group-by finds in the path, or else each file. The lists
 are for DATA.PATH_TO_DATA_DIR; folds are in OUT/0, OUT/1, ..., each with the fold as val.csv and test.csv.
 """
+TOOLS = ("label-studio", "cvat", "via", "fiftyone", "activitynet", "elan")  # as preparation.labelling.convert
+IMPORT_EXAMPLES = """  lookupvit prepare import-labels --tool cvat annotations.xml --videos my_videos --out lists
+  lookupvit prepare import-labels --tool label-studio export.json --rate 24 --videos my_videos --out lists
+  lookupvit prepare import-labels --tool elan eaf_files/ --origin file --videos my_videos --out lists
+
+Writes OUT/all.csv (path,label,start,end) and OUT/classes.txt. Frame numbers become seconds by each file's own time
+stamps. What a tool's file does not say is given by an option, or refused.
+"""
+EXPORT_EXAMPLES = """  lookupvit prepare export-labels --tool fiftyone lists/all.csv --out labels.json
+  lookupvit prepare export-labels --tool label-studio answers.jsonl --rate 24 --out tasks.json   # of predict --json
+  lookupvit prepare export-labels --tool elan timeline.json --out eaf_files/                     # of timeline --json
+
+Answers and timelines become predictions, to start the next round of labelling from.
+"""
 SHARDS_EXAMPLES = """  lookupvit prepare shards --list data/k400/train.csv --out /data/shards/train
   lookupvit prepare shards --index /data/wds/*.tar --out /data/wds/train --classes classes.txt
   lookupvit prepare shards --verify /data/shards/*.tar
@@ -57,6 +71,10 @@ def prepare() -> int:
             "moving-digits": options.Command("prepare", "moving_digits", "make the demo videos"),
             "shards": options.Command("prepare", "shards", "tar files with an index, of the videos of a list"),
             "split": options.Command("prepare", "split", "lists of your own videos that share no recording"),
+            "import-labels": options.Command("prepare", "import_labels", "labels of a labelling tool -> a list"),
+            "export-labels": options.Command(
+                "prepare", "export_labels", "a list or answers -> a labelling tool's file"
+            ),
             "subset": options.Command("prepare", "subset", "some classes of Moving Digits"),
         },
         "Write the lists of a data set.",
@@ -184,6 +202,58 @@ def split() -> int:
     lines, hints = prepare_split(arguments.data, arguments.out, arguments.group_by, chosen)
     print("\n".join([*lines, *(f"note: {hint}" for hint in hints)]))
     return 0
+
+
+def _add_tool(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--tool", required=True, choices=TOOLS, help="whose file it is")
+    options.add_out(parser, metavar="PATH")
+    add("--rate", type=float, metavar="FPS", help="frames a second that the tool assumes (label-studio: required; "
+        "default: its frames are the file's own)")  # fmt: skip
+    add("--frame-base", type=int, choices=(0, 1), help="number of the first frame (default: as the tool counts)")
+    add("--end", default="", choices=("inclusive", "exclusive"),
+        help="whether the end is the last frame or the one after it (default: as the tool has it)")  # fmt: skip
+    add("--origin", default="", choices=("file", "first-frame"), help="what second 0 of the tool is, where the picture "
+        "begins after the file does (default: refuse such files)")  # fmt: skip
+
+
+def import_labels() -> int:
+    """Run `lookupvit prepare import-labels`."""
+    parser = options.make_parser("Write the labels of a labelling tool as a list.", IMPORT_EXAMPLES)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="what the tool exported")
+    parser.add_argument("--videos", required=True, type=Path, metavar="DIR", help="folder with the videos")
+    _add_tool(parser)
+    arguments = parser.parse_args()
+    from lookupvit_video.log import setup_logging
+    from lookupvit_video.preparation.labelling.convert import Choices, import_labels
+
+    setup_logging()
+    chosen = Choices(arguments.rate, arguments.frame_base, arguments.end, arguments.origin)
+    count = import_labels(arguments.tool, arguments.files, arguments.videos, arguments.out, chosen, _reading)
+    print(f"{arguments.out / 'all.csv'}: {count} labels")
+    return 0
+
+
+def export_labels() -> int:
+    """Run `lookupvit prepare export-labels`."""
+    parser = options.make_parser("Write a list, answers or a timeline as a labelling tool's file.", EXPORT_EXAMPLES)
+    parser.add_argument("source", type=Path, metavar="FILE", help="a list, or JSON of predict or timeline")
+    _add_tool(parser)
+    arguments = parser.parse_args()
+    from lookupvit_video.log import setup_logging
+    from lookupvit_video.preparation.labelling.convert import Choices, export_labels
+
+    setup_logging()
+    chosen = Choices(arguments.rate, arguments.frame_base, arguments.end, arguments.origin)
+    count = export_labels(arguments.tool, arguments.source, arguments.out, chosen, _reading)
+    print(f"{arguments.out}: {count} labels")
+    return 0
+
+
+def _reading(paths: Sequence[str]) -> Iterable[str]:
+    from lookupvit_video.progress import progress
+
+    return progress(paths, total=len(paths), label="reading time stamps", unit="videos")
 
 
 def shards() -> int:

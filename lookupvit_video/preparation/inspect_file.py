@@ -66,6 +66,8 @@ KINDS = {
     "train and test": ProblemKind(False, "the same video in training and in validation or test inflates the accuracy: "
                                          "take it out of one of them"),
     "two labels": ProblemKind(False, "the same video under several labels: at most one is right"),
+    "copy": ProblemKind(False, "a cut, mirrored or re-encoded copy in training and in validation or test inflates the "
+                               "accuracy: give both the same group and split again"),
     "twice": ProblemKind(False, "the same video several times in a split counts more than others: keep one"),
 }  # fmt: skip
 

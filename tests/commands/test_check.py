@@ -18,6 +18,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes, load_split
 from lookupvit_video.preparation.inspect_file import inspect_file
 from lookupvit_video.processes.pool import run_isolated
+from tests.copies import scene, store
 from tests.damage import pictures, write_byte_damage, write_no_videos, write_originals
 from tests.preparation.test_check import MAY_PASS
 from tests.small import call_tool, make_videos, run_tool, settings
@@ -235,3 +236,14 @@ def _measure(paths):
     print("MiB and open files of one process after each round:", [(round(mib, 1), files) for mib, files in after])
     assert after[-1][1] == after[0][1]
     assert after[-1][0] - after[0][0] < 20
+
+
+def test_copies_in_training_and_test(tmp_path):
+    frames = scene(1, size=(64, 48), seconds=2)
+    for split, crf in (("train", 20), ("test", 28)):
+        store(tmp_path / f"{split}.mp4", frames, crf)
+        (tmp_path / f"{split}.csv").write_text(f"path,label\n{split}.mp4,0\n")
+    done = check(tmp_path / "train.csv", tmp_path / "test.csv", "--copies", out=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "copy: 1 (can be used as they are)\n" in done.stdout
+    assert f"{tmp_path / 'test.mp4'}: of {tmp_path / 'train.mp4'} (train): likeness 0.9" in done.stdout

@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 import pytest
 
-from lookupvit_video.decoding import hevc_slices
+from lookupvit_video.decoding import hevc_slices, pyav_reader
 from lookupvit_video.decoding.backends import open_video
 from lookupvit_video.decoding.hevc_slices import pictures_not_read_to_their_end
 from tests.decoding.test_damaged_videos import first_picture_ends, flip
@@ -53,11 +53,16 @@ def _last_unit(data):
     return length
 
 
-def test_a_thorough_look_reports_it(tmp_path):
+def test_a_thorough_look_reports_it(tmp_path, monkeypatch):
     path = Path(write_video(tmp_path / "a.mp4", **(HEVC | {"frames": 30})))
     with open_video(path) as video:
         video.look_at_all()
         assert not video.damage
+    given, plain = [], pyav_reader.pictures_not_read_to_their_end
+    monkeypatch.setattr(pyav_reader, "pictures_not_read_to_their_end", lambda *a: given.append(a[1:]) or plain(*a))
+    with open_video(path) as video:
+        video.look_at_all()
+    assert given == [(packets_of(path)[1], 4)]
     data, first = path.read_bytes(), first_picture_ends(path)
     found = 0
     for seed in range(12):

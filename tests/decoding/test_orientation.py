@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 
 from lookupvit_video.decoding.backends import BACKENDS, open_video
-from lookupvit_video.decoding.orientation import UPRIGHT, Orientation, carries_message, orientation_of_matrix
+from lookupvit_video.decoding.orientation import (
+    ODDEST_PIXEL,
+    UPRIGHT,
+    Orientation,
+    RgbConverter,
+    carries_message,
+    orientation_of_matrix,
+)
 from lookupvit_video.preparation.inspect_file import inspect_file
 from lookupvit_video.preparation.reencode import Encoding, Job, reencode
 from tests.orientations import (
@@ -247,3 +254,13 @@ def test_videos_that_carry_nothing_are_left_as_they_are(tmp_path, backend):
         assert not getattr(video, "_pyav", video)._timeline.oriented
         assert video.remark is None
         assert (video._library is None) == (backend == "pyav") if backend != "pyav" else True
+
+
+@pytest.mark.parametrize("aspect", [1.5 / ODDEST_PIXEL, 1 / ODDEST_PIXEL, ODDEST_PIXEL])
+def test_pixels_up_to_the_oddest_shape_count(aspect):
+    converter = RgbConverter()
+    converter.fit((100, 80), UPRIGHT, aspect)
+    assert converter.stored_size == (round(100 * aspect), 80)
+    for odder in (1.01 * ODDEST_PIXEL, 0.99 / ODDEST_PIXEL):
+        converter.fit((100, 80), UPRIGHT, odder)
+        assert converter.stored_size == (100, 80)

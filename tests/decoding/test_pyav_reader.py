@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import pytest
 
-from lookupvit_video.decoding import reader
+from lookupvit_video.decoding import opening, reader
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.timeline import index_path
@@ -134,3 +134,21 @@ def test_what_is_no_file(tmp_path, name, reason):
     os.mkfifo(tmp_path / "a.mp4")
     with pytest.raises(DecodeError, match=reason):
         open_video(tmp_path / name)
+
+
+def test_the_first_bytes_say_what_they_leave_no_doubt_of(videos):
+    kinds = {Path(path).suffix: opening._format_by_head(str(path)) for path in videos.values()}
+    assert kinds[".mp4"] == "mp4"
+    assert kinds.get(".webm", "matroska") == kinds.get(".mkv", "matroska") == "matroska"
+    assert kinds.get(".avi") is None
+
+
+def test_pictures_of_codecs_decoded_from_key_to_key_are_kept(tmp_path, monkeypatch):
+    """So that a damaged one shows the same at each reading, see ``FrameKeeper``."""
+    made, plain = [], opening.FrameKeeper
+    monkeypatch.setattr(opening, "FrameKeeper", lambda: made.append(plain()) or made[-1])
+    for codec, suffix in (("libx264", ".mp4"), ("libvpx", ".webm")):
+        made.clear()
+        with open_video(write_video(tmp_path / f"a{suffix}", codec=codec, frames=6)) as video:
+            video.frames_at([0.1])
+            assert bool(made) == video.file.from_key_to_key == (suffix == ".webm")

@@ -12,8 +12,10 @@ from lookupvit_video.decoding.reader import DamageList
 from lookupvit_video.decoding.timeline import (
     FrameTimeline,
     Key,
+    announced_stamps,
     index_path,
     is_unreferenced,
+    length_size,
     load_timeline,
     longest_rise,
     nal_layout,
@@ -140,6 +142,12 @@ def test_how_long_the_lengths_before_nal_units_are(codec, extradata, expected):
     assert nal_layout(stream_of(codec, extradata)) == expected
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_of_hevc_the_length_is_said_further_on(size):
+    assert length_size(stream_of("hevc", b"\x01" + bytes(20) + bytes([0xFC | size - 1]))) == size
+    assert length_size(stream_of("hevc", b"\x01" + bytes(20))) == 0
+
+
 def units(*headers, length=4):
     """NAL units of two bytes, each behind its length or (0) a start code."""
     return b"".join((b"\0\0\0\x01" if not length else (2).to_bytes(length, "big")) + bytes([h, 0x88]) for h in headers)
@@ -257,6 +265,14 @@ def test_codecs_and_containers_that_are_seeked_in(codec, container):
 )  # fmt: skip
 def test_packets_that_do_not_order_the_frames(packets):
     assert line(*packets) is None
+
+
+@pytest.mark.parametrize(("container", "announced"), [("mov,mp4", [10, 12, 14]), ("mpegts", [12, 14])])
+def test_a_recording_begins_with_its_first_key_frame_and_a_file_with_its_first(container, announced):
+    there = SimpleNamespace(format=SimpleNamespace(name=container))
+    packets = noted((10, 8, ""), (12, 10, "k"), (14, 12, ""))
+    assert announced_stamps(packets, there, stream_of("hevc")) == announced
+    assert announced_stamps(packets[:1], there, stream_of("hevc")) == (None if container == "mpegts" else [10])
 
 
 def test_time_stamps_of_packets_are_none_of_pictures():

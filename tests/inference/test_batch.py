@@ -90,6 +90,8 @@ def test_paths_in_a_list_start_at_its_folder(folder):
     found, failures = find_videos(["z.mp4"], [str(folder / "list.txt"), str(folder / "table.csv")])
     assert found == ["z.mp4", str(folder / "a.mp4"), "/abs/b.mp4", str(folder / "deep/c.webm"), str(folder / "x,y.mp4")]
     assert failures == []
+    (folder / "loose.txt").write_text('  a.mp4 \n"deep/c.webm"\n')
+    assert find_videos([], [str(folder / "loose.txt")]) == ([str(folder / "a.mp4"), str(folder / "deep/c.webm")], [])
 
 
 def test_a_list_may_be_as_long_as_the_limit(monkeypatch):
@@ -243,11 +245,14 @@ def test_a_table_resumes_with_whole_rows_and_the_same_columns(tmp_path):
     with AnswerFile(str(path), columns, resume=True) as file:
         assert file.done == {"a"}
     assert path.read_bytes() == b"path,label_1,error\r\na,x,\r\n"
-    with pytest.raises(ValueError, match=r"a.csv: --resume: the file has other columns; use the same --topk"):
+    with pytest.raises(
+        ValueError, match=r"a.csv: --resume: the file has other columns; use the same --topk"
+    ) as refused:
         AnswerFile(str(path), ["path", "error"], resume=True)
     path.write_text("")
-    with AnswerFile(str(path), columns, resume=True) as file:
+    with AnswerFile(str(path), columns, resume=True) as file:  # nobody holds its lock any more
         assert file.done == set()
+    assert refused.tb  # which would have kept it
     assert path.read_bytes() == b"path,label_1,error\r\n"
 
 

@@ -200,6 +200,7 @@ def test_a_sheet_has_three_strips_in_a_row_each_with_its_label_and_file(monkeypa
         assert int(axis.images[0].get_array()[0, 0, 0]) == number
         assert axis.get_title(loc="left") == (f"label {number}" if number != 1 else "no label")
         assert axis.get_xlabel() == f"train  {number}.mp4"  # below the folder that all share
+        assert not any(text.get_parse_math() for text in (axis._left_title, axis.xaxis.label))  # "$5 to $6" is a name
         assert axis.get_anchor() == "NW"  # under its label, which begins on the left
         assert not any(spine.get_visible() for spine in axis.spines.values())
         assert len(axis.get_xticks()) == len(axis.get_yticks()) == 0
