@@ -312,7 +312,8 @@ def predict(words: Sequence[str] | None = None) -> int:
     with adapted(predictor.model, statistics), report_lost_processes(world):
         shares = gather_objects(answer_all(arguments, predictor, videos, failures, world), world)
     close_world()
-    lost, costs = ([one for share in shares for one in share[part]] for part in (0, 1))
+    lost = [failure for share, _ in shares for failure in share]
+    costs = [cost for _, share in shares for cost in share]
     if world.is_main:
         report(predictor, lost, costs)
     if any(failure.error.startswith(INTERNAL) for failure in lost):

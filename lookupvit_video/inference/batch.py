@@ -267,7 +267,7 @@ def shared_answer_file(path: str, columns: Sequence[str] | None, resume: bool, w
                 main = stack.enter_context(AnswerFile(path, columns, resume))
             except UserError as raised:
                 error = raised
-        failed, done = gather_objects((error and str(error), main and main.done), world)[0]
+        failed, done = gather_objects((str(error or ""), main.done if main is not None else set[str]()), world)[0]
         if failed:
             raise error or UserError(failed)
         folder, name = os.path.split(path)

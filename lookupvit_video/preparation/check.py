@@ -112,19 +112,25 @@ def inspect_files(
     processes: int,
     timeout: float = 30.0,
     thorough: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[dict[str, FileReport]], list[dict[str, FileReport]]] = lambda found: [found],
     follow: Callable[[Iterator[Any], int], Iterable[Any]] = lambda outcomes, total: outcomes,
 ) -> None:
     """Examine the file of every row, each file once, and note the findings in the rows.
 
     Args:
         timeout: seconds for one file, see `run_isolated`; tried a second time, alone, before it counts as a time-out.
+        rank, world_size: this process and how many share the files.
+        gather: returns the findings of all of them.
         follow: given the outcomes as they come and their number, passes them through; a progress bar.
     """
     of_file = defaultdict(list)
     for row in rows:
         path = row.video.path
         of_file[path if is_remote(path) else os.path.abspath(path)].append(row)
-    paths = list(of_file)
+    paths = list(of_file)[rank::world_size]
+    reports: dict[str, FileReport] = {}
     look = partial(_inspected, thorough)
     tasks = [(path, next((row.video.fps for row in of_file[path] if row.video.fps), 0.0)) for path in paths]
     outcomes = run_isolated(look, tasks, processes=processes, timeout=timeout, second_try=True)
@@ -132,7 +138,9 @@ def inspect_files(
         if file is None:
             assert lost is not None
             file = FileReport(problems=[Problem(lost.cause, lost.detail)])
-        for row in of_file[paths[number]]:
+        reports[paths[number]] = file
+    for path, file in (item for share in gather(reports) for item in share.items()):
+        for row in of_file[path]:
             row.file = file
 
 

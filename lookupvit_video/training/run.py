@@ -334,7 +334,13 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     metrics = chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
     if cfg.TRAIN.BEST_METRIC not in [metric.name for metric in metrics]:
         raise UserError(f"TRAIN.BEST_METRIC {cfg.TRAIN.BEST_METRIC} says nothing of {len(classes)} classes; set top1")
-    train_videos, val_videos = _lists(cfg, classes, world)
+
+    def load(split: str) -> Sequence[Video]:
+        return main_first(world, lambda main: load_split(cfg, split, classes, check=main))
+
+    train_videos, val_videos = load("train"), load("val") if cfg.TRAIN.EVAL_PERIOD else []
+    if world.is_main:
+        _warn_of_lists(cfg.DATA, classes, train_videos, val_videos, tests=cfg.TEST.ENABLE)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
     if cfg.DATA.SAMPLING == "segments" and not cfg.DATA.VIDEO_SECONDS and world.is_main:
         cfg = cfg.clone()
@@ -382,17 +388,13 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     return run
 
 
-def _lists(cfg: CfgNode, classes: list[str], world: World) -> tuple[Sequence[Video], Sequence[Video]]:
-    """Read the lists for training and validation, and log what is odd about them."""
-    train_videos = main_first(world, lambda main: load_split(cfg, "train", classes, check=main))
-    val_videos: Sequence[Video] = []
-    if cfg.TRAIN.EVAL_PERIOD:
-        val_videos = main_first(world, lambda main: load_split(cfg, "val", classes, check=main))
-    if world.is_main:
-        test_list = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
-        for warning in warnings_of_run(classes, train_videos, val_videos, test_list, cfg.DATA.PATH_PREFIX):
-            logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
-    return train_videos, val_videos
+def _warn_of_lists(
+    DATA: Section, classes: list[str], train: Sequence[Video], val: Sequence[Video], *, tests: bool
+) -> None:
+    """Log what is odd about the lists of a run."""
+    test_list = joined(DATA.PATH_TO_DATA_DIR, DATA.TEST_LIST) if tests else ""
+    for warning in warnings_of_run(classes, train, val, test_list, DATA.PATH_PREFIX):
+        logger.warning("%s: %s", DATA.TRAIN_LIST, warning)
 
 
 def _resume(run: Run, resumed: Checkpoint, writes: bool) -> None:
