@@ -4,9 +4,10 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -334,11 +335,8 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     metrics = chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
     if cfg.TRAIN.BEST_METRIC not in [metric.name for metric in metrics]:
         raise UserError(f"TRAIN.BEST_METRIC {cfg.TRAIN.BEST_METRIC} says nothing of {len(classes)} classes; set top1")
-
-    def load(split: str) -> Sequence[Video]:
-        return main_first(world, lambda main: load_split(cfg, split, classes, check=main))
-
-    train_videos, val_videos = load("train"), load("val") if cfg.TRAIN.EVAL_PERIOD else []
+    load = partial(load_split, cfg, classes=classes)
+    train_videos, val_videos = _lists(load, world, validates=cfg.TRAIN.EVAL_PERIOD > 0)
     if world.is_main:
         _warn_of_lists(cfg.DATA, classes, train_videos, val_videos, tests=cfg.TEST.ENABLE)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
@@ -386,6 +384,12 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     elif writes:
         forget_bad_videos(run.folder, ("train", "val"), Path(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
     return run
+
+
+def _lists(load: Callable[..., Sequence[Video]], world: World, *, validates: bool) -> list[Sequence[Video]]:
+    """Read the lists for training and, if any, validation; ``load``: see ``load_split``."""
+    train = main_first(world, lambda main: load(split="train", check=main))
+    return [train, main_first(world, lambda main: load(split="val", check=main)) if validates else []]
 
 
 def _warn_of_lists(
