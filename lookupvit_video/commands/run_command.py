@@ -1,11 +1,12 @@
 """How every command ends: errors in one line, and exit codes.
 
 0: done. 1: a runtime failure. 2: invalid input. 75: a training was stopped by a signal and has saved. 130: interrupted
-(Ctrl-C); a training has saved.
+(Ctrl-C); a training has saved. 141: what read standard output has ended, such as `head`.
 """
 
 import errno
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from lookupvit_video.processes.children import end_children
 from lookupvit_video.processes.memory import keep_freed_memory
 from lookupvit_video.text import make_streams_tolerant, one_line, use_utf8
 
+EXIT_BROKEN_PIPE = 128 + 13  # as shells report a program that SIGPIPE ended
 PATIENCE = 5.0  # seconds that an interrupted command may take to end
 
 
@@ -62,6 +64,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     try:
         sys.argv[1:] = expand_arguments(sys.argv[1:])
         code = main()
+        sys.stdout.flush()
     except KeyboardInterrupt as interrupt:
         signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))  # the second one
         end_children()
@@ -72,6 +75,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         sys.exit(EXIT_INTERRUPTED)
     except (UserError, RunFailure, OSError) as error:
         end_children()
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(EXIT_BROKEN_PIPE)
         if os.environ.get("LOOKUPVIT_DEBUG") == "1":
             raise
         _print_last(f"error: {one_line(_explained(error))}")
@@ -83,6 +88,18 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         sys.exit(1)
     end_children()  # a decoding worker that hangs would keep this process from ending
     sys.exit(code)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe without a reader; then it goes nowhere from now on, also as Python ends."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in asked.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _print_last(line: str) -> None:

@@ -174,6 +174,8 @@ def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
     freezes = MODEL.FREEZE_ENCODER or MODEL.FREEZE_SPATIAL
     if MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL:
         yield "MODEL.FREEZE_ENCODER and MODEL.FREEZE_SPATIAL: set one only"
+    if MODEL.ADAPTER == "connector" and not MODEL.FREEZE_SPATIAL:
+        yield "MODEL.ADAPTER connector is between a frozen and a training stage; set MODEL.FREEZE_SPATIAL True"
     if adapted and MODEL.FREEZE_ENCODER:
         yield "MODEL.ADAPTER freezes the encoder itself; set MODEL.FREEZE_ENCODER False"
     if MODEL.TRAIN_NORMS and not (adapted or freezes):
@@ -183,7 +185,9 @@ def _frozen_parts_fit(MODEL: Section, SOLVER: Section) -> Iterator[str]:
             f"SOLVER.FREEZE_EPOCHS is {epochs}; it is only for MODEL.FREEZE_ENCODER or FREEZE_SPATIAL, without "
             f"ADAPTER, and must be below SOLVER.MAX_EPOCH {SOLVER.MAX_EPOCH}"
         )
-    if MODEL.DROP_PATH and freezes and not adapted and not epochs:  # it would act on nothing that learns
+    if (
+        MODEL.DROP_PATH and freezes and MODEL.ADAPTER in ("none", "connector") and not epochs
+    ):  # it would act on nothing that learns
         name = "FREEZE_SPATIAL" if MODEL.FREEZE_SPATIAL else "FREEZE_ENCODER"
         yield f"MODEL.{name} needs MODEL.DROP_PATH 0: the blocks do not train"
 

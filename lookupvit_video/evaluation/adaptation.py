@@ -48,7 +48,7 @@ class TokenStatistics:
         shift_B = ((mean_BD - self.mean).abs() / self.deviation).mean(1)
         return shift_B + (deviation_BD / self.deviation).clamp(min=1e-6).log().abs().mean(1)
 
-    def aligned(self, tokens_BND: Tensor, positions_1ND: Tensor) -> Tensor:
+    def aligned(self, tokens_BND: Tensor, positions_1ND: Tensor | float) -> Tensor:
         """Return tokens (B, N, D) with their positions, those of far clips with the statistics of clean videos."""
         content_BND = (tokens_BND - positions_1ND).float()
         mean_B1D, deviation_B1D = content_BND.mean(1, keepdim=True), content_BND.std(1, keepdim=True)
@@ -70,7 +70,7 @@ def measure_tokens(model: nn.Module, clips: Iterable[Tensor]) -> TokenStatistics
     with torch.inference_mode():
         for clips_BCTHW in clips:
             tokenizer = _tokenizer(model)
-            tokens_BND = (tokenizer(clips_BCTHW) - tokenizer.positions).float()
+            tokens_BND = (tokenizer(clips_BCTHW) - tokenizer.added_positions).float()
             means.append(tokens_BND.mean(1).cpu())
             deviations.append(tokens_BND.std(1).cpu())
     mean_BD, deviation_BD = torch.cat(means), torch.cat(deviations)
@@ -102,7 +102,7 @@ def adapted(model: nn.Module, statistics: TokenStatistics | None) -> Iterator[No
 
 
 def _hook(statistics: TokenStatistics, tokenizer: Any, _inputs: Any, tokens_BND: Tensor) -> Tensor:
-    return statistics.aligned(tokens_BND, tokenizer.positions)
+    return statistics.aligned(tokens_BND, tokenizer.added_positions)
 
 
 def statistics_path(checkpoint: str | Path) -> Path:

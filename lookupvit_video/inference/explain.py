@@ -22,6 +22,7 @@ from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import head_mean, using_kernel
 from lookupvit_video.models.budget import Budget
+from lookupvit_video.models.kernels.rotary import rotate
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.text import grid_name
 
@@ -189,18 +190,18 @@ def _one_matrix(shares_GMN: Tensor) -> Tensor:
 
 
 @contextmanager
-def watched(blocks: Iterable[Any]) -> Iterator[list[dict[str, Tensor]]]:
+def watched(blocks: Iterable[Any]) -> Iterator[list[dict[str, Any]]]:
     """Record the projections in each block's attentions while a model runs, since fused kernels return no weights."""
-    kept: list[dict[str, Tensor]] = []
+    kept: list[dict[str, Any]] = []
     hooks = []
     for block in blocks:
         cross = block.cross_attention
-        notes: dict[str, Tensor] = {}
+        notes: dict[str, Any] = {}
         modules = {"query": cross.query, "key_value": cross.key_value, "refine": block.refine.attention.qkv}
         if block.writes_back:
             modules["infuse"] = cross.infuse_value
         hooks += [module.register_forward_hook(partial(_keep, notes, name)) for name, module in modules.items()]
-        hooks.append(block.register_forward_pre_hook(partial(_keep_kept, notes)))
+        hooks.append(block.register_forward_pre_hook(partial(_keep_inputs, notes)))
         kept.append(notes)
     try:
         yield kept
@@ -209,28 +210,29 @@ def watched(blocks: Iterable[Any]) -> Iterator[list[dict[str, Tensor]]]:
             hook.remove()
 
 
-def _keep(notes: dict[str, Tensor], name: str, _: nn.Module, __: Any, output: Tensor) -> None:
+def _keep(notes: dict[str, Any], name: str, _: nn.Module, __: Any, output: Tensor) -> None:
     notes[name] = output.float()
 
 
-def _keep_kept(notes: dict[str, Tensor], _: nn.Module, inputs: tuple[Any, ...]) -> None:
-    if len(inputs) > 4 and inputs[4] is not None:
-        notes["kept"] = inputs[4]
+def _keep_inputs(notes: dict[str, Any], _: nn.Module, inputs: tuple[Any, ...]) -> None:
+    notes |= {name: value for name, value in zip(("kept", "rotary"), inputs[4:], strict=False) if value is not None}
 
 
-def mixing(block: Any, notes: dict[str, Tensor], num_tokens: int) -> Mixing:
+def mixing(block: Any, notes: dict[str, Any], num_tokens: int) -> Mixing:
     """Return the weights of a ``LookupViTBlock``, whose kernel is eager, from the projections that ``watched`` kept.
 
     Args:
         num_tokens: N; where the block works on fewer, the others get and give nothing.
     """
     cross, own = block.cross_attention, block.refine.attention
+    of_compressed, of_lookup = notes.get("rotary", (None, None))
     q, k = _heads(cross, notes["query"], notes["key_value"].chunk(2, dim=-1)[0])
+    q, k = rotate(q, of_compressed), rotate(k, of_lookup)
     gather, lookup = kernels.gather(
         q, k, _unit(k), cross.kernel, cross.reverse
     )  # unit values: the result is the weights
     infuse = head_mean(kernels.write_back(_unit(q), lookup)) if "infuse" in notes else None
-    q, k = _heads(own, *notes["refine"].chunk(3, dim=-1)[:2])
+    q, k = (rotate(x, of_compressed) for x in _heads(own, *notes["refine"].chunk(3, dim=-1)[:2]))
     refine = ((q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)).softmax(-1)
     shares = head_mean(gather)
     if "kept" in notes:

@@ -1,6 +1,7 @@
 """Parameter-efficient tuning: AdaptFormer's adapters or LoRA in the blocks of a model whose own weights are frozen.
 
-Both keep the names of the adapted weights, so that MODEL.INIT_FROM fills them as in the plain model; both start as that
+A connector is an adapter between its frozen and its training stage.
+All keep the names of the adapted weights, so that MODEL.INIT_FROM fills them as in the plain model; all start as that
 model; and their parameters are known by name (``is_adapter``).
 Reading order: ``add_adapters``, AdaptFormer, LoRA, ``merge_lora``.
 """
@@ -12,17 +13,19 @@ from torch.nn import functional as F
 
 from lookupvit_video.errors import UserError
 
-WIDTHS = {"adaptformer": 64, "lora": 8}
+WIDTHS = {"adaptformer": 64, "adaptformer_code": 64, "lora": 8, "connector": 64}
 """Inner width of an adapter (AdaptFormer, table 1), rank of LoRA, where none is given."""
-SCALES = {"adaptformer": 0.1, "lora": 1.0}
+SCALES = {"adaptformer": 0.1, "adaptformer_code": 0.1, "lora": 1.0, "connector": 1.0}
 """What their output is multiplied with: AdaptFormer's s; LoRA's alpha / rank."""
 
 
 def add_adapters(blocks: nn.Module, kind: str, width: int = 0, scale: float = 0.0) -> None:
-    """Put adapters into every block of a list, in place; the output does not change.
+    """Put adapters into every block of a list, or one into a ``TemporalEncoder``; the output does not change.
 
     Args:
-        kind: "adaptformer": parallel to each MLP, also those of the lookup tokens; "lora": on each linear layer.
+        kind: "adaptformer": parallel to each MLP, also those of the lookup tokens, as in the paper; "adaptformer_code":
+            the same as its authors' code has it, see ``Adapter``; "lora": on each linear layer; "connector": on the one
+            vector per time index that a temporal encoder gets.
         width: inner width or rank; 0: that of ``WIDTHS``.
         scale: 0: that of ``SCALES``.
 
@@ -32,11 +35,17 @@ def add_adapters(blocks: nn.Module, kind: str, width: int = 0, scale: float = 0.
     if kind not in WIDTHS:
         raise UserError(f"adapters {kind!r}: choose {' or '.join(WIDTHS)}")
     width, scale = width or WIDTHS[kind], scale or SCALES[kind]
+    if kind == "connector":
+        positions = blocks.get_parameter("positions")
+        blocks.adapter = Adapter(positions.shape[-1], width, scale).to(positions)
     for name, module in list(blocks.named_modules()):
         if kind == "adaptformer" and type(module) is nn.Sequential:
             blocks.set_submodule(name, AdaptedMLP(module, width, scale))
         elif kind == "lora" and isinstance(module, nn.Linear):
             blocks.set_submodule(name, LoRALinear(module, width, scale))
+        elif kind == "adaptformer_code" and (norm := getattr(module, "adapted_norm", None)) is not None:
+            adapter = Adapter(norm.normalized_shape[0], width, scale, dropout=0.1)
+            module.adapter = adapter.to(norm.weight)
 
 
 def is_adapter(name: str) -> bool:
@@ -45,11 +54,16 @@ def is_adapter(name: str) -> bool:
 
 
 class Adapter(nn.Module):
-    """A narrow MLP: down, ReLU, up (AdaptFormer, arXiv 2205.13535, section 3.2); zero at first."""
+    """A narrow MLP: down, ReLU, up (AdaptFormer, arXiv 2205.13535, section 3.2); zero at first.
 
-    def __init__(self, dim: int, width: int, scale: float):
+    The paper's equation 2 and the released code differ (ShoufaChen/AdaptFormer, issues 5 and 9): in the code, which the
+    published figures belong to, the adapter reads the tokens before the norm, is added outside drop path and layer
+    scale, and has a dropout of 0.1 before its second layer.
+    """
+
+    def __init__(self, dim: int, width: int, scale: float, dropout: float = 0.0):
         super().__init__()
-        self.scale = scale
+        self.scale, self.dropout = scale, dropout
         self.down, self.up = nn.Linear(dim, width), nn.Linear(width, dim)
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
         for zero in (self.down.bias, self.up.weight, self.up.bias):
@@ -57,7 +71,10 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D) to (..., D)."""
-        update: Tensor = self.scale * self.up(F.relu(self.down(x)))
+        hidden = F.relu(self.down(x))
+        if self.dropout:
+            hidden = F.dropout(hidden, self.dropout, self.training)
+        update: Tensor = self.scale * self.up(hidden)
         return update
 
 

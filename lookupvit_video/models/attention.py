@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from lookupvit_video.errors import UserError
 from lookupvit_video.models import kernels
 from lookupvit_video.models.kernels import KERNELS, Lookup
+from lookupvit_video.models.kernels.rotary import Rotary, rotate
 
 NORM_EPS = 1e-6  # as ViT, MAE and VideoMAE
 REVERSE_WEIGHTS = ("transpose", "scaled", "softmax")
@@ -49,18 +50,21 @@ class SelfAttention(nn.Module):
         self.norm_key = _head_norm(dim, num_heads, qk_norm)
         self.projection = nn.Linear(dim, dim)
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
-        return self.with_keys(x_BND)[0]
+        return self.with_keys(x_BND, rotary=rotary)[0]
 
-    def with_keys(self, x_BND: Tensor, key_bias_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def with_keys(
+        self, x_BND: Tensor, key_bias_BN: Tensor | None = None, rotary: Rotary | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the output (B, N, D) and the keys (B, H, N, d).
 
         Args:
             key_bias_BN: added to the logits of each key (token merging weighs a key by the tokens in it).
+            rotary: by what queries and keys are turned; None: by nothing.
         """
         q_BHNd, k_BHNd, v_BHNd = self.qkv(x_BND).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q_BHNd, k_BHNd = self.norm_query(q_BHNd), self.norm_key(k_BHNd)
+        q_BHNd, k_BHNd = rotate(self.norm_query(q_BHNd), rotary), rotate(self.norm_key(k_BHNd), rotary)
         out_BHNd = kernels.self_attention(q_BHNd, k_BHNd, v_BHNd, self.kernel, key_bias_BN)
         return self.projection(out_BHNd.transpose(1, 2).flatten(2)), k_BHNd
 
@@ -107,11 +111,18 @@ class BidirectionalCrossAttention(nn.Module):
         x = x.unflatten(-1, (self.num_heads, -1))
         return (norm(x) if norm else x).transpose(1, 2)  # not after: torch 2.15 compiles norms of strided views wrongly
 
-    def gather(self, compressed_BMD: Tensor, lookup_BND: Tensor) -> tuple[Tensor, Lookup]:
-        """Look up: compressed (B, M, D) and lookup tokens (B, N, D) -> update (B, M, D), what ``write_back`` needs."""
-        q_BHMd = self._heads(self.query(compressed_BMD), self.norm_query)
+    def gather(
+        self, compressed_BMD: Tensor, lookup_BND: Tensor, rotary: tuple[Rotary, Rotary] | None = None
+    ) -> tuple[Tensor, Lookup]:
+        """Look up: compressed (B, M, D) and lookup tokens (B, N, D) -> update (B, M, D), what ``write_back`` needs.
+
+        Args:
+            rotary: by what queries (of the compressed tokens) and keys (of the lookup tokens) are turned.
+        """
+        of_queries, of_keys = rotary or (None, None)
+        q_BHMd = rotate(self._heads(self.query(compressed_BMD), self.norm_query), of_queries)
         k_BND, v_BND = self.key_value(lookup_BND).chunk(2, dim=-1)
-        k_BHNd, v_BHNd = self._heads(k_BND, self.norm_key), self._heads(v_BND)
+        k_BHNd, v_BHNd = rotate(self._heads(k_BND, self.norm_key), of_keys), self._heads(v_BND)
         out_BHMd, lookup = kernels.gather(q_BHMd, k_BHNd, v_BHNd, self.kernel, self.reverse)
         return self.gather_projection(out_BHMd.transpose(1, 2).flatten(2)), lookup
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ from lookupvit_video.models.attention import (
     SelfAttention,
 )
 from lookupvit_video.models.kernels import Lookup
-from lookupvit_video.models.tokenizer import Grid, sine_cosine_positions
+from lookupvit_video.models.kernels.rotary import FORMS, Rotary
+from lookupvit_video.models.tokenizer import Grid, TubeletTokenizer, sine_cosine_positions
 
 
 class QuickGELU(nn.Module):
@@ -52,6 +54,20 @@ class BlockOptions:
     """See ``BidirectionalCrossAttention``; dense blocks ignore it."""
     lookup_conv: tuple[int, ...] = ()
     """t x h x w of the kernel of a ``LocalMixing`` in the MLP of the tokens of the complete grid; (): none."""
+    rotary: str = ""
+    """How queries and keys are turned by their place, one of ``rotary.FORMS``; "": not at all."""
+    pre_norm: bool = False
+    """Whether there is a norm before the first block too, as in CLIP."""
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether positions are added to the tokens."""
+        return not self.rotary or FORMS[self.rotary].has_table
+
+    def tokenizer(self, *, dim: int, **arguments: Any) -> TubeletTokenizer:
+        """Return a tokenizer whose tokens these blocks take."""
+        norm = self.norm(dim) if self.pre_norm else None
+        return TubeletTokenizer(dim=dim, positions=self.has_positions, norm=norm, **arguments)
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""
@@ -126,17 +142,23 @@ class TransformerBlock(nn.Module):
         self.scale_mlp = options.scale(dim)
         self.mixing = LocalMixing(4 * dim, grid, options.lookup_conv) if grid and options.lookup_conv else None
         self.drop_path = DropPath(drop_path)
+        self.adapter: nn.Module | None = None
 
-    def forward(self, x_BND: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, rotary: Rotary | None = None) -> Tensor:
         """Map (B, N, D) to (B, N, D)."""
-        x_BND = x_BND + self.drop_path(self.scale_attention(self.attention(self.norm_attention(x_BND))))
+        x_BND = x_BND + self.drop_path(self.scale_attention(self.attention(self.norm_attention(x_BND), rotary)))
         return self.add_mlp(x_BND)
 
     def add_mlp(self, x_BND: Tensor) -> Tensor:
         """Return the block's second half: (B, N, D) plus its MLP branch."""
         update_BND = mixed_mlp(self.mlp, self.mixing, self.norm_mlp(x_BND))
         out_BND: Tensor = x_BND + self.drop_path(self.scale_mlp(update_BND))
-        return out_BND
+        return out_BND if self.adapter is None else out_BND + self.adapter(x_BND)
+
+    @property
+    def adapted_norm(self) -> nn.Module:
+        """The norm of what an adapter reads before it, see ``adapters.Adapter``."""
+        return self.norm_mlp
 
 
 class LocalMixing(nn.Module):
@@ -219,6 +241,7 @@ class LookupViTBlock(nn.Module):
         has_mixing = writes_back and options.lookup_conv
         self.mixing = LocalMixing(dim // 2, grid, options.lookup_conv) if has_mixing else None
         self.drop_path = DropPath(drop_path)
+        self.adapter: nn.Module | None = None
 
     def forward(
         self,
@@ -227,6 +250,7 @@ class LookupViTBlock(nn.Module):
         writes_back: bool = True,
         return_lookup: bool = False,
         kept_BN: Tensor | None = None,
+        rotary: tuple[Rotary, Rotary] | None = None,
     ) -> tuple[Tensor, Tensor, Lookup | None]:
         """Update both token sets.
 
@@ -234,14 +258,16 @@ class LookupViTBlock(nn.Module):
             writes_back: False leaves the lookup tokens as they are (they are not read after this block).
             return_lookup: return what the gather found, with its weights.
             kept_BN: which of the tokens of the grid the lookup tokens are; None: all.
+            rotary: of the compressed and of the lookup tokens.
 
         Returns:
             compressed tokens (B, M, D), lookup tokens (B, N, D), and what was found or None.
         """
         update_BMD, lookup = self.cross_attention.gather(
-            self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND)
+            self.norm_gather_compressed(compressed_BMD), self.norm_gather_lookup(lookup_BND), rotary
         )
-        compressed_BMD = self.refine(compressed_BMD + self.drop_path(self.scale_gather(update_BMD)))
+        compressed_BMD = compressed_BMD + self.drop_path(self.scale_gather(update_BMD))
+        compressed_BMD = self.refine(compressed_BMD, rotary[0] if rotary else None)
         if writes_back and self.writes_back:
             lookup_BND = self.write_back(compressed_BMD, lookup_BND, lookup, kept_BN)
         return compressed_BMD, lookup_BND, lookup if return_lookup else None
@@ -254,7 +280,12 @@ class LookupViTBlock(nn.Module):
         lookup_BND = lookup_BND + self.drop_path(self.scale_infuse(update_BND))
         update_BND = mixed_mlp(self.lookup_mlp, self.mixing, self.norm_lookup_mlp(lookup_BND), kept_BN)
         out_BND: Tensor = lookup_BND + self.drop_path(self.scale_lookup_mlp(update_BND))
-        return out_BND
+        return out_BND if self.adapter is None else out_BND + self.adapter(lookup_BND)
+
+    @property
+    def adapted_norm(self) -> nn.Module | None:
+        """As that of ``TransformerBlock``; None where there is no MLP."""
+        return self.norm_lookup_mlp if self.writes_back else None
 
 
 class TemporalEncoder(nn.Module):
@@ -265,9 +296,12 @@ class TemporalEncoder(nn.Module):
         self.positions = nn.Parameter(sine_cosine_positions((length, 1, 1), dim)[None])
         self.blocks = nn.ModuleList(TransformerBlock(dim, num_heads, options=options) for _ in range(depth))
         self.blocks.apply(init_linear)
+        self.adapter: nn.Module | None = None
 
     def forward(self, frames_BtD: Tensor) -> Tensor:
         """Map (B, t, D) to (B, t, D)."""
+        if self.adapter is not None:
+            frames_BtD = frames_BtD + self.adapter(frames_BtD)
         frames_BtD = frames_BtD + self.positions
         for block in self.blocks:
             frames_BtD = block(frames_BtD)

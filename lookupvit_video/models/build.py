@@ -56,13 +56,14 @@ class ModelSpec:
     @property
     def shape(self) -> Shape:
         """What the cost of the models with tubelets depends on."""
-        names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool")
+        names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool",
+                 "registers")  # fmt: skip
         return Shape(
             grid=self.token_grid,
             lookup_conv=self.arguments["options"].lookup_conv,
             adapter=self.adapter,
             adapter_width=self.adapter_width or WIDTHS.get(self.adapter, 0),
-            temporal_adapter=self.adapter != "none" and "temporal.blocks" in self.adapted_stages,
+            temporal_adapter=self.adapter != "none" and self.adapted_stages[-1].startswith("temporal"),
             **{name: self.arguments[name] for name in names},
         )
 
@@ -82,9 +83,11 @@ class ModelSpec:
         return {
             **{name.upper(): self.arguments[name] for name in names if name in self.arguments},
             "REVERSE_WEIGHTS": options.reverse,
+            "POSITIONS": "rotary" if options.rotary else "learned",
             "ACTIVATION": options.activation,
             "NORM_EPS": options.norm_eps,
             "ADAPTER_SCALE": self.adapter_scale,
+            **({"ROTARY": options.rotary} if options.rotary else {}),
         }
 
     def macs(self, **changed: Any) -> dict[str, int]:
@@ -115,6 +118,8 @@ class ModelSpec:
     @property
     def adapted_stages(self) -> list[str]:
         """Where adapters are, if there are any: the temporal blocks train themselves if the spatial ones are frozen."""
+        if self.adapter == "connector":
+            return ["temporal"]
         temporal = self.arguments["encoder"] == "factorised" and self.frozen != "spatial"
         return ["blocks", "temporal.blocks"] if temporal else ["blocks"]
 
@@ -123,7 +128,9 @@ class ModelSpec:
         if name.startswith(("head.", "heads.", "exits.")) or is_adapter(name) or (self.train_norms and "norm" in name):
             return False
         if self.frozen == "spatial":
-            return name.startswith(("tokenizer.", "blocks."))
+            # A norm that trains would keep all tokens of the frozen stage for the backward pass.
+            norms = ("frame_norm",) if self.adapter == "connector" else ()
+            return name.startswith(("tokenizer.", "blocks.", *norms))
         return self.frozen == "encoder" or self.adapter != "none"
 
 
@@ -145,6 +152,7 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
         "encoder": model.ENCODER,
         "temporal_depth": model.TEMPORAL_DEPTH,
         "pool": model.POOL,
+        "registers": model.REGISTERS,
         "drop_path": model.DROP_PATH,
         "dropout": model.DROPOUT_RATE,
         "options": BlockOptions(
@@ -154,6 +162,8 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
             qk_norm=model.QK_NORM,
             reverse=model.REVERSE_WEIGHTS,
             lookup_conv=tuple(model.LOOKUP_CONV),
+            rotary=model.ROTARY if model.POSITIONS == "rotary" else "",
+            pre_norm=model.PRE_NORM,
         ),
         "heads": tuple(model.HEADS),
         "inference_head": model.INFERENCE_HEAD,

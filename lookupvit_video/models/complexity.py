@@ -91,6 +91,8 @@ class Shape:
     pool: str = "average"
     lookup_conv: tuple[int, ...] = ()
     """See ``BlockOptions``."""
+    registers: int = 0
+    """Of a dense ViT."""
     adapter: str = "none"
     """Kind of the adapters in the blocks, see ``add_adapters``; LoRA costs as long as it is not merged."""
     adapter_width: int = 0
@@ -113,19 +115,25 @@ class Shape:
 
     def block_adapter_macs(self, n: int, n_mlp: int) -> int:
         """MACs of the adapters in a dense block with attention on n tokens and MLP on n_mlp."""
-        sides = {"adaptformer": 2 * n_mlp, "lora": (4 + 2) * n + (5 + 5) * n_mlp}  # LoRA: in and out of each layer
+        sides = {
+            "adaptformer": 2 * n_mlp,
+            "adaptformer_code": 2 * n_mlp,
+            "lora": (4 + 2) * n + (5 + 5) * n_mlp,
+        }  # LoRA: in and out of each layer
         return sides.get(self.adapter, 0) * self.dim * self.adapter_width
 
     def exchange_adapter_macs(self, n: int, m: int) -> tuple[int, int]:
         """MACs of the adapters in a LookupViT block without its dense block: on the way up, and on the way back."""
         up = {"lora": (2 + 2) * m * self.dim + 3 * n * self.dim}  # query, projection | key and value
-        back = {"adaptformer": 2 * n * self.dim,
+        back = {"adaptformer": 2 * n * self.dim, "adaptformer_code": 2 * n * self.dim,
                 "lora": 2 * m * self.dim + 2 * n * self.dim + 2 * n * (self.dim + self.dim // 2)}  # fmt: skip
         return up.get(self.adapter, 0) * self.adapter_width, back.get(self.adapter, 0) * self.adapter_width
 
     def temporal_adapter_macs(self) -> int:
         """MACs of the adapters in the temporal encoder, for each set of tokens that is read."""
         t = self.grid[0]
+        if self.adapter == "connector":
+            return 2 * t * self.dim * self.adapter_width
         return self.temporal_depth * self.block_adapter_macs(t, t) if self.temporal_adapter else 0
 
     def head_macs(self, n: int) -> int:
@@ -194,7 +202,7 @@ def vit_macs(
     elif tokens == "random":
         n = keep_tokens
     class_token = int(shape.pool == "class")
-    n += class_token
+    n += class_token + shape.registers
     merged = merged_per_block(n, merge_tokens if tokens == "merge" else 0, shape.depth, class_token)
     attention = matching = mlp = adapters = 0
     for r in merged:

@@ -15,7 +15,7 @@ from lookupvit_video.models.tokenizer import Grid
 
 Output = Tensor | tuple[Tensor, ...]
 """Logits (B, K) in eval mode; in training mode a tuple with those of each head, for a loss that averages over heads."""
-NOT_DECAYED = ("positions", "class_token", "attentive.query", "positional_encoding")
+NOT_DECAYED = ("positions", "class_token", "registers", "attentive.query", "positional_encoding")
 
 
 class Features(NamedTuple):
@@ -102,7 +102,7 @@ class VideoModel(nn.Module):
         """
         old = r"(?!.*(?:\.adapter\.|\.lora_))"
         return {
-            "stem": [(rf"{old}(?:tokenizer\.|class_token)", None)],
+            "stem": [(rf"{old}(?:tokenizer\.|class_token|registers)", None)],
             "blocks": [(rf"{old}blocks\.(\d+)\.", None)],
             "temporal": [
                 (r"temporal\.positions|frame_norm", (0,)),  # with its first block

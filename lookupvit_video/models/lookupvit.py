@@ -25,6 +25,7 @@ from lookupvit_video.models.blocks import (
 )
 from lookupvit_video.models.budget import Budget, TokenState, as_budget, keep_mistake, tokens_kept
 from lookupvit_video.models.contract import Features, Output, VideoModel
+from lookupvit_video.models.kernels.rotary import Rotary, RotaryTable
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 from lookupvit_video.text import grid_name
 
@@ -101,13 +102,15 @@ class LookupViT(VideoModel):
         keep_by: str = "mass",
     ):
         super().__init__()
+        self.options = options
         _check_heads(heads, inference_head, pool)
         self.inference_heads = tuple(heads) if inference_head == "average" else (inference_head,)
-        self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
+        self.tokenizer = options.tokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         t, h, w = self.tokenizer.grid
         self.block_grid: Grid = (1, h, w) if encoder == "factorised" else (t, h, w)
         self.grids = tuple(dict.fromkeys(map(tuple, (compressed_grid, *grids))))
         self.compress = nn.ModuleDict({grid_name(grid): self._resize(grid, resize) for grid in self.grids})
+        self.rotary = self._rotary_tables(options.rotary, dim // num_heads, tubelet)
         lookup_is_read = "lookup" in heads
         self.blocks = nn.ModuleList(
             LookupViTBlock(dim, num_heads, rate, options, lookup_is_read or i < depth - 1, self.block_grid)
@@ -144,10 +147,15 @@ class LookupViT(VideoModel):
             self.output_weights = tuple(weight / sum(weights) for weight in weights)
 
     def _resize(self, grid: tuple[int, ...], kind: str) -> GridResize:
-        t, h, w = (1, *grid) if len(grid) == 2 else grid
-        if any(out > side for out, side in zip((t, h, w), self.block_grid, strict=True)):
+        if any(out > side for out, side in zip(_of_time(grid), self.block_grid, strict=True)):
             raise UserError(f"compressed grid {grid} is larger than the grid of lookup tokens {self.block_grid}")
-        return GridResize(self.block_grid, (t, h, w), kind)
+        return GridResize(self.block_grid, _of_time(grid), kind)
+
+    def _rotary_tables(self, form: str, head_dim: int, tubelet: Grid) -> nn.ModuleDict:
+        if not form:
+            return nn.ModuleDict()
+        table = partial(RotaryTable, form, self.block_grid, head_dim, tubelet[1:])
+        return nn.ModuleDict({"lookup": table(), **{grid_name(grid): table(_of_time(grid)) for grid in self.grids}})
 
     def classifiers(self) -> list[nn.Module]:
         """Return every head, those of the exits last."""
@@ -223,7 +231,12 @@ class LookupViT(VideoModel):
             leaves = not last and counts[i + 1] < counts[i]
             wanted = leaves or (last and continues) or attention is not None
             compressed, lookup, found = self.blocks[i](
-                state.compressed, state.lookup, writes_back or not last, wanted, state.kept
+                state.compressed,
+                state.lookup,
+                writes_back or not last,
+                wanted,
+                state.kept,
+                self._rotary(budget, state.kept),
             )
             if attention is not None and found is not None:
                 attention.append(found.weights)
@@ -231,6 +244,12 @@ class LookupViT(VideoModel):
                 compressed=compressed, lookup=lookup, blocks=i + 1, found=found, written=writes_back or not last
             )
         return state
+
+    def _rotary(self, budget: Budget, kept_Gn: Tensor | None) -> tuple[Rotary, Rotary] | None:
+        """Return by what the compressed tokens and those of the lookup tokens that are kept are turned."""
+        if not self.rotary:
+            return None
+        return self.rotary[grid_name(budget.grid)](), self.rotary["lookup"]().of(kept_Gn)
 
     def keep_order(self, state: TokenState) -> Tensor:
         """Return by what the lookup tokens (G, n) of a state are kept, the largest first."""
@@ -339,6 +358,12 @@ class LookupViT(VideoModel):
         if self.training:
             output = (*output, *early)
         return (output, features) if with_features else output
+
+
+def _of_time(grid: tuple[int, ...]) -> Grid:
+    """Return t x h x w of a compressed grid; factorized ones have no t."""
+    t, h, w = (1, *grid)[-3:]
+    return t, h, w
 
 
 def _check_heads(heads: Sequence[str], inference_head: str, pool: str) -> None:

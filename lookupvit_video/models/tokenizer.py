@@ -23,10 +23,21 @@ class TubeletTokenizer(nn.Module):
     Args:
         input: "frames", or "changes": three times each frame's difference from the clip's average frame, so that few
             videos show what moves, and not where it does.
+        positions: whether there are positions to add; models that turn queries and keys may do without.
+        norm: of the tokens with their positions, which CLIP has before its first block; None: none.
     """
 
     def __init__(
-        self, *, num_frames: int, size: int, tubelet: Grid, dim: int, in_channels: int = 3, input: str = "frames"
+        self,
+        *,
+        num_frames: int,
+        size: int,
+        tubelet: Grid,
+        dim: int,
+        in_channels: int = 3,
+        input: str = "frames",
+        positions: bool = True,
+        norm: nn.Module | None = None,
     ):
         super().__init__()
         self.changes = input == "changes"
@@ -39,7 +50,8 @@ class TubeletTokenizer(nn.Module):
         self.projection = nn.Conv3d(in_channels, dim, kernel_size=tubelet, stride=tubelet)
         # Learned, but from a start in which places differ as clearly as pixels do: from small random numbers, motion is
         # learned later (the order of tokens is nearly invisible next to their content).
-        self.positions = nn.Parameter(sine_cosine_positions(self.grid, dim)[None])
+        self.positions = nn.Parameter(sine_cosine_positions(self.grid, dim)[None]) if positions else None
+        self.norm = norm
         # As a linear layer on the flattened tubelet (what it is), not as a convolution with its fan-in rules.
         nn.init.xavier_uniform_(self.projection.weight.view(dim, -1))
         nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
@@ -55,7 +67,17 @@ class TubeletTokenizer(nn.Module):
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
         weight_DC = self.projection.weight.flatten(1)
-        return kernels.linear(self._fold(clip_BCTHW), weight_DC, self.projection.bias) + self.positions
+        tokens_BND = kernels.linear(self._fold(clip_BCTHW), weight_DC, self.projection.bias)
+        if self.positions is None:
+            tokens_BND = tokens_BND.to(weight_DC.dtype)  # autocast would keep this stream in bfloat16
+        else:
+            tokens_BND = tokens_BND + self.positions
+        return tokens_BND if self.norm is None else self.norm(tokens_BND)
+
+    @property
+    def added_positions(self) -> Tensor | float:
+        """What of the tokens is their position alone, (1, N, D); 0 where there is none, or it cannot be taken apart."""
+        return 0.0 if self.positions is None or self.norm is not None else self.positions
 
     def pixel_variance(self, clip_BCTHW: Tensor) -> Tensor:
         """Return the variance (B, N) of each tubelet's pixels around their mean, averaged over the channels."""

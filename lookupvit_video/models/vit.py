@@ -22,6 +22,7 @@ from lookupvit_video.models.blocks import (
     init_linear,
 )
 from lookupvit_video.models.contract import Features, Output, VideoModel
+from lookupvit_video.models.kernels.rotary import RotaryTable
 from lookupvit_video.models.token_reduction import MergingBlock, RandomTokens, merged_per_block
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 
@@ -37,6 +38,8 @@ class ViT(VideoModel):
         pool: see ``Classifier``; "class" adds a class token.
         tokens: "all"; "resize": only the tokens that a LookupViT would call compressed; "random": ``keep_tokens`` of
             them at random; "merge": each block merges ``merge_tokens`` away (ToMe).
+        registers: how many learned tokens without a place stand next to the others and are dropped at the end (arXiv
+            2309.16588); those of published weights, and their class token where ``pool`` has no use for it.
         compressed_grid: for "resize".
         resize: as ``LookupViT``.
     """
@@ -62,14 +65,16 @@ class ViT(VideoModel):
         compressed_grid: Grid = (4, 7, 7),
         keep_tokens: int = 0,
         merge_tokens: int = 0,
+        registers: int = 0,
         resize: str = "triangle",
         drop_path: float = 0.0,
         dropout: float = 0.0,
         options: BlockOptions = PLAIN,
     ):
         super().__init__()
-        _check_tokens(pool, tokens, encoder, options)
-        self.tokenizer = TubeletTokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
+        self.options = options
+        _check_tokens(pool, tokens, encoder, options, registers)
+        self.tokenizer = options.tokenizer(num_frames=num_frames, size=size, tubelet=tubelet, dim=dim, input=input)
         self.token_grid: Grid | None = self.tokenizer.grid
         self.reduce: nn.Module = nn.Identity()
         num_tokens = self.tokenizer.num_tokens
@@ -88,7 +93,11 @@ class ViT(VideoModel):
         )
         block = MergingBlock if tokens == "merge" else TransformerBlock
         times = 1 if encoder == "factorised" else self.tokenizer.grid[0]
-        make = partial(block, dim, num_heads, options=options, grid=(times, *self.tokenizer.grid[1:]))
+        grid = (times, *self.tokenizer.grid[1:])
+        make = partial(block, dim, num_heads, options=options, grid=grid)
+        self.registers = _learned_tokens(registers, dim) if registers else None
+        table = partial(RotaryTable, options.rotary, grid, dim // num_heads, tubelet[1:])
+        self.rotary = table(prefix=protected + registers) if options.rotary else None
         self.blocks = nn.ModuleList(make(rate) for rate in drop_path_rates(drop_path, depth))
         self.head = Classifier(dim, num_classes, dropout, pool, num_heads, options)
         self.blocks.apply(init_linear)
@@ -104,21 +113,25 @@ class ViT(VideoModel):
         x_BND = self.tokenizer(clip_BCTHW)
         x_BND = self.reduce(x_BND).to(x_BND.dtype)  # autocast would keep a resized stream in bfloat16
         batch, _, dim = x_BND.shape
-        if self.class_token is not None:
-            x_BND = torch.cat([self.class_token.expand(batch, -1, -1).to(x_BND.dtype), x_BND], dim=1)
         if self.temporal is not None:
             x_BND = x_BND.unflatten(1, (self.tokenizer.grid[0], -1)).flatten(0, 1)  # a block sees one time index
+        first = [token for token in (self.class_token, self.registers) if token is not None]
+        if self.tokenizer.norm is not None:
+            first = [self.tokenizer.norm(token) for token in first]
+        if first:
+            groups = x_BND.shape[0]
+            x_BND = torch.cat([*(token.expand(groups, -1, -1).to(x_BND.dtype) for token in first), x_BND], dim=1)
+        rotary = () if self.rotary is None else (self.rotary(),)
         if self.merged is not None:
             sizes_BN = torch.ones_like(x_BND[..., 0])
             for block, r in zip(self.blocks, self.merged, strict=True):
                 x_BND, sizes_BN = block.forward_merging(x_BND, sizes_BN, r, int(self.class_token is not None))  # type: ignore[operator]
         else:
             for block in self.blocks:
-                x_BND = block(x_BND)
-        x_BND = x_BND.reshape(batch, -1, dim)
-        if self.class_token is None:
-            return Features(x_BND, self.token_grid)
-        return Features(x_BND[:, 1:], self.token_grid, class_token=x_BND[:, :1])
+                x_BND = block(x_BND, *rotary)
+        class_token = None if self.class_token is None else x_BND[:, :1]
+        tokens_BND = x_BND[:, sum(token.shape[1] for token in first) :]
+        return Features(tokens_BND.reshape(batch, -1, dim), self.token_grid, class_token)
 
     def normed_tokens(self, features: Features, name: str) -> Tensor:
         """See `VideoModel.normed_tokens`: (B, N, D); all tokens of a dense model are lookup tokens."""
@@ -136,15 +149,22 @@ class ViT(VideoModel):
         return super().forward_head(features)
 
 
-def _check_tokens(pool: str, tokens: str, encoder: str, options: BlockOptions) -> None:
+def _learned_tokens(count: int, dim: int) -> nn.Parameter:
+    with torch.random.fork_rng(devices=[]):  # all other weights start as they do without
+        return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, count, dim), std=0.02))
+
+
+def _check_tokens(pool: str, tokens: str, encoder: str, options: BlockOptions, registers: int) -> None:
     if pool not in (*POOLS, "attentive"):
         raise UserError(f"pool {pool!r}: choose {', '.join((*POOLS, 'attentive'))}")
     if tokens not in TOKENS:
         raise UserError(f"tokens {tokens!r}: choose {', '.join(TOKENS)}")
     if encoder == "factorised" and (pool == "class" or tokens != "all"):
         raise UserError("a factorized encoder takes all tokens and has no class token")
-    if options.lookup_conv and (pool == "class" or tokens != "all"):
-        raise UserError("a convolution in the MLP takes all tokens and no class token")
+    if options.lookup_conv and (pool == "class" or tokens != "all" or registers):
+        raise UserError("a convolution in the MLP takes all tokens and no class token or registers")
+    if tokens != "all" and (options.rotary or registers):
+        raise UserError("rotary positions and registers are for all tokens; set MODEL.TOKENS all")
 
 
 # Tubelets of 16 x 16 pixels and 2 frames; further arguments as those of the class.

@@ -3,41 +3,58 @@
 Soft targets: Hinton et al., arXiv 1503.02531. Shape letters: B batch, N M tokens, D width, K classes.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights
+from lookupvit_video.config import Section, get_defaults, parse_yaml, validate, with_settings
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.build import ModelSpec, build_model, model_spec
-from lookupvit_video.models.contract import Features
+from lookupvit_video.models.contract import Features, VideoModel
+from lookupvit_video.models.pretrained import init_from
+from lookupvit_video.models.pretrained.files import flat, own_grid, read_content
+from lookupvit_video.models.pretrained.report import State
+from lookupvit_video.models.pretrained.settings import settings_of
 from lookupvit_video.models.tokenizer import Grid, GridResize
 from lookupvit_video.registry import models_with
+
+logger = logging.getLogger(__name__)
 
 
 class Answer(NamedTuple):
     """The teacher's output for a batch."""
 
-    logits: Tensor
-    """(B, K)"""
+    logits: Tensor | None
+    """(B, K); None: the teacher does not know these classes."""
     tokens: Tensor | None
     """(B, N, D) on ``grid``, where features are distilled."""
     grid: Grid | None
 
 
 class Teacher:
-    """A frozen model that sees the student's own clips; made by ``load_teacher``."""
+    """A frozen model that sees the student's own clips; made by ``load_teacher``.
 
-    def __init__(self, model: nn.Module, with_tokens: bool):
-        self.model, self.with_tokens = model, with_tokens
+    Args:
+        pixels: (scale, shift) of each channel (1, C, 1, 1, 1), which make of the student's normalized clips the
+            teacher's; given for a teacher that has tokens only.
+    """
+
+    def __init__(self, model: VideoModel, with_tokens: bool, pixels: tuple[Tensor, Tensor] | None = None):
+        self.model, self.with_tokens, self.pixels = model, with_tokens, pixels
 
     @torch.no_grad()
     def answer(self, clips_BCTHW: Tensor) -> Answer:
         """Return the teacher's logits, and its tokens where they are a target."""
+        if self.pixels is not None:
+            scale, shift = self.pixels
+            features = self.model.forward_features(clips_BCTHW * scale + shift)
+            return Answer(None, features.tokens, features.grid)
         if not self.with_tokens:
             return Answer(self.model(clips_BCTHW), None, None)
         logits_BK, features = self.model(clips_BCTHW, with_features=True)
@@ -47,9 +64,20 @@ class Teacher:
 def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teacher:
     """Load the checkpoint of DISTILL.TEACHER; its classes, pixels and clip shape must be the student's.
 
+    Other people's weights teach by their tokens alone, as a dense ViT with the settings of their family.
+
     Raises:
         UserError: names what differs.
     """
+    source, grids = cfg.DISTILL.TEACHER, cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]
+    content = read_content(source)
+    if own_grid(content) is None:
+        if cfg.DISTILL.WEIGHT or not cfg.DISTILL.FEATURE_WEIGHT:
+            raise UserError(
+                f"DISTILL.TEACHER {source}: these weights do not know the classes; set DISTILL.WEIGHT 0 and "
+                "DISTILL.FEATURE_WEIGHT above 0 to learn from their tokens, or give a checkpoint of this project"
+            )
+        return _load_others(source, flat(content, source), cfg.DATA, model_spec(cfg), grids, device)
     checkpoint = load_checkpoint(cfg.DISTILL.TEACHER)
     theirs = checkpoint.config
     if checkpoint.classes != classes:
@@ -61,11 +89,35 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
                 f"{cfg.DATA[key]}; both see the same clips, so set both alike"
             )
     if cfg.DISTILL.FEATURE_WEIGHT:
-        grids = cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]
         _check_features(model_spec(theirs), model_spec(cfg), grids)
     model = build_model(theirs)
     load_weights(model, checkpoint)
     return Teacher(model.to(device).eval().requires_grad_(False), cfg.DISTILL.FEATURE_WEIGHT > 0)
+
+
+def _load_others(
+    source: str, state: State, DATA: Section, own: ModelSpec, grids: Sequence[Sequence[int]], device: torch.device
+) -> Teacher:
+    """Return other people's weights as a teacher for a student on ``DATA`` with these compressed grids."""
+    kind, settings = settings_of(state, source)
+    values = {key: parse_yaml(value, source) for key, value in settings.items()}
+    pixels = [DATA.MEAN, DATA.STD, values["DATA.MEAN"], values["DATA.STD"]]
+    frames = {key: DATA[key] for key in ("NUM_FRAMES", "TRAIN_CROP_SIZE", "TEST_CROP_SIZE")}
+    student = {
+        "MODEL.ARCH": "vit",
+        "MODEL.TEMPORAL_DEPTH": 1,
+        **{f"DATA.{key}": value for key, value in frames.items()},
+    }
+    theirs = with_settings(get_defaults(), values | student)
+    validate(theirs)
+    _check_features(model_spec(theirs), own, grids)
+    model = build_model(theirs)
+    logger.info("teacher: %s", init_from(model, source))
+    mean, std, mean_theirs, std_theirs = (torch.tensor(part, device=device).view(1, -1, 1, 1, 1) for part in pixels)
+    logger.info("teacher: %s on clips of %s frames and %s pixels", kind, *list(frames.values())[:2])
+    return Teacher(
+        model.to(device).eval().requires_grad_(False), True, (std / std_theirs, (mean - mean_theirs) / std_theirs)
+    )
 
 
 def _check_features(theirs: ModelSpec, own: ModelSpec, grids: Sequence[Sequence[int]]) -> None:
@@ -110,10 +162,11 @@ def distill(
         multi_label: the KL divergence of each class's sigmoid, averaged over the classes.
         head_weights: ``VideoModel.output_weights``.
     """
-    of_head = _binary_divergence if multi_label else _divergence
-    teacher_BK = answer.logits.float() / temperature
-    per_clip_B = mean_over_heads([of_head(teacher_BK, head.float() / temperature) for head in logits], head_weights)
-    total = (1 - weight) * loss + weight * temperature**2 * mean_over_clips(per_clip_B, valid_B)
+    of_head, total = _binary_divergence if multi_label else _divergence, loss
+    if answer.logits is not None:
+        teacher_BK = answer.logits.float() / temperature
+        per_clip_B = mean_over_heads([of_head(teacher_BK, head.float() / temperature) for head in logits], head_weights)
+        total = (1 - weight) * loss + weight * temperature**2 * mean_over_clips(per_clip_B, valid_B)
     if features is None or answer.tokens is None or answer.grid is None:
         return total
     assert features.compressed is not None

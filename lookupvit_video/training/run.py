@@ -255,7 +255,8 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
         load_weights(model, resumed)
         logger.info("resume: %s, step %d", resumed.path, resumed.step)
     elif cfg.MODEL.INIT_FROM:
-        logger.info("%s", init_from(model, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE))
+        pixels = (cfg.DATA.MEAN, cfg.DATA.STD)
+        logger.info("%s", init_from(model, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE, pixels=pixels))
     return resumed
 
 

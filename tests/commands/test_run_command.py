@@ -45,6 +45,39 @@ def test_a_failure_does_not_wait_for_a_worker_that_hangs():
     assert "KeyError: 'no batch came'" in traced.stderr
 
 
+# A closed pipe ----------------------------------------------------------------------------------------------------
+
+PRINTING = """
+from lookupvit_video.commands.run_command import run_command
+
+def main():
+    for number in range(COUNT):
+        print(number, flush=FLUSH)
+    return 0
+
+run_command(main)
+"""
+
+
+@pytest.mark.parametrize(("count", "flush"), [(3, False), (9999, False), (9999, True)])
+def test_a_reader_that_has_enough_is_no_error(count, flush):
+    code = PRINTING.replace("COUNT", str(count)).replace("FLUSH", str(flush))
+    read, write = os.pipe()
+    os.close(read)
+    with started([sys.executable, "-c", code], 40, stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        assert process.communicate()[1] == ""
+    assert process.returncode == 141
+
+
+def test_another_closed_pipe_is_an_error():
+    code = "raise BrokenPipeError(32, 'Broken pipe', 'x.fifo')"
+    done = run_command(
+        [sys.executable, "-c", PRINTING.replace("print(number, flush=FLUSH)", code).replace("COUNT", "1")]
+    )
+    assert (done.returncode, done.stderr) == (1, "-c: error: [Errno 32] Broken pipe: 'x.fifo'\n")
+
+
 # Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 ISOLATED = """

@@ -378,3 +378,75 @@ def test_names_of_additions():
     names = ("blocks.0.mlp.adapter.down.weight", "blocks.1.attention.qkv.lora_up", "temporal.blocks.0.mlp.0.lora_down")
     assert all(is_adapter(name) for name in names)
     assert not any(is_adapter(name) for name in ("blocks.0.mlp.0.weight", "adapter.weight", "blocks.0.explorato"))
+
+
+@pytest.mark.parametrize("name", ["factorised", "vit factorised"])
+def test_a_connector_keeps_no_activation_of_the_frozen_stage(name):
+    """It reads one vector per time index; a norm that trains before the mean over space would keep every token."""
+
+    def kept(model):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: sizes.append(x.numel() * x.element_size()) or x, lambda x: x
+        ):
+            features = model.forward_features(clips())
+            spatial = sum(sizes)
+            model.forward_head(features)
+        return spatial, max(sizes), features.tokens.numel() * 4
+
+    alone = build_model(config(name, "MODEL.FREEZE_SPATIAL True MODEL.COMPRESSED_GRID [3,3]")).train()
+    model = build_model(
+        config(name, "MODEL.FREEZE_SPATIAL True MODEL.ADAPTER connector MODEL.COMPRESSED_GRID [3,3]")
+    ).train()
+    trains = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {key.split(".")[0] for key in trains} == {"temporal", "heads" if name == "factorised" else "head"}
+    assert any(is_adapter(key) for key in trains)
+    with torch.no_grad():  # at first it changes nothing
+        alone.load_state_dict(model.state_dict(), strict=False)
+        torch.testing.assert_close(model.eval()(clips()), alone.eval()(clips()), rtol=0, atol=0)
+    spatial, largest, tokens = kept(alone.train())
+    assert spatial == 0
+    assert largest == tokens  # the norm's
+    for block in model.temporal.blocks:  # what the temporal stage keeps is not the question
+        block.forward = lambda x, *_: x
+    spatial, largest, tokens = kept(model.train())
+    assert spatial == 0
+    assert largest < tokens
+    model.train()(clips())[0].square().sum().backward()
+    assert model.temporal.adapter.up.weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match=r"connector is between .* set MODEL\.FREEZE_SPATIAL True"):
+        config(name, "MODEL.ADAPTER connector")
+    with pytest.raises(ValueError, match=r"MODEL\.ADAPTER connector is only for .* factorised"):
+        config("lookupvit", "MODEL.ADAPTER connector")
+
+
+@pytest.mark.parametrize("name", ["lookupvit", "vit", "vit factorised"])
+def test_adaptformer_as_its_authors_code_has_it(name):
+    """x + MLP(norm(x)) + s up(relu(down(x))): outside drop path, with dropout 0.1 inside."""
+    torch.manual_seed(0)
+    plain = build_model(config(name, "MODEL.DROP_PATH 0.5")).eval()
+    torch.manual_seed(0)
+    model = build_model(config(name, "MODEL.ADAPTER adaptformer_code MODEL.DROP_PATH 0.5")).eval()
+    own = model.state_dict()
+    for key, value in plain.state_dict().items():
+        assert torch.equal(own.pop(key), value), key
+    assert own
+    assert all(is_adapter(key) for key in own)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clips()), plain(clips()), rtol=0, atol=0)
+    block = model.blocks[0].refine if name == "lookupvit" else model.blocks[0]
+    adapter = block.adapter
+    nn.init.normal_(adapter.up.weight)
+    x = torch.randn(2, 5, 24)
+    with torch.no_grad():
+        alone = x + block.mlp(block.norm_mlp(x))
+        expected = alone + 0.1 * (torch.relu(x @ adapter.down.weight.T) @ adapter.up.weight.T)
+        torch.testing.assert_close(block.add_mlp(x), expected)
+        block.drop_path.drops = True
+        block.drop_path.kept = torch.tensor(1e-9)  # drops every branch
+        torch.manual_seed(0)
+        dropped = block.train().add_mlp(x) - x
+        torch.manual_seed(0)
+        torch.bernoulli(torch.full((2, 1, 1), 1e-9))  # what drop path drew
+        torch.testing.assert_close(dropped, adapter(x))
+        assert not torch.allclose(dropped, adapter.eval()(x))

@@ -106,6 +106,7 @@ def test_every_argument_is_the_configs():
         "pool": "average_norm", "drop_path": 0.25, "dropout": 0.5,
         "options": BlockOptions("quick_gelu", 1e-3, 0.125, True, "scaled"), "heads": ("compressed", "lookup"),
         "input": "changes", "inference_head": "average", "grids": (), "exits": (), "keep": (), "keep_by": "mass",
+        "registers": 0,
     }  # fmt: skip
     for variant, sizes in (("S", (384, 12, 6)), ("L", (1024, 24, 16))):
         arguments = model_spec(load_config(None, [*NAMED, "MODEL.VARIANT", variant])).arguments
@@ -134,8 +135,10 @@ def test_settings_that_no_shape_tells_are_of_this_projects_models():
     assert model_spec(cfg).settings_not_in_weights == {
         "NUM_HEADS": 6, "POOL": "average", "RESIZE": "triangle", "INPUT": "frames", "REVERSE_WEIGHTS": "softmax",
         "ACTIVATION": "gelu",
-        "NORM_EPS": 1e-6, "ADAPTER_SCALE": 2.0,
+        "NORM_EPS": 1e-6, "ADAPTER_SCALE": 2.0, "POSITIONS": "learned",
     }  # fmt: skip
+    rotary = model_spec(load_config(None, ["MODEL.POSITIONS", "rotary"])).settings_not_in_weights
+    assert (rotary["POSITIONS"], rotary["ROTARY"]) == ("rotary", "vjepa2_1")
     assert model_spec(load_config(None, ["MODEL.ARCH", "vit"])).settings_not_in_weights["NUM_HEADS"] == 12
     assert model_spec(load_config(None, "MODEL.ARCH mvit MODEL.VARIANT Ti".split())).settings_not_in_weights == {}
 

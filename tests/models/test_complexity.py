@@ -46,6 +46,8 @@ def clip_of(cfg, device="cpu"):
 @pytest.mark.parametrize("changes", [
     "", "MODEL.INFERENCE_HEAD compressed", "MODEL.INFERENCE_HEAD lookup",
     "MODEL.HEADS [compressed] ", "MODEL.HEADS [lookup]", "MODEL.HEADS [lookup] MODEL.INFERENCE_HEAD lookup",
+    "MODEL.ADAPTER adaptformer_code", f"{FACTORISED} MODEL.ADAPTER connector MODEL.FREEZE_SPATIAL True",
+    f"{VIT} MODEL.ADAPTER adaptformer_code MODEL.POSITIONS rotary MODEL.REGISTERS 3 MODEL.PRE_NORM True",
     "MODEL.LOOKUP_CONV [3,3,3]", "MODEL.LOOKUP_CONV [1,3,5] MODEL.HEADS [compressed]",
     f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3] MODEL.KEEP [1,0.5,0.5]",
     "MODEL.LOOKUP_CONV [3,1,1] MODEL.KEEP [1,0.5,0.1]", f"{VIT} MODEL.LOOKUP_CONV [3,3,3]",

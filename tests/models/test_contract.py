@@ -6,9 +6,11 @@ import pytest
 import torch
 from timm.models._manipulate import group_parameters
 
+from lookupvit_video.checkpoints.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from lookupvit_video.config import get_key, load_config
 from lookupvit_video.models.build import build_model, create_model
 from lookupvit_video.models.contract import Features, VideoModel
+from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.registry import MODELS, imported, list_models
 from tests.models.test_models import MODELS as CONFIGURED
 from tests.models.test_models import small_model
@@ -107,3 +109,27 @@ def test_the_config_builds_what_create_model_makes():
 def test_every_configured_model_is_one_of_the_registry():
     for name in CONFIGURED:
         assert isinstance(small_model(name), VideoModel)
+
+
+@pytest.mark.parametrize("form", ["vjepa2", "vjepa2_1", "dinov3", "pe"])
+def test_rotary_weights_serve_another_grid(form, tmp_path):
+    """From 16 frames of 224 pixels to 32 of 288: no table without learned positions, else it is resized."""
+    shape = "MODEL.DIM 12 MODEL.DEPTH 1 MODEL.NUM_HEADS 2 MODEL.COMPRESSED_GRID [1,2,2] MODEL.NUM_CLASSES 3".split()
+    rotary = ["MODEL.POSITIONS", "rotary", "MODEL.ROTARY", form]
+    small = load_config(None, [*shape, *rotary])
+    torch.manual_seed(0)
+    model = build_model(small).eval()
+    assert (model.tokenizer.positions is None) == form.startswith("vjepa")
+    save_checkpoint(tmp_path / "x.pt", cfg=small, classes=list("abc"), model=model)
+    sizes = "DATA.NUM_FRAMES 32 DATA.TRAIN_CROP_SIZE 288 DATA.TEST_CROP_SIZE 288".split()
+    large = build_model(load_config(None, [*shape, *rotary, *sizes])).eval()
+    report = init_from(large, str(tmp_path / "x.pt"))
+    assert report.fresh == []
+    assert report.resized == ({} if form.startswith("vjepa") else {"tokenizer.positions": "8x14x14 -> 16x18x18"})
+    with torch.no_grad():
+        logits = large(torch.randn(1, 3, 32, 288, 288))
+    assert logits.isfinite().all()
+    again = build_model(load_config(None, [*shape, *rotary, *sizes]))
+    load_weights(again, load_checkpoint(tmp_path / "x.pt"), resize_positions=True)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, large.state_dict()[name]), name

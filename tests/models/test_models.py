@@ -45,10 +45,14 @@ LOOKUPVITS = {
     "lookup_conv": "MODEL.LOOKUP_CONV [3,3,3]",
     "lookup_conv factorised": f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3]",
     "lookup_conv keep": "MODEL.LOOKUP_CONV [1,3,1] MODEL.DEPTH 3 MODEL.KEEP [1,0.5,0.25] MODEL.ADAPTER adaptformer",
+    "rotary": "MODEL.POSITIONS rotary MODEL.COMPRESSED_GRIDS [[1,1,2],[2,3,3]]",
+    "keep rotary": "MODEL.POSITIONS rotary MODEL.ROTARY vjepa2 MODEL.KEEP [1,0.5] MODEL.EXITS [1] MODEL.QK_NORM True",
+    "rotary factorised": f"{FACTORISED} MODEL.POSITIONS rotary MODEL.ROTARY dinov3 MODEL.PRE_NORM True",
     "linear probe": "MODEL.FREEZE_ENCODER True",
     "attentive probe": "MODEL.FREEZE_ENCODER True MODEL.POOL attentive",
     "spatial factorised probe": f"{FACTORISED} MODEL.FREEZE_SPATIAL True",
     "adaptformer": "MODEL.ADAPTER adaptformer",
+    "connector factorised probe": f"{FACTORISED} MODEL.FREEZE_SPATIAL True MODEL.ADAPTER connector",
     "lora factorised": f"{FACTORISED} MODEL.ADAPTER lora MODEL.ADAPTER_WIDTH 3",
 }
 DENSE = {
@@ -60,6 +64,7 @@ DENSE = {
     "vit average_norm": "MODEL.POOL average_norm",
     "vit factorised": FACTORISED,
     "vit image": IMAGE,
+    "vit rotary": "MODEL.POSITIONS rotary MODEL.POOL class MODEL.REGISTERS 2",
     "vit resize": "MODEL.TOKENS resize",
     "vit random": "MODEL.TOKENS random MODEL.KEEP_TOKENS 7",
     "vit merge": "MODEL.TOKENS merge MODEL.MERGE_TOKENS 9",
@@ -113,6 +118,7 @@ FROZEN = {
         new,
     ),
     "spatial factorised probe": lambda name: not name.startswith(("tokenizer.", "blocks.")),
+    "connector factorised probe": lambda name: not name.startswith(("tokenizer.", "blocks.", "frame_norms.")),
 }
 
 
@@ -209,7 +215,7 @@ def test_bfloat16_autocast_trains_and_keeps_the_tokens_in_float32(name):
 # Tracing takes a second or two: one model stands for those with the same graph, test_peers.py traces PyTorchVideo's.
 SAME_GRAPH = {"lookup only", "read lookup", "attentive", "factorised", "image", "multi-resolution", "linear probe",
               "attentive probe", "exits", "exits compressed", "keep random", "exits probe", "exits lora",
-              "lookup_conv factorised", "lookup_conv keep",
+              "lookup_conv factorised", "lookup_conv keep", "rotary factorised", "connector factorised probe",
               "vit average_norm", "vit image", "vit probe", "vit lora",
               "vit adaptformer factorised", "spatial factorised probe", *PEERS}  # fmt: skip
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import transformers
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from lookupvit_video.config import load_config
@@ -12,10 +13,12 @@ from lookupvit_video.log import read_json_lines
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.contract import Features
 from lookupvit_video.models.lookupvit import LookupViT
+from lookupvit_video.models.vit import ViT
 from lookupvit_video.training import run as run_module
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training.distill import Answer, Teacher, distill, load_teacher
 from tests.models.test_models import SMALL
+from tests.models.vits import saved
 from tests.small import run_net, settings
 
 CPU = torch.device("cpu")
@@ -296,3 +299,35 @@ def test_a_lookupvit_teaches_a_dense_vit(data, tmp_path):
                  DISTILL__TEACHER=tmp_path / "teacher" / "model.pt")  # fmt: skip
     assert len(log) == 2
     assert all(0 < entry["loss"] < 0.2 for entry in log)  # both are near even answers; from the labels it is log 3
+
+
+def test_others_weights_teach_by_their_tokens(tmp_path):
+    """With their own pixels and positions, whatever the student's are."""
+    config_of = transformers.SiglipVisionConfig(
+        hidden_size=64, num_hidden_layers=2, num_attention_heads=1, intermediate_size=256, image_size=32, patch_size=8
+    )
+    torch.manual_seed(0)
+    theirs = transformers.SiglipVisionModel(config_of).eval()
+    path = saved(tmp_path / "siglip.safetensors", theirs)
+    sizes = "MODEL.DIM 64 MODEL.NUM_HEADS 2 DISTILL.FEATURE_WEIGHT 1"
+    cfg = config(f"{sizes} DISTILL.WEIGHT 0 DISTILL.TEACHER {path}")
+    teacher = load_teacher(cfg, CLASSES, CPU)
+    raw = torch.rand(2, 3, 4, 32, 32)
+    mean, std = (torch.tensor(part).view(1, 3, 1, 1, 1) for part in (cfg.DATA.MEAN, cfg.DATA.STD))
+    answer = teacher.answer((raw - mean) / std)
+    assert answer.logits is None
+    assert answer.grid == (4, 4, 4)
+    with torch.no_grad():
+        images = ((raw - 0.5) / 0.5).transpose(1, 2).flatten(0, 1)
+        expected = theirs(images).last_hidden_state.reshape(2, 64, 64)
+        assert isinstance(teacher.model, ViT)
+        torch.testing.assert_close(teacher.model.frame_norm(answer.tokens), expected, rtol=1e-4, atol=1e-4)
+    logits, _, valid = example()
+    student = Features(torch.zeros(4, 16, 64), (2, 2, 4), compressed=torch.randn(4, 4, 64), compressed_grid=(1, 2, 2))
+    four = Answer(None, answer.tokens.repeat(2, 1, 1), answer.grid)
+    assert mixed_by(cfg, torch.tensor(1.0), logits, None, four, valid) == 1.0
+    assert mixed_by(cfg, torch.tensor(1.0), logits, student, four, valid) > 1.5
+    with pytest.raises(ValueError, match=r"do not know the classes; set DISTILL\.WEIGHT 0"):
+        load_teacher(config(f"{sizes} DISTILL.TEACHER {path}"), CLASSES, CPU)
+    with pytest.raises(ValueError, match="the teacher's width is 64, the student's 24"):
+        load_teacher(config(f"DISTILL.FEATURE_WEIGHT 1 DISTILL.WEIGHT 0 DISTILL.TEACHER {path}"), CLASSES, CPU)

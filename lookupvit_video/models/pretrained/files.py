@@ -17,7 +17,7 @@ from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.remote import is_hub_id, is_remote, local_copy
 from lookupvit_video.text import is_utf8
 
-_NESTS = ("model", "module", "state_dict", "model_state")
+_NESTS = ("model", "module", "state_dict", "model_state", "ema_encoder", "target_encoder")  # the last two: V-JEPA's
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from lookupvit_video.errors import UserError
+from lookupvit_video.models.pretrained.families import FAMILIES, Family
 from lookupvit_video.models.pretrained.report import Report, State
 from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer, interpolation_matrix
 from lookupvit_video.text import grid_name
 
 
 def fit_tokenizer(
-    values: State, tokenizer: TubeletTokenizer, own_grid: Grid | None, inflate: str, report: Report
+    values: State, tokenizer: TubeletTokenizer, own_grid: Grid | None, inflate: str, rotary: bool, report: Report
 ) -> None:
     """Bring the kernel to the model's tubelet and positions to its grid, in ``values``, and report it."""
     name, tubelet = "tokenizer.projection.weight", tokenizer.projection.kernel_size
@@ -30,10 +31,15 @@ def fit_tokenizer(
         report.made[name] = inflated
 
     name, grid = "tokenizer.positions", tokenizer.grid
-    if name in values:
+    if name in values and tokenizer.positions is not None:
         n = values[name].shape[1]
         known = own_grid if own_grid and math.prod(own_grid) == n else _source_grid(n, source, grid)
         _fit_positions(values, name, known, grid, report)
+    elif tokenizer.positions is None:
+        pass
+    elif FAMILIES.get(report.kind, Family()).rotary and rotary:  # two axes: the table is for what they do not say
+        values[name] = torch.zeros_like(tokenizer.positions)
+        report.made[name] = "zero, as the source has rotary positions only"
     elif report.kind == "VideoMAE":
         values[name] = videomae_positions(math.prod(grid), tokenizer.projection.out_channels)
         report.made[name] = "VideoMAE's fixed sines and cosines"
@@ -65,6 +71,15 @@ def fit_kernel(kernel: Tensor, tubelet: Sequence[int], inflate: str) -> Tensor:
         weights = torch.full((t,), 1 / t) if inflate == "average" else torch.eye(t)[t // 2]
         kernel = kernel * weights[:, None, None]
     return kernel
+
+
+def image_size(names: State) -> int:
+    """Return the pixels of height and width that an image model's table of positions is for; 0 if unknown."""
+    kernel, positions = names.get("tokenizer.projection.weight"), names.get("tokenizer.positions")
+    if kernel is None or positions is None or kernel.dim() != 4:
+        return 0
+    side: int = math.isqrt(positions.shape[1]) * kernel.shape[-1]
+    return side
 
 
 def _source_grid(n: int, kernel: Sequence[int], grid: Grid) -> Grid:

@@ -1,7 +1,7 @@
 """Load the weights of a source into a ViT or LookupViT, and report what happened to them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -10,24 +10,34 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.models.adapters import is_adapter
 from lookupvit_video.models.blocks import ACTIVATIONS, TransformerBlock
 from lookupvit_video.models.lookupvit import LookupViT
-from lookupvit_video.models.pretrained.families import EXTRA, FAMILIES, OWN_LOOKUPVIT, OWN_VIT, PRE_NORM, Family
+from lookupvit_video.models.pretrained.families import EXTRA, FAMILIES, OWN_LOOKUPVIT, OWN_VIT, Family
 from lookupvit_video.models.pretrained.files import flat, own_grid, read_content
-from lookupvit_video.models.pretrained.fitting import fit_tokenizer
+from lookupvit_video.models.pretrained.fitting import fit_tokenizer, image_size
 from lookupvit_video.models.pretrained.names import rename, stacked, to_vit_names
-from lookupvit_video.models.pretrained.places import spread
+from lookupvit_video.models.pretrained.places import fit_first_tokens, spread
 from lookupvit_video.models.pretrained.report import Report, State
 from lookupvit_video.models.vit import ViT
 
 INFLATIONS = ("central", "average")
+_OTHER_LAYOUTS = {
+    r"(^|\.)(stages\.\d|blocks\.\d+\.proj\.weight)": "Hiera or another network that halves its grid on the way",
+    r"patch_embed\.norm_before\.": "InternVideo-Next, with RMS norms that the blocks here do not have",
+}
+_PRE_NORM = re.compile(r"norm_pre|ln_pre|pre_layrnorm")
 
 
-def init_from(model: nn.Module, source: str, *, inflate: str = "central") -> Report:
+Pixels = tuple[Sequence[float], Sequence[float]]
+"""Mean and deviation of each channel."""
+
+
+def init_from(model: nn.Module, source: str, *, inflate: str = "central", pixels: Pixels | None = None) -> Report:
     """Load the weights of a source into a ViT or LookupViT, as far as they fit; the rest keeps its initialization.
 
     Args:
         source: a file, a folder or a model id of the Hugging Face Hub, see ``read_state``.
         inflate: how an image model's kernel fills a tubelet of t frames (ViViT, arXiv 2103.15691, section
             3.4): "central" puts it on frame t // 2 and zeros on the others, "average" puts 1 / t of it on each.
+        pixels: how clips are normalized; None: as the source's were.
 
     Raises:
         UserError: the source cannot be read, is not a ViT, or its width or shapes are not the model's.
@@ -41,8 +51,10 @@ def init_from(model: nn.Module, source: str, *, inflate: str = "central") -> Rep
     names, kind, _ = to_vit_names(state)
     _check_fits(names, kind, model, state, source)
     report = Report(kind)
+    first = fit_first_tokens(names, own, source)
     values, roots, report.made = spread(names, own)
-    fit_tokenizer(values, model.tokenizer, own_grid(content), inflate, report)
+    report.made |= first
+    fit_tokenizer(values, model.tokenizer, own_grid(content), inflate, bool(model.options.rotary), report)
 
     fitted: State = {}
     for name, fresh in own.items():
@@ -64,13 +76,16 @@ def init_from(model: nn.Module, source: str, *, inflate: str = "central") -> Rep
     unused = names.keys() - {roots.get(name) for name in fitted}
     _check_adapters(unused, source)
     report.left_out = sorted(key for key, name in rename(state).items() if not name or stacked(name) in unused)
-    report.warnings = advice(report, model, names, state)
+    report.warnings = [*advice(report, model, names, state), *_of_pixels(report, names, pixels)]
     model.load_state_dict(fitted, strict=False)
     return report
 
 
 def _check_fits(names: State, kind: str, model: ViT | LookupViT, state: State, source: str) -> None:
     """Raise UserError where these weights cannot work in this model."""
+    for pattern, reason in _OTHER_LAYOUTS.items():
+        if found := next((key for key in state if re.search(pattern, key)), ""):
+            raise UserError(f"{source}: {found} is of {reason}; it does not fit into a ViT or LookupViT")
     kernel = names.get("tokenizer.projection.weight")
     if kernel is None or not any(name.startswith("blocks.0.") for name in names):
         raise UserError(
@@ -93,13 +108,27 @@ def _check_adapters(unused: Iterable[str], source: str) -> None:
     """Raise UserError where the source was trained with adapters that the model does not have."""
     lost = sorted(filter(is_adapter, unused))
     if lost:
-        fix = "set MODEL.ADAPTER adaptformer, and its width and scale as they were trained"
+        kind = "connector" if lost[0].startswith("temporal.adapter.") else "adaptformer"
+        if re.match(r"(temporal\.)?blocks\.\d+\.(refine\.)?adapter\.", lost[0]):
+            kind = "adaptformer_code"
+        fix = f"set MODEL.ADAPTER {kind}, and its width and scale as they were trained"
         if ".lora_" in lost[0]:
             fix = f"put them into the weights first: lookupvit merge-lora {source} --out merged.pt"
         raise UserError(
             f"{source}: it has adapters ({lost[0]} and {len(lost) - 1} more) that this model does not have, and "
             f"without them its weights are incomplete; {fix}"
         )
+
+
+def _of_pixels(report: Report, names: State, pixels: Pixels | None) -> list[str]:
+    """Set ``report.preprocessing`` for others' weights; return a warning where pixels are normalized otherwise."""
+    if report.kind in (OWN_VIT, OWN_LOOKUPVIT):
+        return []
+    family = FAMILIES.get(report.kind, Family())
+    report.preprocessing = wanted = family.preprocessing(image_size(names))
+    pairs = zip((*family.pixels[0], *family.pixels[1]), (*pixels[0], *pixels[1]) if pixels else (), strict=False)
+    wrong = any(abs(theirs - ours) > 1e-3 for theirs, ours in pairs)
+    return [f"clips are normalized otherwise than those of {report.kind}: set {wanted}"] if wrong else []
 
 
 def advice(report: Report, model: ViT | LookupViT, names: State, state: State) -> list[str]:
@@ -121,7 +150,13 @@ def advice(report: Report, model: ViT | LookupViT, names: State, state: State) -
         note(not same, f"{kind} is mostly trained with MODEL.ACTIVATION {family.activation}")
         same = max(block.norm_mlp.eps, 1e-6) == family.norm_eps
         note(not same, f"{kind} is mostly trained with MODEL.NORM_EPS {family.norm_eps}")
-        note(family.pixels, f"{kind} is mostly trained on pixels as {family.pixels} makes them")
+        rotary = model.options.rotary
+        turned = f"set MODEL.POSITIONS rotary MODEL.ROTARY {family.rotary}"
+        note(family.rotary and rotary != family.rotary, f"{kind} turns queries and keys by their place: {turned}")
+        note(kind == "video ViT" and not rotary, "V-JEPA 2 has such names and a table that it does not read: for it, "
+             "set MODEL.POSITIONS rotary MODEL.ROTARY vjepa2")  # fmt: skip
+        note(kind not in FAMILIES and kind != "video ViT" and rotary, f"{kind} has learned positions alone: set "
+             "MODEL.POSITIONS learned")  # fmt: skip
         width = block.norm_mlp.normalized_shape[0] // block.attention.num_heads
         note(width != 64, f"heads are {width} wide here, and 64 in most published models: see MODEL.NUM_HEADS")
         means = any("fc_norm" in key for key in state)
@@ -130,11 +165,16 @@ def advice(report: Report, model: ViT | LookupViT, names: State, state: State) -
         note(wrong, f"the classifier was trained with MODEL.POOL {pool}")
     depth = len({name.split(".")[1] for name in names if name.startswith("blocks.")})
     note(depth != len(model.blocks), f"the source has {depth} blocks, the model {len(model.blocks)}")
-    lost = [key for key in report.left_out if PRE_NORM.search(key) or EXTRA.search(key)]
-    note(lost, f"outputs differ from the source's, as these were left out: {', '.join(lost)}")
+    lost = [key for key in report.left_out if _PRE_NORM.search(key) or EXTRA.search(key)]
+    fixes = ["MODEL.PRE_NORM True"] if any(map(_PRE_NORM.search, lost)) else []
+    if isinstance(model, ViT) and "registers" in names and model.registers is None:
+        classes = int("class_token" in names and model.class_token is None)
+        fixes.append(f"MODEL.REGISTERS {names['registers'].shape[1] + classes}")
+    settings = f"; set {' '.join(fixes)}" if fixes else ""
+    note(lost, f"outputs differ from the source's, as these were left out: {', '.join(lost)}{settings}")
     note("tokenizer.positions" in fresh, "the source has no table of positions: the model's sines and cosines stay")
     side = 224 // model.tokenizer.projection.kernel_size[-1]
-    other = "tokenizer.positions" in report.made and model.tokenizer.grid[1] != side
+    other = report.made.get("tokenizer.positions", "").startswith("VideoMAE") and model.tokenizer.grid[1] != side
     note(other, f"positions number the tokens as VideoMAE does, whose published weights have {side}x{side} per time")
     note("scale_attention" in fresh, "the source has no layer scale, the model's is fresh: set MODEL.LAYER_SCALE 0.0")
     note("norm_key" in fresh, "the source does not normalize queries and keys: set MODEL.QK_NORM False")

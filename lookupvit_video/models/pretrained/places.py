@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.lookupvit import HEADS
 from lookupvit_video.models.pretrained.report import State
 
@@ -28,6 +29,29 @@ def _fold_layer_scale(names: State) -> dict[str, str]:
             if (scaled := f"{block}{_SCALED[scale]}.{kind}") in names:
                 names[scaled], how[scaled] = factor * names[scaled], "layer scale folded in"
     return how
+
+
+def fit_first_tokens(names: State, own: State, source: str) -> dict[str, str]:
+    """Make the source's class token and registers those of the model, in ``names``; return the made names -> how.
+
+    Where the model has no class token, that of the source becomes its first register.
+
+    Raises:
+        UserError: the model has registers, but another number.
+    """
+    if "registers" not in own:
+        return {}
+    tokens = [names[name] for name in ("class_token", "registers") if name in names]
+    if "class_token" in own:
+        tokens = [names["registers"]] if "registers" in names else []
+    given, wanted = sum(token.shape[1] for token in tokens), own["registers"].shape[1]
+    if given != wanted:
+        raise UserError(f"{source}: it has {given} tokens without a place, the model {wanted}; MODEL.REGISTERS {given}")
+    names["registers"] = torch.cat(tokens, dim=1)
+    if "class_token" in own or "class_token" not in names:
+        return {}
+    del names["class_token"]
+    return {"registers": "the class token first"}
 
 
 def spread(names: State, own: State) -> tuple[State, dict[str, str], dict[str, str]]:

@@ -28,6 +28,9 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     """Why the model computes something else than the source, and the setting that fixes it."""
 
+    preprocessing: str = ""
+    """The settings of the pixels that others' weights were trained on."""
+
     def __str__(self) -> str:
         lines = [f"initialized from {self.kind}"]
         for title in ("loaded", "made", "resized", "fresh", "left_out"):
@@ -37,4 +40,6 @@ class Report:
             counted = [(name + (f" x{n}" if n > 1 else ""), text) for (name, text), n in groups.items()]
             each = [f"{name} ({text})" if text else name for name, text in counted]
             lines.append(f"  {title.replace('_', ' ')} {len(entries)}: {', '.join(each) or '-'}")
+        if self.preprocessing:
+            lines.append(f"  trained on pixels as {self.preprocessing}")
         return "\n".join([*lines, *(f"  warning: {text}" for text in self.warnings)])

@@ -25,17 +25,20 @@ def said_of(kind, *, names=(), state=(), options=None, model=None, **lists):
 @pytest.mark.parametrize(
     ("kind", "activation", "eps", "pixels"),
     [  # OpenAI's CLIP, SigLIP's and ViViT's published settings; else those of ViT and MAE on ImageNet's pixels
-        ("CLIP", "quick_gelu", 1e-5, "DATA.MEAN [0.4815,0.4578,0.4082] DATA.STD [0.2686,0.2613,0.2758] makes"),
-        ("SigLIP", "gelu_tanh", 1e-6, "DATA.MEAN [0.5,0.5,0.5] DATA.STD [0.5,0.5,0.5] makes"),
-        ("ViViT", "gelu_tanh", 1e-6, "DATA.MEAN [0.5,0.5,0.5] DATA.STD [0.5,0.5,0.5] makes"),
-        ("VideoMAE", "gelu", 1e-6, ""),
-        ("ViT", "gelu", 1e-6, ""),
-        ("ViT with layer scale (as DINOv2)", "gelu", 1e-6, ""),
+        ("CLIP", "quick_gelu", 1e-5, "DATA.MEAN [0.4815,0.4578,0.4082] DATA.STD [0.2686,0.2613,0.2758]"),
+        ("SigLIP", "gelu_tanh", 1e-6, "DATA.MEAN [0.5,0.5,0.5] DATA.STD [0.5,0.5,0.5]"),
+        ("ViViT", "gelu_tanh", 1e-6, "DATA.MEAN [0.5,0.5,0.5] DATA.STD [0.5,0.5,0.5]"),
+        *((kind, "gelu", 1e-6, "DATA.MEAN [0.485,0.456,0.406] DATA.STD [0.229,0.224,0.225]")
+          for kind in ("VideoMAE", "ViT", "ViT with layer scale (as DINOv2)")),
     ],
-)
+)  # fmt: skip
 def test_the_settings_of_each_family_are_asked_for_where_they_are_not_set(kind, activation, eps, pixels):
-    right = said_of(kind, options={"activation": activation, "norm_eps": eps})
-    assert right == (f"{kind} is mostly trained on pixels as {pixels} them" if pixels else "")
+    assert said_of(kind, options={"activation": activation, "norm_eps": eps}) == ""
+    report, mean = Report(kind), ((0.1, 0.5, 0.5), (0.2, 0.2, 0.2))
+    assert load._of_pixels(report, {}, None) == []
+    assert report.preprocessing == f"{pixels} DATA.TRAIN_CROP_SIZE 224"
+    assert load._of_pixels(report, {}, families.FAMILIES.get(kind, families.Family()).pixels) == []
+    assert f"set {pixels}" in load._of_pixels(report, {}, mean)[0]
     other = "gelu" if activation != "gelu" else "quick_gelu"
     assert f"{kind} is mostly trained with MODEL.ACTIVATION {activation}" in said_of(
         kind, options={"activation": other, "norm_eps": eps}
@@ -176,11 +179,14 @@ def test_whose_weights_they_are():
     five, four = torch.zeros(2, 3, 2, 4, 4), torch.zeros(2, 3, 4, 4)
     kernel, positions, bias = "tokenizer.projection.weight", "tokenizer.positions", "blocks.0.attention.k.bias"
     cases = (
-        ({kernel: five, "class_token": 0}, "", "ViViT"), ({kernel: five, bias: 0}, "", "video ViT"),
-        ({kernel: five, "blocks.0.attention.qkv.bias": 0}, "", "video ViT"), ({kernel: five}, "", "VideoMAE"),
-        ({kernel: four, positions: 0}, "norm_pre.weight", "CLIP"),
+        ({kernel: five, "class_token": 0}, "", "ViViT"), ({kernel: five, bias: 0, positions: 0}, "", "video ViT"),
+        ({kernel: five, "blocks.0.attention.qkv.bias": 0}, "", "V-JEPA 2"), ({kernel: five}, "", "VideoMAE"),
+        ({kernel: four, positions: 0, "tokenizer.norm.weight": 0}, "visual.proj", "CLIP"),
+        ({kernel: four, positions: 0, "tokenizer.norm.weight": 0}, "attn_pool.probe", "PE"),
+        ({kernel: four, positions: 0, "tokenizer.norm.weight": 0, "blocks.0.scale_mlp.gamma": 0}, "", "PE"),
         ({kernel: four, positions: 0}, "head.probe", "SigLIP"),
-        ({kernel: four}, "", "ViT without positions (as DINOv3)"), ({kernel: four, positions: 0}, "", "ViT"),
+        ({kernel: four, positions: 0}, "attn_pool.latent", "SigLIP"),
+        ({kernel: four}, "", "DINOv3"), ({kernel: four, positions: 0}, "", "ViT"),
         ({kernel: four, positions: 0, "blocks.0.scale_mlp.gamma": 0}, "", "ViT with layer scale (as DINOv2)"),
         ({positions: 0}, "", "ViT"),
     )  # fmt: skip
