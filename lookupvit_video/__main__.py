@@ -15,6 +15,7 @@ COMMANDS = {
     "stream": Command("inference.stream", "stream", "name what happens in live video"),
     "explain": Command("explain", "explain", "show where a LookupViT looks"),
     "calibrate": Command("calibrate", "calibrate", "fit probabilities; thresholds for predict --reject, --adaptive"),
+    "probe": Command("evaluation.probe", "probe", "train a linear probe of frozen weights at many learning rates"),
     "robustness": Command("evaluation.robustness", "robustness", "accuracy on corrupted videos"),
     "app": Command("app", "app", "a page to try a checkpoint"),
     "export": Command("export", "export", "write a checkpoint as torch.export program, ONNX or AOTInductor"),

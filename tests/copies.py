@@ -3,6 +3,9 @@
 python -m tests.copies --help
 """
 
+import argparse
+import tempfile
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +13,10 @@ import av
 import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+
+from lookupvit_video.decoding.backends import open_video
+from lookupvit_video.preparation.copies.fingerprint import Fingerprint, fingerprint
+from lookupvit_video.preparation.copies.match import find_copies
 
 FPS = 25
 COPIES = ("quality 30", "quality 38", "rescaled", "trimmed", "mirrored", "letterboxed", "speed", "all at once")
@@ -83,3 +90,55 @@ def store(path: Path, frames: np.ndarray, crf: int = 20, fps: int | Fraction = F
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return str(path)
+
+
+def measure(folder: Path, bases: list[np.ndarray] | None, count: int) -> None:
+    """Write videos and their copies, and print how many of these are found, and how many others.
+
+    Args:
+        bases: the videos' frames; None: scenes.
+    """
+    known: dict[str, Fingerprint] = {}
+    asked: dict[str, dict[str, Fingerprint]] = {kind: {} for kind in COPIES}
+    seconds = 0.0
+    for seed in range(count):
+        frames = scene(seed) if bases is None else bases[seed]
+        for kind in ("", *COPIES):
+            pictures, crf = copied(frames, kind, seed) if kind else (frames, 20)
+            path = store(folder / "v.mp4", pictures, crf)
+            before = time.process_time()
+            print_ = fingerprint(path)
+            seconds += time.process_time() - before
+            (asked[kind] if kind else known)[str(seed)] = print_
+    read = seconds / count / (len(COPIES) + 1)
+    print("| copies | found, % | other pairs that count as copies |\n|---|---|---|")
+    before, pairs, wrong = time.process_time(), 0, 0
+    for kind, videos in asked.items():
+        named = {f"{name} copy": video for name, video in videos.items()}
+        found = [match[:2] for matches in find_copies(named, known) for match in matches]
+        right = sum(name.split()[0] == other for name, other in found)
+        wrong, pairs = wrong + len(found) - right, pairs + count * (count - 1)
+        print(f"| {kind} | {100 * right / count:.1f} | {len(found) - right} of {count * (count - 1)} |", flush=True)
+    each = (time.process_time() - before) / count / len(COPIES)
+    print(f"\n{100 * wrong / pairs:.4f} % of the other pairs; {1000 * read:.0f} ms to read a video, "
+          f"{1000 * each:.0f} ms to search among {count}")  # fmt: skip
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description="How many copies are found, of scenes or of the videos of a folder.")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--folder", type=Path, help="videos to copy, instead of scenes")
+    arguments = parser.parse_args()
+    bases = None
+    if arguments.folder:
+        bases = []
+        for path in sorted(arguments.folder.iterdir())[: arguments.count]:
+            with open_video(str(path)) as reader:
+                bases.append(reader.frames_at(np.arange(0, reader.duration, 1 / FPS).tolist()).numpy())
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), bases, arguments.count)
+
+
+if __name__ == "__main__":
+    main()

@@ -99,7 +99,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "preparation/contact_sheet": ("commands/test_check.py",),
     "decoding/timeline": ("decoding/test_backends.py", "decoding/test_exactness.py"),
     "decoding/opening": ("decoding/test_pyav_reader.py", "decoding/test_backends.py", "decoding/test_encryption.py"),
-    "decoding/pyav_reader": ("decoding/test_backends.py", "decoding/test_exactness.py"),
+    "decoding/pyav_reader": ("decoding/test_hevc_slices.py", "decoding/test_backends.py", "decoding/test_exactness.py"),
     "decoding/orientation": ("decoding/test_backends.py",),
     "inference/predictor": (),
     "inference/views": ("inference/test_predictor.py",),
@@ -138,10 +138,16 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         ("models/kernels/cpu", f"if q_BHMd.shape[2] < k_BHNd.shape[2]: -> if {condition}:"): "the faster one is scaled"
         for condition in ("q_BHMd.shape[2] <= k_BHNd.shape[2]", "True", "False")
     },
-    (
-        "models/kernels/cpu",
-        "logits = q_BHMd.shape[2] * k_BHNd.shape[2] -> logits = q_BHMd.shape[2] * k_BHNd.shape[3]",
-    ): "from when on torch's SDPA is the slower one",
+    **{
+        ("models/kernels/cpu", f"logits = q_BHMd.shape[2] * k_BHNd.shape[2] -> logits = {product}"): (
+            "from when on torch's SDPA is the slower one"
+        )
+        for product in (
+            "q_BHMd.shape[2] * k_BHNd.shape[3]",
+            "q_BHMd.shape[3] * k_BHNd.shape[2]",
+            "q_BHMd.shape[2] / k_BHNd.shape[2]",
+        )
+    },
     (
         "models/kernels/cpu",
         "if q_BHMd.shape[2] < k_BHNd.shape[2]: -> if q_BHMd.shape[2] < k_BHNd.shape[3]:",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
-from lookupvit_video.files import write_json
+from lookupvit_video.files import model_file, write_json
 from lookupvit_video.text import aligned_table, printable, write_csv
 
 if TYPE_CHECKING:
@@ -21,11 +21,13 @@ CHECK_EXAMPLES = """  lookupvit check --cfg demo_motion
   lookupvit check --cfg k400_lvit --split train --thorough DATA.PATH_TO_DATA_DIR /data/k400
   lookupvit check my_videos/ --duplicates --out runs/my_videos
   lookupvit check train.csv test.csv --copies
+  lookupvit check my_videos/ --model runs/my_videos      # labels that are probably wrong
 
-Writes into --out: report.csv and report.json (every file), bad_videos.csv (files that cannot be used, if there are
-any; training skips them with DATA.SKIP_LIST), contact_sheet.png (some clips as the model sees them, before erasing
-and mixup). Exit code 0: every file can be used, possibly with notes ("can be used as they are"); 1: some files, or
-spans that a list takes of them, cannot be used; 2: invalid input; 130: interrupted.
+Writes into --out: report.csv and report.json (every file), report.html (each kind of problem, with pictures),
+bad_videos.csv (files that cannot be used, if there are any; training skips them with DATA.SKIP_LIST), contact_sheet.png
+(some clips as the model sees them, before erasing and mixup). Exit code 0: every file can be used, possibly with notes
+("can be used as they are"); 1: some files, or spans that a list takes of them, cannot be used; 2: invalid input; 130:
+interrupted.
 """
 CONFIGS_EXAMPLES = """  lookupvit check-configs configs/*.yaml
   lookupvit check-configs k400_lvit ssv2_lvit
@@ -49,10 +51,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--copies", action="store_true",
         help="find videos that are copies: re-encoded, rescaled, cut, mirrored, with bars, faster (decodes all frames)"
     )  # fmt: skip
+    add("--model", type=model_file, metavar="CHECKPOINT",
+        help="find labels that are probably wrong, and classes that look alike, by this model's features")  # fmt: skip
+    options.add_device(parser)
     options.add_timeout(parser, 30.0, "seconds for one file")
     add("--processes", type=options.positive, default=os.cpu_count() or 1, metavar="N", help="default: one per core")
     add("--sheet", type=options.natural, default=24, metavar="N",
-        help="videos on the contact sheet; 0: no sheet (default: 24)")  # fmt: skip
+        help="videos on the contact sheet, and of each problem in report.html; 0: none (default: 24)")  # fmt: skip
     add("--seed", type=options.natural, default=0, metavar="N", help="chooses the videos on the sheet (default: 0)")
     options.add_out(parser, "runs/check_dataset")
     arguments = parse_with_settings(parser, "inputs")
@@ -212,6 +217,7 @@ def show_problems(rows: "Sequence[ListedVideo]", summary: dict[str, Any]) -> Non
 def check() -> int:
     """Run `lookupvit check`."""
     arguments = parse_arguments()
+    from lookupvit_video.commands.evaluation.doctor import Labels, look_at_labels, write_problem_page
     from lookupvit_video.config import load_config
     from lookupvit_video.data.manifest import load_classes
     from lookupvit_video.data.sampling import build_time_sampler
@@ -238,9 +244,11 @@ def check() -> int:
     close_world()
     if not world.is_main:
         return 0
+    labels = look_at_labels(rows, arguments) if arguments.model else Labels()
     summary = summarize(rows, classes)
     summary["class_warnings"] = warnings_of_rows(rows, classes or classes_of_inputs(arguments.inputs))
     write_reports(rows, summary, arguments.out)
+    write_problem_page(rows, summary, labels, arguments)
     chosen = pick_rows(rows, arguments.sheet, arguments.seed)
     views, how = {}, "first to last frame"
     if cfg and chosen:
@@ -251,7 +259,13 @@ def check() -> int:
     show(rows, summary)
     show_problems(rows, summary)
     bad = sum(counts["bad"] for counts in summary["splits"].values())
-    written = ["report.csv", "report.json", *["bad_videos.csv"] * bool(bad), *["contact_sheet.png"] * drawn]
+    written = [
+        "report.csv",
+        "report.json",
+        "report.html",
+        *["bad_videos.csv"] * bool(bad),
+        *["contact_sheet.png"] * drawn,
+    ]
     print(f"\nwritten to {arguments.out}: {', '.join(written)}")
     if bad:
         skip = (arguments.out / "bad_videos.csv").resolve()

@@ -23,6 +23,7 @@ Exit code 0: all done; 1: some videos could not be read (named on stderr); 2: no
 """
 TIMELINE_EXAMPLES = """  lookupvit timeline --checkpoint runs/demo_motion/model.pt video.mp4 --json timeline.json \\
       --png timeline.png --annotate annotated.mp4
+  lookupvit timeline --checkpoint model.pt --truth untrimmed.csv --hard-negatives hard.csv
 
 Windows as long as what the model was trained on (its clip; with DATA.SAMPLING segments its usual training video) slide
 over the video, which is decoded once, forward; memory does not grow with it.
@@ -138,26 +139,7 @@ def _explain_list(predictor: "Predictor", path: str) -> dict[str, Any]:
 
 def timeline() -> int:
     """Run `lookupvit timeline`."""
-    parser = options.make_parser(
-        "Name what happens when in a long video: a timeline, its segments, and the video with both drawn in.",
-        TIMELINE_EXAMPLES,
-    )
-    add = parser.add_argument
-    add("video", metavar="VIDEO", help="a video file of any length")
-    options.add_checkpoint(parser)
-    add("--json", type=Path, metavar="FILE", help="write segments and windows as JSON")
-    add("--png", type=Path, metavar="FILE", help="draw the leading classes over time")
-    add("--annotate", type=Path, metavar="FILE", help="write the video with the answers (.mp4)")
-    add("--stride", type=float, metavar="S", help="seconds between windows (default: window / 4)")
-    add("--window", type=float, metavar="S",
-        help="seconds of a window, of DATA.SAMPLING segments (default: as the training videos)")  # fmt: skip
-    add("--topk", type=options.positive, default=5, metavar="K", help="classes per window, and drawn (default: 5)")
-    add("--change-cost", type=options.number(float, 0), default=CHANGE_COST, metavar="X", help="log probability that a "
-        f"change of label must gain; 0: scenes of one window (default: {CHANGE_COST:g})")  # fmt: skip
-    add("--min-probability", type=options.number(float, 0), default=0.0, metavar="P",
-        help="leave out segments with a lower probability (default: 0)")  # fmt: skip
-    options.add_batch_size(parser)
-    arguments = parser.parse_args()
+    arguments = _timeline_arguments()
     from lookupvit_video.inference.annotate import annotate_video, check_video_name
     from lookupvit_video.inference.draw import draw_timeline
     from lookupvit_video.inference.predictor import load_model
@@ -170,6 +152,10 @@ def timeline() -> int:
     predictor = load_model(arguments.checkpoint, arguments.device)
     if arguments.annotate and predictor.multi_label:
         raise UserError("--annotate shows one label at a time; this checkpoint gives several: use --png or --json")
+    if arguments.truth:
+        from lookupvit_video.commands.inference.truth import score_list
+
+        return score_list(predictor, arguments)
     windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
                             batch_size=arguments.batch_size)  # fmt: skip
     logger.info("windows of %.3g s over %.3g s: %d", windows.window, windows.duration, len(windows.starts))
@@ -184,3 +170,38 @@ def timeline() -> int:
     if arguments.annotate:
         annotate_video(windows, segments, predictor.plan, arguments.annotate)
     return 0
+
+
+def _timeline_arguments() -> argparse.Namespace:
+    parser = options.make_parser(
+        "Name what happens when in a long video: a timeline, its segments, and the video with both drawn in.",
+        TIMELINE_EXAMPLES,
+    )
+    add = parser.add_argument
+    add("video", nargs="?", metavar="VIDEO", help="a video file of any length")
+    options.add_checkpoint(parser)
+    add("--json", type=Path, metavar="FILE", help="write segments and windows as JSON")
+    add("--png", type=Path, metavar="FILE", help="draw the leading classes over time")
+    add("--annotate", type=Path, metavar="FILE", help="write the video with the answers (.mp4)")
+    add("--stride", type=float, metavar="S", help="seconds between windows (default: window / 4)")
+    add("--window", type=float, metavar="S",
+        help="seconds of a window, of DATA.SAMPLING segments (default: as the training videos)")  # fmt: skip
+    add("--topk", type=options.positive, default=5, metavar="K", help="classes per window, and drawn (default: 5)")
+    add("--change-cost", type=options.number(float, 0), default=CHANGE_COST, metavar="X", help="log probability that a "
+        f"change of label must gain; 0: scenes of one window (default: {CHANGE_COST:g})")  # fmt: skip
+    add("--min-probability", type=options.number(float, 0), default=0.0, metavar="P",
+        help="leave out segments with a lower probability (default: 0)")  # fmt: skip
+    options.add_batch_size(parser)
+    add("--truth", type=Path, metavar="LIST", help="instead of VIDEO, a list with the spans of untrimmed videos: print "
+        "mAP at temporal IoU 0.3 to 0.7, segment F1 and false alarms an hour")  # fmt: skip
+    add("--background", default="background", metavar="NAME", help="class that is not counted (default: background)")
+    add("--hard-negatives", type=Path, metavar="FILE", help="with --truth: write windows outside of all spans of which "
+        "the model is most wrongly sure, as rows of the background class")  # fmt: skip
+    arguments = parser.parse_args()
+    if bool(arguments.video) == bool(arguments.truth):
+        parser.error("give a VIDEO, or --truth LIST")
+    if arguments.truth and (arguments.png or arguments.annotate):
+        parser.error("--png and --annotate are for one VIDEO")
+    if arguments.hard_negatives and not arguments.truth:
+        parser.error("--hard-negatives is for --truth")
+    return arguments

@@ -75,6 +75,7 @@ def prepare() -> int:
             "export-labels": options.Command(
                 "prepare", "export_labels", "a list or answers -> a labelling tool's file"
             ),
+            "background": options.Command("prepare", "background", "rows between the spans of untrimmed videos"),
             "subset": options.Command("prepare", "subset", "some classes of Moving Digits"),
         },
         "Write the lists of a data set.",
@@ -247,6 +248,31 @@ def export_labels() -> int:
     chosen = Choices(arguments.rate, arguments.frame_base, arguments.end, arguments.origin)
     count = export_labels(arguments.tool, arguments.source, arguments.out, chosen, _reading)
     print(f"{arguments.out}: {count} labels")
+    return 0
+
+
+def background() -> int:
+    """Run `lookupvit prepare background`."""
+    parser = options.make_parser(
+        "Add the time between labelled spans of untrimmed videos to a list, as a class of its own.",
+        "  lookupvit prepare background --list lists/all.csv --window 4 --out untrimmed\n",
+    )
+    add = parser.add_argument
+    add("--list", required=True, type=Path, metavar="FILE", help="a list with start and end, next to its classes.txt")
+    options.add_out(parser)
+    add("--label", default="background", metavar="NAME", help="name of the class (default: background)")
+    add("--shortest", type=options.number(float, 0), default=1.0, metavar="S",
+        help="seconds; shorter pauses are left out (default: 1)")  # fmt: skip
+    add("--window", type=options.number(float, 0), default=0.0, metavar="S",
+        help="cut into parts of about so many seconds (default: one row each)")  # fmt: skip
+    arguments = parser.parse_args()
+    from lookupvit_video.preparation.background import add_background
+
+    old, new = add_background(
+        arguments.list, arguments.out, arguments.label, shortest=arguments.shortest, window=arguments.window,
+        follow=_reading,
+    )  # fmt: skip
+    print(f"{arguments.out / 'all.csv'}: {old} labels, {new} rows of {arguments.label!r}")
     return 0
 
 

@@ -49,6 +49,7 @@ from lookupvit_video.remote import is_hub_id
 from lookupvit_video.text import shown
 
 logger = logging.getLogger(__name__)
+HELD = 8  # batches of clips that a cascade has at once
 
 
 class Predictor:
@@ -254,7 +255,10 @@ class Predictor:
     def _shares_adaptive(
         self, videos: Iterable[Views | Failure], cascade: Cascade, batch_size: int
     ) -> Iterator[tuple[Views, Tensor, int] | Failure]:
-        """Yield the mean probabilities (K,) of each video, and the place of its grid in the cascade."""
+        """Yield the mean probabilities (K,) of each video, and the place of its grid in the cascade.
+
+        Videos wait for others, so that the few that go on to a larger budget fill a batch of their own.
+        """
         dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
         temperatures = list(map(self.temperature, cascade.grids))
         waiting: list[Views] = []
@@ -264,7 +268,7 @@ class Predictor:
                 continue
             waiting += [] if video is None else [video]
             counts = [len(views.clips) for views in waiting]
-            if waiting and (video is None or sum(counts) >= batch_size):
+            if waiting and (video is None or sum(counts) >= HELD * batch_size):
                 clips = torch.cat([torch.from_numpy(views.clips) for views in waiting])
                 inputs = map(self.inputs, torch.split(clips, batch_size))
                 shares = run_cascade(self.model, cascade, inputs, counts, batch_size, dtype, temperatures)

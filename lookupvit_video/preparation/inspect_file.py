@@ -66,6 +66,9 @@ KINDS = {
     "train and test": ProblemKind(False, "the same video in training and in validation or test inflates the accuracy: "
                                          "take it out of one of them"),
     "two labels": ProblemKind(False, "the same video under several labels: at most one is right"),
+    "frozen": ProblemKind(False, "the same picture for a second or more, and a quarter of the video or more: see for "
+                                 "yourself"),
+    "label": ProblemKind(False, "a classifier that was trained on the other videos names another class: look at them"),
     "copy": ProblemKind(False, "a cut, mirrored or re-encoded copy in training and in validation or test inflates the "
                                "accuracy: give both the same group and split again"),
     "twice": ProblemKind(False, "the same video several times in a split counts more than others: keep one"),
@@ -75,7 +78,7 @@ KINDS = {
 _REASONS = {
     "no such file": "missing",
     "Permission denied": "no permission",
-    "is a directory|not a regular file": "no file",
+    "is a directory|is a folder|not a regular file": "no file",
     "is empty": "empty",
     "git-lfs": "git-lfs pointer",
     "is text": "text",

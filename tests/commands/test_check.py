@@ -12,14 +12,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data.manifest import load_classes, load_split
+from lookupvit_video.models.build import build_model
 from lookupvit_video.preparation.inspect_file import inspect_file
 from lookupvit_video.processes.pool import run_isolated
 from tests.copies import scene, store
 from tests.damage import pictures, write_byte_damage, write_no_videos, write_originals
+from tests.models.test_models import SMALL
 from tests.preparation.test_check import MAY_PASS
 from tests.small import call_tool, make_videos, run_tool, settings
 from tests.videos import write_video
@@ -247,3 +252,25 @@ def test_copies_in_training_and_test(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "copy: 1 (can be used as they are)\n" in done.stdout
     assert f"{tmp_path / 'test.mp4'}: of {tmp_path / 'train.mp4'} (train): likeness 0.9" in done.stdout
+
+
+def test_a_wrong_label_is_found_and_shown(tmp_path):
+    cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "2", "DATA.TARGET_FPS", "25"])
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "model.pt", cfg=cfg, classes=list("abcde"), model=build_model(cfg))
+    rows = []
+    for number in range(20):
+        noise = np.random.default_rng(number).integers(0, 40, (8, 48, 64, 3), dtype=np.uint8)
+        store(tmp_path / f"{number}.mp4", noise + np.uint8(200 * (number % 2)))
+        rows.append(f"{number}.mp4,{'bright' if number % 2 and number != 7 else 'dark'}\n")
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(rows))
+    (tmp_path / "classes.txt").write_text("bright\ndark\n")
+    done = check(tmp_path / "list.csv", "--model", tmp_path / "model.pt", "--device", "cpu", out=tmp_path, sheet=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "label: 1 (can be used as they are)\n" in done.stdout
+    assert f"{tmp_path / '7.mp4'}: bright is likelier by " in done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>label: 1</h2>" in page
+    assert f"<small>{tmp_path / '7.mp4'}</small>" in page
+    assert "data:image/jpeg;base64," in page
+    assert "classes that look alike" not in page  # a wrong label does not make them so

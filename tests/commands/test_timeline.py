@@ -70,3 +70,32 @@ def test_what_is_no_video_is_told_in_a_line(checkpoint, tmp_path):
     assert done.returncode == 2
     assert "x.mp4: is text, not a video" in done.stderr
     assert not (tmp_path / "t.json").exists()
+
+
+def test_segments_are_compared_with_labelled_ones(checkpoint, tmp_path):
+    for name in "xy":
+        write_video(tmp_path / f"{name}.mp4", frames=40, fps=8)
+    (tmp_path / "truth.csv").write_text("path,label,start,end\nx.mp4,a,0,1\nx.mp4,b,3,4\ny.mp4,e,0,5\ngone.mp4,a,0,1\n")
+    done = call_tool(
+        TOOL, "--truth", tmp_path / "truth.csv", "--checkpoint", checkpoint, "--stride", 1, "--background", "e",
+        "--json", tmp_path / "t.json", "--hard-negatives", tmp_path / "hard.csv", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 1  # a video is not there: what is in it counts as missed
+    assert "gone.mp4" in done.stderr
+    facts = json.loads((tmp_path / "t.json").read_text())
+    assert len(facts["timelines"]) == 2
+    assert facts["metrics"]["true"] == 3  # without the background
+    assert {"map_0.3", "map_0.7", "map", "segment_f1", "false_alarms_an_hour"} <= set(facts["metrics"])
+    assert "\nsegment_f1 " in done.stdout
+    rows = [row.split(",") for row in (tmp_path / "hard.csv").read_text().splitlines()]
+    assert rows[0] == ["path", "label", "start", "end"]
+    assert {row[1] for row in rows[1:]} == {"e"}
+    of_x = [(float(row[2]), float(row[3])) for row in rows[1:] if row[0].endswith("x.mp4")]
+    assert of_x == [(1.0, 3.0)]  # the one window of 2 s between the spans
+    assert sum(row[0].endswith("y.mp4") for row in rows) == 2
+
+
+@pytest.mark.parametrize("options", [[], ["x.mp4", "--truth", "t.csv"], ["--truth", "t.csv", "--png", "x.png"],
+                                     ["x.mp4", "--hard-negatives", "h.csv"]])  # fmt: skip
+def test_a_video_or_a_list(checkpoint, options):
+    assert call_tool(TOOL, *options, "--checkpoint", checkpoint).returncode == 2

@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate, read_clips, seeded
@@ -452,3 +453,30 @@ def test_every_part_of_a_seed_counts():
     draws = [drawn(*parts) for parts in ((0, 1, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2), (0, 1), (0, 1, 2, 0))]
     assert draws[0] == drawn(0, 1, 2)
     assert len({one for one, _ in draws}) == len({other for _, other in draws}) == len(draws)
+
+
+# Pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["clip", "segments"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_picture_among_videos_is_a_clip_that_stands_still(tmp_path, path, mode, training):
+    pixels = np.dstack([*np.meshgrid(np.arange(WIDTH) * 3, np.arange(HEIGHT) * 5), np.full((HEIGHT, WIDTH), 90)])
+    picture = Image.fromarray(pixels.astype(np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # as phones write it: to be turned clockwise
+    picture.save(tmp_path / "a.png")
+    picture.save(tmp_path / "b.webp", lossless=True)
+    picture.rotate(90, expand=True).save(tmp_path / "c.jpg", quality=100, subsampling=0, exif=turned)
+    listed = [path, *(str(tmp_path / name) for name in ("a.png", "b.webp", "c.jpg"))]
+    dataset = plain_dataset(*(Video(str(one), 0) for one in listed), mode=mode, training=training)
+    expected = torch.from_numpy(pixels.astype(np.uint8)).permute(2, 0, 1)
+    for row, near in ((1, 0), (2, 0), (3, 4)):
+        sample = dataset[0, row]
+        assert not sample.error
+        clip = sample.clips[0]
+        assert clip.shape == (3, T, HEIGHT, WIDTH)
+        assert torch.equal(clip, clip[:, :1].expand(-1, T, -1, -1))
+        assert (clip[:, 0].int() - expected.int()).abs().max() <= near
+    moving = dataset[0, 0].clips[0]
+    assert not torch.equal(moving[:, 0], moving[:, -1])

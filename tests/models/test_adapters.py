@@ -206,7 +206,10 @@ def test_additions_of_the_source_are_never_lost(tmp_path, name, kind, target, me
             r"MODEL\.ADAPTER lora is only for .* or vit;",
         ),
         ("MODEL.ADAPTER lora MODEL.FREEZE_ENCODER True", r"MODEL\.ADAPTER freezes the encoder itself"),
-        ("MODEL.ADAPTER peft", r"MODEL\.ADAPTER is 'peft'; choose one of none, adaptformer, lora"),
+        (
+            "MODEL.ADAPTER peft",
+            r"MODEL\.ADAPTER is 'peft'; choose one of none, adaptformer, adaptformer_code, lora, connector",
+        ),
         ("MODEL.ADAPTER_WIDTH -1", r"MODEL\.ADAPTER_WIDTH is -1; it must be at least 0"),
         ("MODEL.FREEZE_SPATIAL True", r"MODEL\.FREEZE_SPATIAL True is only for .* factorised"),
         ("MODEL.TEMPORAL_INIT identity", r"MODEL\.TEMPORAL_INIT identity is only for"),
@@ -242,7 +245,9 @@ def test_drop_path_goes_with_blocks_that_learn(overrides):
 
 
 def test_a_kind_that_is_not_there():
-    with pytest.raises(ValueError, match="adapters 'prefix': choose adaptformer or lora"):
+    with pytest.raises(
+        ValueError, match="adapters 'prefix': choose adaptformer or adaptformer_code or lora or connector"
+    ):
         add_adapters(nn.ModuleList(), "prefix")
 
 

@@ -155,7 +155,7 @@ def advice(report: Report, model: ViT | LookupViT, names: State, state: State) -
         note(family.rotary and rotary != family.rotary, f"{kind} turns queries and keys by their place: {turned}")
         note(kind == "video ViT" and not rotary, "V-JEPA 2 has such names and a table that it does not read: for it, "
              "set MODEL.POSITIONS rotary MODEL.ROTARY vjepa2")  # fmt: skip
-        note(kind not in FAMILIES and kind != "video ViT" and rotary, f"{kind} has learned positions alone: set "
+        note(rotary and not family.rotary and kind != "video ViT", f"{kind} has learned positions alone: set "
              "MODEL.POSITIONS learned")  # fmt: skip
         width = block.norm_mlp.normalized_shape[0] // block.attention.num_heads
         note(width != 64, f"heads are {width} wide here, and 64 in most published models: see MODEL.NUM_HEADS")

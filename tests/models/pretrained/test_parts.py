@@ -50,6 +50,14 @@ def test_the_settings_of_each_family_are_asked_for_where_they_are_not_set(kind, 
     assert ("NORM_EPS" in smaller) == (eps == 1e-5)
 
 
+def test_rotary_positions_are_for_weights_that_have_them():
+    turned = vit(dim=128, num_heads=2, options={"rotary": "pe", "norm_eps": 1e-5})
+    assert "has learned positions alone: set MODEL.POSITIONS learned" in said_of("ViViT", model=turned)
+    assert said_of("PE", model=turned) == ""
+    assert "set MODEL.POSITIONS rotary MODEL.ROTARY dinov3" in said_of("DINOv3", model=turned)
+    assert "learned positions alone" not in said_of("video ViT", model=turned)
+
+
 def test_own_weights_need_no_advice():
     for kind in (families.OWN_VIT, families.OWN_LOOKUPVIT):
         assert said_of(kind, options={"activation": "quick_gelu", "norm_eps": 1e-3}) == ""
