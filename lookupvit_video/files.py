@@ -52,6 +52,12 @@ def write_json(path: str | Path, content: Any, indent: int | None = 1) -> None:
         temporary.write_text(simplejson.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
+def cache_folder() -> Path:
+    """Return the folder of what this user's processes keep: LOOKUPVIT_CACHE, or one in the user's cache."""
+    own = os.environ.get("LOOKUPVIT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lookupvit_video")
+
+
 def model_file(path: str | Path) -> str:
     """Return the model.pt in a folder, if it is that of a finished run; else the path itself."""
     inside = os.path.join(path, "model.pt")

@@ -1,4 +1,4 @@
-"""`lookupvit benchmark loader | model | budgets | block` and `lookupvit flops`: what things cost."""
+"""`lookupvit benchmark loader | model | budgets | block | lists` and `lookupvit flops`: what things cost."""
 
 import argparse
 from pathlib import Path
@@ -59,6 +59,7 @@ def benchmark() -> int:
                 "benchmark", "budgets", "every budget of a checkpoint or config: time over operations"
             ),
             "block": options.Command("benchmark", "block", "roofline account of one block"),
+            "lists": options.Command("benchmarking.data", "lists", "a list of many videos: CPU time, memory"),
             "end-to-end": options.Command("benchmarking.end_to_end", "end_to_end", "video files to answers"),
             "compare": options.Command("benchmarking.end_to_end", "compare", "two results of end-to-end"),
         },

@@ -12,6 +12,7 @@ from lookupvit_video.errors import UserError
 
 if TYPE_CHECKING:
     from lookupvit_video.data.manifest import Video
+    from lookupvit_video.distributed.world import World
     from lookupvit_video.evaluation.view_logits import ViewLogits
     from lookupvit_video.inference.calibrated import CalibratedAnswers
     from lookupvit_video.inference.predictor import Predictor
@@ -97,7 +98,7 @@ def read_lists(arguments: argparse.Namespace, predictor: "Predictor") -> "dict[s
 
 
 def logits_of(
-    predictor: "Predictor", videos: "Sequence[Video]", arguments: argparse.Namespace, name: str
+    predictor: "Predictor", videos: "Sequence[Video]", arguments: argparse.Namespace, name: str, world: "World"
 ) -> "ViewLogits":
     """Return the logits of each grid for a list.
 
@@ -111,13 +112,16 @@ def logits_of(
 
     cfg = with_settings(predictor.cfg, {"DATA_LOADER.NUM_WORKERS": arguments.workers})
     plan = predictor.plan
-    loader = build_eval_loader(cfg, videos, num_views=plan.times.num_clips, num_crops=plan.num_crops)
+    loader = build_eval_loader(
+        cfg, videos, num_views=plan.times.num_clips, num_crops=plan.num_crops, rank=world.rank, world_size=world.size
+    )
+    count = len(range(world.rank, len(videos), world.size))
     found = view_logits(
         predictor.model,
-        progress(loader, total=len(videos), label=name, unit="videos", step=cfg.TEST.BATCH_SIZE),
+        progress(loader, total=count, label=name, unit="videos", step=cfg.TEST.BATCH_SIZE),
         videos, predictor.device,
         num_classes=len(predictor.classes), multi_label=predictor.multi_label, mean=cfg.DATA.MEAN, std=cfg.DATA.STD,
-        precision=cfg.TRAIN.PRECISION, grids=list(predictor.costs) or [None],
+        precision=cfg.TRAIN.PRECISION, grids=list(predictor.costs) or [None], world=world,
     )  # fmt: skip
     for row, reason in found.bad:
         logger.warning("%s is left out: %s", videos[row].path, reason)
@@ -151,6 +155,7 @@ def calibrate() -> int:
     arguments = parse_arguments()
     from lookupvit_video.checkpoints.checkpoint import add_calibration
     from lookupvit_video.distributed.precision import autocast_dtype
+    from lookupvit_video.distributed.world import close_world, init_world, report_lost_processes
     from lookupvit_video.evaluation.calibration_report import draw_calibration, log_facts
     from lookupvit_video.evaluation.report import choose_thresholds
     from lookupvit_video.files import write_json
@@ -159,13 +164,19 @@ def calibrate() -> int:
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
 
-    setup_logging()
+    world = init_world()
+    setup_logging(world.is_main)
     predictor = load_model(arguments.checkpoint, arguments.device)
     check_checkpoint(arguments, predictor)
     predictor.plan = predictor.plan.changed(arguments.views, arguments.crops)
-    lists = {
-        name: logits_of(predictor, videos, arguments, name) for name, videos in read_lists(arguments, predictor).items()
-    }
+    with report_lost_processes(world):
+        lists = {
+            name: logits_of(predictor, videos, arguments, name, world)
+            for name, videos in read_lists(arguments, predictor).items()
+        }
+    close_world()
+    if not world.is_main:
+        return 0
     answers, test = CalibratedAnswers(lists, predictor.multi_label), predictor.cfg.TEST
     views = f"{predictor.plan.times.num_clips}x{predictor.plan.num_crops}"
     facts = {

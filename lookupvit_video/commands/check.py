@@ -14,6 +14,7 @@ from lookupvit_video.files import model_file, write_json
 from lookupvit_video.text import aligned_table, printable, write_csv
 
 if TYPE_CHECKING:
+    from lookupvit_video.distributed.world import World
     from lookupvit_video.preparation.check import ListedVideo
 
 CHECK_EXAMPLES = """  lookupvit check --cfg demo_motion
@@ -73,19 +74,27 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def inspect(
-    rows: "Sequence[ListedVideo]", spans: "Callable[[Sequence[ListedVideo]], None]", arguments: argparse.Namespace
-) -> None:
+    rows: "Sequence[ListedVideo]", spans: "Callable[[Sequence[ListedVideo]], None]", arguments: argparse.Namespace,
+    world: "World",
+) -> None:  # fmt: skip
     """Note in the rows the problems of their files, of the spans they take, and of rows that repeat one another."""
+    from lookupvit_video.distributed.world import gather_objects, report_lost_processes
     from lookupvit_video.preparation.check import check_repeats, file_digests, inspect_files
     from lookupvit_video.progress import progress
 
-    inspect_files(
-        rows,
-        processes=arguments.processes,
-        timeout=arguments.timeout,
-        thorough=arguments.thorough,
-        follow=lambda outcomes, total: progress(outcomes, total=total, label="checking", unit="videos"),
-    )
+    with report_lost_processes(world):
+        inspect_files(
+            rows,
+            processes=arguments.processes,
+            timeout=arguments.timeout,
+            thorough=arguments.thorough,
+            rank=world.rank,
+            world_size=world.size,
+            gather=lambda found: gather_objects(found, world),
+            follow=lambda outcomes, total: progress(outcomes, total=total, label="checking", unit="videos"),
+        )
+    if not world.is_main:
+        return
     spans(rows)
     digests = {}
     if arguments.duplicates:
@@ -213,13 +222,15 @@ def check() -> int:
     from lookupvit_video.data.manifest import load_classes
     from lookupvit_video.data.sampling import build_time_sampler
     from lookupvit_video.data.transforms import mirrored_labels
+    from lookupvit_video.distributed.world import close_world, init_world
     from lookupvit_video.log import setup_logging
     from lookupvit_video.preparation.check import check_spans, rows_of_lists, rows_of_path, summarize
     from lookupvit_video.preparation.contact_sheet import model_views, pick_rows
     from lookupvit_video.preparation.coverage import classes_of_inputs, warnings_of_rows
     from lookupvit_video.remote import joined
 
-    setup_logging()
+    world = init_world()
+    setup_logging(world.is_main)
     cfg = load_config(arguments.cfg, arguments.inputs) if arguments.cfg else None
     classes = load_classes(cfg) if cfg else []
     if cfg:
@@ -229,7 +240,10 @@ def check() -> int:
     else:
         rows = [row for path in arguments.inputs for row in rows_of_path(path)]
     times = build_time_sampler(cfg, training=False, num_clips=1) if cfg else None
-    inspect(rows, partial(check_spans, times=times), arguments)
+    inspect(rows, partial(check_spans, times=times), arguments, world)
+    close_world()
+    if not world.is_main:
+        return 0
     labels = look_at_labels(rows, arguments) if arguments.model else Labels()
     summary = summarize(rows, classes)
     summary["class_warnings"] = warnings_of_rows(rows, classes or classes_of_inputs(arguments.inputs))

@@ -19,6 +19,7 @@ from lookupvit_video.processes.memory import importing
 from lookupvit_video.text import printable
 
 if TYPE_CHECKING:
+    from lookupvit_video.distributed.world import World
     from lookupvit_video.inference.batch import AnswerFile
     from lookupvit_video.inference.prediction import Prediction
     from lookupvit_video.inference.predictor import Predictor
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 KINDS = ("lac", "aps", "class")  # those of evaluation/conformal.py, whose import takes longer than this help
 EXAMPLES = """  lookupvit predict --checkpoint runs/demo_motion/model.pt video.mp4 folder/ "clips/**/*.webm"
   lookupvit predict --checkpoint runs/demo_motion/model.pt folder/ --json answers.jsonl --resume
+  torchrun --nproc_per_node=8 -m lookupvit_video predict --checkpoint model.pt --list all.csv --json answers.jsonl
   find /data -name "*.mp4" | lookupvit predict --checkpoint model.pt - --csv answers.csv --gmacs 60
 
 A video shorter than the model's clip is read to its end, its last frame repeated. Answers come in completion order.
@@ -120,6 +122,18 @@ def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
             raise UserError(f"{name}: answers cannot be written to an input file; choose another name")
     if len(set(outputs.values())) < len(outputs):
         raise UserError(f"{arguments.json}: --json and --csv need a file each")
+
+
+def check_shared(arguments: argparse.Namespace, processes: int) -> None:
+    """Raise UserError where several processes cannot share what is asked for."""
+    if processes == 1:
+        return
+    if "-" in (arguments.json, arguments.csv) or not (arguments.json or arguments.csv):
+        raise UserError(f"{processes} processes write their answers to one file: give --json FILE or --csv FILE")
+    if "-" in arguments.videos:
+        raise UserError(f"{processes} processes cannot share standard input: write the paths to a file for --list")
+    if arguments.latency_ms is not None:
+        raise UserError("--latency-ms may choose another grid in each process; give --grid or --gmacs")
 
 
 def budget_of(arguments: argparse.Namespace, predictor: "Predictor") -> dict[str, Any]:
@@ -224,10 +238,10 @@ def write_answers(
 
 
 def answer_all(
-    arguments: argparse.Namespace, predictor: "Predictor", videos: list[str], failures: "list[Failure]"
+    arguments: argparse.Namespace, predictor: "Predictor", videos: list[str], failures: "list[Failure]", world: "World"
 ) -> "tuple[list[Failure], list[tuple[str, float]]]":
-    """Answer all videos; return those without an answer, and (grid, GMACs a view) of the others."""
-    from lookupvit_video.inference.batch import AnswerFile, csv_columns, read_videos
+    """Answer this process's share of the videos; return those without an answer, and (grid, GMACs a view) of others."""
+    from lookupvit_video.inference.batch import csv_columns, read_videos, shared_answer_file
     from lookupvit_video.inference.views import Failure
     from lookupvit_video.progress import progress
 
@@ -250,10 +264,13 @@ def answer_all(
             *["set"] * (arguments.coverage is not None),
         ]  # fmt: skip
         kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, columns))]
-        files = [stack.enter_context(AnswerFile(path, kind, arguments.resume)) for path, kind in kinds if path]
+        files = [
+            stack.enter_context(shared_answer_file(path, kind, arguments.resume, world)) for path, kind in kinds if path
+        ]
         left = [video for video in videos if not any(video in file.done for file in files)]
         if len(left) < len(videos):
             logger.info("%d of %d videos have an answer already", len(videos) - len(left), len(videos))
+        left, failures = left[world.rank :: world.size], failures[world.rank :: world.size]
         views = chain(failures, read_videos(left, plan, arguments.workers))
         unsure = {"reject": arguments.reject, "coverage": arguments.coverage, "sets": arguments.sets}
         answers = predictor.answers(views, topk, batch_size=arguments.batch_size, **budget, **unsure)
@@ -279,24 +296,36 @@ def predict(words: Sequence[str] | None = None) -> int:
 
         start_fork_server("lookupvit_video.inference.batch")
     with importing():
+        from lookupvit_video.distributed.world import close_world, gather_objects, init_world, report_lost_processes
         from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
         from lookupvit_video.inference.batch import find_videos
         from lookupvit_video.inference.predictor import load_model
         from lookupvit_video.log import setup_logging
 
-    setup_logging()
+    world = init_world()
+    setup_logging(world.is_main)
+    check_shared(arguments, world.size)
     videos, failures = find_videos(arguments.videos, arguments.list)
     check_outputs(arguments, videos)
     predictor = load_model(arguments.checkpoint, arguments.device)
     statistics = load_statistics(statistics_path(str(predictor.source)), predictor.model) if arguments.adapt else None
-    with adapted(predictor.model, statistics):
-        lost, costs = answer_all(arguments, predictor, videos, failures)
-    report_cost(costs, list(predictor.grids.values())[-1] if predictor.grids else 0.0)
-    for failure in lost:
-        print_error(printable(f"{failure.path}: {failure.error}"))
-    logger.info("%d answered, %d failed", len(costs), len(lost))
+    with adapted(predictor.model, statistics), report_lost_processes(world):
+        shares = gather_objects(answer_all(arguments, predictor, videos, failures, world), world)
+    close_world()
+    lost = [failure for share, _ in shares for failure in share]
+    costs = [cost for _, share in shares for cost in share]
+    if world.is_main:
+        report(predictor, lost, costs)
     if any(failure.error.startswith(INTERNAL) for failure in lost):
         return 1
     if lost and not costs:
         return 2
     return 1 if lost else 0
+
+
+def report(predictor: "Predictor", lost: "list[Failure]", costs: list[tuple[str, float]]) -> None:
+    """Say what the answers cost and which videos have none."""
+    report_cost(costs, list(predictor.grids.values())[-1] if predictor.grids else 0.0)
+    for failure in lost:
+        print_error(printable(f"{failure.path}: {failure.error}"))
+    logger.info("%d answered, %d failed", len(costs), len(lost))

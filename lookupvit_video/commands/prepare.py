@@ -50,6 +50,13 @@ EXPORT_EXAMPLES = """  lookupvit prepare export-labels --tool fiftyone lists/all
 
 Answers and timelines become predictions, to start the next round of labelling from.
 """
+SHARDS_EXAMPLES = """  lookupvit prepare shards --list data/k400/train.csv --out /data/shards/train
+  lookupvit prepare shards --index /data/wds/*.tar --out /data/wds/train --classes classes.txt
+  lookupvit prepare shards --verify /data/shards/*.tar
+
+OUT.csv is a list for DATA.TRAIN_LIST; it names members as if the tars were folders. Run the command again after an
+interruption: complete shards are kept. Exit code 1: --verify found damage.
+"""
 DEMO_EXAMPLES = """  lookupvit demo
   lookupvit demo --out /tmp/demo --data /tmp/digits
 """
@@ -62,6 +69,7 @@ def prepare() -> int:
             "kinetics": options.Command("prepare", "kinetics", "Kinetics-400, -600, -700, -700-2020"),
             "ssv2": options.Command("prepare", "ssv2", "Something-Something V1, V2"),
             "moving-digits": options.Command("prepare", "moving_digits", "make the demo videos"),
+            "shards": options.Command("prepare", "shards", "tar files with an index, of the videos of a list"),
             "split": options.Command("prepare", "split", "lists of your own videos that share no recording"),
             "import-labels": options.Command("prepare", "import_labels", "labels of a labelling tool -> a list"),
             "export-labels": options.Command(
@@ -272,6 +280,53 @@ def _reading(paths: Sequence[str]) -> Iterable[str]:
     from lookupvit_video.progress import progress
 
     return progress(paths, total=len(paths), label="reading time stamps", unit="videos")
+
+
+def shards() -> int:
+    """Run `lookupvit prepare shards`."""
+    parser = options.make_parser("Pack the videos of a list into tar files with an index.", SHARDS_EXAMPLES)
+    add = parser.add_argument
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--list", type=Path, metavar="FILE", help="pack the videos of this list")
+    kind.add_argument("--index", nargs="+", metavar="TAR", help="write the index of tars that other programs made, and "
+                      "OUT.csv with the labels in their members KEY.cls")  # fmt: skip
+    kind.add_argument("--verify", nargs="+", metavar="TAR", help="compare shards with their index")
+    add("--out", type=Path, metavar="OUT", help="of --list: shards OUT-000000.tar, ... and the list OUT.csv")
+    add("--classes", type=Path, metavar="FILE", help="class names (default: classes.txt next to the list)")
+    add("--gb", type=options.number(float, 1e-6), default=1.0, metavar="GB", help="size of a shard (default: 1)")
+    arguments = parser.parse_args()
+    if not arguments.verify and not arguments.out:
+        parser.error("--out: where the shards and their list go")
+    from lookupvit_video.data.manifest import has_several_labels, read_class_list, read_table
+    from lookupvit_video.log import setup_logging
+    from lookupvit_video.preparation.shards import (
+        index_shards,
+        labelled_members,
+        make_shards,
+        verify_shards,
+        write_list,
+    )
+
+    setup_logging()
+    if arguments.verify:
+        wrong = verify_shards(arguments.verify)
+        for line in wrong:
+            print(line)
+        print(f"{len(arguments.verify)} shards, {len(wrong)} problems")
+        return 1 if wrong else 0
+    out: Path = arguments.out
+    folder = arguments.list.parent if arguments.list else out.parent
+    classes = read_class_list(arguments.classes or folder / "classes.txt")
+    if arguments.list:
+        several = has_several_labels(arguments.list, classes)
+        videos = read_table(arguments.list, classes, multi_label=several)
+        made = make_shards(videos, classes, out.parent, out.name, int(arguments.gb * 1e9))
+        print(f"{len(made)} shards, {len(videos)} rows: {out}.csv")
+    else:
+        members = index_shards(arguments.index)
+        write_list(Path(f"{out}.csv"), labelled_members(members, len(classes), out.parent), classes)
+        print(f"{len(members)} shards: {out}.csv")
+    return 0
 
 
 def subset() -> int:

@@ -178,7 +178,7 @@ def read_clips(
     """
     with open_video(
         video.path, backend, bool(cache), short_side=0 if cache is True else cache, timeout=timeout,
-        index_cache=index_cache,
+        index_cache=index_cache, frame_rate=video.fps or 0.0, remote=True,
     ) as reader:  # fmt: skip
         seconds_VT = clip_times(video, times, reader.duration)
         if isinstance(transform, CropTransform):

@@ -5,7 +5,7 @@ import errno
 import multiprocessing.util
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -19,9 +19,10 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter, _MultiProcessingDat
 from lookupvit_video.config import Section
 from lookupvit_video.data.dataset import Batch, Sample, VideoDataset, collate
 from lookupvit_video.data.manifest import Video
-from lookupvit_video.data.sample_order import sample_order, shuffled
+from lookupvit_video.data.sample_order import Keys, Order, sample_order, shuffled
 from lookupvit_video.data.sampling import build_time_sampler
 from lookupvit_video.data.transforms import eval_transform, train_transform
+from lookupvit_video.data.video_table import first_label
 from lookupvit_video.decoding.backends import check_backend
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.processes.children import STOP_SIGNALS, deaf_to, end_children
@@ -52,7 +53,7 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         self,
         num_videos: int,
         *,
-        order: Callable[[int], list[tuple[int, int]]] | None = None,
+        order: Order | None = None,
         batch_size: int,
         seed: int,
         total_steps: int,
@@ -80,7 +81,8 @@ class TrainBatchSampler(Sampler[list[tuple[int, int]]]):
         return (self.total_steps - self.start_step) * self.parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        begun, keys = -1, []
+        begun = -1
+        keys: Keys
         share = self.batch_size // (self.parts * self.world_size)
         for step in range(self.start_step, self.total_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
@@ -259,7 +261,7 @@ def build_train_loader(
     }
     batches = TrainBatchSampler(
         len(videos),
-        order=sample_order(cfg.DATA.SAMPLER, [video.label for video in videos], cfg.RNG_SEED),
+        order=sample_order(cfg.DATA.SAMPLER, first_label(videos), cfg.RNG_SEED),
         batch_size=cfg.TRAIN.BATCH_SIZE // repeats,
         seed=cfg.RNG_SEED,
         total_steps=total_steps,

@@ -4,63 +4,47 @@ Three forms are read: a CSV with the header ``path,label[,start,end]``; the head
 Kinetics' and SlowFast's files; a folder of class folders. ``tables.py`` says what else a CSV may look like.
 """
 
+import codecs
 import logging
 import math
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from fvcore.common.config import CfgNode
 
+from lookupvit_video.data.file_check import allowed_bad, missing_files
+from lookupvit_video.data.list_cache import cached_folder, cached_list
+from lookupvit_video.data.plain_rows import Layout, NotPlain, add_plain_rows, located
 from lookupvit_video.data.tables import (
     COLUMNS,
+    Header,
     find_header,
     labelled_lines,
     lines_of,
+    list_file,
     looks_like_header,
     possible_readings,
     read_list,
     table_rows,
 )
-from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, some_videos
+from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, some_videos, video_names
+from lookupvit_video.data.video_table import TableBuilder, Video, VideoTable, path_hashes
 from lookupvit_video.errors import UserError
 from lookupvit_video.remote import is_remote, joined
 from lookupvit_video.text import is_utf8
 
+__all__ = ["Video", "VideoTable", "allowed_bad", "missing_files"]  # from here they are imported elsewhere
+
 logger = logging.getLogger(__name__)
+LIST_ADVICE = "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys"
+_HEAD = 1 << 20  # bytes of a list, in which its header is
 _LABEL = re.compile(r'\s*("(?:[^"]|"")*"|(?!")[^|]*?)\s*(\||$)')  # one of several, up to the next
-
-
-@dataclass(frozen=True, slots=True)
-class Video:
-    """One row of a list."""
-
-    path: str
-    label: int
-    start: float | None = None
-    """Seconds; None: the beginning of the file."""
-    end: float | None = None
-    """Seconds; None: the end of the file."""
-    source: str = ""
-    """Where the row is, for messages: ``train.csv, line 3``."""
-    group: str = ""
-    """What it has in common with other rows, such as a recording, so that one split takes all of them; or nothing."""
-    labels: tuple[int, ...] | None = None
-    """MODEL.TASK multi_label: all labels, in ascending order, perhaps none; ``label`` is the first of them, or -1."""
-
-    @property
-    def every_label(self) -> tuple[int, ...]:
-        """All labels, in either task."""
-        return (self.label,) if self.labels is None else self.labels
-
-    def span(self, duration: float) -> tuple[float, float]:
-        """Return the first and last second of this row in a file of some duration."""
-        return self.start or 0.0, min(self.end or math.inf, duration)
 
 
 def read_class_list(path: str | Path) -> list[str]:
@@ -94,6 +78,11 @@ def _class_name(line: str) -> str:
 def read_manifest(
     path: str | Path, classes: Sequence[str], prefix: str = "", *, multi_label: bool = False
 ) -> list[Video]:
+    """Read a list file or a folder of class folders as a Python list; see ``read_table``."""
+    return list(read_table(path, classes, prefix, multi_label=multi_label))
+
+
+def read_table(path: str | Path, classes: Sequence[str], prefix: str = "", *, multi_label: bool = False) -> VideoTable:
     """Read a list file or a folder of class folders.
 
     Relative paths are taken from ``prefix``, or from the list's own folder where that is empty. Labels are numbers
@@ -106,39 +95,168 @@ def read_manifest(
     Raises:
         UserError: names the file, the line and how to fix it.
     """
+    kind = (list(classes), prefix, multi_label)
     if os.path.isdir(path):
-        return _read_class_folders(Path(path), classes, multi_label)
-    text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys")
-    folder = Path(prefix or os.path.dirname(path))
-    numbers = {name: label for label, name in enumerate(classes)}
-    is_label = partial(_are_labels if multi_label else _is_label, numbers=numbers)
-    videos, kinds = [], dict[bool, int]()
-    for line, fields in _rows(path, text, is_label):
-        where = f"{path}, line {line}"
-        if not fields["path"].strip():
-            raise UserError(f"{where}: no path")
-        if is_remote(path) and not prefix and not os.path.isabs(fields["path"]):
-            raise UserError(f"{where}: videos are local files; set DATA.PATH_PREFIX to the folder that they are in")
-        start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
-        if end is not None and end <= (start or 0.0):
-            raise UserError(f"{where}: end {end} is not after start {start or 0.0}")
-        name, group = str(resolve(folder, fields["path"])), fields.get("group", "")
-        if not multi_label:
-            videos.append(Video(name, _label(fields["label"], numbers, where), start, end, where, group))
-            continue
-        parts = split_labels(fields["label"] or "", where)
-        labels = [_label(part, numbers, where) for part in parts]
+        folder = Path(path)
+        return cached_folder(folder, kind, lambda seen: _read_class_folders(folder, classes, multi_label, seen))
+    local = list_file(path, "the list of videos", LIST_ADVICE)
+    reader = _Reader(path, prefix or os.path.dirname(path), classes, multi_label, is_remote(path) and not prefix)
+    return cached_list(local, str(path), kind, lambda: _without_repeats(reader.table(local)))
+
+
+class _Reader:
+    """Reads a list into a table.
+
+    Args:
+        source: the list, for messages.
+        folder: that relative paths start from.
+        only_absolute: whether a relative path is an error.
+    """
+
+    def __init__(self, source: str | Path, folder: str, classes: Sequence[str], multi_label: bool, only_absolute: bool):
+        self.source, self.folder, self.several, self.only_absolute = source, folder, multi_label, only_absolute
+        self.numbers = {name: label for label, name in enumerate(classes)}
+        self.is_label = partial(_are_labels if multi_label else _is_label, numbers=self.numbers)
+        self.kinds: dict[bool, int] = {}
+
+    def table(self, local: Path) -> VideoTable:
+        """Return the rows of the list, whose copy on this machine is ``local``."""
+        try:
+            builder = self._plain(local)
+        except NotPlain:
+            builder = self._any(read_list(self.source, "the list of videos", LIST_ADVICE))
+        if not builder.numbers["ends"]:
+            raise UserError(f"{self.source}: the list holds no video")
+        return builder.table()
+
+    def _builder(self) -> TableBuilder:
+        self.kinds = {}
+        prefix = located(self.folder, "x")[:-1] if os.name != "nt" else ""
+        return TableBuilder(str(self.source), prefix, several=self.several)
+
+    def _plain(self, local: Path) -> TableBuilder:
+        """Read a list that is plain, see ``plain_rows.py``."""
+        layout = None if self.only_absolute else self._layout(local)
+        if layout is None:
+            raise NotPlain
+        builder = self._builder()
+        parse: dict[str, Callable[[str], object]] = {
+            "label": self._cell_labels if layout.delimiter else self._line_labels,
+            "group": str.strip,
+            "start": partial(_cell_seconds, "start"),
+            "end": partial(_cell_seconds, "end"),
+            "fps": _cell_rate,
+        }
+        add_plain_rows(builder, local, layout, self.folder, parse)
+        return builder
+
+    def _layout(self, local: Path) -> Layout | None:
+        """Return where the cells of a list are, by its beginning; None where it is not plain.
+
+        Raises:
+            UserError: its header is wrong.
+        """
+        with open(local, "rb") as file:
+            head, more = file.read(_HEAD), file.read(1)
+        mark = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+        if more:
+            head = head[: head.rfind(b"\n") + 1]
+        if head[:4] in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE) or head[:2] in (codecs.BOM_UTF16_LE,
+                        codecs.BOM_UTF16_BE) or b"\0" in head or head.count(b"\r") != head.count(b"\r\n"):  # fmt: skip
+            return None
+        text = head[mark:].decode("utf-8", "surrogateescape")
+        if not text.strip() or (more and not head):
+            return None
+        form = _header(self.source, text, self.is_label)
+        if isinstance(form, Header):
+            begin = len(head) - len(form.rows.encode("utf-8", "surrogateescape"))
+            return Layout(begin, form.line + 1, len(form.names), form.columns, form.delimiter)
+        begin = sum(len(line) + 1 for line in head.split(b"\n")[:form]) or mark
+        return Layout(begin, form + 1, 2, {"path": 0, "label": 1})
+
+    def _line_labels(self, text: str) -> list[int]:
+        """The label of a line ``path label``, without a header."""
+        if not self.is_label(text):
+            raise NotPlain
+        return self._labels(text, "")
+
+    def _cell_labels(self, text: str) -> list[int]:
+        return self._labels(text.strip(), "")
+
+    def _labels(self, text: str, where: str, line: int = 0) -> list[int]:
+        """Return the labels that a cell names.
+
+        Raises:
+            UserError: it is none, or mixes numbers and names with cells before it.
+        """
+        if not self.several:
+            return [_label(text, self.numbers, where)]
+        parts = split_labels(text, where)
+        labels = [_label(part, self.numbers, where) for part in parts]
         for part in parts:
-            first = kinds.setdefault(part in numbers, line)
-            if len(kinds) > 1:
+            first = self.kinds.setdefault(part in self.numbers, line)
+            if len(self.kinds) > 1:
                 raise UserError(f"{where}: label {part!r} mixes numbers and names with line {first}; use one of them")
-        videos.append(_with_labels(Video(name, -1, start, end, where, group), labels))
-    if not videos:
-        raise UserError(f"{path}: the list holds no video")
-    return _merged(videos, path) if multi_label else videos
+        return sorted(set(labels))
+
+    def _path(self, name: str) -> str:
+        if is_remote(name) or is_remote(self.folder):
+            return located(self.folder, name.strip())
+        return str(resolve(Path(self.folder), name))
+
+    def _any(self, text: str) -> TableBuilder:
+        """Read any list, row by row."""
+        builder = self._builder()
+        for line, fields in _rows(self.source, text, self.is_label):
+            where = f"{self.source}, line {line}"
+            if not fields["path"].strip():
+                raise UserError(f"{where}: no path")
+            if self.only_absolute and not os.path.isabs(fields["path"]) and not is_remote(fields["path"]):
+                raise UserError(f"{where}: videos are local files; set DATA.PATH_PREFIX to the folder that they are in")
+            start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
+            if end is not None and end <= (start or 0.0):
+                raise UserError(f"{where}: end {end} is not after start {start or 0.0}")
+            labels = self._labels(fields["label"], where, line)
+            builder.add(
+                Video(
+                    self._path(fields["path"]), labels[0] if labels else -1, start, end,
+                    group=fields.get("group", ""), labels=tuple(labels) if self.several else None,
+                    fps=_rate(fields.get("fps"), where),
+                ),
+                line,
+            )  # fmt: skip
+        return builder
 
 
-def read_unlabelled(path: str | Path, prefix: str = "") -> list[Video]:
+def _cell_seconds(name: str, text: str) -> float:
+    value = _seconds(text.strip(), name, "")
+    return math.nan if value is None else value
+
+
+def _cell_rate(text: str) -> float:
+    value = _rate(text.strip(), "")
+    return math.nan if value is None else value
+
+
+def _without_repeats(table: VideoTable) -> VideoTable:
+    """Put rows of the same file and span into one with the labels of all, where they may have several."""
+    if "labels" not in table.columns:
+        return table
+    keys = path_hashes(table)
+    for name in ("start", "end"):
+        if name in table.columns:
+            keys = keys * 1_000_003 + np.nan_to_num(table.columns[name], nan=-1.0).view(np.int64)
+    if len(np.unique(keys)) == len(keys):
+        return table
+    builder = TableBuilder(table.source, table.prefix, several=True)
+    lines = {(video.path, video.start, video.end): int(line)
+             for video, line in zip(reversed(list(table)), table.columns["line"][::-1], strict=True)}  # fmt: skip
+    for video in _merged(list(table), table.source):
+        builder.add(video, lines[video.path, video.start, video.end])
+    return builder.table()
+
+
+def read_unlabelled(path: str | Path, prefix: str = "") -> VideoTable:
     """Read which videos a list or any folder holds, whatever else it says of them; every label is 0.
 
     A list is a table with a column of paths, or has a path a line, with or without a label.
@@ -149,18 +267,23 @@ def read_unlabelled(path: str | Path, prefix: str = "") -> list[Video]:
     Raises:
         UserError: names the file, the line and how to fix it.
     """
+    builder = TableBuilder(str(path))
     if os.path.isdir(path):
-        return [Video(str(file), 0, source=str(file)) for file in some_videos(path, find_video_files(path))]
-    text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and DATA.TRAIN_LIST")
-    folder, videos = Path(prefix or os.path.dirname(path)), []
+        for file in some_videos(path, find_video_files(path)):
+            builder.add(Video(str(file), 0))
+        return builder.table()
+    text = read_list(path, "the list of videos", LIST_ADVICE)
+    folder = Path(prefix or os.path.dirname(path))
     header = find_header(text, path)
     for line, fields in table_rows(header, path) if header else _paths(text, path):
         where = f"{path}, line {line}"
         start, end = (_seconds(fields.get(key), key, where) for key in ("start", "end"))
-        videos.append(Video(str(resolve(folder, fields["path"])), 0, start, end, where))
-    if not videos:
+        name = fields["path"]
+        found = located(str(folder), name.strip()) if is_remote(name) else str(resolve(folder, name))
+        builder.add(Video(found, 0, start, end, fps=_rate(fields.get("fps"), where)), line)
+    if not builder.numbers["ends"]:
         raise UserError(f"{path}: the list holds no video")
-    return videos
+    return builder.table()
 
 
 def _paths(text: str, path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -183,7 +306,7 @@ def has_several_labels(path: str | Path, classes: Sequence[str], *, repeats: boo
     """
     if os.path.isdir(path):
         return False
-    text = read_list(path, "the list of videos", "check DATA.PATH_TO_DATA_DIR and the DATA.*_LIST keys")
+    text = read_list(path, "the list of videos", LIST_ADVICE)
     numbers = {name: label for label, name in enumerate(classes)}
     rows = [fields for _, fields in _rows(path, text, partial(_are_labels, numbers=numbers))]
     if any("|" in (fields["label"] or "") and fields["label"] not in numbers for fields in rows):
@@ -257,6 +380,22 @@ def resolve(folder: Path, name: str) -> Path:
 
 def _rows(path: str | Path, text: str, is_label: Callable[[str], bool]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, fields) of a table with header, or of headerless ``path label`` lines."""
+    form = _header(path, text, is_label)
+    if isinstance(form, Header):
+        yield from table_rows(form, path)
+        return
+    lines = lines_of(text)
+    lines[:form] = [""] * form
+    for number, video, label in labelled_lines("\n".join(lines), path, is_label):
+        yield number, {"path": video, "label": label}
+
+
+def _header(path: str | Path, text: str, is_label: Callable[[str], bool]) -> Header | int:
+    """Return the header of a table; of ``path label`` lines, how many lines come before the first row.
+
+    Raises:
+        UserError: the header has no column of paths or labels.
+    """
     lines = lines_of(text)
     first = next((number for number, line in enumerate(lines) if line.strip()), 0)
     # "video 3" is a row, not a header
@@ -268,8 +407,7 @@ def _rows(path: str | Path, text: str, is_label: Callable[[str], bool]) -> Itera
                 f"{path}, line {header.line}: the header {header.delimiter.join(header.names)!r} has no label column; "
                 "write path,label"
             )
-        yield from table_rows(header, path)
-        return
+        return header
     names = lines[first].lower().split()
     if "youtube_id" in re.split(r'[,;\t "]+', lines[first]):
         raise UserError(
@@ -277,14 +415,13 @@ def _rows(path: str | Path, text: str, is_label: Callable[[str], bool]) -> Itera
             "the header path,label, or lines 'path label'"
         )
     if len(names) == 2 and names[0] in COLUMNS["path"] and names[1] in COLUMNS["label"]:
-        lines[first] = ""  # a header of 'path label' lines
-    elif looks_like_header(lines[first]) and not is_row:
+        return first + 1  # a header of 'path label' lines
+    if looks_like_header(lines[first]) and not is_row:
         raise UserError(
             f"{path}, line {first + 1}: the header {lines[first].strip()!r} names no column of paths; write path,label "
             "(and start,end)"
         )
-    for number, video, label in labelled_lines("\n".join(lines), path, is_label):
-        yield number, {"path": video, "label": label}
+    return 0
 
 
 def _is_label(text: str, numbers: dict[str, int]) -> bool:
@@ -329,25 +466,34 @@ def _seconds(text: str | None, name: str, where: str) -> float | None:
     return seconds
 
 
+def _rate(text: str | None, where: str) -> float | None:
+    rate = _seconds(text, "fps", where)
+    if rate == 0.0:
+        raise UserError(f"{where}: fps {text!r} is not a number of pictures a second")
+    return rate
+
+
 def class_folders(folder: Path) -> list[str]:
     """Return the sorted names of the class folders below a folder."""
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _read_class_folders(folder: Path, classes: Sequence[str], multi_label: bool) -> list[Video]:
+def _read_class_folders(folder: Path, classes: Sequence[str], multi_label: bool, seen: dict[str, int]) -> VideoTable:
+    """Read a folder of class folders; ``seen`` gets the time of the last change of each folder below it."""
     numbers = {name: label for label, name in enumerate(classes)}
-    videos: list[Video] = []
+    builder = TableBuilder(str(folder), str(folder / "x")[:-1], several=multi_label)
     left_out: Counter[str] = Counter()
+    seen[str(folder)] = os.stat(folder).st_mtime_ns
     for name in class_folders(folder):
         if name not in numbers:
             raise UserError(f"{folder / name}: {name!r} is not in the class list; rename the folder or add the class")
-        found = find_video_files(folder / name)
-        label = numbers[name]
-        labels = (label,) if multi_label else None
-        videos += [Video(str(file), label, source=str(file), labels=labels) for file in found.videos]
-        left_out += found.left_out
+        found, label = video_names(folder / name, left_out, seen), numbers[name]
+        names = [f"{name}/{file}".encode("utf-8", "surrogateescape") for file in found]
+        lengths = np.fromiter(map(len, names), np.int64, len(names))
+        several = [(label,)] * len(names) if multi_label else ()
+        builder.extend(b"".join(names), lengths, several, line=np.zeros(len(names)), label=np.full(len(names), label))
     skipped = left_out_line(left_out)
-    if not videos:
+    if not builder.names:
         more = f" ({skipped})" if skipped else ""
         raise UserError(f"{folder}: no videos in class folders below it; expected {folder}/CLASS/VIDEO.mp4{more}")
     if skipped:
@@ -355,36 +501,7 @@ def _read_class_folders(folder: Path, classes: Sequence[str], multi_label: bool)
     stray = [entry for entry in sorted(folder.iterdir()) if is_video_name(entry) and not entry.is_dir()]
     if stray:
         logger.warning("%s: left out %d videos in no class folder, such as %s", folder, len(stray), stray[0])
-    return videos
-
-
-def allowed_bad(count: int, max_fraction: float) -> int:
-    """Return how many of ``count`` videos may be unreadable: DATA.MAX_BAD_FRACTION of them.
-
-    In a short list, where 1 % is less than one video, a few may be in any case: 3, but no more than a tenth of it. A
-    fraction of 0 allows none.
-    """
-    return max(int(max_fraction * count), min(3, count // 10)) if max_fraction else 0
-
-
-def missing_files(videos: Sequence[Video], max_missing_fraction: float) -> list[Video]:
-    """Return the videos whose file does not exist.
-
-    Raises:
-        UserError: more are missing than ``allowed_bad`` says; names the first.
-    """
-    with ThreadPoolExecutor(16) as pool:  # on network file systems one look-up takes milliseconds
-        exists = list(pool.map(lambda video: Path(video.path).is_file(), videos))
-    missing = [video for video, there in zip(videos, exists, strict=True) if not there]
-    if len(missing) > allowed_bad(len(videos), max_missing_fraction):
-        first = missing[0]
-        more = f" (and {len(missing) - 1} more of {len(videos)})" if len(missing) > 1 else ""
-        advice = "" if is_utf8(first.path) else "; its name is not UTF-8 in the list: is it on the disk?"
-        raise UserError(
-            f"{first.source}: video {first.path} does not exist{more}; fix the list, set "
-            f"DATA.PATH_PREFIX, or allow more with DATA.MAX_BAD_FRACTION{advice}"
-        )
-    return missing
+    return builder.table()
 
 
 def load_classes(cfg: CfgNode) -> list[str]:
@@ -411,25 +528,28 @@ def load_classes(cfg: CfgNode) -> list[str]:
     return classes
 
 
-def _without_skipped(videos: Sequence[Video], folder: Path, skip: str) -> list[Video]:
+def _without_skipped(videos: VideoTable, folder: Path, skip: str) -> VideoTable:
     """Leave out the videos that the list ``skip`` names, a CSV with a column ``path``, relative to ``folder``."""
     text = read_list(skip, "the list", "fix or empty DATA.SKIP_LIST")
     header = find_header(text, skip)
     rows = [fields["path"] for _, fields in table_rows(header, skip)] if header else []
     if not header or not all(row.strip() for row in rows):
         raise UserError(f"{skip}: DATA.SKIP_LIST is a CSV with a header and a column path in every row")
-    skipped = {os.path.abspath(resolve(folder, row)) for row in rows}
-    kept = [video for video in videos if os.path.abspath(video.path) not in skipped]
-    if not kept:
+    skipped = {os.path.abspath(resolve(folder, row)).encode("utf-8", "surrogateescape") for row in rows}
+    kept = np.flatnonzero([os.path.abspath(path) not in skipped for path in videos.paths()])
+    if not len(kept):
         raise UserError(f"{skip}: names every training video; fix or empty DATA.SKIP_LIST")
     logger.info("%s: %d of %d training videos skipped", skip, len(videos) - len(kept), len(videos))
-    return kept
+    return videos.take(kept)
 
 
-def load_split(cfg: CfgNode, split: str, classes: Sequence[str]) -> list[Video]:
+def load_split(cfg: CfgNode, split: str, classes: Sequence[str], *, check: bool = True) -> VideoTable:
     """Read the list of "train", "val" or "test" that the config names and check that its files exist.
 
     DATA.SKIP_LIST takes videos out of training only: in validation and test those that cannot be read count as wrong.
+
+    Args:
+        check: look for the files, as DATA.CHECK_FILES says; one process of a job does.
 
     Raises:
         UserError: names the file, line or key, and how to fix it.
@@ -438,11 +558,13 @@ def load_split(cfg: CfgNode, split: str, classes: Sequence[str]) -> list[Video]:
     if split == "train" and cfg.TRAIN.TASK != "classify":
         videos = read_unlabelled(path, cfg.DATA.PATH_PREFIX)
     else:
-        videos = read_manifest(path, classes, cfg.DATA.PATH_PREFIX, multi_label=cfg.MODEL.TASK == "multi_label")
+        videos = read_table(path, classes, cfg.DATA.PATH_PREFIX, multi_label=cfg.MODEL.TASK == "multi_label")
+    if cfg.DATA.FRAME_RATE:
+        videos = videos.changed(frame_rate=cfg.DATA.FRAME_RATE)
     if split == "train" and cfg.DATA.SKIP_LIST:
         folder = path if os.path.isdir(path) else cfg.DATA.PATH_PREFIX or os.path.dirname(path)
         videos = _without_skipped(videos, Path(folder), joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.SKIP_LIST))
-    missing = missing_files(videos, cfg.DATA.MAX_BAD_FRACTION)
+    missing = missing_files(videos, cfg.DATA.MAX_BAD_FRACTION, cfg.DATA.CHECK_FILES) if check else []
     if missing:
         logger.warning(
             "%s: %d of %d videos do not exist, the first %s", path, len(missing), len(videos), missing[0].path

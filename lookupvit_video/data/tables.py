@@ -21,6 +21,7 @@ COLUMNS = {
     "start": "start start_time time_start start_seconds".split(),
     "end": "end end_time time_end end_seconds".split(),
     "group": ["group"],
+    "fps": "fps frame_rate framerate".split(),
 }
 """Names of columns that are understood, in any case, with blanks or hyphens for "_"; the first is ours and counts where
 several are there."""
@@ -44,11 +45,25 @@ class Header(NamedTuple):
     """The text after it."""
 
 
-def read_list(path: str | Path, what: str, advice: str) -> str:
-    """Return the text of a list; its path may be remote.
+def list_file(path: str | Path, what: str, advice: str) -> Path:
+    """Return where a list is on this machine; its path may be remote.
 
     Args:
         what, advice: "the class list", and how to fix it, for the error.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    try:
+        local = local_copy(path)
+        local.open("rb").close()
+        return local
+    except (OSError, ValueError) as error:
+        raise _unread(path, what, advice, error) from None
+
+
+def read_list(path: str | Path, what: str, advice: str) -> str:
+    """Return the text of a list; see ``list_file``.
 
     Raises:
         UserError: there is no such file, or it is not text.
@@ -56,9 +71,11 @@ def read_list(path: str | Path, what: str, advice: str) -> str:
     try:
         return decode(local_copy(path).read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: {what} cannot be read ({getattr(error, 'strerror', None) or error}); {advice}"
-        ) from None
+        raise _unread(path, what, advice, error) from None
+
+
+def _unread(path: str | Path, what: str, advice: str, error: Exception) -> UserError:
+    return UserError(f"{path}: {what} cannot be read ({getattr(error, 'strerror', None) or error}); {advice}")
 
 
 def lines_of(text: str) -> list[str]:

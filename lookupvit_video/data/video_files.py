@@ -109,26 +109,53 @@ def some_videos(folder: str | os.PathLike[str], found: VideoFiles, advice: str =
     return found.videos
 
 
+def video_names(folder: Path, left_out: Counter[str], changed: dict[str, int]) -> list[str]:
+    """Return the videos below a folder, relative to it and in the order of ``find_video_files``.
+
+    Args:
+        left_out: other files are counted here, see ``VideoFiles``.
+        changed: gets the time of the last change of each folder, in nanoseconds.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
+    names = []
+    for name in _walk(str(folder), "", set(), changed):
+        if is_video_name(name):
+            names.append(name)
+        else:
+            left_out[os.path.splitext(name)[1].lower()] += 1
+    return sorted(names, key=lambda name: name.replace("/", "\0"))  # part by part, as paths are
+
+
 def walk_files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Every file below a folder that is not hidden, in no order; ``seen``: folders that were looked at.
 
     Raises:
         UserError: a folder cannot be read.
     """
+    return (folder / name for name in _walk(str(folder), "", seen, {}))
+
+
+def _walk(root: str, below: str, seen: set[tuple[int, int]], changed: dict[str, int]) -> Iterator[str]:
+    """Every file below a folder of ``root``, relative to it; see ``walk_files``."""
+    folder = os.path.join(root, below) if below else root
     try:
-        status = folder.stat()
+        status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
+        changed[folder] = status.st_mtime_ns
         with os.scandir(folder) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
+            entries = [(entry.name, entry.is_dir()) for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder}: this folder cannot be read ({error.strerror}); make it readable") from None
-    for entry in entries:
-        if entry.is_dir():
-            yield from walk_files(folder / entry.name, seen)
+    for name, is_folder in entries:
+        path = f"{below}/{name}" if below else name
+        if is_folder:
+            yield from _walk(root, path, seen, changed)
         else:
-            yield folder / entry.name
+            yield path
 
 
 def left_out_line(left_out: Counter[str]) -> str:

@@ -13,7 +13,10 @@ from torch.nn import functional as F
 from lookupvit_video.decoding.decord_torchcodec import DecordReader, TorchCodecReader
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import Box, Damage, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
+from lookupvit_video.decoding.sources.frame_folder import FrameFolder
+from lookupvit_video.decoding.sources.held_bytes import HeldReader, held_elsewhere, read_bytes
 from lookupvit_video.errors import UserError
+from lookupvit_video.remote import is_remote
 
 __all__ = ["BACKENDS", "DecodeError", "VideoInfo", "VideoReader", "check_backend", "open_video"]
 
@@ -45,8 +48,10 @@ def open_video(
     short_side: int = 0,
     timeout: float = 60.0,
     index_cache: str | os.PathLike[str] = "",
+    frame_rate: float = 0.0,
+    remote: bool = False,
 ) -> VideoReader:
-    """Open a local video file.
+    """Open a local video file, a member of a tar shard ("a.tar/b.mp4"), or a folder of numbered pictures.
 
     Args:
         backend: "pyav", "decord" or "torchcodec".
@@ -55,6 +60,8 @@ def open_video(
         timeout: seconds that opening, or one call of the reader, may take; 0: no limit.
         index_cache: folder that keeps the time stamps and key frames of each video, so that only its first opening
             reads all of its packets; empty: none is kept.
+        frame_rate: pictures a second, of a folder; 0: not known.
+        remote: also fetch what "https://...", "s3://..." and the like name; off, since addresses may come from anyone.
 
     Raises:
         DecodeError: the file is missing, not a video, truncated, has no frame that can be decoded, or takes too long.
@@ -65,16 +72,30 @@ def open_video(
     if backend not in BACKENDS:
         check_backend(backend)  # raises
     if in_memory:
-        return _in_memory(os.fspath(path), backend, short_side, timeout)
+        return _in_memory(os.fspath(path), backend, short_side, timeout, frame_rate, remote)
+    return _opened(os.fspath(path), backend, timeout, index_cache, frame_rate, remote)
+
+
+def _opened(
+    path: str, backend: str, timeout: float, index_cache: str | os.PathLike[str], frame_rate: float,
+    remote: bool,
+) -> VideoReader:  # fmt: skip
+    if os.path.isdir(path):
+        return FrameFolder(path, frame_rate, timeout)
+    if held_elsewhere(path) and (remote or not is_remote(path)):
+        # its time stamps are not kept: the bytes are here already
+        return HeldReader(path, read_bytes(path), lambda name: BACKENDS[backend](name, timeout=timeout))
     return BACKENDS[backend](path, timeout=timeout, index_cache=index_cache)
 
 
 class MemoryReader(VideoReader):
     """A decoded video; closing it does nothing, since the next one to ask shares it."""
 
-    def __init__(self, path: str, backend: str, short_side: int, timeout: float) -> None:
+    def __init__(
+        self, path: str, backend: str, short_side: int, timeout: float, frame_rate: float, remote: bool
+    ) -> None:
         self.path = path
-        with BACKENDS[backend](path, timeout=timeout) as reader:
+        with _opened(path, backend, timeout, "", frame_rate, remote) as reader:
             self.times = np.empty(0)
             while self.times is not reader.times:  # a decode that contradicts the packets corrects them
                 self.times = reader.times

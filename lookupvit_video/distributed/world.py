@@ -6,7 +6,7 @@ Reading order: ``World``, ``init_world``, ``gather_objects``, ``report_lost_proc
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -153,6 +153,35 @@ def gather_objects(value: T, world: World) -> list[T]:
     values: list[Any] = [None] * world.size
     distributed.all_gather_object(values, value)
     return values
+
+
+def main_first(world: World, work: Callable[[bool], T]) -> T:
+    """Do the same work in every process: in the main one first, then in one a machine, then in all others.
+
+    So that what the first ones leave on disk serves the others.
+
+    Args:
+        work: gets whether this is the main process.
+
+    Raises:
+        UserError: of the main process, in all of them.
+    """
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    turn = 0 if world.is_main else 1 if local == 0 else 2
+    result: list[T] = []
+    error: UserError | None = None
+    for now in range(3):
+        if now == turn:
+            try:
+                result.append(work(world.is_main))
+            except UserError as raised:
+                if not world.is_main:
+                    raise
+                error = raised
+        failed = gather_objects(error and str(error), world)[0] if now < 2 else None
+        if failed:
+            raise error or UserError(failed)
+    return result[0]
 
 
 def in_any_process(world: World, *flags: bool) -> list[bool]:

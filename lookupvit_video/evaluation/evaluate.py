@@ -18,6 +18,7 @@ from lookupvit_video.data.dataset import Batch, damage_refused
 from lookupvit_video.data.loader import Loader, build_eval_loader
 from lookupvit_video.data.manifest import Video, join_labels
 from lookupvit_video.data.transforms import normalize
+from lookupvit_video.data.video_table import first_label
 from lookupvit_video.distributed.precision import autocast, autocast_dtype
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.evaluation.metrics import chosen_metrics, decisions, interval, rounded, text, top_k
@@ -230,7 +231,7 @@ def evaluate(
             if damaged and cfg.DATA.DAMAGED_TEST == "refuse":
                 raise damage_refused(videos[damaged[0][0]].path, damaged[0][1], "DATA.DAMAGED_TEST")
     model.train(was_training)
-    labels = label_table(videos, cfg.MODEL.NUM_CLASSES) if multi_label else np.array([v.label for v in videos])
+    labels = label_table(videos, cfg.MODEL.NUM_CLASSES) if multi_label else first_label(videos)
     return _gathered(own, bad, damaged, labels, cfg.MODEL.NUM_CLASSES, world)
 
 

@@ -13,7 +13,7 @@ from lookupvit_video.checkpoints.checkpoint import Checkpoint, check_settings, l
 from lookupvit_video.data.loader import report_worker_failures
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.distributed.precision import autocast_dtype
-from lookupvit_video.distributed.world import World
+from lookupvit_video.distributed.world import World, main_first
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.adaptation import adapted, load_statistics, statistics_path
 from lookupvit_video.evaluation.evaluate import (
@@ -48,7 +48,7 @@ def run_test(cfg: CfgNode, classes: list[str], world: World) -> dict[str, Any] |
         UserError: the checkpoint or the list cannot be read, or they do not fit the config.
     """
     chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
-    videos = load_split(cfg, "test", classes)
+    videos = main_first(world, lambda main: load_split(cfg, "test", classes, check=main))
     checkpoint = load_checkpoint(cfg.TEST.CHECKPOINT_FILE_PATH or Path(cfg.OUTPUT_DIR) / "model.pt")
     _check_fit(model_spec(cfg).settings_not_in_weights, classes, cfg.MODEL.TASK, checkpoint)
     model = build_model(cfg)
@@ -135,7 +135,7 @@ def _probes(results: Sequence[Results], metric: str) -> dict[str, float]:
 
 def _write(
     results: Results,
-    videos: list[Video],
+    videos: Sequence[Video],
     classes: list[str],
     folder: Path,
     facts: dict[str, Any],

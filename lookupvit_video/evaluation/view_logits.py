@@ -9,6 +9,8 @@ from torch import nn
 
 from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.manifest import Video
+from lookupvit_video.data.video_table import first_label
+from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.evaluation.conformal import pseudo_random
 from lookupvit_video.evaluation.evaluate import CompressedGrid, clip_logits, label_table
 
@@ -38,11 +40,13 @@ def view_logits(
     std: Sequence[float],
     precision: str,
     grids: Sequence[CompressedGrid] = (None,),
+    world: World | None = None,
 ) -> ViewLogits:
     """Run a model over videos, each of which is read once; see ``clip_logits`` for the arguments.
 
     Args:
-        batches: of all the videos, with the same number of views each.
+        batches: of all the videos, or of this process's share, with the same number of views each.
+        world: of the processes that share the videos; each of them gets the logits of all.
     """
     by_row: dict[int, list[np.ndarray]] = {}
     uniform: dict[int, float] = {}
@@ -58,8 +62,13 @@ def view_logits(
             by_row[row] = [answer[place] for answer in answers]
             uniform[row] = pseudo_random(clips_BVCTHW[place, clips_BVCTHW.shape[1] // 2].numpy().tobytes())
         bad += batch.errors
+    if world is not None:
+        shares = gather_objects((by_row, uniform, bad), world)
+        by_row = {row: found for share in shares for row, found in share[0].items()}
+        uniform = {row: found for share in shares for row, found in share[1].items()}
+        bad = [one for share in shares for one in share[2]]
     rows = sorted(by_row.keys() - {row for row, _ in bad})
-    labels = label_table(videos, num_classes) if multi_label else np.array([video.label for video in videos])
+    labels = label_table(videos, num_classes) if multi_label else first_label(videos)
     return ViewLogits(
         logits={
             grid: np.stack([by_row[row][place] for row in rows]) if rows else np.zeros((0, 1, num_classes), np.float32)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +18,8 @@ from lookupvit_video.data.manifest import join_labels
 from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.data.video_files import find_video_files, some_videos
 from lookupvit_video.decoding.reader import DecodeError
+from lookupvit_video.decoding.sources.frame_folder import numbered_pictures
+from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
@@ -75,6 +77,8 @@ def _videos_below(folder: str, failures: list[Failure]) -> list[str]:
     try:
         return [str(video) for video in some_videos(folder, find_video_files(folder))]
     except UserError as error:
+        if numbered_pictures(folder)[0]:
+            return [folder]
         failures.append(Failure(folder, str(error).removeprefix(f"{folder}: ")))
         return []
 
@@ -178,12 +182,16 @@ class AnswerFile:
         elif kept:
             with atomic_write(path) as temporary, open_text(temporary, "w") as self.file:
                 self._start(kept)
+            for part in _parts(Path(path)):
+                part.unlink()
             self.file = open_text(path, "a")
             return
         else:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.file = open_text(path, "w")
         self._start(kept)
+        for part in _parts(Path(path)) if path != "-" else []:
+            part.unlink()
 
     def _start(self, kept: Iterable[dict[str, Any]]) -> None:
         if self.columns:
@@ -192,7 +200,19 @@ class AnswerFile:
             self.write(row)
 
     def _kept(self, path: Path) -> list[dict[str, Any]]:
-        """Return the answers of an earlier run, without an incomplete last line."""
+        """Return the answers of an earlier run of any number of processes, each video once."""
+        kept = {}
+        for file in (path, *_parts(path)):
+            kept.update({row["path"]: row for row in self.rows_of(file) if not row.get("error")})
+        self.done = set(kept)
+        return list(kept.values())
+
+    def rows_of(self, path: Path) -> list[dict[str, Any]]:
+        """Return what is in a file of answers, without an incomplete last line.
+
+        Raises:
+            UserError: it has other columns.
+        """
         if not path.exists():
             return []
         with open_text(path, "r") as file:
@@ -203,8 +223,6 @@ class AnswerFile:
                 rows: list[dict[str, Any]] = [row for row in reader if None not in row and None not in row.values()]
             else:
                 rows = [row for row in map(_parsed, file) if row is not None]
-        rows = [row for row in rows if not row.get("error")]
-        self.done = {row["path"] for row in rows}
         return rows
 
     def write(self, row: dict[str, Any]) -> None:
@@ -222,6 +240,46 @@ class AnswerFile:
         if self.file is not sys.stdout:
             self.file.close()
         self._lock.close()
+
+
+def _parts(path: Path) -> list[Path]:
+    """The answers of the processes of a run that share a file, before they are put together."""
+    prefix = f".{path.name}.part-"
+    return sorted(file for file in path.parent.glob(".*") if file.name.startswith(prefix))
+
+
+@contextmanager
+def shared_answer_file(path: str, columns: Sequence[str] | None, resume: bool, world: World) -> Iterator[AnswerFile]:
+    """Open the file that all processes write to, see ``AnswerFile``; its ``done`` is the same in all of them.
+
+    Each process has a file of its own until all are finished; then the main one puts them together. What is left of a
+    run that was killed is put together by the next one with ``resume``, whatever the number of its processes.
+    """
+    if world.size == 1:
+        with AnswerFile(path, columns, resume) as file:
+            yield file
+        return
+    with ExitStack() as stack:
+        main = None
+        error: UserError | None = None
+        if world.is_main:
+            try:
+                main = stack.enter_context(AnswerFile(path, columns, resume))
+            except UserError as raised:
+                error = raised
+        failed, done = gather_objects((str(error or ""), main.done if main is not None else set[str]()), world)[0]
+        if failed:
+            raise error or UserError(failed)
+        folder, name = os.path.split(path)
+        with AnswerFile(os.path.join(folder, f".{name}.part-{world.rank:04d}"), columns) as file:
+            file.done = set(done)
+            yield file
+        gather_objects(None, world)  # all are finished
+        if main is not None:
+            for part in _parts(Path(path)):
+                for row in main.rows_of(part):
+                    main.write(row)
+                part.unlink()
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ Shape letters: B clips, V videos, N lookup tokens, D width, K classes.
 import hashlib
 import logging
 import math
-import os
 import platform
 import statistics
 import time
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from lookupvit_video.checkpoints.checkpoint import fingerprint
 from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.errors import UserError
-from lookupvit_video.files import write_json
+from lookupvit_video.files import cache_folder, write_json
 from lookupvit_video.models.budget import (
     Budget,
     TokenState,
@@ -115,12 +114,6 @@ def best_within(costs: Mapping[str, float], limit: float, unit: str, top1: Mappi
 
 
 # Latency, measured once on each device ----------------------------------------------------------------------------
-
-
-def cache_folder() -> Path:
-    """Return the folder of this user's measurements: LOOKUPVIT_CACHE, or one in the user's cache."""
-    own = os.environ.get("LOOKUPVIT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lookupvit_video")
 
 
 def measured_latencies(

@@ -71,6 +71,8 @@ class Plan:
     """Length of a clip; None: its frames are spread over the video."""
     video_seconds: float = 0.0
     """Then: usual length of the training videos; 0: unknown."""
+    frame_rate: float = 0.0
+    """Pictures a second of a folder of pictures; 0: not known."""
     index_cache: str = ""
     """Folder of frame times that earlier runs found; empty: none."""
 
@@ -121,6 +123,7 @@ def make_plan(cfg: CfgNode) -> Plan:
         backend=data.DECODING_BACKEND,
         timeout=data.DECODE_TIMEOUT,
         fps=data.TARGET_FPS,
+        frame_rate=data.FRAME_RATE,
         clip_seconds=data.NUM_FRAMES * data.SAMPLING_RATE / data.TARGET_FPS if is_clip else None,
         video_seconds=data.VIDEO_SECONDS,
         index_cache=data.INDEX_CACHE,
@@ -157,7 +160,7 @@ def read_file(path: str, plan: Plan) -> Views:
         DecodeError: the file cannot be read, or its frames are too large.
     """
     try:
-        with open_video(path, plan.backend, timeout=plan.timeout) as reader:
+        with open_video(path, plan.backend, timeout=plan.timeout, frame_rate=plan.frame_rate) as reader:
             seconds_VT, end = plan.times(reader.duration), reader.duration
             shown_VT = within(seconds_VT, 0.0, end)
             width, height = reader.info.width, reader.info.height

@@ -25,6 +25,7 @@ from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.video_files import find_video_files, is_video_name, some_videos
 from lookupvit_video.preparation.inspect_file import KINDS, FileReport, Problem, inspect_file
 from lookupvit_video.processes.pool import run_isolated
+from lookupvit_video.remote import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -111,26 +112,41 @@ def inspect_files(
     processes: int,
     timeout: float = 30.0,
     thorough: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[dict[str, FileReport]], list[dict[str, FileReport]]] = lambda found: [found],
     follow: Callable[[Iterator[Any], int], Iterable[Any]] = lambda outcomes, total: outcomes,
 ) -> None:
     """Examine the file of every row, each file once, and note the findings in the rows.
 
     Args:
         timeout: seconds for one file, see `run_isolated`; tried a second time, alone, before it counts as a time-out.
+        rank, world_size: this process and how many share the files.
+        gather: returns the findings of all of them.
         follow: given the outcomes as they come and their number, passes them through; a progress bar.
     """
     of_file = defaultdict(list)
     for row in rows:
-        of_file[os.path.abspath(row.video.path)].append(row)
-    paths = list(of_file)
-    look = partial(inspect_file, thorough=thorough)
-    outcomes = run_isolated(look, paths, processes=processes, timeout=timeout, second_try=True)
+        path = row.video.path
+        of_file[path if is_remote(path) else os.path.abspath(path)].append(row)
+    paths = list(of_file)[rank::world_size]
+    reports: dict[str, FileReport] = {}
+    look = partial(_inspected, thorough)
+    tasks = [(path, next((row.video.fps for row in of_file[path] if row.video.fps), 0.0)) for path in paths]
+    outcomes = run_isolated(look, tasks, processes=processes, timeout=timeout, second_try=True)
     for number, file, lost in follow(outcomes, len(paths)):
         if file is None:
             assert lost is not None
             file = FileReport(problems=[Problem(lost.cause, lost.detail)])
-        for row in of_file[paths[number]]:
+        reports[paths[number]] = file
+    for path, file in (item for share in gather(reports) for item in share.items()):
+        for row in of_file[path]:
             row.file = file
+
+
+def _inspected(thorough: bool, task: tuple[str, float]) -> FileReport:
+    path, frame_rate = task
+    return inspect_file(path, thorough, frame_rate, remote=True)
 
 
 # Rows, their files, and other rows -----------------------------------------------------------------------------

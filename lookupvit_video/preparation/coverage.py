@@ -5,7 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_manifest
+import numpy as np
+
+from lookupvit_video.data.manifest import Video, class_folders, read_class_list, read_table
+from lookupvit_video.data.video_table import every_label, path_hashes
 from lookupvit_video.errors import UserError
 from lookupvit_video.preparation.check import ListedVideo
 from lookupvit_video.text import one_line, shown
@@ -65,7 +68,7 @@ def imbalance_warning(classes: Sequence[str], labels: Collection[int]) -> str:
 
 def class_counts(videos: Sequence[Video], classes: Sequence[str]) -> str:
     """Return the videos a class as one line for a log: of up to ten classes all, of more the five with the fewest."""
-    counts = Counter(label for video in videos for label in video.every_label)
+    counts = Counter(every_label(videos).tolist())
     rows = [(counts[label], f"{one_line(name)} {counts[label]}") for label, name in enumerate(classes)]
     if len(rows) <= 10:
         return ", ".join(text for _, text in rows)
@@ -85,20 +88,20 @@ def warnings_of_run(
     used, held_out = {"train": _labels(train), "validation": _labels(val)}, {"validation": val}
     with suppress(UserError):
         multi_label = train[0].labels is not None
-        test = read_manifest(test_list, classes, prefix, multi_label=multi_label) if test_list else []
-        if test not in (list(train), list(val)):
+        test = read_table(test_list, classes, prefix, multi_label=multi_label) if test_list else []
+        if test not in (train, val):
             used["test"] = _labels(test)
-        if test != list(val):
+        if test != val:
             held_out["test"] = test
-    imbalance = imbalance_warning(classes, [label for video in train for label in video.every_label])
+    imbalance = imbalance_warning(classes, every_label(train).tolist())
     shared = [shared_warning(train, videos, split) for split, videos in held_out.items()]
     return [*coverage_warnings(classes, used), *filter(None, [imbalance, *shared])]
 
 
 def shared_warning(train: Sequence[Video], held_out: Sequence[Video], split: str) -> str:
     """Return a line where files of a held-out split are in training too, whatever their spans; empty where none is."""
-    known = {video.path for video in train}
-    shared = [video.path for video in held_out if video.path in known]
+    rows = np.flatnonzero(np.isin(path_hashes(held_out), path_hashes(train)))
+    shared = [held_out[row].path for row in rows.tolist()]
     if not shared:
         return ""
     return (
@@ -108,7 +111,7 @@ def shared_warning(train: Sequence[Video], held_out: Sequence[Video], split: str
 
 
 def _labels(videos: Sequence[Video]) -> set[int]:
-    return {label for video in videos for label in video.every_label}
+    return set(every_label(videos).tolist())
 
 
 def warnings_of_rows(rows: Sequence[ListedVideo], classes: Sequence[str]) -> list[str]:

@@ -78,7 +78,7 @@ KINDS = {
 _REASONS = {
     "no such file": "missing",
     "Permission denied": "no permission",
-    "is a directory|not a regular file": "no file",
+    "is a directory|is a folder|not a regular file": "no file",
     "is empty": "empty",
     "git-lfs": "git-lfs pointer",
     "is text": "text",
@@ -138,10 +138,13 @@ class FileReport:
     problems: list[Problem] = field(default_factory=list)
 
 
-def inspect_file(path: str, thorough: bool = False) -> FileReport:
+def inspect_file(path: str, thorough: bool = False, frame_rate: float = 0.0, remote: bool = False) -> FileReport:
     """Open a file, decode its first, middle and last frame, or all of them, and return what was found.
 
     Every failure of the file becomes a problem; nothing is raised for it.
+
+    Args:
+        frame_rate, remote: see ``open_video``.
     """
     report = FileReport()
     if os.path.isfile(path):
@@ -153,14 +156,16 @@ def inspect_file(path: str, thorough: bool = False) -> FileReport:
     damage: Sequence[Damage] = ()
     with _decoder_messages() as messages:
         try:
-            with open_video(path, timeout=0) as reader:  # the process has a time limit of its own
+            with open_video(
+                path, timeout=0, frame_rate=frame_rate, remote=remote
+            ) as reader:  # the process has a time limit of its own
                 _decode_three(report, reader)
                 if thorough:
                     reader.look_at_all()
                 damage, report.interlaced = reader.damage, reader.interlaced
                 if reader.remark:
                     report.problems.append(Problem("orientation", reader.remark))
-            failed = _read_packets(report, path)
+            failed = _read_packets(report, path) if os.path.isfile(path) else 0
         except DecodeError as error:
             kind = next((kind for words, kind in _REASONS.items() if re.search(words, error.reason)), "unreadable")
             problem = Problem(kind, error.reason)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,13 +66,15 @@ class ClassificationLoss:
         return ((there_BK if self.weights_K is None else there_BK * self.weights_K) + away_BK).mean(-1)
 
 
-def videos_per_class(labels: Iterable[int], num_classes: int, mirror: Sequence[int] | None = None) -> np.ndarray:
+def videos_per_class(
+    labels: Sequence[int] | np.ndarray, num_classes: int, mirror: Sequence[int] | None = None
+) -> np.ndarray:
     """Return how many videos (K,) each class has in training.
 
     Args:
         mirror: the label of each class's mirror image, where half of the clips are mirrored.
     """
-    counts = np.bincount(list(labels), minlength=num_classes).astype(np.float64)
+    counts = np.bincount(labels, minlength=num_classes).astype(np.float64)
     return counts if mirror is None else (counts + counts[list(mirror)]) / 2
 
 

@@ -4,9 +4,10 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,10 +32,11 @@ from lookupvit_video.config import Section, differences, get_key
 from lookupvit_video.data.loader import DataWatch, Loader, build_train_loader
 from lookupvit_video.data.manifest import Video, load_split
 from lookupvit_video.data.transforms import BatchAugment, mirrored_labels
-from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.data.video_table import every_label
+from lookupvit_video.decoding.backends import DecodeError, VideoReader, open_video
 from lookupvit_video.distributed.parallel import parallelize
 from lookupvit_video.distributed.precision import autocast_dtype
-from lookupvit_video.distributed.world import World, gather_objects
+from lookupvit_video.distributed.world import World, gather_objects, main_first
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.metrics import Metric, chosen_metrics
 from lookupvit_video.log import Journal, forget_bad_videos
@@ -71,8 +73,8 @@ class Run:
     cfg: CfgNode
     world: World
     classes: list[str]
-    train_videos: list[Video]
-    val_videos: list[Video]
+    train_videos: Sequence[Video]
+    val_videos: Sequence[Video]
     model: VideoModel
     """The plain model; ``state.model`` is what ``parallelize`` made of it."""
     spec: ModelSpec
@@ -321,11 +323,15 @@ def report_changes(run: Run, resumed: Checkpoint, threads: list[int]) -> None:
         )  # fmt: skip
 
 
+def _opened(video: Video, backend: str, timeout: float) -> VideoReader:
+    return open_video(video.path, backend, timeout=timeout, frame_rate=video.fps or 0.0, remote=True)
+
+
 def usual_seconds(videos: Sequence[Video], backend: str, timeout: float) -> float:
     """Return the median length in seconds of up to 16 videos, taken evenly from a list; 0: none can be read."""
     lengths = []
     for video in videos[:: len(videos) // 16 + 1]:
-        with suppress(DecodeError), open_video(video.path, backend, timeout=timeout) as reader:
+        with suppress(DecodeError), _opened(video, backend, timeout) as reader:
             start, end = video.span(reader.duration)
             lengths.append(end - start)
     return round(median(lengths), 2) if lengths else 0.0
@@ -340,12 +346,10 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     metrics = chosen_metrics(cfg.TEST.METRICS, len(classes), multi_label=cfg.MODEL.TASK == "multi_label")
     if cfg.TRAIN.BEST_METRIC not in [metric.name for metric in metrics]:
         raise UserError(f"TRAIN.BEST_METRIC {cfg.TRAIN.BEST_METRIC} says nothing of {len(classes)} classes; set top1")
-    train_videos = load_split(cfg, "train", classes)
-    val_videos = load_split(cfg, "val", classes) if cfg.TRAIN.EVAL_PERIOD else []
+    load = partial(load_split, cfg, classes=classes)
+    train_videos, val_videos = _lists(load, world, validates=cfg.TRAIN.EVAL_PERIOD > 0)
     if world.is_main and cfg.TRAIN.TASK == "classify":
-        test_list = joined(cfg.DATA.PATH_TO_DATA_DIR, cfg.DATA.TEST_LIST) if cfg.TEST.ENABLE else ""
-        for warning in warnings_of_run(classes, train_videos, val_videos, test_list, cfg.DATA.PATH_PREFIX):
-            logger.warning("%s: %s", cfg.DATA.TRAIN_LIST, warning)
+        _warn_of_lists(cfg.DATA, classes, train_videos, val_videos, tests=cfg.TEST.ENABLE)
     torch.manual_seed(mix_seed(cfg.RNG_SEED, 0))
     if cfg.DATA.SAMPLING == "segments" and not cfg.DATA.VIDEO_SECONDS and world.is_main:
         cfg = cfg.clone()
@@ -395,6 +399,21 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
     return run
 
 
+def _lists(load: Callable[..., Sequence[Video]], world: World, *, validates: bool) -> list[Sequence[Video]]:
+    """Read the lists for training and, if any, validation; ``load``: see ``load_split``."""
+    train = main_first(world, lambda main: load(split="train", check=main))
+    return [train, main_first(world, lambda main: load(split="val", check=main)) if validates else []]
+
+
+def _warn_of_lists(
+    DATA: Section, classes: list[str], train: Sequence[Video], val: Sequence[Video], *, tests: bool
+) -> None:
+    """Log what is odd about the lists of a run."""
+    test_list = joined(DATA.PATH_TO_DATA_DIR, DATA.TEST_LIST) if tests else ""
+    for warning in warnings_of_run(classes, train, val, test_list, DATA.PATH_PREFIX):
+        logger.warning("%s: %s", DATA.TRAIN_LIST, warning)
+
+
 def _resume(run: Run, resumed: Checkpoint, writes: bool) -> None:
     """Take up the state of a checkpoint."""
     if writes:
@@ -414,7 +433,7 @@ def _loss(
     multi_label: bool,
 ) -> ClassificationLoss:
     mirror = mirrored_labels(classes)[0] if flip else None
-    counts = videos_per_class((label for video in videos for label in video.every_label), len(classes), mirror)
+    counts = videos_per_class(every_label(videos), len(classes), mirror)
     weights = class_weights(solver.CLASS_WEIGHTS, counts, classes, len(videos) if multi_label else None)
     return build_loss(
         solver.LOSS, counts, weights, smoothing=solver.LABEL_SMOOTHING, focal_gamma=solver.FOCAL_GAMMA,

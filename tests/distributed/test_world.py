@@ -17,9 +17,10 @@ from lookupvit_video.distributed.world import (
     gather_objects,
     in_any_process,
     init_world,
+    main_first,
     report_lost_processes,
 )
-from lookupvit_video.errors import RunFailure
+from lookupvit_video.errors import RunFailure, UserError
 
 CPU = torch.device("cpu")
 HERE = socket.gethostname()
@@ -309,3 +310,59 @@ def test_other_errors_stay_what_they_are(monkeypatch, error):
     assert found.value is error
     with report_lost_processes(World(0, 2, CPU)):
         pass
+
+
+# In turn ------------------------------------------------------------------------------------------------------------
+
+
+def in_threads(monkeypatch, worlds, work):
+    """What ``main_first`` returns or raises for each of some processes, which are threads here."""
+    meeting, values, results = threading.Barrier(len(worlds)), {}, {}
+
+    def gather(value, world):
+        if world.size == 1:
+            return [value]
+        values[world.rank] = value
+        meeting.wait(5)
+        found = [values[rank] for rank in range(world.size)]
+        meeting.wait(5)
+        return found
+
+    def run(world):
+        try:
+            results[world.rank] = main_first(world, lambda main: work(world.rank, main))
+        except UserError as error:
+            results[world.rank] = str(error)
+
+    monkeypatch.setattr(world_module, "gather_objects", gather)
+    threads = [threading.Thread(target=run, args=(world,)) for world in worlds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    return [results[world.rank] for world in worlds]
+
+
+def test_the_main_process_works_before_all_others(monkeypatch):
+    begun = []
+
+    def work(rank, main):
+        begun.append((rank, main))
+        time.sleep(0.02)
+        return rank
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert in_threads(monkeypatch, [World(rank, 3, CPU) for rank in range(3)], work) == [0, 1, 2]
+    assert begun[0] == (0, True)
+    assert sorted(begun[1:]) == [(1, False), (2, False)]
+    assert main_first(World(0, 1, CPU), lambda main: main)
+
+
+def test_a_mistake_that_the_main_process_finds_is_raised_in_all(monkeypatch):
+    def work(rank, main):
+        if main:
+            raise UserError("train.csv, line 3: no path")
+        pytest.fail("works although the main process failed")
+
+    found = in_threads(monkeypatch, [World(rank, 3, CPU) for rank in range(3)], work)
+    assert found == ["train.csv, line 3: no path"] * 3

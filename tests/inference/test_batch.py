@@ -6,14 +6,17 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import types
 
 import numpy as np
 import pytest
+import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.decoding.backends import DecodeError
+from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference import batch
 from lookupvit_video.inference.batch import (
@@ -24,8 +27,10 @@ from lookupvit_video.inference.batch import (
     list_paths,
     read_or_fail,
     read_videos,
+    shared_answer_file,
 )
 from lookupvit_video.inference.views import Failure, Views, make_plan
+from lookupvit_video.text import open_text
 from tests.models.test_models import SMALL
 from tests.videos import write_video
 
@@ -263,3 +268,86 @@ def test_answers_go_into_regular_files_only(tmp_path):
     for path in (tmp_path, tmp_path / "broken", "/dev/null"):
         with pytest.raises(ValueError, match="not a regular file; write answers to a file, or to standard output"):
             AnswerFile(str(path))
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def answered_by(monkeypatch, size, path, videos, resume=False, columns=None, dies=()):
+    """Let processes, which are threads here, answer videos in one file; those in ``dies`` stop after one answer."""
+    meeting, values, answered = threading.Barrier(size), {}, []
+
+    def gather(value, world):
+        values[world.rank] = value
+        meeting.wait(5)
+        found = [values[rank] for rank in range(size)]
+        meeting.wait(5)
+        return found
+
+    def work(rank):
+        try:
+            with shared_answer_file(str(path), columns, resume, World(rank, size, torch.device("cpu"))) as file:
+                left = [video for video in videos if video not in file.done]
+                for number, video in enumerate(left[rank::size]):
+                    if number and rank in dies:
+                        meeting.abort()  # as torchrun, which ends all
+                        raise RuntimeError("killed")
+                    file.write({"path": video} if columns else {"path": video, "by": rank})
+                    answered.append(video)
+        except (RuntimeError, UserError) as error:
+            errors.append(str(error))
+
+    errors = []
+    monkeypatch.setattr(batch, "gather_objects", gather)
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return answered, errors
+
+
+def paths_in(path, columns=None):
+    with open_text(path) as file:
+        return [row["path"] for row in (csv.DictReader(file) if columns else map(json.loads, file))]
+
+
+@pytest.mark.parametrize("columns", [None, ["path"]])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_processes_share_one_file(tmp_path, monkeypatch, size, columns):
+    videos = [f"{number}.mp4" for number in range(7)]
+    path = tmp_path / "a.jsonl"
+    assert answered_by(monkeypatch, size, path, videos, columns=columns)[1] == []
+    assert sorted(paths_in(path, columns)) == videos
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+    answered, _ = answered_by(monkeypatch, size, path, [*videos, "more.mp4"], resume=True, columns=columns)
+    assert answered == ["more.mp4"]
+    assert sorted(paths_in(path, columns)) == [*videos, "more.mp4"]
+
+
+@pytest.mark.parametrize("then", [1, 2, 3])
+def test_a_killed_run_is_resumed_by_any_number_of_processes(tmp_path, monkeypatch, then):
+    videos = [f"{number}.mp4" for number in range(9)]
+    path = tmp_path / "a.jsonl"
+    first, errors = answered_by(monkeypatch, 3, path, videos, dies=(1,))
+    assert "killed" in errors
+    assert paths_in(path) == []
+    assert len(list(tmp_path.glob(".a.jsonl.part-*"))) == 3
+    second, errors = answered_by(monkeypatch, then, path, videos, resume=True)
+    assert errors == []
+    assert sorted(first + second) == sorted(paths_in(path)) == videos
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_parts_of_another_run_are_not_taken(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    answered_by(monkeypatch, 2, path, ["old.mp4", "old2.mp4", "old3.mp4"], dies=(0,))
+    assert answered_by(monkeypatch, 2, path, ["new.mp4"])[1] == []
+    assert paths_in(path) == ["new.mp4"]
+
+
+def test_a_mistake_is_raised_in_all_processes(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("other\n")
+    _, errors = answered_by(monkeypatch, 2, tmp_path / "a.csv", ["x.mp4"], resume=True, columns=["path"])
+    assert len(errors) == 2
+    assert all("has other columns" in error for error in errors)

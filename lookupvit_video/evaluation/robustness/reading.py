@@ -54,7 +54,7 @@ class CorruptedVideos(VideoDataset):
     ) -> list[Tensor]:
         with open_video(
             video.path, self.backend, bool(self.cache), short_side=0 if self.cache is True else self.cache,
-            timeout=self.timeout, index_cache=self.index_cache,
+            timeout=self.timeout, index_cache=self.index_cache, frame_rate=video.fps or 0.0, remote=True,
         ) as reader:  # fmt: skip
             clips = corrupted_clips(reader, video, self, corruption, severities)
             damage += reader.damage

@@ -166,7 +166,8 @@ class MaskedModel(VideoModel):
             return Features(tokens_BnD, None)
         budget = encoder.check_budget(budget)
         resize = encoder.compress[grid_name(budget.grid)]
-        assert isinstance(resize, GridResize) and tokenizer.positions is not None
+        assert isinstance(resize, GridResize)
+        assert tokenizer.positions is not None
         compressed_BMD = compress_visible(resize, tokens_BnD, visible_Bn, tokenizer.positions).to(tokens_BnD.dtype)
         state = encoder.advance(TokenState(compressed_BMD, tokens_BnD, kept=visible_Bn), budget)
         return Features(state.lookup, None, compressed=state.compressed, compressed_grid=resize.grid_out)

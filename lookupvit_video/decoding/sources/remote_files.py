@@ -1,0 +1,115 @@
+"""Bytes of remote files, by ranges, through a handler of iopath's or a file system of fsspec's, and a bounded cache.
+
+What was read lies in blocks in the user's cache (``LOOKUPVIT_REMOTE_CACHE``: at most as many GB, 10 by default),
+which all processes of a machine share; the blocks used longest ago go first.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from lookupvit_video.files import cache_folder
+from lookupvit_video.remote import path_manager
+
+BLOCK = 4 << 20  # bytes: at 20 ms a request and 100 MB/s, as long under way as the request takes
+_LOOK_EVERY = 32  # blocks written by a process between two looks at the size of the cache
+_written = 0
+
+
+def read_remote(url: str, start: int = 0, size: int | None = None) -> bytes:
+    """Return some bytes of a remote file; None: all of it, in one request.
+
+    Raises:
+        OSError: it cannot be read, or no handler and no file system knows its prefix.
+    """
+    if size is None:
+        return _kept(url, "all", 0, None)
+    blocks = range(start // BLOCK, -(-(start + size) // BLOCK))
+    if not _limit():
+        return _fetched(url, start, start + size)
+    data = b"".join(_kept(url, str(block), block * BLOCK, (block + 1) * BLOCK) for block in blocks)
+    return data[start - blocks[0] * BLOCK :][:size]
+
+
+def forget(url: str) -> None:
+    """Remove what the cache has of a file."""
+    for file in _folder(url).glob("*"):
+        file.unlink(missing_ok=True)
+
+
+def _kept(url: str, name: str, start: int, end: int | None) -> bytes:
+    """Return a part of a file from the cache, or fetch it into the cache."""
+    global _written
+    file = _folder(url) / name
+    with contextlib.suppress(OSError):
+        data = file.read_bytes()
+        os.utime(file)
+        return data
+    data = _fetched(url, start, end)
+    if _limit():
+        with contextlib.suppress(OSError):  # a full disk costs time, not the answer
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_name(f".{name}.{secrets.token_hex(4)}")
+            temporary.write_bytes(data)
+            temporary.rename(file)
+            _written += 1
+            if _written % _LOOK_EVERY == 0:
+                _shrink()
+    return data
+
+
+def _fetched(url: str, start: int, end: int | None) -> bytes:
+    if any(url.startswith(prefix) for prefix in path_manager._path_handlers):
+        with path_manager.open(url, "rb") as file:
+            file.seek(start)
+            return bytes(file.read(-1 if end is None else end - start))
+    try:
+        files, path = _file_system(url)
+        # of a file that ends before `end`, up to its end
+        return bytes(files.cat_file(path, start=start or None, end=end))
+    except OSError:
+        raise
+    except (ImportError, ValueError) as error:
+        raise OSError(f"{error}; docs/videos.md lists what each prefix needs") from error
+    except Exception as error:  # those of each library for the network
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    files, path = fsspec.core.url_to_fs(url)
+    return files, path
+
+
+def _limit() -> int:
+    """Bytes that the cache may take."""
+    return int(float(os.environ.get("LOOKUPVIT_REMOTE_CACHE", "10")) * 1e9)
+
+
+def _root() -> Path:
+    return cache_folder() / "remote"
+
+
+def _folder(url: str) -> Path:
+    return _root() / hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _shrink() -> None:
+    """Remove the blocks used longest ago, until nine tenths of the limit are left."""
+    found = []
+    for file in _root().glob("*/*"):
+        with contextlib.suppress(OSError):
+            state = file.stat()
+            found.append((state.st_mtime, state.st_size, file))
+    total = sum(size for _, size, _ in found)
+    if total <= _limit():
+        return
+    for _, size, file in sorted(found):
+        if total <= 0.9 * _limit():
+            return
+        file.unlink(missing_ok=True)
+        total -= size
