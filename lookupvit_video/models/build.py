@@ -215,11 +215,11 @@ def build_model(cfg: CfgNode, *, empty: bool = False) -> VideoModel:
     return model
 
 
-def for_pretraining(model: VideoModel, cfg: CfgNode) -> MaskedModel:
+def for_pretraining(model: VideoModel, PRETRAIN: Mapping[str, Any]) -> MaskedModel:
     """Return a model with the decoder that ``PRETRAIN`` describes, whose start follows from torch's current seed."""
     assert isinstance(model, LookupViT | ViT)
-    keys = cfg.PRETRAIN
-    return MaskedModel(model, ratio=keys.MASK_RATIO, width=keys.DECODER_WIDTH, depth=keys.DECODER_DEPTH)
+    ratio, width, depth = (PRETRAIN[name] for name in ("MASK_RATIO", "DECODER_WIDTH", "DECODER_DEPTH"))
+    return MaskedModel(model, ratio=ratio, width=width, depth=depth)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def estimate_bytes(run: Run, share: int) -> int:
     cfg, device = run.cfg, run.world.device
     held = int(peak_memory_gib(device) * 2**30)  # before the passes below
     model = build_model(cfg)
-    model = (for_pretraining(model, cfg) if cfg.TRAIN.TASK != "classify" else model).to(device).train()
+    model = (for_pretraining(model, cfg.PRETRAIN) if cfg.TRAIN.TASK != "classify" else model).to(device).train()
     checkpoint_blocks(model, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
     dearest = max(drawn_budgets(run), key=run.clip_macs)
     options = {"budget": dearest} if dearest else {}

@@ -358,7 +358,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         cfg.freeze()
     spec, model = model_spec(cfg), build_model(cfg)
     if cfg.TRAIN.TASK != "classify":
-        model = for_pretraining(model, cfg)
+        model = for_pretraining(model, cfg.PRETRAIN)
     resumed = starting_point(cfg, classes, model, world)
     parallel_model = parallelize(model.to(world.device), cfg, world)
     writes, train, solver, mix = world.is_main and not dry, cfg.TRAIN, cfg.SOLVER, cfg.MIXUP

@@ -77,6 +77,7 @@ UNMET = {
     "MODEL.ARCH": ("x3d",),
     "MODEL.ENCODER": ("joint", "factorised"),
     "TRAIN.PARALLEL": ("ddp",),
+    "MODEL.TOKENS": ("resize",),
 }
 
 

@@ -13,14 +13,14 @@ from lookupvit_video.distributed.parallel import gathered
 from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.distributed.world import gather_objects
 from lookupvit_video.drawing.reconstruction import plot_reconstruction
-from lookupvit_video.evaluation.frozen_features import (
+from lookupvit_video.models.pretexts.masked import MaskedModel
+from lookupvit_video.training.pretraining.frozen_features import (
     COLLAPSED,
     effective_rank,
     neighbor_accuracy,
     pooled,
     probe_accuracy,
 )
-from lookupvit_video.models.pretexts.masked import MaskedModel
 from lookupvit_video.training.pretraining.masked import shown_prediction
 from lookupvit_video.training.run import Run
 

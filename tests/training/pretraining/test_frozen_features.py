@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from lookupvit_video.evaluation.frozen_features import (
+from lookupvit_video.models.contract import Features
+from lookupvit_video.training.pretraining.frozen_features import (
     COLLAPSED,
     effective_rank,
     neighbor_accuracy,
     pooled,
     probe_accuracy,
 )
-from lookupvit_video.models.contract import Features
 
 
 def test_clusters_are_found_and_noise_is_not():
