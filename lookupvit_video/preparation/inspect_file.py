@@ -78,7 +78,7 @@ KINDS = {
 _REASONS = {
     "no such file": "missing",
     "Permission denied": "no permission",
-    "is a directory|is a folder|not a regular file": "no file",
+    "is a directory|not a regular file": "no file",
     "is empty": "empty",
     "git-lfs": "git-lfs pointer",
     "is text": "text",

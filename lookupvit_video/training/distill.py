@@ -70,7 +70,7 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
         UserError: names what differs.
     """
     source, grids = cfg.DISTILL.TEACHER, cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]
-    content = read_content(source)
+    content = read_content(source, "DISTILL.TEACHER")
     if own_grid(content) is None:
         if cfg.DISTILL.WEIGHT or not cfg.DISTILL.FEATURE_WEIGHT:
             raise UserError(

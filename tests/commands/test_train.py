@@ -86,7 +86,7 @@ def test_predict_with_an_unreadable_checkpoint(trained, tmp_path):
     ({"TRAIN__BATCH_SIZE": "64"}, ["TRAIN.BATCH_SIZE", "64 videos a step", "holds 9"]),
     ({"TRAIN__ENABLE": "False", "TEST__CHECKPOINT_FILE_PATH": "nowhere.pt"}, ["nowhere.pt", "No such file"]),
     ({"MODEL__INIT_FROM": "nowhere.pt"}, ["nowhere.pt: no such file", "MODEL.INIT_FROM"]),
-    ({"DISTILL__TEACHER": "nowhere.pt"}, ["nowhere.pt", "No such file"]),
+    ({"DISTILL__TEACHER": "nowhere.pt"}, ["nowhere.pt: no such file", "DISTILL.TEACHER"]),
     ({"TEST__GRIDS": "[[2,2]]"}, ["TEST.GRIDS: [2, 2]", "t x h x w"]),
 ])  # fmt: skip
 def test_mistakes_in_a_run_give_one_line(trained, tmp_path, changes, parts):

@@ -416,10 +416,11 @@ def test_a_data_set_opens_videos_as_it_was_told(asked):
     options = {"backend": "decord", "cache": 96, "timeout": 7.0, "index_cache": "index"}
     VideoDataset([Video("a.mp4", 0)], times=times, transform=keep_pixels, shape=shape, **options)[0]
     read_clips(Video("a.mp4", 0), times, keep_pixels, "torchcodec")
+    more = {"frame_rate": 0.0, "remote": True}
     assert asked[1] == [
-        (("a.mp4", "pyav", False), {"short_side": 0, "timeout": 60.0, "index_cache": ""}), 0,
-        (("a.mp4", "decord", True), {"short_side": 96, "timeout": 7.0, "index_cache": "index"}),
-        (("a.mp4", "torchcodec", False), {"short_side": 0, "timeout": 60.0, "index_cache": ""}),
+        (("a.mp4", "pyav", False), {"short_side": 0, "timeout": 60.0, "index_cache": "", **more}), 0,
+        (("a.mp4", "decord", True), {"short_side": 96, "timeout": 7.0, "index_cache": "index", **more}),
+        (("a.mp4", "torchcodec", False), {"short_side": 0, "timeout": 60.0, "index_cache": "", **more}),
     ]  # fmt: skip
 
 

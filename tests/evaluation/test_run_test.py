@@ -13,6 +13,7 @@ from torch import nn
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.data import dataset
+from lookupvit_video.distributed import world as world_module
 from lookupvit_video.distributed.world import World
 from lookupvit_video.evaluation import evaluate as evaluate_module
 from lookupvit_video.evaluation import run_test as test_module
@@ -173,7 +174,8 @@ def test_each_budget_is_a_row_and_costs_what_its_pass_takes(data, tmp_path):
 def test_the_main_process_writes_what_all_have_found(data, tmp_path, monkeypatch):
     """The second of two processes reads the second, fourth, ... video, and writes nothing."""
     write_checkpoint(tmp_path)
-    monkeypatch.setattr(evaluate_module, "gather_objects", lambda own, world: [own])
+    for module in (evaluate_module, world_module):
+        monkeypatch.setattr(module, "gather_objects", lambda own, world: [own])
     overrides = settings(data, tmp_path / "run", TEST__CHECKPOINT_FILE_PATH=tmp_path / "model.pt",
                          TEST__NUM_ENSEMBLE_VIEWS=2)  # fmt: skip
     cfg = load_config("tests/small.yaml", overrides)

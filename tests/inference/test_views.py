@@ -200,7 +200,7 @@ def opened(monkeypatch):
 
 def test_a_file_is_opened_as_the_plan_says(opened):
     found = read_views(Path("a.mp4"), plan_of([0.0, 1.0], timeout=7.5, backend="decord"))
-    assert opened.options == [(("a.mp4", "decord"), {"timeout": 7.5})]
+    assert opened.options == [(("a.mp4", "decord"), {"timeout": 7.5, "frame_rate": 0.0})]
     assert (found.name, found.times, found.note) == ("a.mp4", [(0.0, 1.0)], "")
     assert shown(found) == [[0, 10]]
 

@@ -60,8 +60,9 @@ def test_layer_decay_falls_from_the_heads_to_the_tokenizer(name, overrides):
         parts += [(block, depth + 1 + i) for i, block in enumerate(temporal.blocks)]
     for part, layer in parts:
         layers.update({id(p): layer for p_name, p in part.named_parameters() if not is_adapter(f".{p_name}")})
-    if getattr(model, "class_token", None) is not None:
-        layers[id(model.class_token)] = 0
+    for token in ("class_token", "registers"):
+        if getattr(model, token, None) is not None:
+            layers[id(getattr(model, token))] = 0
     for parameter_name, parameter in model.named_parameters():
         assert model.layer_ids()[parameter_name] == layers[id(parameter)], parameter_name
     for group in parameter_groups(model, 0.05, 0.5):

@@ -69,7 +69,7 @@ class FrameFolder(VideoReader):
         self.path = path
         numbers, self._names = numbered_pictures(path)
         if not numbers:
-            raise DecodeError(path, "is a folder without numbered pictures (00001.jpg, 00002.jpg), not a video")
+            raise DecodeError(path, "is a directory without numbered pictures (00001.jpg, 00002.jpg), not a video")
         if not rate:
             raise DecodeError(
                 path, "is a folder of pictures, and their rate is not known: a column fps, or DATA.FRAME_RATE"

@@ -39,9 +39,9 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     return load_file(path) if is_utf8(str(path)) else load(path.read_bytes())
 
 
-def read_content(source: str) -> Any:
-    """Read everything in a source that ``read_state`` takes, as it was saved."""
-    path = _local(source)
+def read_content(source: str, key: str = "MODEL.INIT_FROM") -> Any:
+    """Read everything in a source that ``read_state`` takes, as it was saved; ``key`` is the setting that names it."""
+    path = _local(source, key)
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
@@ -55,7 +55,7 @@ def read_content(source: str) -> Any:
         ) from None
 
 
-def _local(source: str) -> Path:
+def _local(source: str, key: str) -> Path:
     if is_remote(source):
         return local_copy(source)
     path = Path(source).expanduser()
@@ -66,9 +66,7 @@ def _local(source: str) -> Path:
             return file
         raise UserError(f"{source}: neither {' nor '.join(_FILES)} is in this folder")
     if not is_hub_id(source):
-        raise UserError(
-            f"{source}: no such file; MODEL.INIT_FROM is a file, a folder or a Hugging Face model id (org/name)"
-        )
+        raise UserError(f"{source}: no such file; {key} is a file, a folder or a Hugging Face model id (org/name)")
     return _downloaded(source)
 
 
