@@ -264,7 +264,7 @@ def background() -> int:
     add("--shortest", type=options.number(float, 0), default=1.0, metavar="S",
         help="seconds; shorter pauses are left out (default: 1)")  # fmt: skip
     add("--window", type=options.number(float, 0), default=0.0, metavar="S",
-        help="cut into parts of about so many seconds (default: one row each)")  # fmt: skip
+        help="seconds; about the length of the parts it is cut into (default: one row each)")  # fmt: skip
     arguments = parser.parse_args()
     from lookupvit_video.preparation.background import add_background
 

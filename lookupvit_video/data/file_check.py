@@ -11,7 +11,7 @@ import numpy as np
 from lookupvit_video.data.list_cache import keep_missing, known_missing
 from lookupvit_video.data.video_table import Video, VideoTable
 from lookupvit_video.decoding.reader import DecodeError
-from lookupvit_video.decoding.sources.frame_folder import numbered_pictures
+from lookupvit_video.decoding.sources.frame_folder import holds_pictures
 from lookupvit_video.decoding.sources.shards import find_member, split_member
 from lookupvit_video.errors import UserError
 from lookupvit_video.progress import progress
@@ -62,7 +62,7 @@ def missing_files(videos: Sequence[Video], max_missing_fraction: float, how: str
         first = missing[0]
         more = f" (and {len(missing) - 1} more of {count})" if len(missing) > 1 else ""
         advice = "" if is_utf8(first.path) else "; its name is not UTF-8 in the list: is it on the disk?"
-        if os.path.isdir(first.path) and numbered_pictures(first.path)[0]:
+        if os.path.isdir(first.path) and holds_pictures(first.path):
             raise UserError(
                 f"{first.source}: video {first.path} is a folder of pictures without a rate{more}; give the pictures a "
                 "second in a column fps, or in DATA.FRAME_RATE"

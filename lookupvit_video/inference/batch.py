@@ -18,7 +18,7 @@ from lookupvit_video.data.manifest import join_labels
 from lookupvit_video.data.tables import find_header, table_rows
 from lookupvit_video.data.video_files import find_video_files, some_videos
 from lookupvit_video.decoding.reader import DecodeError
-from lookupvit_video.decoding.sources.frame_folder import numbered_pictures
+from lookupvit_video.decoding.sources.frame_folder import holds_pictures
 from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
@@ -77,7 +77,7 @@ def _videos_below(folder: str, failures: list[Failure]) -> list[str]:
     try:
         return [str(video) for video in some_videos(folder, find_video_files(folder))]
     except UserError as error:
-        if numbered_pictures(folder)[0]:
+        if holds_pictures(folder):
             return [folder]
         failures.append(Failure(folder, str(error).removeprefix(f"{folder}: ")))
         return []

@@ -36,7 +36,7 @@ def add_background(
 
     Args:
         shortest: seconds; what lasts less between two spans, such as a pause, is left out.
-        window: cut what lies between into equal parts of about so many seconds; 0: one row each.
+        window: seconds, about, of the equal parts that the time between is cut into; 0: one row each.
         follow: passes the videos through; a progress bar.
 
     Returns:

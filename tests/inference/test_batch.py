@@ -15,7 +15,7 @@ import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.data.sampling import TimeSampler
-from lookupvit_video.decoding.backends import DecodeError
+from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference import batch
@@ -59,6 +59,14 @@ def test_a_folder_without_videos_is_a_failure(folder):
     assert found == [str(folder / "a.mp4")]
     assert failure.path == str(folder / "empty")
     assert failure.error
+
+
+def test_a_folder_of_photos_is_for_the_reader_to_judge(tmp_path):
+    for name in ("beach1.jpg", "town1.jpg"):  # two series
+        (tmp_path / name).touch()
+    assert find_videos([str(tmp_path)], []) == ([str(tmp_path)], [])
+    with pytest.raises(DecodeError, match="several series of pictures"):
+        open_video(tmp_path)
 
 
 def test_a_pattern_stands_for_files_in_order(folder):

@@ -36,13 +36,8 @@ def head_or_adapter(name):
     return name.startswith(("head.", "heads.")) or is_adapter(name)
 
 
-@both
-@every_base
-def test_an_adapted_model_starts_as_the_plain_one_and_keeps_its_names(name, kind):
-    torch.manual_seed(0)
-    plain = build_model(config(name)).eval()
-    torch.manual_seed(0)
-    model = build_model(config(name, f"MODEL.ADAPTER {kind}")).eval()
+def assert_starts_as(model, plain):
+    """The same weights under the same names, adapters besides, and the same answers."""
     own = model.state_dict()
     for key, value in plain.state_dict().items():
         assert torch.equal(own.pop(key), value), key
@@ -50,6 +45,17 @@ def test_an_adapted_model_starts_as_the_plain_one_and_keeps_its_names(name, kind
     assert all(is_adapter(key) for key in own)
     with torch.no_grad():
         torch.testing.assert_close(model(clips()), plain(clips()), rtol=0, atol=0)
+
+
+@both
+@every_base
+def test_an_adapted_model_starts_as_the_plain_one_and_keeps_its_names(name, kind):
+    torch.manual_seed(0)
+    plain = build_model(config(name)).eval()
+    torch.manual_seed(0)
+    model = build_model(config(name, f"MODEL.ADAPTER {kind}")).eval()
+    assert_starts_as(model, plain)
+    with torch.no_grad():
         changed = adapted(name, kind).eval()
         changed.load_state_dict(plain.state_dict(), strict=False)
         assert not torch.equal(changed(clips()), plain(clips()))
@@ -432,13 +438,7 @@ def test_adaptformer_as_its_authors_code_has_it(name):
     plain = build_model(config(name, "MODEL.DROP_PATH 0.5")).eval()
     torch.manual_seed(0)
     model = build_model(config(name, "MODEL.ADAPTER adaptformer_code MODEL.DROP_PATH 0.5")).eval()
-    own = model.state_dict()
-    for key, value in plain.state_dict().items():
-        assert torch.equal(own.pop(key), value), key
-    assert own
-    assert all(is_adapter(key) for key in own)
-    with torch.no_grad():
-        torch.testing.assert_close(model(clips()), plain(clips()), rtol=0, atol=0)
+    assert_starts_as(model, plain)
     block = model.blocks[0].refine if name == "lookupvit" else model.blocks[0]
     adapter = block.adapter
     nn.init.normal_(adapter.up.weight)

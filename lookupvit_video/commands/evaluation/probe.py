@@ -58,6 +58,8 @@ def probe() -> int:
     if cfg.MODEL.TASK != "single_label":
         raise UserError(f"MODEL.TASK is {cfg.MODEL.TASK}; a probe is for one label a video")
     world = init_world(cfg.DIST_TIMEOUT)
+    if world.size > 1:
+        raise UserError(f"{world.size} processes: a probe needs all features in one; start it without torchrun")
     setup_logging(world.is_main)
     torch.manual_seed(cfg.RNG_SEED)
     model = build_model(cfg).to(world.device)
@@ -94,4 +96,7 @@ def _cached(cfg: Any, split: str, classes: "Sequence[str]", model: Any, world: A
     videos = load_split(cfg, split, classes)
     loader, size = eval_loader(cfg, videos, world, views), cfg.TEST.BATCH_SIZE
     shown = progress(loader, total=len(videos), label=f"features of {split}", unit="videos", step=size)
-    return cache_features(model, shown, cfg.DATA.MEAN, cfg.DATA.STD)
+    cache = cache_features(model, shown, cfg.DATA.MEAN, cfg.DATA.STD)
+    if unread := len(videos) * views - len(cache.labels_V):
+        print(f"{split}: {unread} of {len(videos) * views} clips cannot be read and are left out")
+    return cache

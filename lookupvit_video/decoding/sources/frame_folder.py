@@ -29,6 +29,15 @@ _PICTURE = re.compile(r"(.*?)(\d+)\.(jpg|jpeg|png)", re.IGNORECASE | re.DOTALL)
 _EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
+def holds_pictures(folder: str) -> bool:
+    """Whether there is a numbered picture in a folder; what is wrong with them is for the reader to say."""
+    try:
+        with os.scandir(folder) as found:
+            return any(_PICTURE.fullmatch(entry.name) and entry.name[0] != "." for entry in found)
+    except OSError:
+        return False
+
+
 def numbered_pictures(folder: str) -> tuple[list[int], list[str]]:
     """Return the numbers, ascending, and the file names of the pictures in a folder; none: empty lists.
 

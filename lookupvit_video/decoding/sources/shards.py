@@ -63,7 +63,7 @@ def read_member(path: str) -> bytes:
     if zlib.crc32(data) != crc:
         raise DecodeError(
             path, "its bytes in the shard are not those of the index (CRC-32): fetch the shard again, or, if it was "
-            "made anew, run lookupvit prepare shards --index on it"
+            "made again, run lookupvit prepare shards --index on it"
         )  # fmt: skip
     return data
 

@@ -173,7 +173,7 @@ class MaskedModel(VideoModel):
         return Features(state.lookup, None, compressed=state.compressed, compressed_grid=resize.grid_out)
 
     def forward(self, clip_BCTHW: Tensor, budget: Budget | Sequence[int] | None = None) -> Prediction:  # type: ignore[override]
-        """Predict the tubelets of a normalized clip (B, C, T, H, W) that a mask hides, which is drawn anew.
+        """Predict the tubelets of a normalized clip (B, C, T, H, W) that a mask hides; each call draws another mask.
 
         Args:
             budget: of a LookupViT; all blocks and tokens are used.

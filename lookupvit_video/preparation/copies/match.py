@@ -62,7 +62,7 @@ def compare(known: Fingerprint, video: Fingerprint, flips: tuple[bool, ...] = (F
 def _at_speed(
     mine_TD: np.ndarray, other_TD: np.ndarray, rate: float, other_rate: float, speed: float
 ) -> tuple[float, float, float]:
-    """Return the best likeness of two videos of so many frames a second, with its ``start`` and ``speed``."""
+    """Return the best likeness of two videos, each at its rate in frames/s, with its ``start`` and ``speed``."""
     likeness_L, lags = _correlations(mine_TD, _resampled(other_TD, other_rate / (rate * speed)))
     at = int(likeness_L.argmax())
     return float(likeness_L[at]), lags[at] / rate, float(speed)

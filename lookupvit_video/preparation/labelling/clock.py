@@ -135,7 +135,7 @@ class Clock:
         if not same:
             rate = f" at {how.rate:g} frames/s" if how.rate else f" rounded to {how.rounding:g} s"
             raise UserError(
-                f"{self.path}: frames {first} to {after - 1} cannot be told from their neighbors{rate}; choose a "
+                f"{self.path}: frames {first} to {after - 1} cannot be told apart from their neighbors{rate}; choose a "
                 "larger --rate, or a tool that counts the file's own frames (cvat, fiftyone)"
             )
         return mark

@@ -1,11 +1,15 @@
 """`lookupvit probe`, from lists and weights to a checkpoint."""
 
 import json
+import shutil
 
 import torch
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint
+from lookupvit_video.config import load_config
+from lookupvit_video.distributed.world import World
 from lookupvit_video.inference.predictor import load_model
+from lookupvit_video.models.build import build_model
 from tests.models.vits import saved
 from tests.small import call_tool, settings
 
@@ -16,9 +20,6 @@ def run(folder, data, *arguments, **changes):
 
 
 def test_a_probe_writes_the_best_rate(data, tmp_path):
-    from lookupvit_video.config import load_config
-    from lookupvit_video.models.build import build_model
-
     torch.manual_seed(0)
     source = build_model(load_config("tests/small.yaml", settings(data, tmp_path)))
     weights = saved(tmp_path / "weights.pt", source)
@@ -33,6 +34,25 @@ def test_a_probe_writes_the_best_rate(data, tmp_path):
     for name, value in source.state_dict().items():
         assert torch.equal(model[name], value) == (not name.startswith("heads.")), name
     assert load_model(tmp_path / "out" / "model.pt").classes[0] == "class 0"
+
+
+def test_clips_that_cannot_be_read_are_counted(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "3.mp4").write_bytes(b"no video")
+    torch.manual_seed(0)
+    folder = tmp_path / "out"
+    source = build_model(load_config("tests/small.yaml", settings(tmp_path / "data", folder)))
+    weights = saved(tmp_path / "weights.pt", source)
+    done = run(folder, tmp_path / "data", "--rates", 1, "--epochs", 1, MODEL__INIT_FROM=weights)
+    assert done.returncode == 0, done.stderr
+    assert "train: 1 of 9 clips cannot be read and are left out" in done.stdout
+
+
+def test_several_processes_are_refused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("lookupvit_video.distributed.world.init_world", lambda *_: World(0, 2, torch.device("cpu")))
+    done = run(tmp_path / "out", data, MODEL__INIT_FROM="x.pt")
+    assert done.returncode == 2
+    assert "2 processes: a probe needs all features in one; start it without torchrun" in done.stderr
 
 
 def test_without_weights_there_is_nothing_to_probe(data, tmp_path):

@@ -71,6 +71,10 @@ def test_a_list_names_folders_and_their_rate(tmp_path):
     classes = ["x", "y", "z"]
     with pytest.raises(UserError, match=r"line 3: video .*a is a folder of pictures without a rate"):
         load_split(config_for(tmp_path), "train", classes)
+    (tmp_path / "a" / "another1.jpg").touch()  # a second series: the reader's word, once there is a rate
+    with pytest.raises(UserError, match=r"line 3: video .*a is a folder of pictures without a rate"):
+        load_split(config_for(tmp_path), "train", classes)
+    (tmp_path / "a" / "another1.jpg").unlink()
     videos = load_split(config_for(tmp_path, "DATA.FRAME_RATE", "25"), "train", classes)
     assert [video.fps for video in videos] == [12.0, 25.0]
     assert [video.fps for video in read_manifest(tmp_path / "train.csv", classes)] == [12.0, None]
