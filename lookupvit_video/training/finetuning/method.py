@@ -12,11 +12,12 @@ from lookupvit_video.models.pretrained import read_state, to_vit_names
 from lookupvit_video.models.pretrained.families import OWN_LOOKUPVIT
 
 logger = logging.getLogger(__name__)
-ADAPTERS_FROM, ALL_FROM = 5, 50
+ADAPTERS_FROM, ALL_FROM = 5, 25
 """Training videos a class; measured in docs/finetuning.md."""
 ADAPTER_RATE = 4
 """Learning rate of adapters, as a multiple of that for all weights."""
-PROBE = {"TRAIN.FINETUNE": "probe", "MODEL.FREEZE_ENCODER": True, "MODEL.ADAPTER": "none", "MODEL.DROP_PATH": 0.0}
+PROBE = {"TRAIN.FINETUNE": "probe", "MODEL.FREEZE_ENCODER": True, "MODEL.ADAPTER": "none", "MODEL.DROP_PATH": 0.0,
+         "TRAIN.EVAL_PERIOD": 1}  # fmt: skip
 _DECIDING = ("MODEL.ADAPTER", "MODEL.FREEZE_ENCODER", "MODEL.FREEZE_SPATIAL")
 
 

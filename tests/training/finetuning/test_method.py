@@ -41,7 +41,7 @@ def test_the_size_of_the_list_chooses(weights, a_class, name):
     assert "\n" not in str(chosen)
     assert chosen.settings == {
         "probe": {"TRAIN.FINETUNE": "probe", "MODEL.FREEZE_ENCODER": True, "MODEL.ADAPTER": "none",
-                  "MODEL.DROP_PATH": 0.0},
+                  "MODEL.DROP_PATH": 0.0, "TRAIN.EVAL_PERIOD": 1},
         "adapters": {"TRAIN.FINETUNE": "none", "MODEL.ADAPTER": "lora", "SOLVER.LAYER_DECAY": 1.0,
                      "SOLVER.BASE_LR": 4e-3},
         "all": {"TRAIN.FINETUNE": "none"},
