@@ -1,4 +1,4 @@
-"""`lookupvit benchmark loader | model | budgets | block | lists` and `lookupvit flops`: what things cost."""
+"""`lookupvit benchmark loader | model | budgets | block | lists | serve` and `lookupvit flops`: what things cost."""
 
 import argparse
 from pathlib import Path
@@ -61,6 +61,7 @@ def benchmark() -> int:
             "block": options.Command("benchmark", "block", "roofline account of one block"),
             "lists": options.Command("benchmarking.data", "lists", "a list of many videos: CPU time, memory"),
             "end-to-end": options.Command("benchmarking.end_to_end", "end_to_end", "video files to answers"),
+            "serve": options.Command("benchmarking.serving", "serve", "the server under load, next to predict"),
             "compare": options.Command("benchmarking.end_to_end", "compare", "two results of end-to-end"),
         },
         "Measure how fast the parts of this project are, and alternatives to them.",
