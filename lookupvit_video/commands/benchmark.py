@@ -1,4 +1,4 @@
-"""`lookupvit benchmark loader | model | budgets | block | lists | shards | serve`, `lookupvit flops`: what things cost."""
+"""`lookupvit benchmark`, of parts and of complete processes, and `lookupvit flops`: what things cost."""
 
 import argparse
 from pathlib import Path
