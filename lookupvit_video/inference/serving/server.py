@@ -85,7 +85,8 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(place[:2], family=family, backlog=BACKLOG)
     except OSError as error:
-        why = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # of a name's look-up: below 0
+        number = error.errno or 0  # below 0: of a name's look-up
+        why = os.strerror(number) if number > 0 else error.strerror
         raise UserError(f"--host {host} --port {port}: {why or error}; choose another") from None
 
 
