@@ -13,6 +13,7 @@ COMMANDS = {
     "features": Command("inference.features", "features", "save features of videos, or search by them"),
     "timeline": Command("explain", "timeline", "name what happens when in a long video"),
     "stream": Command("inference.stream", "stream", "name what happens in live video"),
+    "serve": Command("inference.serve", "serve", "answer videos over HTTP"),
     "explain": Command("explain", "explain", "show where a LookupViT looks"),
     "calibrate": Command("calibrate", "calibrate", "fit probabilities; thresholds for predict --reject, --adaptive"),
     "probe": Command("evaluation.probe", "probe", "train a linear probe of frozen weights at many learning rates"),

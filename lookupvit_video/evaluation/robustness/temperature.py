@@ -38,5 +38,6 @@ def _divided(temperature: float, _module: nn.Module, _inputs: Any, queries: Tens
 
 def _untempered(write_back: Any, temperature: float, compressed_BMD: Tensor, lookup: Lookup) -> Tensor:
     scores = None if lookup.scores is None else lookup.scores * temperature
-    update: Tensor = write_back(compressed_BMD, lookup._replace(queries=lookup.queries * temperature, scores=scores))
+    own = lookup._replace(queries=lookup.queries * temperature, scores=scores, kept=None, lse=None)
+    update: Tensor = write_back(compressed_BMD, own)
     return update

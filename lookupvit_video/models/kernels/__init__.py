@@ -34,9 +34,9 @@ class Lookup(NamedTuple):
     scores: Tensor | None = None
     """(B, H, M, N): the logits, kept by the eager kernel."""
     kept: Tensor | None = None
-    """(B, H, M, N): the weights, kept by the eager kernel."""
+    """(B, H, M, N): the weights, kept by the eager kernel and by ``cpu.gather``."""
     lse: Tensor | None = None
-    """(B, H, M): the log-sum-exp of each row of the logits, from which the fused kernels get the weights again."""
+    """(B, H, M): the log-sum-exp of each row of the logits, from which all weights follow again."""
 
     @property
     def weights(self) -> Tensor:
@@ -100,6 +100,9 @@ def gather(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, kernel: str, reverse:
         scores_BHMN = _scores(q_BHMd, k_BHNd)
         weights_BHMN = scores_BHMN.softmax(dim=-1).to(v_BHNd.dtype)  # autocast leaves softmax in float32
         return weights_BHMN @ v_BHNd, lookup._replace(scores=scores_BHMN, kept=weights_BHMN)
+    if reverse == "softmax" and cpu.shares_logits(q_BHMd, k_BHNd, fast):
+        out_BHMd, weights_BHMN, lse_BHM = cpu.gather(q_BHMd, k_BHNd, v_BHNd)
+        return out_BHMd, lookup._replace(kept=weights_BHMN, lse=lse_BHM)
     if reverse == "softmax":
         return cpu.attention(q_BHMd, k_BHNd, v_BHNd, fast), lookup
     out_BHMd, lse_BHM = (flex if kernel == "flex" else fused).gather(q_BHMd, k_BHNd, v_BHNd)
@@ -110,6 +113,8 @@ def write_back(v_BHMd: Tensor, lookup: Lookup) -> Tensor:
     """Weigh values of the compressed tokens (B, H, M, d) for each lookup token: (B, H, N, d)."""
     if lookup.reverse == "scaled":
         v_BHMd = v_BHMd * (lookup.keys.shape[2] / lookup.queries.shape[2])
+    if lookup.lse is not None and lookup.kept is not None:
+        return cpu.write_back(v_BHMd, lookup.queries, lookup.keys, lookup.kept, lookup.lse)
     if lookup.lse is not None:
         module = flex if lookup.kernel == "flex" else fused
         out_BHNd: Tensor = module.write_back(lookup.queries, lookup.keys, lookup.lse, v_BHMd)

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 Model = TypeVar("Model", bound=nn.Module)
 ENOUGH = 10**5  # logits of a head for each thread, below which SDPA's division of the work among threads wins
 CHUNK = 2**20  # logits that are held at a time; a few MB stay in the processor's cache
+MOST_KEPT = 2**23  # weights kept from a gather for its write-back: more than 32 MiB are new memory, which costs more
+LEAST_SUM = 1e-28  # of a lookup token's weights; terms below the smallest float, 1e-38, are then too small to matter
 
 
 @cache
@@ -75,6 +77,11 @@ def empty_heads(x_BHMd: Tensor, length: int) -> Tensor:
     return x_BHMd.new_empty(batch, length, num_heads, head_dim).transpose(1, 2)
 
 
+def _is_large(q_BHMd: Tensor, k_BHNd: Tensor) -> bool:
+    """Whether each head has enough logits to compute one head after the other."""
+    return q_BHMd.shape[2] * k_BHNd.shape[2] >= ENOUGH * torch.get_num_threads()
+
+
 def attention(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, fast: bool) -> Tensor:
     """Softmax attention: queries (B, H, M, d), keys and values (B, H, N, d) -> (B, H, M, d).
 
@@ -83,8 +90,7 @@ def attention(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, fast: bool) -> Ten
     Args:
         fast: what ``has_fast_products`` says of these tensors.
     """
-    logits = q_BHMd.shape[2] * k_BHNd.shape[2]
-    if not fast or logits < ENOUGH * torch.get_num_threads():
+    if not fast or not _is_large(q_BHMd, k_BHNd):
         return F.scaled_dot_product_attention(q_BHMd, k_BHNd, v_BHNd)
     out_BHMd, scale = empty_heads(q_BHMd, q_BHMd.shape[2]), q_BHMd.shape[-1] ** -0.5
     q_BHMd, k_BHNd, v_BHNd = (x.contiguous() for x in (q_BHMd, k_BHNd, v_BHNd))
@@ -94,8 +100,48 @@ def attention(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, fast: bool) -> Ten
         k_BHNd = k_BHNd * scale
     step = max(1, CHUNK // k_BHNd.shape[2])
     for b, head in product(*map(range, q_BHMd.shape[:2])):
-        k_Nd, v_dN = k_BHNd[b, head], v_BHNd[b, head].mT.contiguous()
+        k_Nd, v_dN = k_BHNd[b, head], v_BHNd[b, head].mT  # this view is as fast as a copy of it
         for m in range(0, q_BHMd.shape[2], step):
             weights_mN = _product(q_BHMd[b, head, m : m + step], k_Nd).softmax(dim=-1)
             out_BHMd[b, head, m : m + step] = _product(weights_mN, v_dN)
     return out_BHMd
+
+
+def shares_logits(q_BHMd: Tensor, k_BHNd: Tensor, fast: bool) -> bool:
+    """Whether ``gather`` and ``write_back`` are to compute the logits once for both directions."""
+    weights = q_BHMd.shape[:3].numel() * k_BHNd.shape[2]
+    return fast and _is_large(q_BHMd, k_BHNd) and weights <= MOST_KEPT
+
+
+def gather(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the attention (B, H, M, d) to the lookup tokens, its weights (B, H, M, N) and log-sum-exp (B, H, M)."""
+    batch, num_heads, m, head_dim = q_BHMd.shape
+    weights_BHMN = q_BHMd.new_empty(batch, num_heads, m, k_BHNd.shape[2])
+    lse_BHM, out_BHMd = q_BHMd.new_empty(batch, num_heads, m), empty_heads(q_BHMd, m)
+    q_BHMd, k_BHNd, v_BHNd = (x.contiguous() for x in (q_BHMd * head_dim**-0.5, k_BHNd, v_BHNd))
+    for b, head in product(range(batch), range(num_heads)):
+        logits_MN, weights_MN = _product(q_BHMd[b, head], k_BHNd[b, head]), weights_BHMN[b, head]
+        torch.softmax(logits_MN, -1, out=weights_MN)
+        # The largest weight of a row is 1 over the sum of exp(logit - largest logit).
+        torch.sub(logits_MN.amax(-1), weights_MN.amax(-1).log(), out=lse_BHM[b, head])
+        out_BHMd[b, head] = _product(weights_MN, v_BHNd[b, head].mT)
+    return out_BHMd, weights_BHMN, lse_BHM
+
+
+def write_back(v_BHMd: Tensor, q_BHMd: Tensor, k_BHNd: Tensor, weights_BHMN: Tensor, lse_BHM: Tensor) -> Tensor:
+    """Return the attention (B, H, N, d) of the lookup tokens to the compressed ones, by what ``gather`` returned.
+
+    exp(logit) is weight times exp(lse): this softmax over M needs neither the logits nor another exponential of each.
+    Where a lookup token is so far from all queries that its weights have vanished, the attention is computed anew.
+    """
+    out_BHNd = empty_heads(v_BHMd, k_BHNd.shape[2])
+    factor_BH1M = (lse_BHM - lse_BHM.amax(-1, keepdim=True)).exp()[:, :, None]
+    values_BHdM = torch.cat([v_BHMd.mT * factor_BH1M, factor_BH1M], dim=2)
+    for b, head in product(*map(range, v_BHMd.shape[:2])):
+        sums_dN = _product(values_BHdM[b, head], weights_BHMN[b, head].mT)
+        if bool(sums_dN[-1].amin() >= LEAST_SUM):
+            torch.div(sums_dN[:-1].mT, sums_dN[-1, :, None], out=out_BHNd[b, head])
+        else:
+            one = (slice(b, b + 1), slice(head, head + 1))
+            out_BHNd[one] = attention(k_BHNd[one], q_BHMd[one], v_BHMd[one], True)
+    return out_BHNd

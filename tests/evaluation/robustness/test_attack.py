@@ -11,6 +11,7 @@ from lookupvit_video.evaluation.robustness.attack import Attack, adversarial, at
 from lookupvit_video.evaluation.robustness.temperature import tempered
 from lookupvit_video.models.attention import using_kernel
 from lookupvit_video.models.build import build_model
+from lookupvit_video.models.kernels import cpu
 from tests.models.test_models import SMALL
 
 MEAN, STD, TUBELET = [0.4, 0.5, 0.6], [0.2, 0.3, 0.2], (2, 8, 8)
@@ -81,7 +82,9 @@ def test_a_temperature_spreads_the_gather_alone(kernel, reverse):
     assert lookup.queries.abs().max() < 1e-2
 
 
-def test_the_write_back_keeps_its_own_temperature():
+@pytest.mark.parametrize("enough", [cpu.ENOUGH, 0])  # 0: logits are shared by both directions on wide processors
+def test_the_write_back_keeps_its_own_temperature(enough, monkeypatch):
+    monkeypatch.setattr(cpu, "ENOUGH", enough)
     model = model_of("lookupvit")
     cross = model.blocks[0].cross_attention
     compressed, lookups = torch.randn(1, 4, cross.query.in_features), torch.randn(1, 32, cross.query.in_features)

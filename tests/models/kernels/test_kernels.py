@@ -306,6 +306,47 @@ def test_attention_without_gradients_equals_the_reference(shape, chunk, monkeypa
             torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+def far_apart(q, k):
+    """The same, but a lookup token of head 0 is further from all queries than weights can tell, and one less far."""
+    q, k = q.clone(), k.clone()
+    q[..., 0] = 8 * q.shape[-1] ** 0.5
+    k[:, :, 0, 0], k[:, 0, 1, 0] = -4, -40
+    return q, k
+
+
+@pytest.mark.skipif(not cpu._is_wide(), reason="needs oneDNN on an AVX-512 processor")
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_both_directions_of_a_lookup_from_one_product_equal_float64(shape, apart, monkeypatch):
+    monkeypatch.setattr(cpu, "ENOUGH", 0)
+    anew, attention = [], cpu.attention
+    monkeypatch.setattr(cpu, "attention", lambda *given: anew.append(given[0].shape) or attention(*given))
+    q, k, v, u = (x.detach() for x in inputs(shape, torch.float32))
+    if apart and shape[3] > 2:
+        q, k = far_apart(q, k)
+    with torch.inference_mode():
+        found, lookup = kernels.gather(q, k, v, "auto", "softmax")
+        infused = kernels.write_back(u, lookup)
+    assert lookup.scores is None
+    exact_q, exact_k, exact_v, exact_u = (x.double() for x in (q, k, v, u))
+    want, want_lse, _ = reference(exact_q, exact_k, exact_v, exact_u)
+    back = (exact_k @ exact_q.mT / q.shape[-1] ** 0.5).softmax(-1) @ exact_u
+    for one, other in ((found, want), (lookup.lse, want_lse), (infused, back)):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-4 if apart else 1e-5)
+    torch.testing.assert_close(lookup.weights, lookup._replace(kept=None).weights, rtol=1e-4, atol=1e-7)
+    assert anew == ([(1, 1, *k.shape[2:])] * shape[0] if apart and shape[3] > 2 else [])  # the head 0 of each clip
+
+
+def test_weights_are_kept_for_the_way_back_where_there_are_enough_and_not_too_many(monkeypatch):
+    q, k = torch.zeros(1, 2, 100, 4), torch.zeros(1, 2, cpu.ENOUGH // 50, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert cpu.shares_logits(q, k, True)
+    assert not cpu.shares_logits(q, k, False)
+    assert not cpu.shares_logits(q[:, :, 1:], k, True)
+    monkeypatch.setattr(cpu, "MOST_KEPT", 4 * cpu.ENOUGH - 1)
+    assert not cpu.shares_logits(q, k, True)
+
+
 def test_linear_layers_without_gradients_equal_float64_whatever_lies_how():
     torch.manual_seed(0)
     layer, wide = cpu.Linear(48, 80), torch.randn(3, 7, 96)
@@ -326,7 +367,9 @@ def test_linear_layers_without_gradients_equal_float64_whatever_lies_how():
     torch.testing.assert_close(y.grad, layer.weight.sum(0).expand(2, -1))
 
 
-def test_whole_models_agree_with_and_without_gradients():
+@pytest.mark.parametrize("enough", [cpu.ENOUGH, 0])  # 0: one head after the other, however few logits it has
+def test_whole_models_agree_with_and_without_gradients(enough, monkeypatch):
+    monkeypatch.setattr(cpu, "ENOUGH", enough)
     torch.manual_seed(0)
     model, clips = small_model().eval(), torch.randn(2, 3, 4, 32, 32)
     with torch.no_grad():
