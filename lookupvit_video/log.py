@@ -15,6 +15,7 @@ import torch
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import named_failures
+from lookupvit_video.remote import absolute
 from lookupvit_video.text import is_utf8, one_line, open_text, visible, write_csv
 
 try:
@@ -140,7 +141,7 @@ def record_bad_videos(output_dir: Path, rows: Iterable[tuple[str, str, str]]) ->
     """
     path = output_dir / "bad_videos.csv"
     listed = {(row["split"], row["path"]) for row in _bad_videos(path)}
-    new = [(split, os.path.abspath(video), reason) for split, video, reason in rows]
+    new = [(split, absolute(video), reason) for split, video, reason in rows]
     new = [row for row in new if row[:2] not in listed]
     if not new:
         return

@@ -16,6 +16,11 @@ def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
+def absolute(path: str) -> str:
+    """Return the absolute path of a file; an address stays."""
+    return path if is_remote(path) else os.path.abspath(path)
+
+
 def is_hub_id(source: str) -> bool:
     """Whether a name is not a path and has the form of a Hugging Face Hub id ("org/name")."""
     is_file = Path(source).suffix in (".pt", ".pth", ".bin", ".safetensors") or Path(source).exists()

@@ -1,4 +1,4 @@
-"""`lookupvit benchmark loader | model | budgets | block | lists` and `lookupvit flops`: what things cost."""
+"""`lookupvit benchmark`, of parts and of complete processes, and `lookupvit flops`: what things cost."""
 
 import argparse
 from pathlib import Path
@@ -45,7 +45,7 @@ BLOCK_EXAMPLES = """  lookupvit benchmark block --tokens 1568 --compressed 196
   lookupvit benchmark block --batch 32 --precision bfloat16 --device cuda
   lookupvit benchmark block --kept --precision bfloat16
 """
-MADE = ("gop12", "gop250", "webm")
+MADE = ("gop12", "gop250", "webm", "tiny")
 FAMILIES = ("lookupvit", "vit", "videomae", "vivit", "mvit", "timm")
 
 
@@ -60,7 +60,9 @@ def benchmark() -> int:
             ),
             "block": options.Command("benchmark", "block", "roofline account of one block"),
             "lists": options.Command("benchmarking.data", "lists", "a list of many videos: CPU time, memory"),
+            "shards": options.Command("benchmarking.data", "shards", "single files and tar shards, on disk and HTTP"),
             "end-to-end": options.Command("benchmarking.end_to_end", "end_to_end", "video files to answers"),
+            "serve": options.Command("benchmarking.serving", "serve", "the server under load, next to predict"),
             "compare": options.Command("benchmarking.end_to_end", "compare", "two results of end-to-end"),
         },
         "Measure how fast the parts of this project are, and alternatives to them.",
@@ -124,7 +126,7 @@ def loader() -> int:
         help="with --cfg: report how many workers N clips/s need")  # fmt: skip
     add("--videos", type=positive, metavar="N",
         help="number of videos (default: 100 of the config's, 4 of each made kind)")  # fmt: skip
-    add("--only", nargs="+", choices=MADE, default=MADE, help="kinds of made videos")
+    add("--only", nargs="+", choices=MADE, default=MADE[:3], help="kinds of made videos (default: the first three)")
     add("--rounds", type=positive, default=7, metavar="N", help="medians are over N rounds (default: 7)")
     add("--clips", type=positive, default=12, metavar="N", help="clips a round, in every pipeline (default: 12)")
     add("--cache", type=Path, default=Path("runs/benchmark"), metavar="DIR", help="folder of made videos")

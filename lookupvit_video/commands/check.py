@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
 from lookupvit_video.files import model_file, write_json
+from lookupvit_video.remote import absolute
 from lookupvit_video.text import aligned_table, printable, write_csv
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def write_reports(rows: "Sequence[ListedVideo]", summary: dict[str, Any], out: P
 
     table = [table_row(row) for row in rows]
     bad = [
-        (row.split, os.path.abspath(row.video.path), report["problems"])
+        (row.split, absolute(row.video.path), report["problems"])
         for row, report in zip(rows, table, strict=True)
         if row.is_bad
     ]

@@ -131,10 +131,15 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def default_workers() -> int:
+    """Return how many processes read videos where nobody says."""
+    return min(os.cpu_count() or 1, 8)
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add --workers."""
     parser.add_argument(
-        "--workers", type=number(int, 0, 256), default=min(os.cpu_count() or 1, 8), metavar="N",
+        "--workers", type=number(int, 0, 256), default=default_workers(), metavar="N",
         help="processes that read videos; 0: read in this process (default: one per core, at most 8)",
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ from lookupvit_video.data.tables import (
 from lookupvit_video.data.video_files import find_video_files, is_video_name, left_out_line, some_videos, video_names
 from lookupvit_video.data.video_table import TableBuilder, Video, VideoTable, path_hashes
 from lookupvit_video.errors import UserError
-from lookupvit_video.remote import is_remote, joined
+from lookupvit_video.remote import absolute, is_remote, joined
 from lookupvit_video.text import is_utf8
 
 __all__ = ["Video", "VideoTable", "allowed_bad", "missing_files"]  # from here they are imported elsewhere
@@ -535,8 +535,9 @@ def _without_skipped(videos: VideoTable, folder: Path, skip: str) -> VideoTable:
     rows = [fields["path"] for _, fields in table_rows(header, skip)] if header else []
     if not header or not all(row.strip() for row in rows):
         raise UserError(f"{skip}: DATA.SKIP_LIST is a CSV with a header and a column path in every row")
-    skipped = {os.path.abspath(resolve(folder, row)).encode("utf-8", "surrogateescape") for row in rows}
-    kept = np.flatnonzero([os.path.abspath(path) not in skipped for path in videos.paths()])
+    skipped = {absolute(row if is_remote(row) else str(resolve(folder, row))) for row in rows}
+    paths = (path.decode("utf-8", "surrogateescape") for path in videos.paths())
+    kept = np.flatnonzero([absolute(path) not in skipped for path in paths])
     if not len(kept):
         raise UserError(f"{skip}: names every training video; fix or empty DATA.SKIP_LIST")
     logger.info("%s: %d of %d training videos skipped", skip, len(videos) - len(kept), len(videos))

@@ -14,9 +14,8 @@ from lookupvit_video.decoding.decord_torchcodec import DecordReader, TorchCodecR
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import Box, Damage, DecodeError, VideoInfo, VideoReader, checked_times, shown_at
 from lookupvit_video.decoding.sources.frame_folder import FrameFolder
-from lookupvit_video.decoding.sources.held_bytes import HeldReader, held_elsewhere, read_bytes
+from lookupvit_video.decoding.sources.held_bytes import HeldReader, read_held
 from lookupvit_video.errors import UserError
-from lookupvit_video.remote import is_remote
 
 __all__ = ["BACKENDS", "DecodeError", "VideoInfo", "VideoReader", "check_backend", "open_video"]
 
@@ -82,9 +81,9 @@ def _opened(
 ) -> VideoReader:  # fmt: skip
     if os.path.isdir(path):
         return FrameFolder(path, frame_rate, timeout)
-    if held_elsewhere(path) and (remote or not is_remote(path)):
-        # its time stamps are not kept: the bytes are here already
-        return HeldReader(path, read_bytes(path), lambda name: BACKENDS[backend](name, timeout=timeout))
+    data = read_held(path, remote)
+    if data is not None:  # time stamps are not kept: the bytes are here already
+        return HeldReader(path, data, lambda name: BACKENDS[backend](name, timeout=timeout))
     return BACKENDS[backend](path, timeout=timeout, index_cache=index_cache)
 
 

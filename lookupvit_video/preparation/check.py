@@ -25,7 +25,7 @@ from lookupvit_video.data.sampling import TimeSampler
 from lookupvit_video.data.video_files import find_video_files, is_video_name, some_videos
 from lookupvit_video.preparation.inspect_file import KINDS, FileReport, Problem, inspect_file
 from lookupvit_video.processes.pool import run_isolated
-from lookupvit_video.remote import is_remote
+from lookupvit_video.remote import absolute
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def inspect_files(
     of_file = defaultdict(list)
     for row in rows:
         path = row.video.path
-        of_file[path if is_remote(path) else os.path.abspath(path)].append(row)
+        of_file[absolute(path)].append(row)
     paths = list(of_file)[rank::world_size]
     reports: dict[str, FileReport] = {}
     look = partial(_inspected, thorough)

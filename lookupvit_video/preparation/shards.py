@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lookupvit_video.data.manifest import Video, label_cell
+from lookupvit_video.data.manifest import Video, label_cell, read_class_list
 from lookupvit_video.data.video_files import is_video_name
 from lookupvit_video.decoding.sources.shards import RECORD, SUFFIX, Member, damaged_members, write_index
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.files import atomic_write
 from lookupvit_video.progress import progress
-from lookupvit_video.text import write_csv
+from lookupvit_video.text import write_csv, write_text
 
 
 class Packed(NamedTuple):
@@ -150,7 +150,15 @@ def labelled_members(members: Mapping[str, Sequence[Member]], classes: int, fold
 
 
 def write_list(path: Path, videos: Iterable[Video], classes: Sequence[str]) -> None:
-    """Write a list of videos, with the columns that they use, and classes.txt next to it."""
+    """Write a list of videos, with the columns that they use, and classes.txt next to it.
+
+    Raises:
+        UserError: the folder has other classes already.
+    """
+    names = path.with_name("classes.txt")
+    if names.exists() and read_class_list(names) != list(classes):
+        raise UserError(f"{names}: these are other classes than those of the shards; choose another folder with --out")
+    write_text(names, "".join(f"{name}\n" for name in classes))
     rows = list(videos)
     columns = [name for name in ("start", "end", "group") if any(getattr(row, name) for row in rows)]
     cells = (

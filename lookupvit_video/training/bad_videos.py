@@ -1,13 +1,16 @@
 """Training videos that cannot be read or are damaged: recorded, and too many of them stop the run."""
 
+import itertools
 import logging
 import os
 from collections.abc import Iterable
 
 from lookupvit_video.data.dataset import Batch, damage_refused
 from lookupvit_video.data.manifest import allowed_bad
+from lookupvit_video.decoding.sources.shards import split_member
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.log import record_bad_videos
+from lookupvit_video.remote import is_remote
 from lookupvit_video.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -72,10 +75,11 @@ def stop_if_lost(paths: list[str]) -> None:
 def lost_folder(paths: Iterable[str]) -> str:
     """Return the first folder of some unreadable videos that is missing or empty; "": none is.
 
-    Then a disk or a network share is no longer mounted, and the videos are not bad.
+    Then a disk or a network share is no longer mounted, and the videos are not bad. Remote videos have no folder here.
     """
-    for path in paths:
-        folder = os.path.dirname(path) or "."
+    for path in itertools.filterfalse(is_remote, paths):
+        shard = split_member(path)
+        folder = os.path.dirname(shard[0] if shard else path) or "."
         try:
             with os.scandir(folder) as entries:
                 if next(entries, None) is None:

@@ -342,6 +342,12 @@ def some_lists(folder):
         write(folder, "", name)
 
 
+def test_remote_videos_are_left_out_by_their_address(tmp_path):
+    write(tmp_path, "path,label\nhttps://h/a.mp4,0\nhttps://h/b.mp4,1\n", "train.csv")
+    write(tmp_path, "path\nhttps://h/a.mp4\n", "bad.csv")
+    assert kept(tmp_path) == ["b.mp4"]
+
+
 @pytest.mark.parametrize("form", ["absolute", "as in the list", "through another folder"])
 def test_skip_list_leaves_rows_out_of_training_alone(tmp_path, caplog, form):
     some_lists(tmp_path)

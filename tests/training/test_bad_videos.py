@@ -98,7 +98,17 @@ def test_folders_that_are_lost(tmp_path):
     assert lost_folder([str(tmp_path / "full" / "y.mp4")]) == ""
     assert lost_folder([str(tmp_path / "full" / "y.mp4"), str(tmp_path / "empty" / "y.mp4")]) == str(tmp_path / "empty")
     assert lost_folder([str(tmp_path / "none" / "y.mp4")]) == str(tmp_path / "none")
+    (tmp_path / "full" / "x.tar").write_bytes(b"")
+    assert lost_folder([str(tmp_path / "full" / "x.tar" / "0.mp4"), "https://here/there/0.mp4"]) == ""
+    assert lost_folder([str(tmp_path / "empty" / "x.tar" / "0.mp4")]) == str(tmp_path / "empty")
 
 
 def test_no_unreadable_videos_are_no_lost_folder():
     stop_if_lost([])
+
+
+def test_remote_videos_are_listed_by_their_address(run):
+    run.train_videos = [Video(path, 0) for path in ("https://h/a.mp4", "s3://b/x.tar/c.mp4", "d", "e")]
+    note_bad_videos(run, batch([(0, "gone"), (1, "damaged")], []))
+    with (run.folder / "bad_videos.csv").open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["https://h/a.mp4", "s3://b/x.tar/c.mp4"]

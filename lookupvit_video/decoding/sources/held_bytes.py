@@ -14,19 +14,22 @@ from lookupvit_video.decoding.sources.shards import read_member, split_member
 from lookupvit_video.remote import is_remote
 
 
-def held_elsewhere(path: str) -> bool:
-    """Whether a path names no file of this machine: a member of a shard, or a remote file."""
-    return is_remote(path) or split_member(path) is not None
+def read_held(path: str, remote: bool = True) -> bytes | None:
+    """Return the bytes of a member of a shard, or of a remote file; None: the path names a file of this machine.
 
-
-def read_bytes(path: str) -> bytes:
-    """Return the bytes of such a video.
+    Args:
+        remote: fetch remote files; if not, their paths are those of files of this machine.
 
     Raises:
         DecodeError: it cannot be read, or is damaged.
     """
-    if split_member(path):
-        return read_member(path)
+    if is_remote(path) and not remote:
+        return None
+    member = split_member(path)
+    if member:
+        return read_member(path, member)
+    if not is_remote(path):
+        return None
     try:
         data = read_remote(path)
     except OSError as error:

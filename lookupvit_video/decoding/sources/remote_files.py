@@ -17,6 +17,9 @@ from lookupvit_video.remote import path_manager
 BLOCK = 4 << 20  # bytes: at 20 ms a request and 100 MB/s, as long under way as the request takes
 _LOOK_EVERY = 32  # blocks written by a process between two looks at the size of the cache
 _written = 0
+# A worker inherits the file systems of its parent. If it let go of them it would close connections that the parent
+# still waits for (they share one epoll), and fsspec drops its own references at a fork.
+_kept_open: dict[int, Any] = {}
 
 
 def read_remote(url: str, start: int = 0, size: int | None = None) -> bytes:
@@ -27,11 +30,13 @@ def read_remote(url: str, start: int = 0, size: int | None = None) -> bytes:
     """
     if size is None:
         return _kept(url, "all", 0, None)
-    blocks = range(start // BLOCK, -(-(start + size) // BLOCK))
+    end = start + size
     if not _limit():
-        return _fetched(url, start, start + size)
-    data = b"".join(_kept(url, str(block), block * BLOCK, (block + 1) * BLOCK) for block in blocks)
-    return data[start - blocks[0] * BLOCK :][:size]
+        return _fetched(url, start, end)
+    return b"".join(
+        _kept(url, str(at // BLOCK), at, at + BLOCK, slice(max(start - at, 0), min(end - at, BLOCK)))
+        for at in range(start // BLOCK * BLOCK, end, BLOCK)
+    )
 
 
 def forget(url: str) -> None:
@@ -40,14 +45,14 @@ def forget(url: str) -> None:
         file.unlink(missing_ok=True)
 
 
-def _kept(url: str, name: str, start: int, end: int | None) -> bytes:
-    """Return a part of a file from the cache, or fetch it into the cache."""
+def _kept(url: str, name: str, start: int, end: int | None, part: slice = slice(0, None)) -> bytes:
+    """Return a part of a block of a file, or of all of it, from the cache, or fetch the block into the cache."""
     global _written
     file = _folder(url) / name
-    with contextlib.suppress(OSError):
-        data = file.read_bytes()
+    with contextlib.suppress(OSError), open(file, "rb", buffering=0) as kept:
         os.utime(file)
-        return data
+        kept.seek(part.start)
+        return kept.read(-1 if part.stop is None else part.stop - part.start)
     data = _fetched(url, start, end)
     if _limit():
         with contextlib.suppress(OSError):  # a full disk costs time, not the answer
@@ -58,7 +63,7 @@ def _kept(url: str, name: str, start: int, end: int | None) -> bytes:
             _written += 1
             if _written % _LOOK_EVERY == 0:
                 _shrink()
-    return data
+    return data[part]
 
 
 def _fetched(url: str, start: int, end: int | None) -> bytes:
@@ -70,6 +75,8 @@ def _fetched(url: str, start: int, end: int | None) -> bytes:
         files, path = _file_system(url)
         # of a file that ends before `end`, up to its end
         return bytes(files.cat_file(path, start=start or None, end=end))
+    except TimeoutError as error:
+        raise OSError("no answer in time") from error
     except OSError:
         raise
     except (ImportError, ValueError) as error:
@@ -82,6 +89,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     files, path = fsspec.core.url_to_fs(url)
+    _kept_open[id(files)] = files
     return files, path
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import tarfile
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -46,14 +47,18 @@ def split_member(path: str) -> tuple[str, str] | None:
     return match[1], match[2]
 
 
-def read_member(path: str) -> bytes:
+def read_member(path: str, parts: tuple[str, str] | None = None) -> bytes:
     """Return the bytes of a member.
+
+    Args:
+        parts: of the path, if it has been split.
 
     Raises:
         DecodeError: the shard, its index or the member is missing, or the member is damaged.
     """
-    shard = (split_member(path) or ("",))[0]
-    offset, size, crc = find_member(path)
+    parts = parts or split_member(path) or ("", "")
+    shard = parts[0]
+    offset, size, crc = find_member(path, parts)
     data = _read(path, shard, offset, size)
     if zlib.crc32(data) != crc and is_remote(shard):  # perhaps only the copy here is damaged
         forget(shard)
@@ -68,13 +73,13 @@ def read_member(path: str) -> bytes:
     return data
 
 
-def find_member(path: str) -> tuple[int, int, int]:
+def find_member(path: str, parts: tuple[str, str] | None = None) -> tuple[int, int, int]:
     """Return offset, size and CRC-32 of a member.
 
     Raises:
         DecodeError: there is no such member, shard or index.
     """
-    shard, name = split_member(path) or ("", "")
+    shard, name = parts or split_member(path) or ("", "")
     try:
         records = _index(shard)
     except FileNotFoundError as error:
@@ -84,7 +89,7 @@ def find_member(path: str) -> tuple[int, int, int]:
     except (OSError, ValueError) as error:
         raise DecodeError(path, f"the index of its shard cannot be read ({error})") from error
     key = _hash(name)
-    at = int(np.searchsorted(records["name"], key))
+    at = bisect_left(records["name"], key)  # NumPy's own would copy the column
     if at == len(records) or records["name"][at] != key:
         raise DecodeError(path, "no such member in the shard's index")
     record = records[at]

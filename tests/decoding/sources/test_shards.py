@@ -1,7 +1,9 @@
 """Members of shards and remote files: the same frames as of single files, and damage that is named."""
 
+import gc
 import http.server
 import io
+import multiprocessing
 import os
 import threading
 
@@ -14,6 +16,7 @@ from lookupvit_video.data.file_check import missing_files
 from lookupvit_video.data.manifest import Video, read_manifest
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.sources import remote_files, shards
+from lookupvit_video.decoding.sources.held_bytes import read_held
 from lookupvit_video.decoding.sources.shards import read_member, split_member
 from lookupvit_video.errors import UserError
 from lookupvit_video.preparation.shards import (
@@ -140,6 +143,9 @@ def test_complete_shards_are_kept(made, copied, monkeypatch):
     (copied / "train-000001.tar.index").unlink()
     make_shards(videos, CLASSES, copied, "train", size)
     assert written == ["train-000001.tar"]
+    assert (copied / "classes.txt").read_text() == "run\njump\n"
+    with pytest.raises(UserError, match=r"classes\.txt: these are other classes"):
+        make_shards(videos, ["run", "sit"], copied, "train", size)
     with pytest.raises(UserError, match="is a folder of pictures"):
         make_shards([Video(str(made), 0)], CLASSES, copied, "x", 1)
 
@@ -154,6 +160,8 @@ def served(made, tmp_path, monkeypatch):
     requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self):
             file = made / self.path.lstrip("/")
             if not file.is_file():
@@ -254,3 +262,33 @@ def test_lists_name_remote_files(tmp_path):
         assert [row.path for row in read_manifest(path, CLASSES, "s3://b/x/")] == [
             "https://h/a//b.mp4", "s3://b/x/c.mp4"
         ]  # fmt: skip
+
+
+def _fetch_in_child(path, done):
+    gc.collect()
+    done.put(len(read_held(path)))
+
+
+@pytest.mark.timeout(100)
+def test_a_worker_does_not_cut_the_connections_of_its_parent(made, served):
+    pytest.importorskip("aiohttp")
+    address, _ = served
+    context = multiprocessing.get_context("fork")
+    read_held(f"{address}/0.mp4")  # the connection stays open
+    done = context.Queue()
+    child = context.Process(target=_fetch_in_child, args=(f"{address}/1.mp4", done))
+    child.start()
+    assert done.get(timeout=60) == (made / "1.mp4").stat().st_size
+    child.join(60)
+    assert read_held(f"{address}/2.mp4") == (made / "2.mp4").read_bytes()
+
+
+def test_a_place_that_does_not_answer_is_reported(monkeypatch, tmp_path):
+    class Silent:
+        def cat_file(self, *_, **__):
+            raise TimeoutError
+
+    monkeypatch.setenv("LOOKUPVIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(remote_files, "_file_system", lambda url: (Silent(), url))
+    with pytest.raises(DecodeError, match=r"https://h/a.mp4: cannot be fetched \(no answer in time\)"):
+        open_video("https://h/a.mp4", remote=True)

@@ -28,7 +28,7 @@ from lookupvit_video.text import aligned_table, write_text
 
 SMALL = 1000
 WORKERS = 2
-_CHILD = "from lookupvit_video.benchmarks.lists import child; child()"
+_CHILD = "from lookupvit_video.benchmarks.reading.lists import child; child()"
 _BATCH = 8
 
 

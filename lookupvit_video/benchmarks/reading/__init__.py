@@ -1,0 +1,1 @@
+"""What lists, shards and remote places cost."""
