@@ -242,10 +242,10 @@ def check() -> int:
         rows = [row for path in arguments.inputs for row in rows_of_path(path)]
     times = build_time_sampler(cfg, training=False, num_clips=1) if cfg else None
     inspect(rows, partial(check_spans, times=times), arguments, world)
+    labels = look_at_labels(rows, arguments, world) if arguments.model else Labels()
     close_world()
     if not world.is_main:
         return 0
-    labels = look_at_labels(rows, arguments) if arguments.model else Labels()
     summary = summarize(rows, classes)
     summary["class_warnings"] = warnings_of_rows(rows, classes or classes_of_inputs(arguments.inputs))
     write_reports(rows, summary, arguments.out)
