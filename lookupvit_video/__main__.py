@@ -13,6 +13,7 @@ COMMANDS = {
     "features": Command("inference.features", "features", "save features of videos, or search by them"),
     "timeline": Command("explain", "timeline", "name what happens when in a long video"),
     "stream": Command("inference.stream", "stream", "name what happens in live video"),
+    "serve": Command("inference.serve", "serve", "answer videos over HTTP"),
     "explain": Command("explain", "explain", "show where a LookupViT looks"),
     "calibrate": Command("calibrate", "calibrate", "fit probabilities; thresholds for predict --reject, --adaptive"),
     "probe": Command("evaluation.probe", "probe", "train a linear probe of frozen weights at many learning rates"),
@@ -27,6 +28,7 @@ COMMANDS = {
     "benchmark": Command("benchmark", "benchmark", "measure speed: loader, model, block"),
     "study": Command("study", "study", "train every row of a study for every seed"),
     "compare": Command("study", "compare", "compare finished runs in one table"),
+    "baselines": Command("study", "baselines", "what simple answers reach on the splits of finished runs"),
     "demo": Command("prepare", "demo", "make demo videos, train on them, predict (minutes on 2 CPU cores)"),
 }
 EXAMPLES = """  lookupvit demo --out demo

@@ -58,8 +58,8 @@ FLOOR = Entrant("import of torch alone", (sys.executable, "-c", "import torch"))
 """What no process that answers with torch can be faster than."""
 
 
-def make_checkpoint(path: Path) -> Path:
-    """Write a LookupViT-B for Kinetics-400 with random weights, unless it exists."""
+def make_checkpoint(path: Path, settings: Sequence[str] = ()) -> Path:
+    """Write a LookupViT-B for Kinetics-400, or with other settings, with random weights, unless it exists."""
     if not path.exists():
         import torch
 
@@ -68,7 +68,7 @@ def make_checkpoint(path: Path) -> Path:
         from lookupvit_video.models.build import build_model
 
         torch.manual_seed(0)
-        cfg = load_config("k400_lvit", [])
+        cfg = load_config("k400_lvit", list(settings))
         classes = [f"class {label}" for label in range(cfg.MODEL.NUM_CLASSES)]
         save_checkpoint(path, cfg=cfg, classes=classes, model=build_model(cfg))
     return path

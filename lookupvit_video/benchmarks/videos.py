@@ -36,6 +36,7 @@ VP9 = {"crf": "31", "b": "0", "deadline": "good", "cpu-used": "4"}
 GEOMETRIES = {
     "gop12": Geometry("10 s, 340x256, 30 fps, h264, GOP 12", ".mp4", "libx264", (340, 256), 30, 300, 12, 4.8, X264),
     "gop250": Geometry("10 s, 340x256, 30 fps, h264, GOP 250", ".mp4", "libx264", (340, 256), 30, 300, 250, 4.8, X264),
+    "short": Geometry("2 s, 160x120, 15 fps, h264, GOP 12", ".mp4", "libx264", (160, 120), 15, 30, 12, 4.0, X264),
     "webm": Geometry("4 s, 427x240, 12 fps, vp9, GOP 128", ".webm", "libvpx-vp9", (427, 240), 12, 48, 128, 4.0, VP9),
     "tiny": Geometry("2 s, 64x64, 12 fps, h264, GOP 12", ".mp4", "libx264", (64, 64), 12, 24, 12, 0.0, X264),
 }

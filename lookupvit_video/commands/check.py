@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("inputs", nargs="*", metavar="PATH | KEY VALUE", help="lists, folders or videos; with --cfg: settings over it")
     options.add_cfg(parser, required=False)
-    add("--split", nargs="+", metavar="SPLIT", help="train, val, test: those lists of the config (default: all)")
+    add("--split", nargs="+", choices=SPLITS, help="train, val, test: those lists of the config (default: all)")
     add("--thorough", action="store_true", help="decode all frames, not just the first, middle and last")
     add("--duplicates", action="store_true", help="find files of the same content, for example in train and test")
     add("--copies", action="store_true",
@@ -62,15 +62,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--seed", type=options.natural, default=0, metavar="N", help="chooses the videos on the sheet (default: 0)")
     options.add_out(parser, "runs/check_dataset")
     arguments = parse_with_settings(parser, "inputs")
-    splits, settings = options.split_list(arguments.split or (), SPLITS.__contains__)
-    arguments.inputs = settings + arguments.inputs
-    if arguments.split and not splits:
-        parser.error(f"--split takes some of {', '.join(SPLITS)}; got {arguments.split[0]}")
     if arguments.split and not arguments.cfg:
         parser.error("--split is for the lists of a config: give --cfg, or the lists themselves")
     if not arguments.cfg and not arguments.inputs:
         parser.error("give --cfg, or lists, folders or videos to check")
-    arguments.split = splits or SPLITS
+    arguments.split = arguments.split or SPLITS
     return arguments
 
 

@@ -5,9 +5,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -132,10 +131,15 @@ def add_batch_size(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def default_workers() -> int:
+    """Return how many processes read videos where nobody says."""
+    return min(os.cpu_count() or 1, 8)
+
+
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """Add --workers."""
     parser.add_argument(
-        "--workers", type=number(int, 0, 256), default=min(os.cpu_count() or 1, 8), metavar="N",
+        "--workers", type=number(int, 0, 256), default=default_workers(), metavar="N",
         help="processes that read videos; 0: read in this process (default: one per core, at most 8)",
     )  # fmt: skip
 
@@ -168,9 +172,3 @@ def add_cfg(parser: argparse.ArgumentParser, required: bool = True) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the settings that follow --cfg; parse with ``parse_with_settings``."""
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="settings over the config's")
-
-
-def split_list(words: Sequence[str], belongs: Callable[[str], object]) -> tuple[list[str], list[str]]:
-    """Split what an option with several values took: its own values, and the settings that followed them."""
-    own = list(takewhile(belongs, words))
-    return own, list(words[len(own) :])

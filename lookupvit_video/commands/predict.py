@@ -64,17 +64,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--csv", metavar="FILE", help="write a table, one row per video; -: standard output")
     add("--resume", action="store_true", help="skip videos that the --json or --csv file has answers for")
     add("--draw", type=Path, metavar="FOLDER", help="write a PNG sheet per video: frames, attention")
-    budget = parser.add_argument_group("budgets", "for checkpoints with several of them; one of these")
-    one = budget.add_mutually_exclusive_group()
-    one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7, or 4x7x7,b8,k1-0.5: also "
-                     "fewer blocks and lookup tokens (default: the checkpoint's)")  # fmt: skip
-    one.add_argument("--gmacs", type=float, metavar="G", help="most accurate budget by the calibration within 10^9 "
-                     "multiply-accumulates a view; not calibrated: the largest")  # fmt: skip
-    one.add_argument("--latency-ms", type=float, metavar="MS", help="the same by time, measured once on this device")
-    one.add_argument("--adaptive", action="store_true", help="a small grid first, larger ones while not confident")
-    budget.add_argument("--calibration", metavar="FILE", help="for --adaptive, of lookupvit calibrate "
-                        "(default: the checkpoint's name with .adaptive.json)")  # fmt: skip
-    _add_unsure(parser)
+    add_budgets(parser)
+    add_unsure(parser)
     _add_ray(parser)
     arguments = parser.parse_args(words)
     for wrong, message in (
@@ -97,7 +88,21 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _add_unsure(parser: argparse.ArgumentParser) -> None:
+def add_budgets(parser: argparse.ArgumentParser) -> None:
+    """Add what an answer may cost, for ``budget_of``."""
+    budget = parser.add_argument_group("budgets", "for checkpoints with several of them; one of these")
+    one = budget.add_mutually_exclusive_group()
+    one.add_argument("--grid", metavar="TxHxW", help="compressed grid, such as 4x7x7, or 4x7x7,b8,k1-0.5: also "
+                     "fewer blocks and lookup tokens (default: the checkpoint's)")  # fmt: skip
+    one.add_argument("--gmacs", type=float, metavar="G", help="most accurate budget by the calibration within 10^9 "
+                     "multiply-accumulates a view; not calibrated: the largest")  # fmt: skip
+    one.add_argument("--latency-ms", type=float, metavar="MS", help="the same by time, measured once on this device")
+    one.add_argument("--adaptive", action="store_true", help="a small grid first, larger ones while not confident")
+    budget.add_argument("--calibration", metavar="FILE", help="for --adaptive, of lookupvit calibrate "
+                        "(default: the checkpoint's name with .adaptive.json)")  # fmt: skip
+
+
+def add_unsure(parser: argparse.ArgumentParser) -> None:
     """Add what a calibrated checkpoint can say about unsure answers."""
     group = parser.add_argument_group("unsure answers", "for checkpoints that lookupvit calibrate has prepared")
     group.add_argument(

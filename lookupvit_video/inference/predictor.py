@@ -366,6 +366,10 @@ class Predictor:
             return sum(parts.values())
         return measured_macs(self.model, self._blank_clip().to(self.device, torch.float32))
 
+    def blank_views(self) -> Views:
+        """Return the views of a black video, to try options with."""
+        return Views("blank", self._blank_clip().numpy(), [(0.0, 0.0)])
+
     def _blank_clip(self) -> Tensor:
         return torch.zeros(1, 3, self.plan.times.num_frames, self.plan.size, self.plan.size, dtype=torch.uint8)
 

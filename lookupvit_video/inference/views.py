@@ -7,7 +7,7 @@ Shape letters: V views (times x crops), C channels, T frames, H W pixels.
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lookupvit_video.data.sampling import TimeSampler, build_time_sampler, within
 from lookupvit_video.data.transforms import eval_transform
-from lookupvit_video.decoding.backends import DecodeError, check_backend, open_video
+from lookupvit_video.decoding.backends import DecodeError, VideoReader, check_backend, open_video
 from lookupvit_video.errors import UserError
 
 Source = str | os.PathLike[str] | IO[bytes] | Tensor | np.ndarray
@@ -153,14 +153,19 @@ def read_views(source: Source, plan: Plan, fps: float | None = None) -> Views:
     )
 
 
-def read_file(path: str, plan: Plan) -> Views:
+def read_file(path: str, plan: Plan, check: Callable[[VideoReader], object] | None = None) -> Views:
     """Return the clips of a video file, see ``read_views``; a short video's last frame is repeated.
+
+    Args:
+        check: gets the open file before anything of it is decoded; what it raises is raised.
 
     Raises:
         DecodeError: the file cannot be read, or its frames are too large.
     """
     try:
         with open_video(path, plan.backend, timeout=plan.timeout, frame_rate=plan.frame_rate) as reader:
+            if check is not None:
+                check(reader)
             seconds_VT, end = plan.times(reader.duration), reader.duration
             shown_VT = within(seconds_VT, 0.0, end)
             width, height = reader.info.width, reader.info.height

@@ -5,6 +5,7 @@ pebble's pool limits the time of tasks too, but counts time in which others have
 
 import contextlib
 import multiprocessing
+import queue
 import signal
 import sys
 import time
@@ -129,6 +130,69 @@ def _run(
             worker.kill()
 
 
+class IsolatedPool(Generic[Task, Answer]):
+    """Processes that stay: several threads may ask at once, and each waits for its own answer.
+
+    Args:
+        function, processes, timeout: as of ``run_isolated``.
+    """
+
+    def __init__(self, function: Callable[[Task], Answer], *, processes: int, timeout: float):
+        self._function, self._timeout, self._is_closed = function, timeout, False
+        start_fork_server(getattr(function, "func", function).__module__)
+        self._context: Any = multiprocessing.get_context(_METHOD)
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._workers = [_Worker(self._context, function) for _ in range(processes)]
+        for worker in self._workers:
+            self._free.put(worker)
+
+    def run(self, task: Task) -> Outcome[Answer]:
+        """Return the outcome of a task, once a process is free for it.
+
+        Raises:
+            RunFailure: a process died before its first task.
+        """
+        worker = self._free.get()
+        lost: Lost | None = Lost("crash", "the processes are being ended")
+        try:
+            if self._is_closed:
+                return Outcome(0, None, lost)
+            if not worker.is_ready:
+                worker.receive()
+            worker.send(0, task, self._timeout)
+            while not worker.connection.poll(max(0.0, worker.deadline - time.monotonic())):
+                if worker.is_late():
+                    lost = Lost("timeout", f"took longer than {self._timeout:g} s")
+                    break
+            else:
+                lost = worker.receive()
+            answer, worker.answer = worker.answer, None
+            return Outcome(0, None if lost else answer, lost)
+        except RunFailure:
+            if not self._is_closed:
+                raise
+            return Outcome(0, None, lost)
+        finally:
+            self._free.put(self._replaced(worker) if lost and lost.cause in ("timeout", "crash") else worker)
+
+    def _replaced(self, worker: "_Worker") -> "_Worker":
+        worker.kill()
+        if not self._is_closed:
+            self._workers.remove(worker)
+            worker = _Worker(self._context, self._function)
+            self._workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        """End the processes; what waits for them gets a lost outcome."""
+        self._is_closed = True
+        for worker in self._workers:
+            worker.process.kill()  # whose pipe ends with it, for a thread that may be waiting there
+        for worker in self._workers:
+            worker.process.join(timeout=5)
+            worker.connection.close()
+
+
 class _Worker:
     """A process and its current task."""
 
@@ -139,6 +203,7 @@ class _Worker:
             self.process.start()
         theirs.close()  # so that the pipe ends with the process
         self.task: int | None = None
+        self.is_ready = False
         self.answer: Any = None
         self.deadline = float("inf")  # imports have no time limit
         self.waited = 0.0
@@ -172,6 +237,7 @@ class _Worker:
             if self.task is None:
                 raise RunFailure(f"a worker process ended before its first task (exit code {code})") from None
             return Lost("crash", _how_it_died(code))
+        self.is_ready = True
         return lost
 
     def kill(self) -> None:

@@ -148,8 +148,8 @@ def test_splits_and_settings_stand_side_by_side(data, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ((), "give --cfg, or lists, folders or videos"),
-    (("--split", "train", "x.csv"), "--split is for the lists of a config"),
-    (("--cfg", "tests/small.yaml", "--split", "training"), "--split takes some of train, val, test; got training"),
+    (("x.csv", "--split", "train"), "--split is for the lists of a config"),
+    (("--cfg", "tests/small.yaml", "--split", "training"), "--split: invalid choice: 'training'"),
     (("--timeout", "0", "x.mp4"), "--timeout: must be a number of seconds above 0"),
     (("--processes", "0", "x.mp4"), "--processes: must be at least 1"),
     (("nowhere.csv",), "nowhere.csv: the list of videos cannot be read (No such file or directory)"),

@@ -3,13 +3,15 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from lookupvit_video.errors import RunFailure
-from lookupvit_video.processes.pool import run_isolated
+from lookupvit_video.processes.pool import IsolatedPool, run_isolated
 from tests.busy import busy_core, compete, for_real
 
 
@@ -169,3 +171,41 @@ def test_no_process_is_left_behind():
 def test_processes_that_cannot_start_are_no_lost_task():
     with pytest.raises(RunFailure, match=r"ended before its first task \(exit code \d\)"):
         list(run_isolated(BadOnArrival(), [1], processes=1, timeout=60))
+
+
+@pytest.fixture
+def pool():
+    pool = IsolatedPool(work, processes=2, timeout=1.0)
+    yield pool
+    pool.close()
+    assert not multiprocessing.active_children()
+
+
+def test_threads_share_processes_that_stay(pool):
+    with ThreadPoolExecutor(5) as threads:
+        found = [outcome.answer for outcome in threads.map(pool.run, range(30))]
+    assert [task for task, _ in found] == list(range(30))
+    assert len({process for _, process in found}) == 2
+
+
+def test_a_process_that_is_lost_is_replaced_and_one_that_errs_is_not(pool):
+    before = {pool.run(0).answer[1] for _ in range(2)}
+    assert [pool.run(task).lost.cause for task in ("raise", "memory")] == ["error", "memory"]
+    assert {pool.run(0).answer[1] for _ in range(2)} == before
+    assert [pool.run(task).lost.cause for task in ("exit", "hang", signal.SIGSEGV)] == ["crash", "timeout", "crash"]
+    after = {pool.run(0).answer[1] for _ in range(2)}
+    assert len(after) == 2
+    assert not after & before
+    assert len(multiprocessing.active_children()) == 2
+
+
+def test_closing_a_pool_ends_what_waits_for_it(pool):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(pool.run("pause"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    pool.close()
+    for thread in threads:
+        thread.join(10)
+    assert [outcome.lost.cause for outcome in found] == ["crash"] * 3

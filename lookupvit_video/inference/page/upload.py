@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from lookupvit_video.decoding.backends import DecodeError, open_video
+from lookupvit_video.decoding.backends import DecodeError, VideoReader
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.views import Failure, Plan, Views, read_file
 from lookupvit_video.processes.pool import run_isolated
@@ -26,6 +26,16 @@ class Limits:
     seconds: float = 600.0
     """Duration of the video."""
 
+    @property
+    def bytes(self) -> int:
+        """Of the largest file."""
+        return self.megabytes << 20
+
+    @property
+    def too_large(self) -> str:
+        """What is said of a larger one."""
+        return f"larger than {self.megabytes} MB, the limit here (--max-mb)"
+
 
 class Upload(NamedTuple):
     """A video within the limits."""
@@ -39,15 +49,15 @@ def read_upload(path: str, plan: Plan, limits: Limits) -> Upload:
     """Return the clips of an uploaded file.
 
     Args:
-        plan: its timeout is for inspecting the file, for opening it, and for decoding its clips.
+        plan: its timeout is for opening the file, and for decoding its clips.
 
     Raises:
         DecodeError: the file exceeds a limit, cannot be read, or crashes or hangs its reader.
         RunFailure: no process can be started.
         RuntimeError: a bug; the worker has printed its traceback.
     """
-    timeout = 3 * plan.timeout + _SLACK
-    for outcome in run_isolated(partial(_read_within_limits, plan, limits), [path], processes=1, timeout=timeout):
+    read = partial(read_within_limits, plan, limits)
+    for outcome in run_isolated(read, [path], processes=1, timeout=worker_timeout(plan)):
         if outcome.lost is not None and outcome.lost.cause == "error":
             raise RuntimeError(outcome.lost.detail)
         if outcome.lost is not None:
@@ -69,14 +79,24 @@ def warm_up(plan: Plan) -> None:
         read_upload("", plan, Limits())
 
 
-def _read_within_limits(plan: Plan, limits: Limits, path: str) -> Upload | Failure:
-    try:
-        if os.path.isfile(path) and os.path.getsize(path) > limits.megabytes << 20:
-            raise DecodeError(path, f"larger than {limits.megabytes} MB, the limit here (--max-mb)")
-        with open_video(path, timeout=plan.timeout) as reader:  # reads packets, decodes nothing
-            duration = reader.duration
+def worker_timeout(plan: Plan) -> float:
+    """Return the seconds that a worker may take for an upload: opening and decoding have a limit each."""
+    return 2 * plan.timeout + _SLACK
+
+
+def read_within_limits(plan: Plan, limits: Limits, path: str) -> Upload | Failure:
+    """Return the clips of a file, or the reason for none; the duration is known before anything is decoded."""
+    duration = 0.0
+
+    def check(reader: VideoReader) -> None:
+        nonlocal duration
+        duration = reader.duration
         if not duration <= limits.seconds:
             raise DecodeError(path, f"lasts {duration:.0f} s; the limit here is {limits.seconds:g} s (--max-seconds)")
-        return Upload(read_file(path, plan), duration)
+
+    try:
+        if os.path.isfile(path) and os.path.getsize(path) > limits.bytes:
+            raise DecodeError(path, limits.too_large)
+        return Upload(read_file(path, plan, check), duration)
     except UserError as error:
         return Failure(path, error.reason if isinstance(error, DecodeError) else str(error))

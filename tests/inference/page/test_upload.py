@@ -5,6 +5,7 @@ import pytest
 
 from lookupvit_video.config import load_config
 from lookupvit_video.decoding.backends import DecodeError
+from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.page import upload
 from lookupvit_video.inference.page.upload import Limits, read_upload, warm_up
@@ -31,8 +32,8 @@ def test_clips_and_duration_of_what_keeps_to_the_limits(plan, video):
 
 
 def test_what_is_too_long_is_not_decoded(plan, video, monkeypatch):
-    monkeypatch.setattr(upload, "read_file", lambda *_: pytest.fail("decoded"))
-    assert upload._read_within_limits(plan, Limits(seconds=1.9), video) == Failure(
+    monkeypatch.setattr(PyAVReader, "frames_at", lambda *_: pytest.fail("decoded"))
+    assert upload.read_within_limits(plan, Limits(seconds=1.9), video) == Failure(
         video, "lasts 2 s; the limit here is 1.9 s (--max-seconds)"
     )
 
@@ -41,8 +42,8 @@ def test_what_is_too_large_is_not_opened(plan, tmp_path, monkeypatch):
     large = tmp_path / "large.mp4"
     large.touch()
     os.truncate(large, (2 << 20) + 1)
-    monkeypatch.setattr(upload, "open_video", lambda *_, **__: pytest.fail("opened"))
-    reason = upload._read_within_limits(plan, Limits(megabytes=2), str(large)).error
+    monkeypatch.setattr(upload, "read_file", lambda *_: pytest.fail("opened"))
+    reason = upload.read_within_limits(plan, Limits(megabytes=2), str(large)).error
     assert reason == "larger than 2 MB, the limit here (--max-mb)"
 
 
@@ -65,8 +66,8 @@ def hangs(plan, limits, path):
 
 @pytest.mark.parametrize(("read", "reason"), [(dies, "died .SIGABRT"), (hangs, "took longer than 1 s")])
 def test_what_crashes_or_hangs_its_reader_is_a_reason_too(plan, monkeypatch, read, reason):
-    monkeypatch.setattr(upload, "_read_within_limits", read)
-    monkeypatch.setattr(upload, "_SLACK", 1 - 3 * plan.timeout)
+    monkeypatch.setattr(upload, "read_within_limits", read)
+    monkeypatch.setattr(upload, "_SLACK", 1 - 2 * plan.timeout)
     with pytest.raises(DecodeError, match=reason):
         read_upload("x.mp4", plan, Limits())
 
@@ -76,14 +77,14 @@ def mistaken(plan, limits, path):
 
 
 def test_a_bug_in_the_reader_is_no_fault_of_the_file(plan, monkeypatch):
-    monkeypatch.setattr(upload, "_read_within_limits", mistaken)
+    monkeypatch.setattr(upload, "read_within_limits", mistaken)
     with pytest.raises(RuntimeError, match="internal error, IndexError: planted"):
         read_upload("x.mp4", plan, Limits())
 
 
 def test_a_users_mistake_is_a_reason(plan, video, monkeypatch):
-    def fails(path, plan):
+    def fails(path, plan, check):
         raise UserError("install the decoder")
 
     monkeypatch.setattr(upload, "read_file", fails)
-    assert upload._read_within_limits(plan, Limits(), video) == Failure(video, "install the decoder")
+    assert upload.read_within_limits(plan, Limits(), video) == Failure(video, "install the decoder")

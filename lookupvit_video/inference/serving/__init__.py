@@ -1,0 +1,1 @@
+"""A server that answers videos over HTTP; needs the extra ``serve``."""
