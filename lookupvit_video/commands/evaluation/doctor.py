@@ -41,7 +41,7 @@ def look_at_labels(rows: "Sequence[ListedVideo]", arguments: argparse.Namespace,
     with report_lost_processes(world):
         places = {id(row): number for number, row in enumerate(rows)}
         usable = [rows[number] for number in gather_objects([places[id(row)] for row in usable], world)[0]]
-        shares = gather_objects(_features(predictor, usable[world.rank :: world.size]), world)
+        shares = gather_objects(features_of(predictor, usable[world.rank :: world.size]), world)
     if not world.is_main:
         return Labels()
     features = [shares[number % world.size][number // world.size] for number in range(len(usable))]
@@ -58,7 +58,7 @@ def look_at_labels(rows: "Sequence[ListedVideo]", arguments: argparse.Namespace,
     return Labels([usable[each.row] for each in found], pairs)
 
 
-def _features(predictor: Any, rows: "Sequence[ListedVideo]") -> "list[np.ndarray | None]":
+def features_of(predictor: Any, rows: "Sequence[ListedVideo]") -> "list[np.ndarray | None]":
     """Return the mean pooled feature (D,) of each row's views; None where it cannot be read."""
     import torch
 
