@@ -28,6 +28,7 @@ COMMANDS = {
     "benchmark": Command("benchmark", "benchmark", "measure speed: loader, model, block"),
     "study": Command("study", "study", "train every row of a study for every seed"),
     "compare": Command("study", "compare", "compare finished runs in one table"),
+    "baselines": Command("study", "baselines", "what simple answers reach on the splits of finished runs"),
     "demo": Command("prepare", "demo", "make demo videos, train on them, predict (minutes on 2 CPU cores)"),
 }
 EXAMPLES = """  lookupvit demo --out demo

@@ -12,6 +12,7 @@ from lookupvit_video.errors import UserError
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _DASHED_KEY = re.compile(r"--?(?=[A-Z][A-Z0-9_]+([.=]|$))")
 _NAME = re.compile(r"--[a-z][\w-]*|(--?)?[A-Z][\w.]*")
+_SETTING = re.compile(r"[A-Z][A-Z0-9]*([._][A-Z0-9]+)+(=.*)?", re.DOTALL)
 _NEGATIVE = re.compile(r"-(\d|\.\d|inf$|nan$)")
 _EXAMPLE = "settings are written KEY VALUE or KEY=VALUE, such as SOLVER.BASE_LR 1e-4"
 
@@ -55,14 +56,34 @@ def parse_with_settings(
         arguments: default: those of this process.
     """
     words = sys.argv[1:] if arguments is None else arguments
-    found, rest = parser.parse_known_args([_DASHED_KEY.sub("", word) for word in words if word != "--"])
+    options, settings = _apart([_DASHED_KEY.sub("", word) for word in words if word != "--"], parser)
+    found, rest = parser.parse_known_args(options)
     for word in rest:
         if word.startswith("-") and not _NEGATIVE.match(word):
             flag = word.partition("=")[0]
             near = difflib.get_close_matches(flag, re.findall(r"--[a-z][\w-]*", parser.format_help()), 1, 0.75)
             parser.error(f"unknown option {word}; {f'did you mean {near[0]}?' if near else _EXAMPLE}")
-    setattr(found, dest, [*getattr(found, dest), *rest])
+    setattr(found, dest, [*getattr(found, dest), *rest, *settings])
     return found
+
+
+def _apart(words: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """Take what begins with a key out of a command line: an option with any number of values would swallow it.
+
+    The first value of an option is its own, whatever it looks like.
+    """
+    flags = {name for action in parser._actions if action.nargs == 0 for name in action.option_strings}
+    options, settings = list[str](), list[str]()
+    current, values_due = options, 0
+    for word in words:
+        if word.startswith("-") and not _NEGATIVE.match(word):
+            current, values_due = options, int(word not in flags and "=" not in word)
+        elif values_due:
+            values_due = 0
+        elif _SETTING.fullmatch(word):
+            current = settings
+        current.append(word)
+    return options, settings
 
 
 def setting_pairs(words: Sequence[str], keys: Collection[str]) -> list[tuple[str, str]]:

@@ -20,6 +20,8 @@ def parser():
     made = argparse.ArgumentParser(prog="tool.py")
     made.add_argument("--cfg")
     made.add_argument("--dry-run", action="store_true")
+    made.add_argument("--grids", nargs="+", default=[])
+    made.add_argument("--frames", nargs="+", type=int, default=[])
     made.add_argument("overrides", nargs="*")
     return made
 
@@ -39,6 +41,29 @@ def parser():
 def test_settings_stand_anywhere(line):
     found = parse_with_settings(parser(), arguments=line.split())
     assert (found.cfg, found.dry_run, found.overrides) == ("c", True, ["MODEL.ARCH", "1", "RNG_SEED", "2"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--grids 2x7x7 4x7x7 --frames 8 -16 A.B 1 --cfg C.D E_F=2",
+        "--grids 2x7x7 4x7x7 A.B 1 --frames 8 -16 E_F=2 --cfg C.D",
+        "A.B 1 --grids 2x7x7 4x7x7 E_F=2 --cfg C.D --frames 8 -16",
+        "--cfg=C.D A.B 1 --frames 8 -16 E_F=2 --grids 2x7x7 4x7x7",
+        "--frames 8 -16 --dry-run A.B 1 --grids 2x7x7 4x7x7 E_F=2 --cfg C.D",
+    ],
+)
+def test_values_of_an_option_end_where_settings_begin(line):
+    found = parse_with_settings(parser(), arguments=line.split())
+    assert found.cfg == "C.D"  # its own value, whatever it looks like
+    assert found.grids == ["2x7x7", "4x7x7"]
+    assert found.frames == [8, -16]
+    assert found.overrides == ["A.B", "1", "E_F=2"]
+
+
+def test_the_last_of_two_settings_is_the_last():
+    found = parse_with_settings(parser(), arguments="A.B 1 --dry-run A.B 2 --frames 3 A.B 4 --cfg c A.B 5".split())
+    assert found.overrides == "A.B 1 A.B 2 A.B 4 A.B 5".split()
 
 
 def test_negative_values_are_values():

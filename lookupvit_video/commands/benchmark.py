@@ -95,19 +95,18 @@ def flops() -> int:
     options.add_json(parser)
     options.add_settings(parser)
     arguments = parse_with_settings(parser)
-    words, settings = options.split_list(arguments.grids, options.GRID.fullmatch)
-    settings += arguments.overrides
+    settings = arguments.overrides
     from lookupvit_video.benchmarks.cost import describe, show, usual_grids
     from lookupvit_video.config import load_config, token_grid
     from lookupvit_video.models.build import model_spec
 
     cfg = load_config(arguments.cfg, settings)
-    sweep = arguments.sweep or bool(words)
+    sweep = arguments.sweep or bool(arguments.grids)
     if sweep:
         if not MODELS[cfg.MODEL.ARCH].compressed_grids:
             archs = " or ".join(models_with("compressed_grids"))
             raise UserError(f"--sweep is for MODEL.ARCH {archs}; {cfg.MODEL.ARCH} has no compressed tokens")
-        grids = list(map(parse_grid, words))
+        grids = list(map(parse_grid, arguments.grids))
         lookup = token_grid(cfg.MODEL, cfg.DATA)
         grids = grids or [*model_spec(cfg).grids, *usual_grids(lookup, cfg.MODEL.ENCODER == "joint")]
         cfg = load_config(arguments.cfg, [*settings, "TEST.GRIDS", str([list(grid) for grid in grids])])
@@ -255,8 +254,6 @@ def budgets() -> int:
     add("--plot", type=Path, metavar="FILE", help="draw accuracy over MACs and over time, as PNG")
     options.add_settings(parser)
     arguments = parse_with_settings(parser)
-    arguments.budgets, settings = options.split_list(arguments.budgets, options.GRID.match)
-    arguments.overrides = settings + arguments.overrides
     if bool(arguments.cfg) == bool(arguments.checkpoint):
         parser.error("give --cfg, or --checkpoint with one or more")
     if arguments.process_time and arguments.device not in ("auto", "cpu"):

@@ -5,9 +5,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -173,9 +172,3 @@ def add_cfg(parser: argparse.ArgumentParser, required: bool = True) -> None:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the settings that follow --cfg; parse with ``parse_with_settings``."""
     parser.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE", help="settings over the config's")
-
-
-def split_list(words: Sequence[str], belongs: Callable[[str], object]) -> tuple[list[str], list[str]]:
-    """Split what an option with several values took: its own values, and the settings that followed them."""
-    own = list(takewhile(belongs, words))
-    return own, list(words[len(own) :])

@@ -1,4 +1,4 @@
-"""`lookupvit study` and `lookupvit compare`: many runs, and tables of them."""
+"""`lookupvit study`, `lookupvit compare` and `lookupvit baselines`: many runs, and tables of them."""
 
 import sys
 from contextlib import ExitStack
@@ -20,6 +20,11 @@ COMPARE_EXAMPLES = """  lookupvit compare runs/studies/finetune/turning/*/*
 Each folder is the OUTPUT_DIR of a run that was trained and tested. Folders named by a number (the seeds of `lookupvit
 study`) make one line for the folder above them: means, and the deviation of the accuracy. Their configs must be equal
 except for RNG_SEED, which must differ, and OUTPUT_DIR.
+"""
+BASELINES_EXAMPLES = """  lookupvit baselines runs/folds/*
+
+Each folder is the OUTPUT_DIR of a run that was trained and tested, with its lists still in place. A model that is not
+better than these answers has learned nothing from its videos.
 """
 
 
@@ -75,4 +80,22 @@ def compare() -> int:
     from lookupvit_video.studies.compare import group_runs, table_of
 
     print(table_of(group_runs(runs)), end="")
+    return 0
+
+
+def baselines() -> int:
+    """Run `lookupvit baselines`."""
+    parser = options.make_parser(
+        "What the largest class and nearest neighbors in motion energy answer on the splits of finished runs.",
+        BASELINES_EXAMPLES,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="folders of finished runs")
+    runs = parser.parse_args().runs
+    from lookupvit_video.distributed.world import init_world
+    from lookupvit_video.studies.baselines import baselines_of, table_of
+    from lookupvit_video.studies.compare import short_names
+
+    world = init_world()
+    found = [baselines_of(folder, world) for folder in runs]
+    print(table_of(dict(zip(short_names([folder.resolve() for folder in runs]), found, strict=True))), end="")
     return 0

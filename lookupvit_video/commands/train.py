@@ -74,6 +74,7 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
     from lookupvit_video.own_videos.choose import choose_config, output_dir_of
     from lookupvit_video.processes.stop_signals import Stopped
     from lookupvit_video.training.dry_run import dry_run
+    from lookupvit_video.training.finetuning.method import with_method
     from lookupvit_video.training.output import report_disk_failures, sole_writer
     from lookupvit_video.training.step import report_memory_failures
 
@@ -96,6 +97,8 @@ def run(path: str, overrides: list[str], dry: bool = False) -> int:
                 lists = Path(stack.enter_context(TemporaryDirectory())) if dry else Path(cfg.OUTPUT_DIR) / "data"
                 cfg = choose_config(cfg, given, world, lists)
                 classes = load_classes(cfg)
+            if cfg.TRAIN.FINETUNE != "none":
+                cfg = with_method(cfg, given_keys(None, overrides), classes, world)
             if dry:
                 dry_run(cfg, classes, world)
             else:
@@ -113,12 +116,13 @@ def _train_and_test(cfg: "CfgNode", classes: list[str], world: "World") -> None:
 
     from lookupvit_video.evaluation.run_test import run_test
     from lookupvit_video.text import write_text
+    from lookupvit_video.training.finetuning.cached_probe import train_probe
     from lookupvit_video.training.train import train
 
     if world.is_main:
         write_text(Path(cfg.OUTPUT_DIR) / "config.yaml", cfg.dump())
     if cfg.TRAIN.ENABLE:
-        train(cfg, classes, world)
+        (train_probe if cfg.TRAIN.FINETUNE == "probe" else train)(cfg, classes, world)
     if not cfg.TEST.ENABLE:
         return
     try:

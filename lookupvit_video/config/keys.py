@@ -63,6 +63,11 @@ KEYS: dict[str, Key] = {
         choices=("classify", "masked"),
         needs=(Need({"MODEL.ARCH": models_with("tubelets"), "MODEL.ENCODER": ("joint",), "MODEL.TOKENS": ("all",),
                      "MODEL.TASK": ("single_label",)}, "masked"),)),
+    "TRAIN.FINETUNE": Key("none",
+        "what trains after INIT_FROM: probe: classifiers on cached features; adapters: LoRA; all; auto: by videos a "
+        "class; none: what the other keys say",
+        choices=("none", "auto", "probe", "adapters", "all"),
+        needs=(Need({"TRAIN.TASK": ("classify",), "MODEL.ARCH": models_with("adapters")}),)),
     "TRAIN.BATCH_SIZE": Key(64, "clips per optimizer step, over all processes and accumulation steps", at_least=1),
     "TRAIN.ACCUMULATION_STEPS": Key(1, "parts of each process's batch, computed one by one to save memory", at_least=1),
     "TRAIN.EVAL_PERIOD": Key(1, "epochs between two validations, with one after the last epoch; 0: never", at_least=0),

@@ -2,6 +2,7 @@
 
 Norm and pooling of a classifier are linear in the norm's scale and shift. So what the frozen part gives is one vector
 for each clip and classifier; norm and linear layer train on these as they would through the encoder.
+Gradients are written out, and classes come before clips: steps are small, and autograd took longer than the products.
 Shape letters: V clips, B those of a step, D width, K classes, R learning rates.
 """
 
@@ -18,8 +19,6 @@ from lookupvit_video.data.dataset import Batch
 from lookupvit_video.data.transforms import IGNORED, normalize
 from lookupvit_video.errors import RunFailure, UserError
 from lookupvit_video.models.contract import VideoModel
-
-BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 class Cache(NamedTuple):
@@ -41,12 +40,23 @@ class Probe(NamedTuple):
     bias_RK: Tensor
 
     def logits(self, pooled_BD: Tensor) -> Tensor:
-        """Return (R, B, K): one product for all rates, as scale and shift move into the linear layer."""
+        """Return (R, K, B): one product for all rates, as scale and shift move into the linear layer."""
         rates, classes, dim = self.weight_RKD.shape
         weight = (self.weight_RKD * self.scale_RD[:, None]).view(rates * classes, dim)
-        bias = (self.bias_RK + (self.weight_RKD @ self.shift_RD[..., None]).squeeze(-1)).view(-1)
-        logits_RBK: Tensor = F.linear(pooled_BD, weight, bias).unflatten(1, (rates, classes)).transpose(0, 1)
-        return logits_RBK
+        bias = self.bias_RK + (self.weight_RKD @ self.shift_RD[..., None]).squeeze(-1)
+        return torch.addmm(bias.view(-1, 1), weight, pooled_BD.T).view(rates, classes, -1)
+
+    def gradients(self, pooled_BD: Tensor, target_KB: Tensor) -> tuple[Tensor, ...]:
+        """Return those of each rate's own cross-entropy, summed over the clips, by scale, shift, weight and bias."""
+        error_RKB = self.logits(pooled_BD).softmax(1).sub_(target_KB)
+        outer_RKD = (error_RKB.flatten(0, 1) @ pooled_BD).view_as(self.weight_RKD)
+        bias_RK = error_RKB.sum(2)
+        return (
+            (outer_RKD * self.weight_RKD).sum(1),
+            (bias_RK[:, None] @ self.weight_RKD).squeeze(1),
+            (outer_RKD * self.scale_RD[:, None]).addcmul_(bias_RK[..., None], self.shift_RD[:, None]),
+            bias_RK,
+        )
 
 
 @contextmanager
@@ -108,59 +118,52 @@ def cache_features(model: VideoModel, batches: Iterable[Batch], mean: Sequence[f
     return Cache([torch.cat(kept[i]) for i in heads], torch.cat(labels).to(device), heads)
 
 
+@torch.no_grad()
 def train_probes(
-    model: VideoModel,
-    cache: Cache,
-    rates: Sequence[float],
-    *,
-    steps: int,
-    batch: int,
-    weight_decay: float = 0.0,
-    smoothing: float = 0.0,
-    seed: int = 0,
+    model: VideoModel, cache: Cache, rates: Sequence[float], *, steps: int, batch: int, seed: int = 0
 ) -> list[Probe]:
     """Train the classifiers of a model at every learning rate at once, all on the same clips of each step.
 
-    AdamW with a constant rate; norm and biases do not decay. The loss is the mean over the classifiers, as in training.
+    Adam with a constant rate. The loss is the mean over the classifiers, as in training.
 
     Returns:
         a probe for each classifier; the model stays as it is.
     """
-    count = torch.as_tensor(rates, device=cache.labels_V.device)
     heads: list[Any] = [model.classifiers()[i] for i in cache.heads]
-    first = [(head.norm.weight, head.norm.bias, head.linear.weight, head.linear.bias) for head in heads]
-    values = [x.detach().float().expand(len(rates), *x.shape).clone().requires_grad_() for part in first for x in part]
-    probes = [Probe(*values[4 * i : 4 * i + 4]) for i in range(len(heads))]
-    moments = [(torch.zeros_like(x), torch.zeros_like(x)) for x in values]
-    generator, order, total = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long), len(cache.labels_V)
-    for step in range(1, steps + 1):
-        if len(order) < min(batch, total):
-            order = torch.randperm(total, generator=generator)
-        rows, order = order[:batch], order[batch:]
-        labels = cache.labels_V[rows].expand(len(rates), -1).flatten()
-        losses = [
-            F.cross_entropy(probe.logits(x[rows]).flatten(0, 1), labels, label_smoothing=smoothing)
-            for probe, x in zip(probes, cache.pooled, strict=True)
-        ]
-        gradients = torch.autograd.grad(torch.stack(losses).mean() * len(rates), values)  # each rate by itself
-        with torch.no_grad():
-            for x, gradient, (mean, square) in zip(values, gradients, moments, strict=True):
-                mean.lerp_(gradient, 1 - BETAS[0])
-                square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-                rate = count.view(-1, *[1] * (x.ndim - 1))
-                if x.ndim == 3:
-                    x.mul_(1 - rate * weight_decay)
-                size = (square / (1 - BETAS[1] ** step)).sqrt_().add_(EPS)
-                x.sub_(rate * (mean / (1 - BETAS[0] ** step)) / size)
-    return [Probe(*(x.detach() for x in probe)) for probe in probes]
+    first = [[x.float() for x in (head.norm.weight, head.norm.bias, *head.linear.parameters())] for head in heads]
+    moved = [[x.new_zeros(len(rates), *x.shape) for x in part] for part in first]  # by Adam at a rate of 1
+    optimizer = torch.optim.AdamW([x for part in moved for x in part], 1.0, weight_decay=0.0, fused=True)
+    total, device = len(cache.labels_V), cache.labels_V.device
+    rate_R = torch.as_tensor(rates, device=device)
+    target_KV = F.one_hot(cache.labels_V, heads[0].linear.out_features).T.float().contiguous()
+    generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.long)
+    clips, target_KB = cache.pooled, target_KV
+    for _ in range(steps):
+        if batch < total:
+            if len(order) < batch:
+                order = torch.randperm(total, generator=generator)
+            rows, order = order[:batch].to(device), order[batch:]
+            clips, target_KB = [x[rows] for x in cache.pooled], target_KV[:, rows]
+        share = 1 / (len(heads) * target_KB.shape[1])
+        for start, part, x in zip(first, moved, clips, strict=True):
+            gradients = _moved_to(start, part, rate_R).gradients(x, target_KB)
+            for value, gradient in zip(part, gradients, strict=True):
+                value.grad = gradient.mul_(share)
+        optimizer.step()
+    return [_moved_to(start, part, rate_R) for start, part in zip(first, moved, strict=True)]
+
+
+def _moved_to(first: Sequence[Tensor], moved: Sequence[Tensor], rate_R: Tensor) -> Probe:
+    """Return the weights at each rate: Adam's steps are proportional to it."""
+    return Probe(*(torch.addcmul(x, rate_R.view(-1, *[1] * x.ndim), y) for x, y in zip(first, moved, strict=True)))
 
 
 @torch.no_grad()
 def accuracies(probes: Sequence[Probe], cache: Cache) -> list[float]:
     """Return top-1 in percent of the classifiers' mean logits at each learning rate."""
-    logits_RVK = sum(probe.logits(x) for probe, x in zip(probes, cache.pooled, strict=True))
-    assert isinstance(logits_RVK, Tensor)
-    right_R = (logits_RVK.argmax(-1) == cache.labels_V).float().mean(1)
+    logits_RKV = sum(probe.logits(x) for probe, x in zip(probes, cache.pooled, strict=True))
+    assert isinstance(logits_RKV, Tensor)
+    right_R = (logits_RKV.argmax(1) == cache.labels_V).float().mean(1)
     return [100 * value for value in right_R.tolist()]
 
 

@@ -100,13 +100,11 @@ def estimate_bytes(run: Run, share: int) -> int:
     return held + (added if device.type == "cuda" else int(CPU_ALLOWANCE * added))
 
 
-def plan_lines(run: Run) -> list[str]:
-    """Return what a run will do and need, line by line, before it does anything."""
-    cfg, world, solver, done = run.cfg, run.world, run.cfg.SOLVER, run.state.step
+def start_lines(run: Run) -> list[str]:
+    """Return what a run starts from, line by line."""
+    cfg, done = run.cfg, run.state.step
     macs = [run.clip_macs(budget) for budget in drawn_budgets(run)]
     cost = f"{min(macs) / 1e9:.4g}" + (f" to {max(macs) / 1e9:.4g}" if len(macs) > 1 else "")
-    share = cfg.TRAIN.BATCH_SIZE // (world.size * cfg.TRAIN.ACCUMULATION_STEPS)
-    rates = [run.schedule(step / run.total_steps) for step in (0, *range(run.total_steps))]
     start = f"step {done} of {cfg.OUTPUT_DIR}" if done else cfg.MODEL.INIT_FROM or "random weights"
     return [
         f"model      {cfg.MODEL.ARCH} {cfg.MODEL.VARIANT}, {count_parameters(run.model) / 1e6:.2f} M parameters, "
@@ -114,6 +112,16 @@ def plan_lines(run: Run) -> list[str]:
         f"start      {start}",
         f"data       {len(run.train_videos)} training videos, {len(run.val_videos)} for validation, "
         f"{len(run.classes)} classes",
+    ]
+
+
+def plan_lines(run: Run) -> list[str]:
+    """Return what a run will do and need, line by line, before it does anything."""
+    cfg, world, solver, done = run.cfg, run.world, run.cfg.SOLVER, run.state.step
+    share = cfg.TRAIN.BATCH_SIZE // (world.size * cfg.TRAIN.ACCUMULATION_STEPS)
+    rates = [run.schedule(step / run.total_steps) for step in (0, *range(run.total_steps))]
+    return [
+        *start_lines(run),
         f"clips      {cfg.DATA.NUM_FRAMES} frames of {cfg.DATA.TRAIN_CROP_SIZE} x {cfg.DATA.TRAIN_CROP_SIZE}, "
         f"{cfg.TRAIN.BATCH_SIZE} a step = {world.size} processes x {cfg.TRAIN.ACCUMULATION_STEPS} parts x {share}",
         f"steps      {run.total_steps} = {solver.MAX_EPOCH} epochs x {run.state.steps_per_epoch}, {done} done",
@@ -130,6 +138,9 @@ def dry_run(cfg: CfgNode, classes: list[str], world: World) -> None:
         UserError, RunFailure: as ``train``.
     """
     run = prepare(cfg, classes, world, StopSignals(), dry=True)
+    if cfg.TRAIN.FINETUNE == "probe":
+        print("\n".join([*start_lines(run), "steps      none: features of all clips once, then the classifiers"]))
+        return
     loader = train_batches(run)  # first: it checks that the list is long enough for a step
     lines = plan_lines(run)
     if world.is_main:

@@ -148,8 +148,8 @@ def test_splits_and_settings_stand_side_by_side(data, tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ((), "give --cfg, or lists, folders or videos"),
-    (("--split", "train", "x.csv"), "--split is for the lists of a config"),
-    (("--cfg", "tests/small.yaml", "--split", "training"), "--split takes some of train, val, test; got training"),
+    (("x.csv", "--split", "train"), "--split is for the lists of a config"),
+    (("--cfg", "tests/small.yaml", "--split", "training"), "--split: invalid choice: 'training'"),
     (("--timeout", "0", "x.mp4"), "--timeout: must be a number of seconds above 0"),
     (("--processes", "0", "x.mp4"), "--processes: must be at least 1"),
     (("nowhere.csv",), "nowhere.csv: the list of videos cannot be read (No such file or directory)"),
@@ -252,6 +252,9 @@ def test_copies_in_training_and_test(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "copy: 1 (can be used as they are)\n" in done.stdout
     assert f"{tmp_path / 'test.mp4'}: of {tmp_path / 'train.mp4'} (train): likeness 0.9" in done.stdout
+    assert read_csv(tmp_path / "copies.csv") == [
+        {"path": str(tmp_path / "test.mp4"), "copy_of": str(tmp_path / "train.mp4")}
+    ]
 
 
 def test_a_wrong_label_is_found_and_shown(tmp_path):

@@ -37,9 +37,3 @@ def test_checks(check, good, bad):
     for text in bad:
         with pytest.raises(argparse.ArgumentTypeError):
             check(text)
-
-
-def test_values_of_an_option_end_where_settings_begin():
-    words = ["2x7x7", "4x7x7", "DATA.NUM_FRAMES", "8"]
-    assert options.split_list(words, options.GRID.fullmatch) == (words[:2], words[2:])
-    assert options.split_list([], options.GRID.fullmatch) == ([], [])

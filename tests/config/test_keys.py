@@ -70,13 +70,14 @@ CHANGED = {
     "MODEL.TEMPORAL_INIT": "identity", "MODEL.DROP_PATH": "0.1", "DISTILL.FEATURE_WEIGHT": "1",
     "TRAIN.ACTIVATION_CHECKPOINTING": "full", "DATA.SAMPLER": "balanced", "MODEL.EXITS": "[1]",
     "MODEL.LOOKUP_CONV": "[3,3,3]", "MODEL.KEEP": "[1,0.5]", "MODEL.KEEPS": "[[1,0.5]]", "MODEL.KEEP_BY": "random",
-    "MODEL.REGISTERS": "4",
+    "MODEL.REGISTERS": "4", "TRAIN.FINETUNE": "auto",
 }  # fmt: skip
 UNMET = {
     "MODEL.TASK": ("multi_label",),
     "MODEL.ARCH": ("x3d",),
     "MODEL.ENCODER": ("joint", "factorised"),
     "TRAIN.PARALLEL": ("ddp",),
+    "TRAIN.TASK": ("masked",),
     "MODEL.TOKENS": ("resize",),
 }
 

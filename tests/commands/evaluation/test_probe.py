@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
+import pytest
 import torch
 
 from lookupvit_video.checkpoints.checkpoint import load_checkpoint
@@ -23,13 +25,16 @@ def test_a_probe_writes_the_best_rate(data, tmp_path):
     torch.manual_seed(0)
     source = build_model(load_config("tests/small.yaml", settings(data, tmp_path)))
     weights = saved(tmp_path / "weights.pt", source)
-    wanted = ("--rates", 5, "--epochs", 30, "--json", tmp_path / "p.json")
+    wanted = ("--rates", 5, "--epochs", 30, "--time", "--json", tmp_path / "p.json")
     done = run(tmp_path / "out", data, *wanted, MODEL__INIT_FROM=weights)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "p.json").read_text())
     assert len(found["rates"]) == len(found["top1"]) == 5
     assert found["best"] in found["rates"]
     assert max(found["top1"]) > 50  # the lists are the same videos
+    times = [found[name] for name in ("features_seconds", "seconds", "one_rate_seconds")]
+    assert found["ratio"] == pytest.approx((times[0] + times[1]) / (times[0] + times[2]))
+    assert f"all rates take {found['ratio']:.3f} times as long with the features" in done.stderr
     model = load_checkpoint(tmp_path / "out" / "model.pt").model
     for name, value in source.state_dict().items():
         assert torch.equal(model[name], value) == (not name.startswith("heads.")), name
@@ -45,11 +50,12 @@ def test_clips_that_cannot_be_read_are_counted(data, tmp_path):
     weights = saved(tmp_path / "weights.pt", source)
     done = run(folder, tmp_path / "data", "--rates", 1, "--epochs", 1, MODEL__INIT_FROM=weights)
     assert done.returncode == 0, done.stderr
-    assert "train: 1 of 9 clips cannot be read and are left out" in done.stdout
+    assert "train: 1 of 9 clips cannot be read and are left out" in done.stderr
 
 
 def test_several_processes_are_refused(data, tmp_path, monkeypatch):
     monkeypatch.setattr("lookupvit_video.distributed.world.init_world", lambda *_: World(0, 2, torch.device("cpu")))
+    monkeypatch.setattr("lookupvit_video.training.output.sole_writer", lambda *_: nullcontext())
     done = run(tmp_path / "out", data, MODEL__INIT_FROM="x.pt")
     assert done.returncode == 2
     assert "2 processes: a probe needs all features in one; start it without torchrun" in done.stderr
