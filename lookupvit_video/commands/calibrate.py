@@ -123,7 +123,7 @@ def logits_of(
         num_classes=len(predictor.classes), multi_label=predictor.multi_label, mean=cfg.DATA.MEAN, std=cfg.DATA.STD,
         precision=cfg.TRAIN.PRECISION, grids=list(predictor.costs) or [None], world=world,
     )  # fmt: skip
-    for row, reason in found.bad:
+    for row, reason in found.bad if world.is_main else []:
         logger.warning("%s is left out: %s", videos[row].path, reason)
     if len(found.bad) == len(videos):
         raise UserError(f"none of the {len(videos)} videos for {name.replace('_', ' ')} can be read")

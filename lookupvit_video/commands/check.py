@@ -25,6 +25,7 @@ CHECK_EXAMPLES = """  lookupvit check --cfg demo_motion
   lookupvit check my_videos/ --model runs/my_videos      # labels that are probably wrong
 
 Writes into --out: report.csv and report.json (every file), report.html (each kind of problem, with pictures),
+copies.csv (--copies: the pairs, for lookupvit prepare split --copies),
 bad_videos.csv (files that cannot be used, if there are any; training skips them with DATA.SKIP_LIST), contact_sheet.png
 (some clips as the model sees them, before erasing and mixup). Exit code 0: every file can be used, possibly with notes
 ("can be used as they are"); 1: some files, or spans that a list takes of them, cannot be used; 2: invalid input; 130:
@@ -102,10 +103,11 @@ def inspect(
         from lookupvit_video.preparation.copies.report import check_copies
 
         follow = partial(progress, label="looking for copies", unit="videos")
-        check_copies(
+        pairs = check_copies(
             rows, digests, processes=arguments.processes, timeout=10 * arguments.timeout,
             follow=lambda outcomes, total: follow(outcomes, total=total),
         )  # fmt: skip
+        write_csv(arguments.out / "copies.csv", ["path", "copy_of"], pairs)
 
 
 def make_sheet(
@@ -238,10 +240,10 @@ def check() -> int:
         rows = [row for path in arguments.inputs for row in rows_of_path(path)]
     times = build_time_sampler(cfg, training=False, num_clips=1) if cfg else None
     inspect(rows, partial(check_spans, times=times), arguments, world)
+    labels = look_at_labels(rows, arguments, world) if arguments.model else Labels()
     close_world()
     if not world.is_main:
         return 0
-    labels = look_at_labels(rows, arguments) if arguments.model else Labels()
     summary = summarize(rows, classes)
     summary["class_warnings"] = warnings_of_rows(rows, classes or classes_of_inputs(arguments.inputs))
     write_reports(rows, summary, arguments.out)

@@ -30,6 +30,7 @@ KINDS = ("lac", "aps", "class")  # those of evaluation/conformal.py, whose impor
 EXAMPLES = """  lookupvit predict --checkpoint runs/demo_motion/model.pt video.mp4 folder/ "clips/**/*.webm"
   lookupvit predict --checkpoint runs/demo_motion/model.pt folder/ --json answers.jsonl --resume
   torchrun --nproc_per_node=8 -m lookupvit_video predict --checkpoint model.pt --list all.csv --json answers.jsonl
+  lookupvit predict --ray auto --checkpoint /shared/model.pt --list /shared/all.csv --json answers.jsonl
   find /data -name "*.mp4" | lookupvit predict --checkpoint model.pt - --csv answers.csv --gmacs 60
 
 A video shorter than the model's clip is read to its end, its last frame repeated. Answers come in completion order.
@@ -65,6 +66,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--draw", type=Path, metavar="FOLDER", help="write a PNG sheet per video: frames, attention")
     add_budgets(parser)
     add_unsure(parser)
+    _add_ray(parser)
     arguments = parser.parse_args(words)
     for wrong, message in (
         (not arguments.videos and not arguments.list,
@@ -115,6 +117,15 @@ def add_unsure(parser: argparse.ArgumentParser) -> None:
         "--sets", choices=KINDS, default="lac", help="kind of set: lac, the smallest on average; aps, larger for hard "
         "videos; class, the coverage for each class (default: lac)",
     )  # fmt: skip
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    """Add what starts the predictor on a cluster."""
+    group = parser.add_argument_group("clusters", "extra ray; paths must be the same on all machines")
+    group.add_argument("--ray", metavar="ADDRESS", help="share the videos in the Ray cluster at this address; auto: "
+                       "the one that this machine is in; local: on this machine alone")  # fmt: skip
+    group.add_argument("--ray-actors", type=options.positive, metavar="N",
+                       help="most processes with a model (default: one a GPU; without GPUs, one a core)")  # fmt: skip
 
 
 def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
@@ -242,11 +253,32 @@ def write_answers(
         yield answer
 
 
+def open_files(
+    arguments: argparse.Namespace, predictor: "Predictor", videos: list[str], stack: ExitStack, world: "World"
+) -> "tuple[list[AnswerFile], list[str]]":
+    """Open the files of answers; return them, and the videos that have no answer in them yet."""
+    from lookupvit_video.inference.batch import csv_columns, shared_answer_file
+
+    columns = [
+        *["present"] * predictor.multi_label, *["rejected"] * (arguments.reject is not None),
+        *["set"] * (arguments.coverage is not None),
+    ]  # fmt: skip
+    topk = min(arguments.topk, len(predictor.classes))
+    kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, columns))]
+    files = [
+        stack.enter_context(shared_answer_file(path, kind, arguments.resume, world)) for path, kind in kinds if path
+    ]
+    left = [video for video in videos if not any(video in file.done for file in files)]
+    if len(left) < len(videos):
+        logger.info("%d of %d videos have an answer already", len(videos) - len(left), len(videos))
+    return files, left
+
+
 def answer_all(
     arguments: argparse.Namespace, predictor: "Predictor", videos: list[str], failures: "list[Failure]", world: "World"
 ) -> "tuple[list[Failure], list[tuple[str, float]]]":
     """Answer this process's share of the videos; return those without an answer, and (grid, GMACs a view) of others."""
-    from lookupvit_video.inference.batch import csv_columns, read_videos, shared_answer_file
+    from lookupvit_video.inference.batch import read_videos
     from lookupvit_video.inference.views import Failure
     from lookupvit_video.progress import progress
 
@@ -264,17 +296,7 @@ def answer_all(
     if arguments.compile:
         predictor.compile(arguments.batch_size)
     with ExitStack() as stack:
-        columns = [
-            *["present"] * predictor.multi_label, *["rejected"] * (arguments.reject is not None),
-            *["set"] * (arguments.coverage is not None),
-        ]  # fmt: skip
-        kinds = [(arguments.json, None), (arguments.csv, csv_columns(topk, columns))]
-        files = [
-            stack.enter_context(shared_answer_file(path, kind, arguments.resume, world)) for path, kind in kinds if path
-        ]
-        left = [video for video in videos if not any(video in file.done for file in files)]
-        if len(left) < len(videos):
-            logger.info("%d of %d videos have an answer already", len(videos) - len(left), len(videos))
+        files, left = open_files(arguments, predictor, videos, stack, world)
         left, failures = left[world.rank :: world.size], failures[world.rank :: world.size]
         views = chain(failures, read_videos(left, plan, arguments.workers))
         unsure = {"reject": arguments.reject, "coverage": arguments.coverage, "sets": arguments.sets}
@@ -295,6 +317,10 @@ def answer_all(
 def predict(words: Sequence[str] | None = None) -> int:
     """Run `lookupvit predict`, with the words of this process's command line or others."""
     arguments = parse_arguments(words)
+    if arguments.ray:
+        from lookupvit_video.commands.inference.ray_data import predict_by_ray
+
+        return predict_by_ray(arguments)
     share_cores()
     if arguments.workers:
         from lookupvit_video.processes.pool import start_fork_server
@@ -321,6 +347,11 @@ def predict(words: Sequence[str] | None = None) -> int:
     costs = [cost for _, share in shares for cost in share]
     if world.is_main:
         report(predictor, lost, costs)
+    return exit_code(lost, costs)
+
+
+def exit_code(lost: "list[Failure]", costs: list[tuple[str, float]]) -> int:
+    """Return 0: all have an answer; 1: some have none; 2: none has one."""
     if any(failure.error.startswith(INTERNAL) for failure in lost):
         return 1
     if lost and not costs:

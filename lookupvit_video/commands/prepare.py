@@ -195,11 +195,14 @@ def split() -> int:
     add("--order-by", default="", metavar="mtime | PATTERN",
         help="the newest are tested: by file time, or by what a regular expression finds in the path")  # fmt: skip
     add("--keep", type=Path, metavar="FOLDER", help="lists of an earlier split: their videos stay where they are")
+    add("--copies", type=Path, metavar="FILE", help="copies.csv of lookupvit check --copies: copies stay together")
     add("--seed", type=int, default=0, metavar="N", help="another seed gives another split (default: 0)")
     arguments = parser.parse_args()
     from lookupvit_video.own_videos.write_split import SplitOptions, prepare_split
 
-    chosen = SplitOptions(arguments.shares, arguments.folds, arguments.order_by, arguments.keep, arguments.seed)
+    chosen = SplitOptions(
+        arguments.shares, arguments.folds, arguments.order_by, arguments.keep, arguments.seed, arguments.copies
+    )
     lines, hints = prepare_split(arguments.data, arguments.out, arguments.group_by, chosen)
     print("\n".join([*lines, *(f"note: {hint}" for hint in hints)]))
     return 0

@@ -155,19 +155,20 @@ def train_transform(cfg: CfgNode) -> CropTransform:
 
     Mirroring comes after it (``mirror_half``), since it may change the label.
     """
-    from torchvision.transforms import v2  # not above: answers do not need it, and its import takes a second
-
     size = cfg.DATA.TRAIN_CROP_SIZE
     area = cfg.DATA.TRAIN_JITTER_SCALES_RELATIVE
     boxes: Callable[[int, int], list[Box]] = partial(_short_side_box, size, *cfg.DATA.TRAIN_JITTER_SCALES)
     if area:
         boxes = partial(_area_box, tuple(area), tuple(cfg.DATA.TRAIN_JITTER_ASPECT_RELATIVE))
     steps: list[nn.Module] = []
+    strength, hue = cfg.AUG.COLOR_JITTER, cfg.AUG.HUE_JITTER
+    if cfg.AUG.RAND_AUGMENT_OPS or strength or hue:
+        # not above: its import takes a second, which nothing else needs; here, so that workers have it of this process
+        from torchvision.transforms import v2
     if cfg.AUG.RAND_AUGMENT_OPS:
         steps.append(
             ClipRandAugment(cfg.AUG.RAND_AUGMENT_OPS, cfg.AUG.RAND_AUGMENT_MAGNITUDE, cfg.AUG.RAND_AUGMENT_STD)
         )
-    strength, hue = cfg.AUG.COLOR_JITTER, cfg.AUG.HUE_JITTER
     if strength or hue:
         jitter = v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=hue)
         steps.append(v2.RandomApply([jitter], cfg.AUG.COLOR_JITTER_PROB))

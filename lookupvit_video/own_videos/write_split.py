@@ -1,18 +1,23 @@
 """`lookupvit prepare split`: lists for training, validation and test that share no recording, or k folds of them."""
 
+import csv
 import math
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from lookupvit_video.data.manifest import Video, read_class_list, read_manifest
 from lookupvit_video.errors import UserError
 from lookupvit_video.own_videos.find import ALL, FoundVideos, find_videos
 from lookupvit_video.own_videos.split import shared_names, split_by_group, write_splits
-from lookupvit_video.text import shown
+from lookupvit_video.text import open_text, shown
 
 SPLITS = ("train", "val", "test")
 TimeKey = tuple[tuple[float, str], ...]
@@ -32,6 +37,8 @@ class SplitOptions:
     keep: Path | None = None
     """Folder of earlier lists, whose files stay in their splits."""
     seed: int = 0
+    copies: Path | None = None
+    """copies.csv of ``lookupvit check --copies``, whose pairs stay together."""
 
     def validate(self) -> None:
         """Raise UserError where the options do not fit one another."""
@@ -58,6 +65,8 @@ def prepare_split(place: Path, out: Path, group_by: str, options: SplitOptions) 
     options.validate()
     found = find_videos(place, group_by)
     videos = [video for split in found.splits.values() for video in split]
+    if options.copies:
+        videos = join_groups(videos, _pairs(options.copies))
     hints = [*found.hints, *filter(None, [shared_names(videos)])]
     if ALL not in found.splits:
         hints.append(f"{place} has splits already ({', '.join(found.splits)}); all of its videos were split again")
@@ -76,6 +85,34 @@ def prepare_split(place: Path, out: Path, group_by: str, options: SplitOptions) 
             names = _split(videos, shares, options.seed, fixed)
         folds = {out: _by_split(videos, names)}
     return [line for folder, splits in folds.items() for line in _write(folder, found.classes, splits)], hints
+
+
+def join_groups(videos: Sequence[Video], pairs: Sequence[tuple[str, str]]) -> list[Video]:
+    """Return the videos with one group for all that pairs of files link; it has the name of the first of them."""
+    names = sorted({video.group for video in videos})
+    number = {name: at for at, name in enumerate(names)}
+    group_of = {os.path.abspath(video.path): number[video.group] for video in videos}
+    known = [(group_of[a], group_of[b]) for a, b in pairs if a in group_of and b in group_of]
+    first, second = np.array(known, int).reshape(-1, 2).T
+    links = coo_array((np.ones(len(known)), (first, second)), shape=(len(names), len(names)))
+    part_of = connected_components(links, directed=False)[1]
+    name_of = dict(zip(reversed(part_of), reversed(names), strict=True))
+    return [replace(video, group=name_of[part_of[number[video.group]]]) for video in videos]
+
+
+def _pairs(path: Path) -> list[tuple[str, str]]:
+    """Return the pairs of files in a copies.csv.
+
+    Raises:
+        UserError: it cannot be read, or is not one.
+    """
+    try:
+        with open_text(path, "r") as file:
+            return [(os.path.abspath(row["path"]), os.path.abspath(row["copy_of"])) for row in csv.DictReader(file)]
+    except OSError as error:
+        raise UserError(f"--copies {path}: cannot be read ({error.strerror})") from None
+    except (KeyError, TypeError):
+        raise UserError(f"--copies {path}: give the copies.csv that lookupvit check --copies wrote") from None
 
 
 def _split(

@@ -252,6 +252,9 @@ def test_copies_in_training_and_test(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "copy: 1 (can be used as they are)\n" in done.stdout
     assert f"{tmp_path / 'test.mp4'}: of {tmp_path / 'train.mp4'} (train): likeness 0.9" in done.stdout
+    assert read_csv(tmp_path / "copies.csv") == [
+        {"path": str(tmp_path / "test.mp4"), "copy_of": str(tmp_path / "train.mp4")}
+    ]
 
 
 def test_a_wrong_label_is_found_and_shown(tmp_path):

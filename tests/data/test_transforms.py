@@ -2,6 +2,8 @@
 
 import pickle
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -645,3 +647,13 @@ def test_what_is_erased_is_filled_with_noise():
     assert noise_there.mean().abs() < 0.1
     assert 0.9 < noise_there.std() < 1.1
     assert len(noise_there.unique()) > 0.9 * len(noise_there) / 3
+
+
+@pytest.mark.parametrize(("changes", "imported"), [([], False), (["AUG.RAND_AUGMENT_OPS", "2"], True)])
+def test_torchvision_is_imported_where_it_is_used_and_before_workers_start(changes, imported):
+    code = (
+        "import sys; from lookupvit_video.config import load_config; from lookupvit_video.data.loader import *; "
+        "train_transform(load_config(None, sys.argv[1:])); print('torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *changes], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(imported)]

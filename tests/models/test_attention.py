@@ -130,8 +130,8 @@ def test_mistakes_are_named():
 class Queries:
     """What the choice of a kernel looks at."""
 
-    def __init__(self, on_gpu, width=64):
-        self.is_cuda, self.shape = on_gpu, (2, HEADS, M, width)
+    def __init__(self, on_gpu, width=64, length=M, dtype=torch.float32):
+        self.is_cuda, self.shape, self.dtype = on_gpu, (2, HEADS, length, width), dtype
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,20 @@ class Queries:
 )
 def test_the_kernel_is_chosen_by_device_and_way_back(monkeypatch, reverse, on_gpu, wide, compiling, width, wanted):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    assert kernels.choose("auto", reverse, Queries(on_gpu, width), wide) == wanted
+    q = Queries(on_gpu, width)
+    assert kernels.choose("auto", reverse, q, q, wide) == wanted
     for kernel in ("eager", "fused", "flex"):
-        assert kernels.choose(kernel, reverse, Queries(on_gpu, width), wide) == kernel
+        assert kernels.choose(kernel, reverse, q, q, wide) == kernel
+
+
+def test_training_on_a_cpu_keeps_weights_only_where_there_are_few():
+    q, k, half = Queries(False, length=64), Queries(False, length=64), Queries(False, length=64, dtype=torch.bfloat16)
+    assert kernels.choose("auto", "softmax", q, k, False) == "fused"
+    assert kernels.choose("auto", "softmax", q, Queries(False, length=63), False) == "eager"
+    assert kernels.choose("auto", "softmax", half, half, False) == "eager"
+    assert kernels.choose("auto", "scaled", q, k, False) == "eager"
+    with torch.no_grad():
+        assert kernels.choose("auto", "softmax", q, k, False) == "eager"
 
 
 def test_kernels_are_set_in_every_attention_and_put_back():

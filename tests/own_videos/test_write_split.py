@@ -134,3 +134,29 @@ def test_the_command(place, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "train.csv: 54 videos, 54 groups, 3 of 3 classes" in done.stdout
     assert "note: 4 videos are named" in done.stdout
+
+
+def test_copies_stay_together_with_all_of_their_groups(place, tmp_path):
+    def file(name):
+        return str(place / name[0] / f"{name}.mp4")
+
+    pairs = [("a1_0", "b2_1"), ("b2_0", "c3_0"), ("a5_0", "a6_0"), ("a1_0", "gone_0")]
+    rows = "".join(f"{file(one)},{file(other)}\n" for one, other in pairs)
+    (tmp_path / "copies.csv").write_text("path,copy_of\n" + rows)
+    for seed in range(4):
+        options = ["--group-by", BY_RECORDING, "--copies", tmp_path / "copies.csv", "--seed", seed]
+        done = call_tool(
+            "lookupvit_video/__main__.py", "prepare", "split", "--data", place, "--out", tmp_path / "out", *options
+        )
+        assert done.returncode == 0, done.stderr
+        splits = [recordings for recordings, _ in lists(tmp_path / "out").values()]
+        for joined in ({"a1", "b2", "c3"}, {"a5", "a6"}):
+            assert sum(joined <= recordings for recordings in splits) == 1
+            assert sum(bool(joined & recordings) for recordings in splits) == 1
+
+
+def test_another_file_is_no_list_of_copies(place, tmp_path):
+    (tmp_path / "x.csv").write_text("path,label\na,b\n")
+    for name, message in (("x.csv", "give the copies.csv that"), ("none.csv", r"cannot be read \(No such file")):
+        with pytest.raises(UserError, match=f"{name}: {message}"):
+            prepare_split(place, tmp_path / "out", "", SplitOptions(copies=tmp_path / name))

@@ -65,10 +65,12 @@ def shards() -> int:
     from lookupvit_video.benchmarks.machine import describe_machine, show_versions
     from lookupvit_video.benchmarks.reading.shards import measure_shards, report
     from lookupvit_video.log import setup_logging
+    from lookupvit_video.processes.memory import keep_freed_memory
     from lookupvit_video.provenance import commit
 
     setup_logging()
-    torch.set_num_threads(1)  # as in a worker
+    torch.set_num_threads(1)  # these two as in a worker
+    keep_freed_memory()
     machine = describe_machine()
     rows = measure_shards(
         arguments.cache.resolve(), arguments.only, count=arguments.videos, rounds=arguments.rounds,

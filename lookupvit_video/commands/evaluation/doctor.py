@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import numpy as np
 
+    from lookupvit_video.distributed.world import World
     from lookupvit_video.preparation.check import ListedVideo
 
 PAIRS = 20  # of classes, on the page
@@ -23,17 +24,27 @@ class Labels(NamedTuple):
     """Classes that look alike, and the share of their videos answered as the other one."""
 
 
-def look_at_labels(rows: "Sequence[ListedVideo]", arguments: argparse.Namespace) -> Labels:
-    """Note the rows whose labels are probably wrong, by the features of --model and a classifier a fold."""
+def look_at_labels(rows: "Sequence[ListedVideo]", arguments: argparse.Namespace, world: "World") -> Labels:
+    """Note the rows whose labels are probably wrong, by the features of --model and a classifier a fold.
+
+    The processes share the videos; the main one, which alone knows all problems, finds the labels.
+    """
     import numpy as np
 
+    from lookupvit_video.distributed.world import gather_objects, report_lost_processes
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.preparation.doctor.labels import alike_classes, likely_errors, out_of_fold
     from lookupvit_video.preparation.inspect_file import Problem
 
     usable = [row for row in rows if row.label and row.file.frames and row.video.labels is None and not row.is_bad]
     predictor = load_model(arguments.model, arguments.device)
-    features = _features(predictor, usable)
+    with report_lost_processes(world):
+        places = {id(row): number for number, row in enumerate(rows)}
+        usable = [rows[number] for number in gather_objects([places[id(row)] for row in usable], world)[0]]
+        shares = gather_objects(features_of(predictor, usable[world.rank :: world.size]), world)
+    if not world.is_main:
+        return Labels()
+    features = [shares[number % world.size][number // world.size] for number in range(len(usable))]
     usable = [row for row, feature in zip(usable, features, strict=True) if feature is not None]
     names = sorted({row.label for row in usable})
     labels = np.array([names.index(row.label) for row in usable])
@@ -47,7 +58,7 @@ def look_at_labels(rows: "Sequence[ListedVideo]", arguments: argparse.Namespace)
     return Labels([usable[each.row] for each in found], pairs)
 
 
-def _features(predictor: Any, rows: "Sequence[ListedVideo]") -> "list[np.ndarray | None]":
+def features_of(predictor: Any, rows: "Sequence[ListedVideo]") -> "list[np.ndarray | None]":
     """Return the mean pooled feature (D,) of each row's views; None where it cannot be read."""
     import torch
 

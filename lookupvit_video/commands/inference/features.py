@@ -13,6 +13,7 @@ from lookupvit_video.errors import INTERNAL, UserError
 from lookupvit_video.text import printable
 
 if TYPE_CHECKING:
+    from lookupvit_video.distributed.world import World
     from lookupvit_video.inference.features.extract import Reading
     from lookupvit_video.inference.predictor import Predictor
     from lookupvit_video.inference.views import Failure
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 EXAMPLES = """  lookupvit features --checkpoint runs/demo_motion/model.pt folder/ --out features.npy --resume
   lookupvit features --checkpoint model.pt long.mp4 --stride 0.5 --out long.parquet
+  torchrun --nproc_per_node=8 -m lookupvit_video features --checkpoint model.pt --list all.csv --out all.npy
   lookupvit features --checkpoint model.pt new.mp4 --query features.npy --topk 3
 
 One row per clip. A .npy file gets the path and the seconds of each row in NAME.npy.json; the other formats hold them.
@@ -78,6 +80,14 @@ def check_outputs(arguments: argparse.Namespace, videos: Sequence[str]) -> None:
         taken.add(os.path.realpath(name))
 
 
+def check_shared(arguments: argparse.Namespace, processes: int) -> None:
+    """Raise UserError where several processes cannot share what is asked for."""
+    if processes > 1 and (arguments.json == "-" or not (arguments.out or arguments.json)):
+        raise UserError(f"{processes} processes write to one file: give --out FILE or --json FILE")
+    if processes > 1 and "-" in arguments.videos:
+        raise UserError(f"{processes} processes cannot share standard input: write the paths to a file for --list")
+
+
 def make_reading(arguments: argparse.Namespace, predictor: "Predictor") -> "tuple[Reading, dict[str, Any]]":
     """Return how to read the videos, and what the saved file says of it."""
     from lookupvit_video.checkpoints.checkpoint import fingerprint
@@ -98,13 +108,13 @@ def make_reading(arguments: argparse.Namespace, predictor: "Predictor") -> "tupl
 
 
 def extract_all(
-    arguments: argparse.Namespace, predictor: "Predictor", videos: list[str]
+    arguments: argparse.Namespace, predictor: "Predictor", videos: list[str], world: "World"
 ) -> "tuple[list[Failure], int]":
-    """Save and look for the features of all videos; return those without, and how many have some."""
-    from lookupvit_video.inference.batch import AnswerFile
-    from lookupvit_video.inference.features.extract import VideoFeatures, read_features
+    """Save and look for the features of this process's share; return those without, and how many have some now."""
+    from lookupvit_video.inference.batch import shared_answer_file
+    from lookupvit_video.inference.features.extract import VideoFeatures, read_features, share_of
     from lookupvit_video.inference.features.search import FeatureSearch
-    from lookupvit_video.inference.features.store import FeatureFile, load_features
+    from lookupvit_video.inference.features.store import load_features, shared_feature_file
     from lookupvit_video.inference.views import Failure
     from lookupvit_video.progress import progress
 
@@ -113,14 +123,18 @@ def extract_all(
     count = 0
     with ExitStack() as stack:
         search = FeatureSearch(load_features(arguments.query), about, arguments.query) if arguments.query else None
-        answers = stack.enter_context(AnswerFile(arguments.json)) if arguments.json else None
-        out = (stack.enter_context(FeatureFile(arguments.out, about, resume=arguments.resume, half=arguments.half))
-               if arguments.out else None)  # fmt: skip
-        done = out.done & set(videos) if out else set()
+        answers = (
+            stack.enter_context(shared_answer_file(arguments.json, None, False, world)) if arguments.json else None
+        )
+        out, done = stack.enter_context(shared_feature_file(
+            arguments.out, about, videos, resume=arguments.resume, half=arguments.half, world=world
+        )) if arguments.out else (None, set())  # fmt: skip
+        done &= set(videos)
         if done:
             logger.info("%d of %d videos have features already", len(done), len(videos))
-        groups = read_features(predictor, videos, done, reading)
-        for group in progress(groups, total=len(videos) - len(done), label="features", unit="videos"):
+        total = len(share_of(videos, done, reading.group_size, world.rank, world.size))
+        groups = read_features(predictor, videos, done, reading, world.rank, world.size)
+        for group in progress(groups, total=total, label="features", unit="videos"):
             found = [video for video in group if isinstance(video, VideoFeatures)]
             lost += [video for video in group if isinstance(video, Failure)]
             count += len(found)
@@ -132,9 +146,7 @@ def extract_all(
                         answers.write(answer)
                     if arguments.json != "-":
                         show(answer)
-        if out and (rows := out.finish(videos)):
-            logger.info("%s: %d rows", arguments.out, rows)
-    return lost, count + len(done)
+    return lost, count + (len(done) if world.is_main else 0)
 
 
 def show(answer: dict[str, Any]) -> None:
@@ -149,19 +161,26 @@ def show(answer: dict[str, Any]) -> None:
 def features() -> int:
     """Run `lookupvit features`."""
     arguments = parse_arguments()
+    from lookupvit_video.distributed.world import close_world, gather_objects, init_world, report_lost_processes
     from lookupvit_video.inference.batch import find_videos
     from lookupvit_video.inference.features.store import check_name
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
 
-    setup_logging()
+    world = init_world()
+    setup_logging(world.is_main)
+    check_shared(arguments, world.size)
     videos, failures = find_videos(arguments.videos, arguments.list)
     check_outputs(arguments, videos)
     if arguments.out:
         check_name(arguments.out)
-    lost, count = extract_all(arguments, load_model(arguments.checkpoint, arguments.device), videos)
-    lost = [*failures, *lost]
-    for failure in lost:
+    predictor = load_model(arguments.checkpoint, arguments.device)
+    with report_lost_processes(world):
+        shares = gather_objects(extract_all(arguments, predictor, videos, world), world)
+    close_world()
+    lost = [*failures, *(failure for share, _ in shares for failure in share)]
+    count = sum(found for _, found in shares)
+    for failure in lost if world.is_main else []:
         print_error(printable(f"{failure.path}: {failure.error}"))
     logger.info("%d videos with features, %d failed", count, len(lost))
     if any(failure.error.startswith(INTERNAL) for failure in lost):

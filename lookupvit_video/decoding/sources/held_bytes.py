@@ -113,8 +113,9 @@ def _named(data: bytes) -> tuple[int, str]:
     """Return a descriptor of a file in memory, or, where the system has none, the name of a temporary file."""
     if hasattr(os, "memfd_create") and os.path.exists("/proc/self/fd"):
         descriptor = os.memfd_create("video", os.MFD_CLOEXEC)
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(data)
+        left = memoryview(data)
+        while left:
+            left = left[os.write(descriptor, left) :]
         return descriptor, ""
     with tempfile.NamedTemporaryFile(delete=False, suffix=".video") as temporary:
         temporary.write(data)

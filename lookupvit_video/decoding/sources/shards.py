@@ -112,7 +112,7 @@ def _read(path: str, shard: str, offset: int, size: int) -> bytes:
     try:
         if is_remote(shard):
             return read_remote(shard, offset, size)
-        with open(shard, "rb", buffering=0) as file:
+        with open(shard, "rb") as file:  # buffered: a bare read returns 2 GiB at most
             file.seek(offset)
             return file.read(size)
     except OSError as error:

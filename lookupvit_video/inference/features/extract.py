@@ -4,7 +4,7 @@ Shape letters: B clips, R rows (clips of a video), C channels, T frames, H W pix
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -55,6 +55,18 @@ class Reading:
     window: float | None = None
     """See ``plan_windows``."""
 
+    @property
+    def group_size(self) -> int:
+        """Videos that share passes of the model."""
+        return 1 if self.windows else math.ceil(self.batch_size / self.plan.num_views)
+
+
+def share_of(videos: Sequence[str], done: Container[str], group_size: int, rank: int, world_size: int) -> list[str]:
+    """Return what one of several processes has to read: the groups with a video that is not done, in turns."""
+    groups = dict.fromkeys(number // group_size for number, video in enumerate(videos) if video not in done)
+    mine = set(list(groups)[rank::world_size])
+    return [video for number, video in enumerate(videos) if number // group_size in mine and video not in done]
+
 
 def clip_features(
     predictor: Predictor, clips_BCTHW: Tensor, tokens: str = "pooled", grid: Grid | None = None
@@ -97,20 +109,26 @@ def _classifier_inputs(model: Any) -> Iterator[list[Tensor]]:
 
 
 def read_features(
-    predictor: Predictor, videos: Sequence[str], done: Iterable[str], reading: Reading
+    predictor: Predictor,
+    videos: Sequence[str],
+    done: Iterable[str],
+    reading: Reading,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[list[VideoFeatures | Failure]]:
     """Yield the features of groups of videos, in completion order; a group shares passes of the model.
 
     Groups are the same whatever is done already, and the answers to a group depend on nothing else: features are the
-    same to the bit after a kill.
+    same to the bit after a kill, and for any number of processes.
 
     Args:
         done: videos to leave out.
+        rank, world_size: this process and how many share the groups.
     """
     finished = set(done)
-    size = 1 if reading.windows else math.ceil(reading.batch_size / reading.plan.num_views)
+    size = reading.group_size
     group_of = {video: number // size for number, video in enumerate(videos)}
-    left = [video for video in videos if video not in finished]
+    left = share_of(videos, finished, size, rank, world_size)
     if reading.windows:
         for video in left:
             yield [_window_features(predictor, video, reading)]

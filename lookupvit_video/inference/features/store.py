@@ -3,10 +3,12 @@
 Shape letters: R rows (clips of all videos), N tokens, D width.
 """
 
+import logging
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,11 +19,13 @@ import simplejson
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from lookupvit_video.distributed.world import World, gather_objects
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write, write_json
 from lookupvit_video.inference.features.extract import VideoFeatures
 from lookupvit_video.processes.lock import only_writer
 
+logger = logging.getLogger(__name__)
 SUFFIXES = (".npy", ".safetensors", ".parquet")
 _BLOCK = 4096  # rows copied at once
 _EVERY = 1.0  # seconds from one writing to the disk to the next
@@ -176,7 +180,7 @@ class FeatureFile:
         check_name(path)
         self.path, self.dtype = Path(path), np.dtype(np.float16 if half else np.float32)
         self.about = {**about, "dtype": self.dtype.name}
-        self.folder = self.path.with_name(f"{self.path.name}.partial")
+        self.folder = self.folder_of(self.path)
         self._shape: tuple[int, ...] | None = None
         self._videos: list[tuple[str, list[list[float]]]] = []
         self._lines, self._saved = "", time.monotonic()  # of the index that are not written yet, and since when
@@ -185,6 +189,11 @@ class FeatureFile:
             stack.enter_context(only_writer(str(lock_file), str(path), "choose another file or stop it"))
             self._open(resume, stack)
             self._stack = stack.pop_all()
+
+    @staticmethod
+    def folder_of(path: Path) -> Path:
+        """The folder of a file in the making."""
+        return path.with_name(f"{path.name}.partial")
 
     @property
     def done(self) -> set[str]:
@@ -209,6 +218,10 @@ class FeatureFile:
             self._check_same(saved.about)
             for video in saved.videos():
                 self.add([video])
+        for part in _part_folders(self.path):
+            if resume:
+                self.take(part)
+            shutil.rmtree(part)
 
     def _check_same(self, about: Mapping[str, Any]) -> None:
         for name in sorted({*about, *self.about}):
@@ -228,12 +241,28 @@ class FeatureFile:
             self._write_line({"videos": added})
         self._videos += added
         if time.monotonic() > self._saved + _EVERY:
-            self._save()
+            self.save()
+
+    def take(self, folder: Path) -> None:
+        """Add what another process has collected in its folder, each video once."""
+        lines = _complete_lines(folder / "videos.jsonl")
+        if not lines:
+            return
+        self._check_same(lines[0]["about"])
+        videos = [(path, times) for line in lines[1:] for path, times in line["videos"]]
+        if not videos:
+            return
+        rows, first, done = _mapped_rows(folder, self.dtype, lines[0]["shape"], videos), 0, self.done
+        for path, times in videos:
+            if path not in done:
+                self.add([VideoFeatures(path, np.array(times, np.float64), rows[first : first + len(times)])])
+            first += len(times)
+        self.save()
 
     def _write_line(self, content: Mapping[str, Any]) -> None:
         self._lines += simplejson.dumps(content) + "\n"
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Write what was added: rows first, then the lines that count on them."""
         self._rows.flush()
         os.fsync(self._rows.fileno())
@@ -252,11 +281,11 @@ class FeatureFile:
             start += len(times)
         if not start:
             return 0
-        self._save()
+        self.save()
         assert self._shape is not None
         paths = [path for path, times in self._videos for _ in times]
         times_R2 = np.array([pair for _, times in self._videos for pair in times], np.float64)
-        rows = np.memmap(self.folder / "rows.bin", self.dtype, "r", shape=(start, *self._shape))
+        rows = _mapped_rows(self.folder, self.dtype, self._shape, self._videos)
         saved = SavedFeatures(self.about, paths, times_R2, rows)
         names = [name for name in dict.fromkeys([*videos, *places]) if name in places]
         order_R = np.concatenate([np.arange(places[name].start, places[name].stop) for name in names])
@@ -268,12 +297,73 @@ class FeatureFile:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._save()
+        self.save()
         if kind is None:
             for name in ("rows.bin", "videos.jsonl"):
                 (self.folder / name).unlink()
             self.folder.rmdir()
         self._stack.close()
+
+
+def _mapped_rows(
+    folder: Path, dtype: np.dtype, shape: Sequence[int], videos: Sequence[tuple[str, list[list[float]]]]
+) -> np.ndarray:
+    """Return the rows of some videos, the first ones in a folder."""
+    count = sum(len(times) for _, times in videos)
+    return np.memmap(folder / "rows.bin", dtype, "r", shape=(count, *shape))
+
+
+def _part_file(path: Path, rank: int) -> Path:
+    return path.with_name(f".{path.stem}.part-{rank:04d}{path.suffix}")
+
+
+def _part_folders(path: Path) -> list[Path]:
+    """The folders of processes that shared a file and were killed."""
+    start, end = f".{path.stem}.part-", f"{path.suffix}.partial"
+    return sorted(file for file in path.parent.glob(".*") if file.name.startswith(start) and file.name.endswith(end))
+
+
+@contextmanager
+def shared_feature_file(
+    path: str | Path, about: Mapping[str, Any], videos: Sequence[str], *, resume: bool, half: bool, world: World
+) -> Iterator[tuple[FeatureFile, set[str]]]:
+    """Open a file that all processes add to, see ``FeatureFile``, and finish it; yield with it which videos it has.
+
+    Each process has a folder of its own until all are finished; then the main one puts them together. What is left of a
+    run that was killed is taken in by the next one with ``resume``, whatever the number of its processes.
+
+    Args:
+        videos: their order is that of the rows.
+    """
+    if world.size == 1:
+        with FeatureFile(path, about, resume=resume, half=half) as file:
+            yield file, file.done
+            _finish(file, videos)
+        return
+    with ExitStack() as stack:
+        main, error = None, None
+        if world.is_main:
+            try:
+                main = stack.enter_context(FeatureFile(path, about, resume=resume, half=half))
+            except UserError as raised:
+                error = raised
+        failed, done = gather_objects((str(error or ""), main.done if main else set[str]()), world)[0]
+        if failed:
+            raise error or UserError(failed)
+        with FeatureFile(_part_file(Path(path), world.rank), about, half=half) as part:
+            yield part, set(done)
+            part.save()
+            gather_objects(None, world)  # all are finished
+            if main:
+                for rank in range(world.size):
+                    main.take(FeatureFile.folder_of(_part_file(Path(path), rank)))
+                _finish(main, videos)
+            gather_objects(None, world)  # all are taken
+
+
+def _finish(file: FeatureFile, videos: Sequence[str]) -> None:
+    if rows := file.finish(videos):
+        logger.info("%s: %d rows", file.path, rows)
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from lookupvit_video.models.kernels.cpu import linear, optimize
 
 __all__ = ["KERNELS", "Lookup", "choose", "gather", "linear", "optimize", "self_attention", "write_back"]
 KERNELS = ("auto", "eager", "fused", "flex")
+LARGE = 2**12  # logits of a head from which SDPA, forward and backward, takes less CPU time than "eager"
 
 
 class Lookup(NamedTuple):
@@ -65,12 +66,14 @@ def _scores(q_BHMd: Tensor, k_BHNd: Tensor) -> Tensor:
     return scores_BHMN
 
 
-def choose(kernel: str, reverse: str, q_BHMd: Tensor, fast: bool) -> str:
+def choose(kernel: str, reverse: str, q_BHMd: Tensor, k_BHNd: Tensor, fast: bool) -> str:
     """Return what computes a cross-attention: ``kernel``, or for "auto" what is faster on the device."""
     if kernel != "auto":
         return kernel
     if reverse == "softmax":
-        return "fused" if q_BHMd.is_cuda or fast else "eager"
+        trains = torch.is_grad_enabled() and q_BHMd.dtype == k_BHNd.dtype == torch.float32
+        large = trains and q_BHMd.shape[2] * k_BHNd.shape[2] >= LARGE
+        return "fused" if q_BHMd.is_cuda or fast or large else "eager"
     if not q_BHMd.is_cuda:
         return "eager"
     if not torch.compiler.is_compiling():
@@ -92,7 +95,7 @@ def self_attention(
 def gather(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, kernel: str, reverse: str) -> tuple[Tensor, Lookup]:
     """Weigh the values (B, H, N, d) for each query: (B, H, M, d), and what ``write_back`` needs."""
     fast = cpu.has_fast_products(q_BHMd)
-    kernel = choose(kernel, reverse, q_BHMd, fast)
+    kernel = choose(kernel, reverse, q_BHMd, k_BHNd, fast)
     if fast:
         k_BHNd = k_BHNd.contiguous()  # once for both directions, which read it head by head
     lookup = Lookup(q_BHMd, k_BHNd, kernel, reverse, fast)

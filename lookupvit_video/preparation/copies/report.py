@@ -19,10 +19,10 @@ Follow = Callable[[Iterable[Any], int], Iterable[Any]]
 
 def check_copies(
     rows: Sequence[ListedVideo], digests: Mapping[str, str], *, processes: int, timeout: float, follow: Follow
-) -> None:
-    """Note rows whose video is a copy: of one in training where a row is held out; else of any other.
+) -> list[tuple[str, str]]:
+    """Note rows whose video is a copy: of one in training where a row is held out; else of any other. Return all pairs.
 
-    Files of the same content, which ``digests`` or the path tells, are left to ``check_repeats``.
+    Files of the same content, which ``digests`` or the path tells, are noted by ``check_repeats``.
 
     Args:
         timeout: seconds for the fingerprint of one file.
@@ -45,10 +45,13 @@ def check_copies(
     held_out = {path: print_ for path, print_ in found.items() if any(r.split != "train" for r in of_file[path])}
     asked, known = (held_out, training) if training and held_out else (found, found)
     same = {os.path.abspath(path): digest for path, digest in digests.items()}
+    pairs = []
     for path, other, match in _pairs(asked, known, follow):
+        pairs.append((path, other))
         if path not in same or same[path] != same.get(other):
             for row in of_file[path]:
                 row.problems.append(Problem("copy", f"of {other} ({of_file[other][0].split}): {match}"))
+    return pairs
 
 
 def frozen_part(video: Fingerprint) -> tuple[float, float] | None:

@@ -1,14 +1,17 @@
 """Files of features: the same bytes whatever the order and the number of runs, and complaints about other ones."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
+import torch
 
+from lookupvit_video.distributed.world import World
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.features import store
 from lookupvit_video.inference.features.extract import VideoFeatures
-from lookupvit_video.inference.features.store import FeatureFile, check_name, load_features
+from lookupvit_video.inference.features.store import FeatureFile, check_name, load_features, shared_feature_file
 
 ABOUT = {"tokens": "pooled", "grid": "1x2x2", "model": "abc"}
 SUFFIXES = [".npy", ".safetensors",
@@ -111,3 +114,73 @@ def test_parquet_needs_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(UserError, match=r'pip install "lookupvit_video\[parquet\]", or write .npy'):
         store.check_name("x.parquet")
+
+
+# Several processes ----------------------------------------------------------------------------------------------------
+
+
+def shared(monkeypatch, path, size, resume=False, dies=()):
+    """Let processes, which are threads here, add five videos to a file; those in ``dies`` stop after one video."""
+    meeting, values, added, errors = threading.Barrier(size), {}, [], []
+
+    def gather(value, world):
+        values[world.rank] = value
+        meeting.wait(5)
+        found = [values[rank] for rank in range(size)]
+        meeting.wait(5)
+        return found
+
+    def work(rank):
+        world = World(rank, size, torch.device("cpu"))
+        try:
+            with shared_feature_file(path, ABOUT, NAMES, resume=resume, half=False, world=world) as (file, done):
+                left = [number for number in range(5) if NAMES[number] not in done][rank::size]
+                for count, number in enumerate(left):
+                    if count and rank in dies:
+                        meeting.abort()  # as torchrun, which ends all
+                        raise RuntimeError("killed")
+                    file.add([video(number)])
+                    added.append(number)
+        except (RuntimeError, UserError) as error:
+            errors.append(str(error))
+
+    monkeypatch.setattr(store, "gather_objects", gather)
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return added, errors
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("then", [1, 2, 3])
+def test_a_killed_run_is_resumed_by_any_number_of_processes(tmp_path, monkeypatch, suffix, then):
+    once, often = tmp_path / f"once{suffix}", tmp_path / "often" / f"f{suffix}"
+    often.parent.mkdir()
+    assert shared(monkeypatch, once, 1)[1] == []
+    first, errors = shared(monkeypatch, often, 2, dies=(0,))
+    assert "killed" in errors
+    assert not often.exists()
+    assert len(list(often.parent.glob(".f.part-*.partial"))) == 2
+    second, errors = shared(monkeypatch, often, then, resume=True)
+    assert errors == []
+    assert sorted(first + second) == list(range(5))
+    assert often.read_bytes() == once.read_bytes()
+    assert {file.suffix for file in often.parent.iterdir()} <= {suffix, ".json"}
+
+
+def test_parts_of_another_run_are_not_taken(tmp_path, monkeypatch):
+    shared(monkeypatch, tmp_path / "f.npy", 2, dies=(0,))
+    with FeatureFile(tmp_path / "f.npy", ABOUT) as file:
+        assert file.done == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_raised_in_all_processes(tmp_path, monkeypatch):
+    with FeatureFile(tmp_path / "f.npy", {**ABOUT, "grid": "other"}) as file:
+        file.add([video(0)])
+        file.finish(NAMES)
+    _, errors = shared(monkeypatch, tmp_path / "f.npy", 2, resume=True)
+    assert len(errors) == 2
+    assert all("made with grid other" in error for error in errors)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -267,20 +266,6 @@ def test_weights_that_were_kept_are_not_computed_again():
         assert kernel == "fused" or lookup.weights is lookup.kept
         for found, wanted in ((out, want), (kernels.write_back(u, lookup), infused), (lookup.weights, weights)):
             torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("is_cuda", [False, True])
-@pytest.mark.parametrize("fast", [False, True])
-def test_what_computes_a_cross_attention(is_cuda, fast, monkeypatch):
-    q = SimpleNamespace(is_cuda=is_cuda, shape=(2, 3, 5, 32))
-    for kernel in ("eager", "fused", "flex"):
-        assert kernels.choose(kernel, "transpose", q, fast) == kernel
-    assert kernels.choose("auto", "softmax", q, fast) == ("fused" if is_cuda or fast else "eager")
-    assert kernels.choose("auto", "transpose", q, fast) == ("fused" if is_cuda else "eager")
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    for width, kernel in ((8, "eager"), (16, "flex"), (32, "flex"), (48, "eager"), (64, "flex"), (128, "flex")):
-        q.shape = (2, 3, 5, width)
-        assert kernels.choose("auto", "transpose", q, fast) == (kernel if is_cuda else "eager")
 
 
 def test_a_bias_is_added_to_the_logits_of_each_key():
