@@ -125,24 +125,62 @@ def even(picture_HWC: np.ndarray) -> np.ndarray:
     return np.pad(picture_HWC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
-class Panel:
-    """The panel below the frames of an annotated video.
+class AnswerPanel:
+    """The panel below the frames of an annotated video: a label, its probability and a bar.
+
+    Args:
+        classes: in the order of their numbers, which choose colors.
+        width: in pixels.
+    """
+
+    def __init__(self, classes: Sequence[str], width: int):
+        self.classes, self.width = classes, width
+        self.scale = max(1.0, width / _LINE / 1.5)  # text grows less than the frame
+        self.height = round(_PANEL_HEIGHT * self.scale)
+
+    def draw_answer(self, number: int | None, share: float = 0.0) -> Image.Image:
+        """Return the panel of a class with its probability; None: no answer."""
+        image = Image.new("RGB", (self.width, self.height), _PAPER)
+        if number is None:
+            return image
+        pen = ImageDraw.Draw(image)
+        percent, size = f"{share:.0%}", self._px(20)
+        left, right = self._px(8), self.width - self._px(8)
+        room = right - left - sum(font.getlength(part) for part, font in _runs(percent + "  ", size))
+        x, baseline = float(left), self._px(26)
+        for part, font in _fitted(class_label(self.classes[number], number, 1000), size, room):
+            pen.text((x, baseline), part, fill=_INK, font=font, anchor="ls")
+            x += font.getlength(part)
+        pen.text((right, baseline), percent, fill=_INK, font=_font(REGULAR, size), anchor="rs")
+        top, bottom = self._px(36), self._px(45)
+        pen.rectangle((left, top, right, bottom), fill=_PALE)
+        pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=_color(number))
+        return image
+
+    def draw_clock(self, image: Image.Image, text: str) -> None:
+        """Write a time into the panel."""
+        pen = ImageDraw.Draw(image)
+        pen.text((self._px(8), self._px(68)), text, fill=_INK, font=_font(REGULAR, self._px(11)))
+
+    def _px(self, pixels: int) -> int:
+        return round(pixels * self.scale)
+
+
+class Panel(AnswerPanel):
+    """The same of a whole timeline, which it shows as a strip.
 
     Args:
         width: in pixels.
     """
 
     def __init__(self, timeline: Timeline, segments: Sequence[Segment], width: int):
-        self.timeline, self.segments, self.width = timeline, segments, width
-        self.scale = max(1.0, width / _LINE / 1.5)  # text grows less than the frame
-        self.height = round(_PANEL_HEIGHT * self.scale)
+        super().__init__(timeline.classes, width)
+        self.timeline, self.segments = timeline, segments
         self._starts = np.array([segment.start for segment in segments])
         self._numbers = {segment.label: timeline.classes.index(segment.label) for segment in segments}
-        self.colors = {
-            name: tuple(round(255 * value) for value in class_color(number)) for name, number in self._numbers.items()
-        }
+        self.colors = {label: _color(number) for label, number in self._numbers.items()}
         self._strip = self._draw_strip()
-        self._drawn: tuple[Segment | None, Image.Image] = None, self._draw_answer(None)
+        self._drawn: tuple[Segment | None, Image.Image] = None, self._draw_segment(None)
 
     def segment_at(self, seconds: float) -> Segment | None:
         """Return the segment that a time lies in, if any."""
@@ -156,33 +194,19 @@ class Panel:
         """Return the panel at a time: uint8 (height, width, 3)."""
         segment = self.segment_at(seconds)
         if self._drawn[0] is not segment:
-            self._drawn = segment, self._draw_answer(segment)
+            self._drawn = segment, self._draw_segment(segment)
         image, strip, top = self._drawn[1].copy(), self._strip, self._px(54)
-        pen = ImageDraw.Draw(image)
         cursor = self._px(8) + round(seconds / self.timeline.duration * (strip.width - 1))
-        pen.rectangle((cursor - 1, top - self._px(3), cursor + 1, top + strip.height + self._px(3)), fill=_INK)
-        clock = f"{as_clock(seconds)} / {as_clock(self.timeline.duration)}"
-        pen.text((self._px(8), self._px(68)), clock, fill=_INK, font=_font(REGULAR, self._px(11)))
+        box = (cursor - 1, top - self._px(3), cursor + 1, top + strip.height + self._px(3))
+        ImageDraw.Draw(image).rectangle(box, fill=_INK)
+        self.draw_clock(image, f"{as_clock(seconds)} / {as_clock(self.timeline.duration)}")
         return np.asarray(image)
 
-    def _draw_answer(self, segment: Segment | None) -> Image.Image:
+    def _draw_segment(self, segment: Segment | None) -> Image.Image:
         """Return the panel of a segment: label and mean probability, a bar of it, the timeline."""
-        image = Image.new("RGB", (self.width, self.height), _PAPER)
+        answer = (None,) if segment is None else (self._numbers[segment.label], segment.probability)
+        image = self.draw_answer(*answer)
         image.paste(self._strip, (self._px(8), self._px(54)))
-        if segment is None:
-            return image
-        pen = ImageDraw.Draw(image)
-        share, percent, size = segment.probability, f"{segment.probability:.0%}", self._px(20)
-        left, right = self._px(8), self.width - self._px(8)
-        room = right - left - sum(font.getlength(part) for part, font in _runs(percent + "  ", size))
-        x, baseline = float(left), self._px(26)
-        for part, font in _fitted(class_label(segment.label, self._numbers[segment.label], 1000), size, room):
-            pen.text((x, baseline), part, fill=_INK, font=font, anchor="ls")
-            x += font.getlength(part)
-        pen.text((right, baseline), percent, fill=_INK, font=_font(REGULAR, size), anchor="rs")
-        top, bottom = self._px(36), self._px(45)
-        pen.rectangle((left, top, right, bottom), fill=_PALE)
-        pen.rectangle((left, top, left + round(share * (right - left)), bottom), fill=self.colors[segment.label])
         return image
 
     def _draw_strip(self) -> Image.Image:
@@ -194,8 +218,10 @@ class Panel:
             columns[0, x] = self.colors[segment.label] if segment else _PALE
         return Image.fromarray(columns.repeat(self._px(10), axis=0))
 
-    def _px(self, pixels: int) -> int:
-        return round(pixels * self.scale)
+
+def _color(number: int) -> tuple[int, int, int]:
+    red, green, blue = (round(255 * value) for value in class_color(number)[:3])
+    return red, green, blue
 
 
 def as_clock(seconds: float) -> str:

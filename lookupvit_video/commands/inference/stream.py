@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 EXAMPLES = """  lookupvit stream --checkpoint model.pt --source 0 --stride 0.5
   lookupvit stream --checkpoint model.pt --source rtsp://camera/live --source rtsp://other/live --out events.jsonl
   lookupvit stream --checkpoint model.pt --source https://host/live.m3u8 --enter 0.8 --leave 0.5 --smooth 1
-  lookupvit stream --checkpoint model.pt --source video.mp4 --realtime
+  lookupvit stream --checkpoint model.pt --source video.mp4 --realtime --annotate annotated.mp4
 
 One JSON line per event: source, event (start, end), label, start, end, probability; times are seconds of the source.
 The last line of each source is its summary. Ctrl-C and SIGTERM end the run. Exit code 0: all sources ended, or it was
@@ -62,6 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--out", default="-", metavar="FILE", help="append JSON lines to a file; -: standard output (default)")
     add("--webhook", metavar="URL", help="post each event as JSON as well")
     add("--decisions", action="store_true", help="write the likeliest class of every window too")
+    add("--annotate", metavar="FILE", help="write the video of the source as well, with the latest answer below each "
+        "frame (.mp4, .mov, .mkv)")  # fmt: skip
     arguments = parser.parse_args()
     for wrong, message in (
         (len(set(arguments.source)) < len(arguments.source), "--source: each one once"),
@@ -82,7 +84,7 @@ def stream_options(arguments: argparse.Namespace, predictor: "Predictor") -> "St
     if arguments.enter is None and not predictor.thresholds and (arguments.leave is not None or arguments.smooth):
         raise UserError("--leave, --smooth: for classes by themselves; give --enter as well")
     names = ("stride", "window", "batch_size", "buffer", "realtime", "timeout", "retries", "change_cost",
-             "min_probability", "enter", "leave", "smooth", "decisions")  # fmt: skip
+             "min_probability", "enter", "leave", "smooth", "decisions", "annotate")  # fmt: skip
     return StreamOptions(grid=grid, **{name: getattr(arguments, name) for name in names})
 
 
@@ -136,8 +138,9 @@ def stream() -> int:
     setup_logging()
     sources = list(map(parse_source, arguments.source))
     inputs = map(os.path.realpath, [arguments.checkpoint, *arguments.source])
-    if arguments.out != "-" and os.path.realpath(arguments.out) in inputs:
-        raise UserError(f"{arguments.out}: events cannot be written to an input file; choose another name")
+    for out in filter(None, (arguments.out.removeprefix("-"), arguments.annotate)):
+        if os.path.realpath(out) in inputs:
+            raise UserError(f"{out}: an input file is not written over; choose another name")
     predictor = load_model(arguments.checkpoint, arguments.device)
     stop = threading.Event()
     with ExitStack() as stack:

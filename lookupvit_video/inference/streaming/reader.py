@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,6 +13,9 @@ from lookupvit_video.decoding.orientation import RgbConverter, orientation_of_fr
 from lookupvit_video.decoding.reader import DecodeError
 from lookupvit_video.inference.streaming.frames import CUT, Frame, FrameQueue, WindowGrid
 from lookupvit_video.inference.streaming.source import Source, SourceClock, decoded_frames, open_source
+
+if TYPE_CHECKING:
+    from lookupvit_video.inference.streaming.recorder import Recorder
 
 logger = logging.getLogger(__name__)
 _FASTER = 1.05  # than its own speed: HTTP sources deliver seconds at once, and should not fall behind in the end
@@ -37,18 +40,23 @@ class ReaderOptions:
 
 
 class SourceReader(threading.Thread):
-    """Reads a source until its end, or until ``stop`` is set."""
+    """Reads a source until its end, or until ``stop`` is set.
+
+    Args:
+        recorder: gets every frame.
+    """
 
     def __init__(
-        self, source: Source, grid: WindowGrid, queue: FrameQueue, options: ReaderOptions, stop: threading.Event
-    ):
+        self, source: Source, grid: WindowGrid, queue: FrameQueue, options: ReaderOptions, stop: threading.Event,
+        recorder: "Recorder | None" = None,
+    ):  # fmt: skip
         super().__init__(name=f"source {source.shown_name}", daemon=True)
         self.source, self.frames, self.cuts = source, 0, 0
         """Frames decoded, and interruptions after which it went on."""
         self.error = ""
         """Why it could not be read; empty: no failure."""
         self.bug: Exception | None = None
-        self._grid, self._queue, self._options, self._ended = grid, queue, options, stop
+        self._grid, self._queue, self._options, self._ended, self._recorder = grid, queue, options, stop, recorder
         self._clock, self._rgb, self._size = SourceClock(), RgbConverter(), (0, 0)
         self._crop = eval_transform(options.size, options.short_side, 1)
         self._held: tuple[Any, float, float] | None = None  # the frame before, its seconds, when it arrived
@@ -146,9 +154,14 @@ class SourceReader(threading.Thread):
     def _pass_on(self, end: float) -> None:
         assert self._held is not None
         (frame, start, arrived), self._held = self._held, None
-        if not self._grid.needs(start, end):
+        is_needed = self._grid.needs(start, end)
+        if not is_needed and self._recorder is None:
             return
         picture = self._rgb.convert(frame, orientation_of_frame(frame, self._rgb.orientation))
+        if self._recorder is not None:
+            self._recorder.add(picture, start, 1 / self._clock.period)
+        if not is_needed:
+            return
         pixels = self._crop(torch.from_numpy(picture.copy())[None])[0]
         self._queue.put(Frame(start, end, arrived, pixels, self._gap), self._ended)
         self._gap = ""

@@ -8,11 +8,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Grid
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.streaming.events import Event, Events, LabelEvents, PresenceEvents
@@ -20,6 +21,9 @@ from lookupvit_video.inference.streaming.frames import FrameQueue, Window, Windo
 from lookupvit_video.inference.streaming.reader import ReaderOptions, SourceReader
 from lookupvit_video.inference.streaming.source import Source
 from lookupvit_video.inference.timeline import CHANGE_COST, plan_windows, window_offsets
+
+if TYPE_CHECKING:
+    from lookupvit_video.inference.streaming.recorder import Recorder
 
 _SLACK = 1.0  # seconds that the model may fall behind before windows are skipped
 _LATENCIES = 100_000  # of the last decisions, for the summary
@@ -56,6 +60,8 @@ class StreamOptions:
     """See ``PresenceEvents``."""
     decisions: bool = False
     """Write the answer to each window too."""
+    annotate: str | None = None
+    """Video of the source with its answers, see ``Recorder``."""
 
 
 @dataclass
@@ -69,6 +75,7 @@ class Watch:
     events: Events
     is_live: bool
     """Whether it does not wait for the model."""
+    recorder: "Recorder | None" = None
     waiting: deque[Window] = field(default_factory=deque)
     decisions: int = 0
     skipped: int = 0
@@ -102,7 +109,7 @@ class Streamer:
         stop: ends the run.
 
     Raises:
-        UserError: a stride or window out of range.
+        UserError: a stride or window out of range, or a video to write of several sources.
     """
 
     def __init__(
@@ -110,6 +117,8 @@ class Streamer:
         stop: threading.Event,
     ):  # fmt: skip
         self._predictor, self._options, self._write, self._ended = predictor, options, write, stop
+        if options.annotate and len(sources) > 1:
+            raise UserError(f"--annotate {options.annotate}: writes the video of one source; there are {len(sources)}")
         plan = predictor.plan
         _, self.window = plan_windows(plan, 0.0, options.stride, options.window)
         self.stride = self.window / 4 if options.stride is None else options.stride
@@ -127,8 +136,13 @@ class Streamer:
             size=plan.size, short_side=plan.short_side, realtime=options.realtime, timeout=options.timeout,
             retries=options.retries,
         )  # fmt: skip
-        reader = SourceReader(source, grid, queue, reading, self._ended)
-        return Watch(source, reader, queue, WindowBuilder(grid), self._events(), is_live)
+        recorder = None
+        if options.annotate:
+            from lookupvit_video.inference.streaming.recorder import Recorder  # draws with matplotlib's colors
+
+            recorder = Recorder(options.annotate, self._predictor.classes)
+        reader = SourceReader(source, grid, queue, reading, self._ended, recorder)
+        return Watch(source, reader, queue, WindowBuilder(grid), self._events(), is_live, recorder)
 
     def _events(self) -> Events:
         options, classes = self._options, self._predictor.classes
@@ -151,6 +165,8 @@ class Streamer:
             self._ended.set()
             for watch in self.watches:
                 watch.reader.join(_LEAVING)
+                if watch.recorder:
+                    watch.recorder.close()
         for watch in self.watches:
             if watch.reader.bug is not None:
                 raise watch.reader.bug
@@ -214,8 +230,10 @@ class Streamer:
             self._report(watch, watch.events.finish(watch.last))
         watch.decisions += 1
         watch.last = window.start + self.window
+        best = int(probabilities_K.argmax())
+        if watch.recorder:
+            watch.recorder.answer(best, float(probabilities_K[best]))
         if self._options.decisions:
-            best = int(probabilities_K.argmax())
             self._write({
                 "source": watch.source.shown_name, "event": "window", "label": self._predictor.classes[best],
                 "start": round(window.start, 3), "end": round(watch.last, 3),

@@ -97,7 +97,10 @@ def test_a_signal_ends_a_run_with_a_summary(folder, tmp_path, name):
     (["--source", "VIDEO", "--window", "1"], "--window: this model sees clips of a fixed length"),
     (["--source", "VIDEO", "--stride", "0.001"], "--stride must be a number of seconds from 0.01 on"),
     (["--source", "VIDEO", "--webhook", "x"], "--webhook x: must begin with http:// or https://"),
-    (["--source", "VIDEO", "--out", "VIDEO"], "events cannot be written to an input file"),
+    (["--source", "VIDEO", "--out", "VIDEO"], ": an input file is not written over"),
+    (["--source", "VIDEO", "--annotate", "VIDEO"], ": an input file is not written over"),
+    (["--source", "VIDEO", "--annotate", "x.avi"], "x.avi: an output video's name must end in .mp4, .mov, .mkv"),
+    (["--source", "VIDEO", "--source", "-", "--annotate", "x.mp4"], "--annotate x.mp4: writes the video of one source"),
     (["--source", "VIDEO", "--grid", "9x9x9"], "9x9x9"),
 ])  # fmt: skip
 def test_mistakes_are_reported_in_a_line(folder, options, message):

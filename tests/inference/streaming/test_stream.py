@@ -3,9 +3,14 @@
 import threading
 import time
 
+import av
+import numpy as np
 import pytest
 import torch
 
+from lookupvit_video.drawing.figures import class_color
+from lookupvit_video.errors import UserError
+from lookupvit_video.inference.annotate import SMALLEST_WIDTH, AnswerPanel
 from lookupvit_video.inference.streaming.frames import Window
 from lookupvit_video.inference.streaming.source import Source
 from lookupvit_video.inference.streaming.stream import Streamer, StreamOptions
@@ -54,6 +59,30 @@ def test_classes_by_themselves_and_decisions(video):
     windows = [event for event in events if event["event"] == "window"]
     assert windows[0].keys() >= {"label", "start", "end", "probability", "latency_ms"}
     assert len(windows) > 50
+
+
+def test_the_video_of_a_source_has_the_answer_of_the_time(video, tmp_path):
+    path = tmp_path / "annotated.mp4"
+    watch(color_predictor(), video, realtime=True, annotate=str(path))
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    with av.open(str(video)) as container:
+        originals = list(container.decode(video=0))
+    assert [frame.time for frame in frames] == pytest.approx([frame.time for frame in originals], abs=1e-3)
+    enlarged = originals[0].width * -(-SMALLEST_WIDTH // originals[0].width)
+    pictures = [frame.to_ndarray(format="rgb24").astype(int) for frame in frames]
+    assert pictures[0].shape[1] == enlarged
+    height = pictures[0].shape[0] - AnswerPanel(["red"], enlarged).height
+    assert abs(pictures[60][:height].mean((0, 1)) - originals[60].to_ndarray(format="rgb24").mean((0, 1))).max() < 4
+    bar = height + round(40 * AnswerPanel(["red"], enlarged).scale)
+    for index, name in ((28, 0), (60, 1), (90, 2)):  # late in each second: windows of a second and less have answered
+        assert abs(pictures[index][bar, 12] - 255 * np.array(class_color(name))).max() < 24
+    assert pictures[0][height:].std() < pictures[60][height:].std()  # nothing is known at first
+
+
+def test_one_source_has_one_video(video):
+    with pytest.raises(UserError, match="writes the video of one source; there are 2"):
+        watch(color_predictor(), video, str(video) + "2", annotate="x.mp4")
 
 
 def test_several_sources_share_passes_of_the_model(video, tmp_path):
