@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -75,17 +75,18 @@ def find_chromium() -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def chromium(folder: Path, within: float = 240) -> Iterator[Any]:
+def chromium(folder: Path, within: float = 240, flags: Sequence[str] = ()) -> Iterator[Any]:
     """Give a driver (Selenium's) of a new Chromium that keeps its files in a folder.
 
     Args:
+        flags: further ones of its command line.
         within: seconds after which the browser is killed, whatever it is at.
     """
     browser, path = find_chromium()
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
+    for flag in [*FLAGS, *flags, f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     # Its sockets lie in TMPDIR, and the path of a socket may have 107 characters: pytest's folders are too deep.

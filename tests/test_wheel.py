@@ -46,6 +46,7 @@ def test_version_and_command(wheel, python):
     assert python("-m", "lookupvit_video", "--version") == python(wheel / "bin" / "lookupvit", "--version")
     assert python("-m", "lookupvit_video", "--version").startswith("lookupvit 0.")
     assert python("-c", "import lookupvit_video as l; print(l.__file__)").startswith(str(wheel))
+    assert (wheel / "lookupvit_video" / "inference" / "export" / "browser" / "index.html").is_file()
 
 
 def test_all_configs_are_found_by_name(wheel, python):

@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 EXPORT_EXAMPLES = """  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format pt2 onnx aoti
   lookupvit export --checkpoint runs/demo_motion/model.pt --out exported_int8 --format pt2 onnx --int8 --list test.csv
   lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --compare my_videos/*.mp4
+  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format web --list val.csv
 
 Writes model.pt2 (torch.export), model.onnx, model_aoti.pt2 (AOTInductor, compiled for this machine's device),
 model.json (preprocessing, classes), reference.py (from a video to probabilities without this package) and two test
-videos. Every model is loaded again and must give the checkpoint's probabilities to 1e-4; reference.py to 1e-3; both to
-1e-2 with --int8.
+videos; web writes web/ as well, a page that runs the model in a browser, in floats and in 8 bits. Every model is loaded
+again and must give the checkpoint's probabilities to 1e-4; reference.py to 1e-3; both to 1e-2 with --int8.
 Exit code 0: done; 1: runtime failure; 2: invalid input, or a package that a format needs is missing.
 """
 MERGE_EXAMPLES = """  lookupvit merge-lora runs/mine/model.pt --out runs/mine/merged.pt
 
 The new file serves for prediction, for tests and as MODEL.INIT_FROM; training resumes from the old one.
 """
-FORMATS = ("pt2", "onnx", "aoti")
+FORMATS = ("pt2", "onnx", "aoti", "web")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,7 +51,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--list", metavar="FILE", help="labelled videos (path,label): measure the accuracy, one view; on the first of "
         "them the layers of --int8 are chosen")  # fmt: skip
     add("--compare", nargs="+", metavar="FILE", help="videos to answer with reference.py as well")
-    return parser.parse_args()
+    add("--runtime", type=Path, metavar="PATH", help="for web: the npm package of onnxruntime-web (.tgz), or a folder "
+        "with its files (default: downloaded once)")  # fmt: skip
+    arguments = parser.parse_args()
+    if arguments.runtime and "web" not in arguments.format:
+        parser.error("--runtime is for --format web")
+    return arguments
 
 
 def grid_of(text: str | None, predictor: "Predictor") -> "Budget | tuple[int, ...] | None":
@@ -112,6 +118,23 @@ def write_model(
     return found
 
 
+def write_page(
+    arguments: argparse.Namespace, predictor: "Predictor", plain: "DeployedModel", facts: dict[str, Any], runtime: Path
+) -> None:
+    """Write the folder of a page with the model in floats and in 8 bits, and print what is in it."""
+    from lookupvit_video.inference.export.export import INT8_TOLERANCE, example_clips
+    from lookupvit_video.inference.export.web import write_models, write_web
+
+    folder = arguments.out / "web"
+    models = write_models(folder, plain, example_clips(predictor))
+    for name, one in models.items():
+        difference = max(one["max_difference"], one["difference_to_floats"])
+        much = "" if difference <= INT8_TOLERANCE else f", more than {INT8_TOLERANCE:g}: prefer the floats"
+        print(f"{folder / name}: {one['bytes'] / 1e6:.1f} MB, probabilities equal to {difference:.1g}{much}")
+    write_web(folder, models, facts, predictor.plan, runtime)
+    print(f"{folder / 'index.html'}: serve this folder, for example with python -m http.server --directory {folder}")
+
+
 def export() -> int:
     """Run `lookupvit export`."""
     arguments = parse_arguments()
@@ -126,13 +149,16 @@ def export() -> int:
         example_clips,
     )
     from lookupvit_video.inference.export.vectors import add_reference, add_test_vectors, compare
+    from lookupvit_video.inference.export.web import find_runtime
     from lookupvit_video.inference.predictor import load_model
     from lookupvit_video.log import setup_logging
     from lookupvit_video.models.kernels.int8 import linear_layers
 
     setup_logging()
-    for kind in arguments.format:
+    kinds = [kind for kind in arguments.format if kind != "web"] or ["onnx"]
+    for kind in [*kinds, *["onnx"] * ("web" in arguments.format)]:
         check_format(kind)
+    runtime = find_runtime(arguments.runtime) if "web" in arguments.format else None
     predictor = load_model(arguments.checkpoint, arguments.device)
     grid = grid_of(arguments.grid, predictor)
     several = predictor.multi_label
@@ -145,7 +171,7 @@ def export() -> int:
         print(f"int8: linear layers in float: {', '.join(facts['float_layers']) or 'none'}, and the classifiers")
     facts["files"] = {}
     example = example_clips(predictor, arguments.batch) if arguments.batch else example_clips(predictor)
-    for kind in arguments.format:
+    for kind in kinds:
         facts["files"][FILES[kind]] = write_model(arguments, deployed, plain, example, kind)
     if videos:
         measured: dict[str, Any] = {"list": arguments.list, "videos": len(videos), "views": "1x1"}
@@ -161,6 +187,8 @@ def export() -> int:
     write_json(arguments.out / "model.json", facts)
     difference = add_reference(arguments.out, facts)
     print(f"{arguments.out / 'reference.py'}: answers the test videos, probabilities equal to {difference:.1g}")
+    if runtime:
+        write_page(arguments, predictor, plain, facts, runtime)
     if arguments.compare:
         print_comparison(compare(predictor, grid, arguments.out, facts, arguments.compare))
     return 0

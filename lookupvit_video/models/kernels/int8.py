@@ -81,6 +81,29 @@ class Int8Linear(nn.Module):
                 torch.backends.quantized.engine = before
 
 
+class Int8Weights(nn.Module):
+    """A linear layer (..., in) -> (..., out) that computes in floats and keeps its weights in 8 bits.
+
+    A runtime makes floats of them as it loads: a quarter of the file, at the speed of floats. ``weight`` (out, in) int8
+    and ``scale`` (out, 1) float32 are buffers.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        weight = layer.weight.detach().float()
+        scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(TINY) / 127
+        self.register_buffer("weight", (weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale, self.bias)
+
+
 _packed: WeakKeyDictionary[Int8Linear, Any] = WeakKeyDictionary()
 """What the operator takes, of each layer that has run: torch.export refuses a module that holds it."""
 
@@ -103,6 +126,12 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
         name: module for name, module in model.named_modules()
         if type(module) in (nn.Linear, Linear) and name.rpartition(".")[2] != "linear"
     }  # fmt: skip
+
+
+def quantize_weights(model: nn.Module) -> None:
+    """Keep the weights of a model's linear layers in 8 bits, in place; it computes in floats."""
+    for name, layer in linear_layers(model).items():
+        model.set_submodule(name, Int8Weights(layer))
 
 
 def quantize(model: nn.Module, run: Run) -> dict[str, nn.Linear]:

@@ -9,7 +9,15 @@ from torch import nn
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.adapters import add_adapters
 from lookupvit_video.models.kernels import int8, optimize
-from lookupvit_video.models.kernels.int8 import Int8Linear, check_quantized, linear_layers, output_error, quantize
+from lookupvit_video.models.kernels.int8 import (
+    Int8Linear,
+    Int8Weights,
+    check_quantized,
+    linear_layers,
+    output_error,
+    quantize,
+    quantize_weights,
+)
 from lookupvit_video.models.lookupvit import LookupViT, lookupvit_base_16x2
 
 SHAPES = [(3, 50, 96), (2, 96), (1, 10, 7, 96)]
@@ -133,3 +141,17 @@ def test_a_base_model_shrinks_to_less_than_a_third():
         for name, layer in linear_layers(model).items():
             model.set_submodule(name, Int8Linear(layer))
     assert sum(value.nbytes for value in model.state_dict().values()) < 0.3 * size
+
+
+@torch.no_grad()
+def test_weights_alone_in_eight_bits_compute_in_floats(small):
+    model, run = small
+    expected, layers = run(), list(linear_layers(model))
+    quantize_weights(model)
+    assert output_error(run(), expected) < 0.03
+    kept = [module for module in model.modules() if isinstance(module, Int8Weights)]
+    assert len(kept) == len(layers) > 5
+    assert all(module.weight.dtype == torch.int8 and module.weight.abs().amax(1).eq(127).all() for module in kept)
+    layer = nn.Linear(7, 3, bias=False)
+    x = torch.randn(2, 7)
+    assert (Int8Weights(layer)(x) - layer(x)).abs().max() <= 0.5 / 127 * layer.weight.abs().max() * x.abs().sum(1).max()
