@@ -19,7 +19,7 @@ EXAMPLE = """example:
   python tools/docs_figures.py ablations --print-only
 
 Run it in the folder of the repository. What is done is not done again: stop it and start it as you like; remove runs/
-to measure everything. All pages take many hours of a core: docs/ablations.md is 198 runs of some minutes each.
+to measure everything. All pages take many hours of a core: docs/ablations.md is 210 runs of some minutes each.
 """
 DATA = "datasets/moving_digits/data_study"
 MOTION = f"{DATA}/motion"
