@@ -8,7 +8,7 @@ from lookupvit_video.models.pretrained.settings import settings_of
 
 _DATA = "NUM_FRAMES SAMPLING SAMPLING_RATE TARGET_FPS TRAIN_CROP_SIZE TEST_CROP_SIZE TEST_SHORT_SIDE MEAN STD".split()
 _MODEL = """ARCH VARIANT DIM DEPTH NUM_HEADS TUBELET INPUT ENCODER TEMPORAL_DEPTH COMPRESSED_GRID RESIZE REVERSE_WEIGHTS
-    HEADS INFERENCE_HEAD POOL POSITIONS ROTARY PRE_NORM QK_NORM LAYER_SCALE ACTIVATION NORM_EPS""".split()
+    LOOKUP_CONV HEADS INFERENCE_HEAD POOL POSITIONS ROTARY PRE_NORM QK_NORM LAYER_SCALE ACTIVATION NORM_EPS""".split()
 
 
 def settings_of_weights(source: str) -> dict[str, tuple[Any, str]]:
@@ -22,8 +22,9 @@ def settings_of_weights(source: str) -> dict[str, tuple[Any, str]]:
         before = config_from_text(content["config"], f"{source} (config in it)")
         keys = [*(f"DATA.{name}" for name in _DATA), *(f"MODEL.{name}" for name in _MODEL)]
         values = {key: get_key(before, key) for key in keys}
-        factor = before.TRAIN.BATCH_SIZE / (before.SOLVER.BASE_LR_BATCH or before.TRAIN.BATCH_SIZE)
-        values["SOLVER.BASE_LR"] = before.SOLVER.BASE_LR * factor / 5
+        if before.TRAIN.TASK == "classify":  # after pre-training, the rates are those from random weights
+            factor = before.TRAIN.BATCH_SIZE / (before.SOLVER.BASE_LR_BATCH or before.TRAIN.BATCH_SIZE)
+            values["SOLVER.BASE_LR"] = before.SOLVER.BASE_LR * factor / 5
         return {key: (value, "a fifth of that of the weights" if key == "SOLVER.BASE_LR" else "as the weights")
                 for key, value in values.items()}  # fmt: skip
     kind, settings = settings_of(flat(content, source), source)

@@ -117,6 +117,27 @@ def test_weights_decide_clip_and_model(videos, tmp_path):
     assert not (tmp_path / "second").exists()
 
 
+def test_a_start_without_labels(videos, tmp_path):
+    quick = (
+        *QUICK,
+        "MODEL.LOOKUP_CONV",
+        "[3,3,3]",
+        "SOLVER.BASE_LR",
+        2e-3,
+        "TRAIN.TASK",
+        "masked",
+        "TEST.ENABLE",
+        False,
+    )
+    first = train("--data", videos, "OUTPUT_DIR", tmp_path / "first", *quick)
+    assert first.returncode == 0, first.stderr
+    weights = tmp_path / "first" / "model.pt"
+    done = train("--data", videos, "--dry-run", "OUTPUT_DIR", tmp_path / "second", "MODEL.INIT_FROM", weights)
+    assert done.returncode == 0, done.stderr
+    assert "LOOKUP_CONV: [3, 3, 3]  # as the weights" in done.stderr
+    assert "BASE_LR: 0.001  # width 24" in done.stderr  # that from random weights
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["--cfg", "own_videos"], "DATA.PATH_TO_DATA_DIR is empty; name your folder or list of videos: --data PLACE"),
     (["--data", "typo"], "typo: no such folder or list of videos"),

@@ -1,8 +1,10 @@
 """`lookupvit probe`: a linear probe of frozen weights, at many learning rates in one pass."""
 
+import sys
+
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
-from lookupvit_video.commands.run_command import share_cores
+from lookupvit_video.commands.run_command import program, share_cores
 from lookupvit_video.files import write_json
 
 EXAMPLES = """  lookupvit probe --cfg finetune_own DATA.PATH_TO_DATA_DIR my_data MODEL.NUM_CLASSES 5 \\
@@ -31,6 +33,7 @@ def probe() -> int:
     from lookupvit_video.data.manifest import load_classes
     from lookupvit_video.distributed.world import close_world, init_world
     from lookupvit_video.log import setup_logging
+    from lookupvit_video.processes.stop_signals import Stopped
     from lookupvit_video.training.finetuning.cached_probe import train_probe
     from lookupvit_video.training.finetuning.method import PROBE
     from lookupvit_video.training.output import sole_writer
@@ -39,11 +42,15 @@ def probe() -> int:
     cfg = load_config(arguments.cfg, [*arguments.overrides, *frozen])
     classes, world = load_classes(cfg), init_world(cfg.DIST_TIMEOUT)
     setup_logging(world.is_main)
-    with sole_writer(cfg.OUTPUT_DIR, world):
-        found = train_probe(
-            cfg, classes, world, rates=arguments.rates, epochs=arguments.epochs, views=arguments.views,
-            timed=arguments.time,
-        )  # fmt: skip
+    try:
+        with sole_writer(cfg.OUTPUT_DIR, world):
+            found = train_probe(
+                cfg, classes, world, rates=arguments.rates, epochs=arguments.epochs, views=arguments.views,
+                timed=arguments.time,
+            )  # fmt: skip
+    except Stopped as stopped:
+        print(f"{program()}: {stopped}", file=sys.stderr)
+        return stopped.exit_code
     if arguments.json:
         write_json(arguments.json, found._asdict() | {"ratio": found.ratio}, indent=2)
     close_world()

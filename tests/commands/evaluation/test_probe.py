@@ -12,6 +12,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.distributed.world import World
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
+from lookupvit_video.processes.stop_signals import Stopped
 from tests.models.vits import saved
 from tests.small import call_tool, settings
 
@@ -59,6 +60,16 @@ def test_several_processes_are_refused(data, tmp_path, monkeypatch):
     done = run(tmp_path / "out", data, MODEL__INIT_FROM="x.pt")
     assert done.returncode == 2
     assert "2 processes: a probe needs all features in one; start it without torchrun" in done.stderr
+
+
+def test_ctrl_c_ends_with_its_exit_code(data, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise Stopped("stopped by SIGINT; nothing was kept", interrupted=True)
+
+    monkeypatch.setattr("lookupvit_video.training.finetuning.cached_probe.train_probe", stop)
+    done = run(tmp_path / "out", data, MODEL__INIT_FROM="x.pt")
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "probe.py: stopped by SIGINT; nothing was kept"
 
 
 def test_without_weights_there_is_nothing_to_probe(data, tmp_path):
