@@ -10,7 +10,7 @@ from lookupvit_video.__main__ import COMMANDS
 from tests.small import ROOT, run_command
 
 NESTED = [("benchmark", "loader"), ("benchmark", "model"), ("benchmark", "block"),
-          ("benchmark", "end-to-end"), ("benchmark", "compare"), ("prepare", "kinetics"),
+          ("benchmark", "end-to-end"), ("benchmark", "compare"), ("benchmark", "shards"), ("prepare", "kinetics"),
           ("prepare", "ssv2"), ("prepare", "moving-digits"), ("prepare", "subset")]  # fmt: skip
 HELP = """
 import contextlib, io, json, sys

@@ -19,7 +19,7 @@ EXAMPLE = """example:
   python tools/docs_figures.py ablations --print-only
 
 Run it in the folder of the repository. What is done is not done again: stop it and start it as you like; remove runs/
-to measure everything. All pages take many hours of a core: docs/ablations.md is 129 runs of some minutes each.
+to measure everything. All pages take many hours of a core: docs/ablations.md is 198 runs of some minutes each.
 """
 DATA = "datasets/moving_digits/data_study"
 MOTION = f"{DATA}/motion"
@@ -138,6 +138,10 @@ DIGITS = Step(
     "datasets/moving_digits/prepare.py --digits 3 --test 1440 --out datasets/moving_digits/data_digits",
     "datasets/moving_digits/data_digits/digits/classes.txt",
 )
+DISTRACTORS = Step(
+    "datasets/moving_digits/prepare.py --distractors 1 --test 1440 --out datasets/moving_digits/data_distractors",
+    "datasets/moving_digits/data_distractors/digit/classes.txt",
+)
 
 
 def calibration(seed: int) -> Step:
@@ -193,7 +197,8 @@ def robustness_steps(config: str) -> list[Step]:
 
 STUDIES = {
     "controls_digit": [], "controls_motion": [], "resolution": [], "budgets_motion": [], "options_motion": [],
-    "options_digit": [], "lookup_conv_digit": [], "controls_digits": [DIGITS],
+    "options_digit": [], "lookup_conv_digit": [], "lookup_conv_motion": [], "controls_digits": [DIGITS],
+    "budgets_digit": [], "keep_distractors": [DISTRACTORS],
     "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")],
 }  # fmt: skip
 PAGES = {

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
 from lookupvit_video.files import model_file, write_json
-from lookupvit_video.remote import absolute
 from lookupvit_video.text import aligned_table, printable, write_csv
 
 if TYPE_CHECKING:
@@ -144,6 +143,7 @@ def make_sheet(
 def write_reports(rows: "Sequence[ListedVideo]", summary: dict[str, Any], out: Path) -> None:
     """Write report.csv, report.json and, where there are bad videos, bad_videos.csv."""
     from lookupvit_video.preparation.check import table_row
+    from lookupvit_video.remote import absolute
 
     table = [table_row(row) for row in rows]
     bad = [

@@ -30,7 +30,7 @@ from lookupvit_video.models.tokenizer import Grid, GridResize, TubeletTokenizer
 from lookupvit_video.text import grid_name
 
 HEADS = ("compressed", "lookup")
-KEEP_BY = ("mass", "pixels", "random")
+KEEP_BY = ("pixels", "mass", "random")
 
 
 class ExitHeads(nn.Module):
@@ -68,7 +68,7 @@ class LookupViT(VideoModel):
             (LGViT, arXiv 2308.00255); in eval mode a budget chooses one.
         keep: share of the lookup tokens that the blocks work on in equal parts of the depth, such as (1, 0.7, 0.5), the
             default of ``forward``. A token that leaves keeps its state, which the lookup head reads. (): all.
-        keep_by: which stay: "mass": those that most was gathered from; "pixels": those whose own pixels vary most;
+        keep_by: which stay: "pixels": those whose own pixels vary most; "mass": those that most was gathered from;
             "random", as a control.
     """
 
@@ -99,7 +99,7 @@ class LookupViT(VideoModel):
         options: BlockOptions = PLAIN,
         exits: Sequence[int] = (),
         keep: Sequence[float] = (),
-        keep_by: str = "mass",
+        keep_by: str = "pixels",
     ):
         super().__init__()
         self.options = options

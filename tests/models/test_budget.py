@@ -172,7 +172,7 @@ def test_tokens_whose_pixels_vary_most_stay(name, deep):
             kept = torch.arange(order.shape[1]).expand(order.shape) if state.kept is None else state.kept
             assert torch.equal(kept, order.topk(int(share * order.shape[1])).indices.sort().values)
         assert torch.equal(model(batch, budget), model.forward_head(model.features(state, budget)))
-    with pytest.raises(UserError, match="keep_by 'size': choose mass, pixels, random"):
+    with pytest.raises(UserError, match="keep_by 'size': choose pixels, mass, random"):
         LookupViT(num_classes=2, keep_by="size")
 
 

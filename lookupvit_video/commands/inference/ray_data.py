@@ -1,6 +1,7 @@
 """`lookupvit predict --ray`: the predictor as actors of Ray Data, which places them and replaces lost ones."""
 
 import argparse
+import contextlib
 import logging
 import math
 import os
@@ -31,12 +32,14 @@ class Answerer:
         from lookupvit_video.processes.pool import start_fork_server
 
         start_fork_server("lookupvit_video.inference.batch")
-        os.chdir(folder)
+        with contextlib.suppress(OSError):  # a folder of that machine alone; absolute paths do not need it
+            os.chdir(folder)
         self.arguments = arguments
         self.predictor = load_model(arguments.checkpoint, "cuda" if gpu else "cpu")
         self.plan = self.predictor.plan = self.predictor.plan.changed(
             arguments.views, arguments.crops, arguments.backend, arguments.timeout
         )
+        self.readers = max(arguments.workers, 1) if gpu else 1  # without a GPU there is an actor for each core
         self.budget = budget_of(arguments, self.predictor)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -46,7 +49,8 @@ class Answerer:
 
         given, rows = self.arguments, []
         # read by a process of its own: a file that crashes the decoder is a failure, and not an actor to be replaced
-        views = read_videos([os.fsdecode(bytes(path)) for path in batch["path"]], self.plan, max(given.workers, 1))
+        names = [os.fsdecode(bytes(path)) for path in batch["path"]]
+        views = read_videos(names, self.plan, self.readers)
         for answer in self.predictor.answers(
             views, min(given.topk, len(self.predictor.classes)), batch_size=given.batch_size,
             reject=given.reject, coverage=given.coverage, sets=given.sets, **self.budget,
