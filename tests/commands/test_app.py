@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -140,6 +141,36 @@ def test_a_video_is_answered_and_a_text_is_refused_in_a_line(checkpoint, tmp_pat
         assert {
             url for url in asked if not url.startswith((address, "chrome"))
         } == set()  # offline: nobody else is asked
+        assert "Traceback" not in log.read_text()
+
+
+def test_what_the_camera_records_is_answered(checkpoint, tmp_path):
+    find_chromium()
+    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+    with served(checkpoint, tmp_path) as (address, log), chromium(tmp_path, 400, camera) as driver:
+        visitor = Visitor(driver, address)
+
+        def press(pattern):
+            script = (
+                "const found = [...document.querySelectorAll('#video button')].find((button) => "
+                "new RegExp(arguments[0]).test(button.ariaLabel + button.innerText)); found?.click(); return !!found"
+            )
+            wait_for(pattern, lambda: driver.execute_script(script, pattern))
+
+        for seconds in (2, 8, 20):  # on a busy machine the browser may need some until it has recorded anything
+            driver.get(address)
+            press("Capture from camera")
+            press("Click to Access Webcam")
+            press("start recording")
+            time.sleep(seconds)
+            press("Stop")
+            wait_for("the recording", lambda: visitor.one("#video video[src]"))
+            line = visitor.answer()
+            if "is empty" not in line:
+                break
+        classes = load_model(checkpoint, "cpu").classes
+        assert any(line.startswith(f"sample.webm: {name}, ") for name in classes), line
+        assert {url for url in requested(driver) if not url.startswith((address, "chrome"))} == set()
         assert "Traceback" not in log.read_text()
 
 

@@ -74,7 +74,9 @@ def build(gradio: Any, page: Page, title: str, folder: Path) -> Any:
         with gradio.Row():
             with gradio.Column(scale=2):
                 label = f"Video: at most {limits.megabytes} MB, {limits.seconds:g} s"
-                video = gradio.Video(label=label, sources=["upload"], include_audio=True, height=300, elem_id="video")
+                camera = gradio.WebcamOptions(mirror=False)  # left stays left
+                video = gradio.Video(label=label, sources=["upload", "webcam"], include_audio=True, height=300,
+                                     webcam_options=camera, elem_id="video")  # fmt: skip
                 keep_local(video)
                 budgets = [(words, name) for name, words in page.budgets.items()]
                 choice = "Budget: compressed grid, blocks (b), shares of lookup tokens (k)"
