@@ -76,7 +76,7 @@ def _apart(words: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[
     options, settings = list[str](), list[str]()
     current, values_due = options, 0
     for word in words:
-        if word.startswith("-") and not _NEGATIVE.match(word):
+        if word.startswith("-") and word != "-" and not _NEGATIVE.match(word):
             current, values_due = options, int(word not in flags and "=" not in word)
         elif values_due:
             values_due = 0

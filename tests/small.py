@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import logging
 import os
 import runpy
 import signal
@@ -125,9 +126,11 @@ def call_tool(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedPr
         folder: where it runs.
     """
     stdout, stderr = io.StringIO(), io.StringIO()
-    before, previous = sys.argv, Path.cwd()
+    before, previous, root = sys.argv, Path.cwd(), logging.getLogger()
+    logs = root.handlers, root.level
     sys.argv = [str(argument) for argument in arguments]
     os.chdir(folder)
+    root.handlers, root.level = [], logging.WARNING  # as in a new process, whatever another test has left
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             runpy.run_path(str(arguments[0]), run_name="__main__")
@@ -137,6 +140,7 @@ def call_tool(*arguments: object, folder: Path = ROOT) -> subprocess.CompletedPr
     finally:
         sys.argv = before
         os.chdir(previous)
+        root.handlers, root.level = logs
     return subprocess.CompletedProcess(list(arguments), code, stdout.getvalue(), stderr.getvalue())
 
 

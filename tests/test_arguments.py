@@ -61,6 +61,11 @@ def test_values_of_an_option_end_where_settings_begin(line):
     assert found.overrides == ["A.B", "1", "E_F=2"]
 
 
+def test_a_dash_alone_is_a_value():
+    found = parse_with_settings(parser(), arguments="A.LIST - --cfg - --frames 3 B.LIST -".split())
+    assert (found.cfg, found.frames, found.overrides) == ("-", [3], ["A.LIST", "-", "B.LIST", "-"])
+
+
 def test_the_last_of_two_settings_is_the_last():
     found = parse_with_settings(parser(), arguments="A.B 1 --dry-run A.B 2 --frames 3 A.B 4 --cfg c A.B 5".split())
     assert found.overrides == "A.B 1 A.B 2 A.B 4 A.B 5".split()

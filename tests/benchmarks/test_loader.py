@@ -54,7 +54,7 @@ def test_made_videos_are_what_their_title_says(path, geometry):
 
 
 def test_titles_of_the_kinds():
-    assert tuple(videos.GEOMETRIES) == MADE
+    assert set(MADE) <= set(videos.GEOMETRIES)
     for kind in videos.GEOMETRIES.values():
         width, height = kind.size
         assert f"{width}x{height}, {kind.fps} fps" in kind.title

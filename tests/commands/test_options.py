@@ -19,7 +19,7 @@ def test_choices_are_those_of_the_modules_below():
     """They are repeated in the commands, whose --help is not to import those modules."""
     assert tuple(BACKENDS) == options.BACKENDS
     assert KERNELS == options.KERNELS
-    assert tuple(FILES) == FORMATS
+    assert (*FILES, "web") == FORMATS
     assert timeline.CHANGE_COST == CHANGE_COST
     assert tuple(kinetics.CLASSES) == KINETICS
     assert tuple(something_something.PUBLISHED) == SSV

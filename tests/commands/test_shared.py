@@ -45,6 +45,7 @@ def checked(size, out, *arguments):
     """What check reports: without the order in which files are listed, which is that of the lists."""
     done = call_ranks(size, "tools/check_dataset.py", *arguments, "--processes", 1, "--sheet", 0, "--out", out)
     assert [one.returncode for one in done] == [1] + [0] * (size - 1)  # the first one reports
+    assert done[0].stdout, done[0].stderr
     assert [bool(one.stdout) for one in done] == [True] + [False] * (size - 1)
     report = json.loads((out / "report.json").read_text())
     report["page"] = (out / "report.html").read_text()  # has what --model found

@@ -126,7 +126,7 @@ def by_hand(model, clip, grid, blocks, keep):
 @pytest.mark.parametrize("keep", KEEPS)
 @pytest.mark.parametrize("blocks", [0, 2, 4])
 def test_tokens_that_most_is_gathered_from_stay_and_the_others_keep_their_state(reverse, keep, blocks):
-    model = small_model(overrides=f"{DEEP} MODEL.REVERSE_WEIGHTS {reverse}").double().eval()
+    model = small_model(overrides=f"{DEEP} MODEL.KEEP_BY mass MODEL.REVERSE_WEIGHTS {reverse}").double().eval()
     budget = Budget((1, 2, 2), blocks, keep)
     with torch.no_grad():
         features = model.forward_features(clips().double(), budget)
@@ -176,10 +176,15 @@ def test_tokens_whose_pixels_vary_most_stay(name, deep):
         LookupViT(num_classes=2, keep_by="size")
 
 
+@pytest.mark.parametrize("keep_by", ["pixels", "mass"])
 @pytest.mark.parametrize("name", ["lookupvit", "factorised", "read compressed", "keep transpose", "compressed only"])
-def test_a_pass_in_parts_is_a_pass_in_one_and_runs_no_block_twice(name):
+def test_a_pass_in_parts_is_a_pass_in_one_and_runs_no_block_twice(name, keep_by):
     grid = (2, 2) if name == "factorised" else (1, 2, 2)
-    model = small_model(name, f"{DEEP} MODEL.COMPRESSED_GRIDS [] MODEL.KEEP [1,0.5,0.25]").double().eval()
+    model = (
+        small_model(name, f"{DEEP} MODEL.COMPRESSED_GRIDS [] MODEL.KEEP [1,0.5,0.25] MODEL.KEEP_BY {keep_by}")
+        .double()
+        .eval()
+    )
     runs, writes = [], []
     for number, block in enumerate(model.blocks):
         block.register_forward_hook(lambda *_, number=number: runs.append(number))
@@ -190,7 +195,7 @@ def test_a_pass_in_parts_is_a_pass_in_one_and_runs_no_block_twice(name):
         separate = [model(clips().double(), budget._replace(blocks=blocks)) for blocks in (2, 4, 6)]
         runs.clear()
         writes.clear()
-        state = model.start(model.tokenizer(clips().double()), budget)
+        state = model.start(model.tokenizer(clips().double()), budget, model.pixel_order(clips().double()))
         for blocks, expected in zip((2, 4, 0), separate, strict=True):
             state = model.advance(state, budget, blocks, writes_back=writes_back, continues=True)
             answer = model.forward_head(model.features(state, budget))
@@ -212,12 +217,13 @@ def test_mistakes_are_named():
         small_model(overrides="MODEL.DEPTH 4")(clips(), Budget((1, 2, 2), 3))
 
 
-@pytest.mark.parametrize("kernel", ["eager", "fused"])
+@pytest.mark.parametrize(("kernel", "keep_by"), [("eager", "pixels"), ("fused", "pixels"), ("fused", "mass")])
 @pytest.mark.parametrize(("name", "deep", "grids"), [
     ("lookupvit", DEEP, [(1, 2, 2), (2, 3, 3)]), ("read compressed", DEEP, [(1, 2, 2), (2, 3, 3)]),
     ("factorised attentive", FACTORISED, [(2, 2), (3, 3)]), ("lora factorised", FACTORISED, [(2, 2), (3, 3)]),
 ])  # fmt: skip
-def test_measured_macs_of_random_budgets_are_the_closed_form(kernel, name, deep, grids):
+def test_measured_macs_of_random_budgets_are_the_closed_form(kernel, keep_by, name, deep, grids):
+    deep += f" MODEL.KEEP_BY {keep_by}"
     cfg, draw = config(name, deep), random.Random(0)
     spec, model = model_spec(cfg), small_model(name, deep).eval()
     n = spec.shape.grid[0] * 16 // spec.shape.times
@@ -232,8 +238,8 @@ def test_measured_macs_of_random_budgets_are_the_closed_form(kernel, name, deep,
             model(clips(batch=1), budget)
         counts = tokens_kept(budget.keep, n, 6)[: budget.blocks or 6]
         read = "lookup" in model.inference_heads
-        again = sum(counts if read else counts[:-1])  # for the way back, and where tokens leave
-        again += sum(before for before, after in pairwise(counts) if after < before)
+        again = sum(counts if read else counts[:-1])  # for the way back, and where tokens leave by their mass
+        again += sum(before for before, after in pairwise(counts) if after < before) if keep_by == "mass" else 0
         m = math.prod(budget.grid)
         assert counter.get_total_flops() // 2 == closed + spec.shape.times * again * m * 24, budget
 

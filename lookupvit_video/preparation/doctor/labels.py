@@ -32,6 +32,7 @@ def out_of_fold(features_ND: np.ndarray, labels_N: np.ndarray, groups: Sequence[
 
     Args:
         groups: videos of a group are in one fold.
+        folds: fewer where no class has so many videos.
 
     Raises:
         UserError: there are too few videos.
@@ -41,9 +42,10 @@ def out_of_fold(features_ND: np.ndarray, labels_N: np.ndarray, groups: Sequence[
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    classes = np.unique(labels_N)
-    if len(set(groups)) < 2 * folds or len(classes) < 2:
+    classes, counts = np.unique(labels_N, return_counts=True)
+    if len(set(groups)) < 2 * folds or len(classes) < 2 or counts.max() < 2:
         raise UserError(f"--model: label errors need at least two classes and {2 * folds} videos or groups of videos")
+    folds = min(folds, int(counts.max()))
     found = np.zeros((len(labels_N), int(classes.max()) + 1))
     for train, test in StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(features_ND, labels_N, groups):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))

@@ -12,6 +12,7 @@ from lookupvit_video.config import load_config
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.page.upload import Limits
 from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.inference.serving import inbox as inbox_module
 from lookupvit_video.inference.serving import service as module
 from lookupvit_video.inference.serving.batching import Wish
 from lookupvit_video.inference.serving.inbox import Inbox
@@ -181,7 +182,7 @@ def test_an_inbox_is_a_file_without_a_name_that_workers_can_open(tmp_path, monke
 
 def test_where_there_are_no_such_files_it_has_a_name_until_it_is_closed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("lookupvit_video.inference.serving.inbox.HAS_UNNAMED", False)
+    monkeypatch.setattr(inbox_module, "HAS_UNNAMED", False)
     inbox = Inbox(10)
     inbox.write(b"123")
     assert Path(inbox.path).read_bytes() == b"123"
