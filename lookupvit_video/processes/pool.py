@@ -168,7 +168,7 @@ class IsolatedPool(Generic[Task, Answer]):
                 lost = worker.receive()
             answer, worker.answer = worker.answer, None
             return Outcome(0, None if lost else answer, lost)
-        except RunFailure:
+        except (RunFailure, OSError):  # OSError: the pipe was closed before this thread saw its end
             if not self._is_closed:
                 raise
             return Outcome(0, None, lost)
