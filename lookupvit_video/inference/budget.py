@@ -278,7 +278,7 @@ class CascadePasses:
         self.budgets = [model.check_budget(grid) for grid in cascade.grids]
         self.sources = cascade.sources(math.prod(model.block_grid), len(model.blocks))
         with precision:
-            parts = [(model.tokenizer(part), model.pixel_order(part)) for part in clips]
+            parts = [(model.tokenizer(part), model.pixel_order(part, self.budgets)) for part in clips]
         self.tokens_BND = torch.cat([tokens for tokens, _ in parts])
         orders = [order for _, order in parts if order is not None]
         self.order_BN = torch.cat(orders) if orders else None

@@ -180,9 +180,14 @@ class LookupViT(VideoModel):
             raise UserError(f"shares of lookup tokens {list(budget.keep)}: {mistake}")
         return budget
 
-    def pixel_order(self, clip_BCTHW: Tensor) -> Tensor | None:
-        """Return the lookup tokens' order (B, N) by a clip's pixels, for ``start``; None where it does not decide."""
-        return self.tokenizer.pixel_variance(clip_BCTHW) if self.keep_by == "pixels" else None
+    def pixel_order(self, clip_BCTHW: Tensor, budgets: Sequence[Budget]) -> Tensor | None:
+        """Return the lookup tokens' order (B, N) by a clip's pixels, for ``start``.
+
+        Args:
+            budgets: of the passes to come; None is returned where none drops tokens, or something else decides.
+        """
+        is_needed = self.keep_by == "pixels" and any(budget.keep for budget in budgets)
+        return self.tokenizer.pixel_variance(clip_BCTHW) if is_needed else None
 
     def start(self, tokens_BND: Tensor, budget: Budget, order_BN: Tensor | None = None) -> TokenState:
         """Return lookup tokens (B, N, D) of the tokenizer, and the compressed tokens made of them, before block 1.
@@ -298,7 +303,7 @@ class LookupViT(VideoModel):
             UserError: the model was not made for this budget.
         """
         budget, attention = self.check_budget(budget), list[Tensor]()
-        state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW))
+        state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW, [budget]))
         kept = attention if return_attention else None
         state = self.advance(state, budget, budget.blocks, writes_back="lookup" in heads, attention=kept)
         return self.features(state, budget, attention)
@@ -346,7 +351,7 @@ class LookupViT(VideoModel):
         """
         budget = self.check_budget(budget)
         names = tuple(self.heads) if self.training or with_features else self.inference_heads
-        state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW))
+        state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW, [budget]))
         early: list[Tensor] = []
         for blocks in map(int, self.exits if self.training else ()):
             if not budget.blocks or blocks < budget.blocks:

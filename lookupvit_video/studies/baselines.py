@@ -42,7 +42,7 @@ def motion_energy(clips_BCTHW: Tensor) -> Tensor:
     gray_BTHW = clips_BCTHW.float().mean(1)
     energy_BT = gray_BTHW.diff(dim=1).abs().mean((2, 3))
     most_B, when_B = energy_BT.max(1)
-    return torch.stack([energy_BT.mean(1), energy_BT.std(1), most_B, when_B / energy_BT.shape[1]], 1)
+    return torch.stack([energy_BT.mean(1), energy_BT.std(1, correction=0), most_B, when_B / energy_BT.shape[1]], 1)
 
 
 def neighbors_top1(train_VF: np.ndarray, labels_V: np.ndarray, test_UF: np.ndarray, wanted_U: np.ndarray) -> float:
@@ -62,7 +62,7 @@ def baselines_of(folder: Path, world: World) -> Baselines:
     """Return what a finished run and the answers without a model reach, on the clips that the run saw in its test.
 
     Raises:
-        UserError: the run is not finished, or has several labels a video.
+        UserError: the run is not finished, has several labels a video, or clips of one frame.
     """
     run = facts_of(folder)
     cfg = run["config"]
@@ -70,6 +70,8 @@ def baselines_of(folder: Path, world: World) -> Baselines:
         raise UserError(
             f"{folder}: MODEL.TASK is {cfg.MODEL.TASK}; the answers without a model are of one class a video"
         )
+    if cfg.DATA.NUM_FRAMES < 2:
+        raise UserError(f"{folder}: DATA.NUM_FRAMES is 1; motion energy is what changes between two frames")
     classes = load_classes(cfg)
     (train_VF, labels_V, _), (test_UF, wanted_U, videos) = (_described(cfg, split, classes, world) for split in _SPLITS)
     share = len(wanted_U) / videos  # a video that cannot be read counts as wrong

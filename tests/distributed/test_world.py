@@ -21,6 +21,7 @@ from lookupvit_video.distributed.world import (
     report_lost_processes,
 )
 from lookupvit_video.errors import RunFailure, UserError
+from tests.gathering import Gathering
 
 CPU = torch.device("cpu")
 HERE = socket.gethostname()
@@ -317,16 +318,7 @@ def test_other_errors_stay_what_they_are(monkeypatch, error):
 
 def in_threads(monkeypatch, worlds, work):
     """What ``main_first`` returns or raises for each of some processes, which are threads here."""
-    meeting, values, results = threading.Barrier(len(worlds)), {}, {}
-
-    def gather(value, world):
-        if world.size == 1:
-            return [value]
-        values[world.rank] = value
-        meeting.wait(5)
-        found = [values[rank] for rank in range(world.size)]
-        meeting.wait(5)
-        return found
+    results = {}
 
     def run(world):
         try:
@@ -334,7 +326,7 @@ def in_threads(monkeypatch, worlds, work):
         except UserError as error:
             results[world.rank] = str(error)
 
-    monkeypatch.setattr(world_module, "gather_objects", gather)
+    monkeypatch.setattr(world_module, "gather_objects", Gathering(len(worlds)))
     threads = [threading.Thread(target=run, args=(world,)) for world in worlds]
     for thread in threads:
         thread.start()

@@ -31,6 +31,7 @@ from lookupvit_video.inference.batch import (
 )
 from lookupvit_video.inference.views import Failure, Views, make_plan
 from lookupvit_video.text import open_text
+from tests.gathering import Gathering
 from tests.models.test_models import SMALL
 from tests.videos import write_video
 
@@ -283,14 +284,7 @@ def test_answers_go_into_regular_files_only(tmp_path):
 
 def answered_by(monkeypatch, size, path, videos, resume=False, columns=None, dies=()):
     """Let processes, which are threads here, answer videos in one file; those in ``dies`` stop after one answer."""
-    meeting, values, answered = threading.Barrier(size), {}, []
-
-    def gather(value, world):
-        values[world.rank] = value
-        meeting.wait(5)
-        found = [values[rank] for rank in range(size)]
-        meeting.wait(5)
-        return found
+    gather, answered = Gathering(size), []
 
     def work(rank):
         try:
@@ -298,7 +292,7 @@ def answered_by(monkeypatch, size, path, videos, resume=False, columns=None, die
                 left = [video for video in videos if video not in file.done]
                 for number, video in enumerate(left[rank::size]):
                     if number and rank in dies:
-                        meeting.abort()  # as torchrun, which ends all
+                        gather.abort()  # as torchrun, which ends all
                         raise RuntimeError("killed")
                     file.write({"path": video} if columns else {"path": video, "by": rank})
                     answered.append(video)

@@ -166,12 +166,14 @@ def test_tokens_whose_pixels_vary_most_stay(name, deep):
     tubelets = seen.unfold(2, 2, 2).unfold(3, 8, 8).unfold(4, 8, 8).flatten(5)  # (B, C, t, h, w, pixels)
     order = tubelets.var(-1).mean(1).reshape(-1, math.prod(model.block_grid))
     with torch.no_grad():
-        state = model.start(model.tokenizer(batch), budget, model.pixel_order(batch))
+        state = model.start(model.tokenizer(batch), budget, model.pixel_order(batch, [budget]))
         for blocks, share in ((2, 1), (4, 0.5), (6, 0.25)):
             state = model.advance(state, budget, blocks, continues=True)
             kept = torch.arange(order.shape[1]).expand(order.shape) if state.kept is None else state.kept
             assert torch.equal(kept, order.topk(int(share * order.shape[1])).indices.sort().values)
         assert torch.equal(model(batch, budget), model.forward_head(model.features(state, budget)))
+    for pass_, is_needed in ((Budget(model.grids[0]), False), (budget, True)):
+        assert (model.pixel_order(batch, [pass_]) is not None) == is_needed  # where all tokens stay it costs nothing
     with pytest.raises(UserError, match="keep_by 'size': choose pixels, mass, random"):
         LookupViT(num_classes=2, keep_by="size")
 
@@ -195,7 +197,7 @@ def test_a_pass_in_parts_is_a_pass_in_one_and_runs_no_block_twice(name, keep_by)
         separate = [model(clips().double(), budget._replace(blocks=blocks)) for blocks in (2, 4, 6)]
         runs.clear()
         writes.clear()
-        state = model.start(model.tokenizer(clips().double()), budget, model.pixel_order(clips().double()))
+        state = model.start(model.tokenizer(clips().double()), budget, model.pixel_order(clips().double(), [budget]))
         for blocks, expected in zip((2, 4, 0), separate, strict=True):
             state = model.advance(state, budget, blocks, writes_back=writes_back, continues=True)
             answer = model.forward_head(model.features(state, budget))

@@ -260,9 +260,7 @@ def test_only_blocks_of_a_factorised_encoder_see_one_time_index(name):
 def test_frames_of_a_factorised_encoder_are_images_and_their_order_counts():
     """Each time index goes through the blocks as an image would, with the positions of its time."""
     model = small_model("factorised").double().eval()
-    image = (
-        small_model("image", "MODEL.COMPRESSED_GRID [1,2,2] MODEL.TUBELET [1,8,8] MODEL.KEEP_BY mass").double().eval()
-    )
+    image = small_model("image", "MODEL.COMPRESSED_GRID [1,2,2] MODEL.TUBELET [1,8,8]").double().eval()
     image.blocks.load_state_dict(model.blocks.state_dict())
     with torch.no_grad():
         features = model.forward_features(clips().double())

@@ -199,6 +199,12 @@ def test_a_process_that_is_lost_is_replaced_and_one_that_errs_is_not(pool):
     assert len(multiprocessing.active_children()) == 2
 
 
+def test_a_thread_whose_pipe_is_closed_under_it_gets_a_lost_outcome(pool, monkeypatch):
+    send = pool._workers[0].__class__.send
+    monkeypatch.setattr(pool._workers[0].__class__, "send", lambda *given: (pool.close(), send(*given)))
+    assert pool.run(0).lost.cause == "crash"
+
+
 def test_closing_a_pool_ends_what_waits_for_it(pool):
     found = []
     threads = [threading.Thread(target=lambda: found.append(pool.run("pause"))) for _ in range(3)]

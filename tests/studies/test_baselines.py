@@ -17,8 +17,9 @@ def test_motion_energy_by_hand():
     clips[0, :, 2:] = 40  # one change, from the second frame to the third
     mean, deviation, most, when = motion_energy(clips)[0].tolist()
     assert (mean, most, when) == (pytest.approx(40 / 3), 40, pytest.approx(1 / 3))
-    assert deviation == pytest.approx(np.std([0, 40, 0], ddof=1))
+    assert deviation == pytest.approx(np.std([0, 40, 0]))
     assert motion_energy(clips)[1].tolist() == [0, 0, 0, 0]
+    assert motion_energy(clips[:, :, 1:3])[0].tolist() == [40, 0, 40, 0]  # two frames have one change
 
 
 def test_the_majority_of_five_answers_and_the_nearest_decides():
@@ -52,9 +53,13 @@ def test_a_run_is_compared_on_its_own_lists(data, tmp_path):
     assert done.returncode == 0, done.stderr
     name, videos, largest, motion, model = done.stdout.splitlines()[2].strip("| ").split(" | ")
     assert (name, videos, largest, motion, model) == ("run", "4", "50.0", "50.0", "75.0")  # class 0 is the largest
-    (folder / "config.yaml").write_text(
-        load_config("tests/small.yaml", settings(tmp_path / "data", folder, MODEL__TASK="multi_label")).dump()
-    )
-    done = call_tool("lookupvit_video/__main__.py", "baselines", folder)
-    assert done.returncode == 2
-    assert "MODEL.TASK is multi_label; the answers without a model are of one class a video" in done.stderr
+    one_frame = {"DATA__NUM_FRAMES": 1, "MODEL__TUBELET": "[1,8,8]", "MODEL__COMPRESSED_GRID": "[1,2,2]"}
+    for changed, message in (
+        ({"MODEL__TASK": "multi_label"}, "MODEL.TASK is multi_label; the answers without a model are of one class"),
+        (one_frame, "DATA.NUM_FRAMES is 1; motion energy is what changes between two frames"),
+    ):
+        cfg = load_config("tests/small.yaml", settings(tmp_path / "data", folder, **changed))
+        (folder / "config.yaml").write_text(cfg.dump())
+        done = call_tool("lookupvit_video/__main__.py", "baselines", folder)
+        assert done.returncode == 2
+        assert message in done.stderr

@@ -132,7 +132,7 @@ def write_back(v_BHMd: Tensor, q_BHMd: Tensor, k_BHNd: Tensor, weights_BHMN: Ten
     """Return the attention (B, H, N, d) of the lookup tokens to the compressed ones, by what ``gather`` returned.
 
     exp(logit) is weight times exp(lse): this softmax over M needs neither the logits nor another exponential of each.
-    Where a lookup token is so far from all queries that its weights have vanished, the attention is computed anew.
+    Where a lookup token is so far from all queries that its weights have vanished, the attention is computed again.
     """
     out_BHNd = empty_heads(v_BHMd, k_BHNd.shape[2])
     factor_BH1M = (lse_BHM - lse_BHM.amax(-1, keepdim=True)).exp()[:, :, None]

@@ -32,7 +32,7 @@ def out_of_fold(features_ND: np.ndarray, labels_N: np.ndarray, groups: Sequence[
 
     Args:
         groups: videos of a group are in one fold.
-        folds: fewer where no class has so many videos.
+        folds: fewer, where every class has fewer videos than that.
 
     Raises:
         UserError: there are too few videos.

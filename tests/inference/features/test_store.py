@@ -12,6 +12,7 @@ from lookupvit_video.errors import UserError
 from lookupvit_video.inference.features import store
 from lookupvit_video.inference.features.extract import VideoFeatures
 from lookupvit_video.inference.features.store import FeatureFile, check_name, load_features, shared_feature_file
+from tests.gathering import Gathering
 
 ABOUT = {"tokens": "pooled", "grid": "1x2x2", "model": "abc"}
 SUFFIXES = [".npy", ".safetensors",
@@ -121,14 +122,7 @@ def test_parquet_needs_its_extra(monkeypatch):
 
 def shared(monkeypatch, path, size, resume=False, dies=()):
     """Let processes, which are threads here, add five videos to a file; those in ``dies`` stop after one video."""
-    meeting, values, added, errors = threading.Barrier(size), {}, [], []
-
-    def gather(value, world):
-        values[world.rank] = value
-        meeting.wait(5)
-        found = [values[rank] for rank in range(size)]
-        meeting.wait(5)
-        return found
+    gather, added, errors = Gathering(size), [], []
 
     def work(rank):
         world = World(rank, size, torch.device("cpu"))
@@ -137,7 +131,7 @@ def shared(monkeypatch, path, size, resume=False, dies=()):
                 left = [number for number in range(5) if NAMES[number] not in done][rank::size]
                 for count, number in enumerate(left):
                     if count and rank in dies:
-                        meeting.abort()  # as torchrun, which ends all
+                        gather.abort()  # as torchrun, which ends all
                         raise RuntimeError("killed")
                     file.add([video(number)])
                     added.append(number)

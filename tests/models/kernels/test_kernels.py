@@ -304,8 +304,8 @@ def far_apart(q, k):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_both_directions_of_a_lookup_from_one_product_equal_float64(shape, apart, monkeypatch):
     monkeypatch.setattr(cpu, "ENOUGH", 0)
-    anew, attention = [], cpu.attention
-    monkeypatch.setattr(cpu, "attention", lambda *given: anew.append(given[0].shape) or attention(*given))
+    again, attention = [], cpu.attention
+    monkeypatch.setattr(cpu, "attention", lambda *given: again.append(given[0].shape) or attention(*given))
     q, k, v, u = (x.detach() for x in inputs(shape, torch.float32))
     if apart and shape[3] > 2:
         q, k = far_apart(q, k)
@@ -319,7 +319,7 @@ def test_both_directions_of_a_lookup_from_one_product_equal_float64(shape, apart
     for one, other in ((found, want), (lookup.lse, want_lse), (infused, back)):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-4 if apart else 1e-5)
     torch.testing.assert_close(lookup.weights, lookup._replace(kept=None).weights, rtol=1e-4, atol=1e-7)
-    assert anew == ([(1, 1, *k.shape[2:])] * shape[0] if apart and shape[3] > 2 else [])  # the head 0 of each clip
+    assert again == ([(1, 1, *k.shape[2:])] * shape[0] if apart and shape[3] > 2 else [])  # the head 0 of each clip
 
 
 def test_weights_are_kept_for_the_way_back_where_there_are_enough_and_not_too_many(monkeypatch):
