@@ -155,10 +155,11 @@ def export() -> int:
     from lookupvit_video.models.kernels.int8 import linear_layers
 
     setup_logging()
+    has_page = "web" in arguments.format
     kinds = [kind for kind in arguments.format if kind != "web"] or ["onnx"]
-    for kind in [*kinds, *["onnx"] * ("web" in arguments.format)]:
+    for kind in [*kinds, "onnx"] if has_page else kinds:  # the page's models are ONNX
         check_format(kind)
-    runtime = find_runtime(arguments.runtime) if "web" in arguments.format else None
+    runtime = find_runtime(arguments.runtime) if has_page else None
     predictor = load_model(arguments.checkpoint, arguments.device)
     grid = grid_of(arguments.grid, predictor)
     several = predictor.multi_label
