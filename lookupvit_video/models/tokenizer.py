@@ -37,8 +37,9 @@ class ConvolutionalStem(nn.Module):
 
     def forward(self, clip_BCTHW: Tensor) -> Tensor:
         """Map (B, C, T, H, W) to (B, 64, T, H / 4, W / 4)."""
-        frames_RCHW = clip_BCTHW.transpose(1, 2).flatten(0, 1)  # R = B T: over one frame, conv3d takes longer
-        features_BTChw: Tensor = self.layers(frames_RCHW).unflatten(0, (len(clip_BCTHW), -1))
+        clip_BTCHW = clip_BCTHW.transpose(1, 2)
+        features_RChw = self.layers(clip_BTCHW.flatten(0, 1))  # R = B T; conv3d over one frame takes longer
+        features_BTChw: Tensor = features_RChw.unflatten(0, clip_BTCHW.shape[:2])
         return features_BTChw.transpose(1, 2)
 
 
