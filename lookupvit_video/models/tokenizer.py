@@ -21,7 +21,7 @@ STEM_STRIDE = 2 ** len(STEM_CHANNELS)
 class ConvolutionalStem(nn.Module):
     """3 x 3 convolutions with stride 2 over the pixels of each frame, with a GELU after each.
 
-    Source: Early convolutions help transformers see better (arXiv 2106.14881), section 4: a few such layers, then a
+    Source: Early convolutions help transformers see better (arXiv 2106.14881): a few such layers, then a
     projection to the width. Batch norm is left out: a clip's tokens would depend on the other clips of its batch.
     """
 
