@@ -58,6 +58,8 @@ class BlockOptions:
     """How queries and keys are turned by their place, one of ``rotary.FORMS``; "": not at all."""
     pre_norm: bool = False
     """Whether there is a norm before the first block too, as in CLIP."""
+    convolutional_tokenizer: bool = False
+    """Whether the tokenizer begins with a ``ConvolutionalStem``."""
 
     @property
     def has_positions(self) -> bool:
@@ -67,7 +69,8 @@ class BlockOptions:
     def tokenizer(self, *, dim: int, **arguments: Any) -> TubeletTokenizer:
         """Return a tokenizer whose tokens these blocks take."""
         norm = self.norm(dim) if self.pre_norm else None
-        return TubeletTokenizer(dim=dim, positions=self.has_positions, norm=norm, **arguments)
+        arguments |= {"positions": self.has_positions, "convolutional": self.convolutional_tokenizer}
+        return TubeletTokenizer(dim=dim, norm=norm, **arguments)
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""

@@ -28,7 +28,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 CURVE = {
     "TRAIN__BATCH_SIZE": 16, "SOLVER__MAX_EPOCH": 6, "TRAIN__KEEP_CHECKPOINTS": 9, "TRAIN__EVAL_PERIOD": 0,
     "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[2,3,3]]", "TRAIN__PRECISION": "float32",
-    "MODEL__EXITS": "[1]", "MODEL__KEEPS": "[[1,0.5],[1]]",
+    "MODEL__EXITS": "[1]", "MODEL__KEEPS": "[[1,0.5],[1]]", "MODEL__TOKENIZER": "convolutional",
 }  # fmt: skip
 
 
