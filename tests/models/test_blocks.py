@@ -401,7 +401,6 @@ def test_local_mixing_trains_in_float32_under_bfloat16_autocast_on_a_cpu():
     torch.testing.assert_close(got, mixing.weight.grad.float())
 
 
-
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 5)])
 def test_local_mixing_is_a_weighted_sum_of_the_neighbors_on_the_grid(kernel):
     grid = (2, 3, 4)
