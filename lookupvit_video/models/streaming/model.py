@@ -139,7 +139,7 @@ class StreamingLookupViT(LookupViT):
         if frames == 0 or frames % t:
             raise UserError(f"a clip of {frames} frames cannot be cut into tubelets of {t} frames")
         if state_BMD is None:
-            state_BMD = self.start_state(len(clip_BCTHW))
+            state_BMD = self.start_state(clip_BCTHW.shape[0])
         tubelets = clip_BCTHW.unflatten(2, (frames // t, t)).transpose(1, 2)  # (B, S, C, t, H, W)
         tokens_BSND = self.tokenizer(tubelets.flatten(0, 1)).unflatten(0, tubelets.shape[:2])
         states = []
@@ -150,11 +150,11 @@ class StreamingLookupViT(LookupViT):
 
     def _unroll_in_halves(self, clip_BCTHW: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return ``unroll`` of a training batch, whose second half begins where the first one ended."""
-        half = len(clip_BCTHW) // 2
+        half = clip_BCTHW.shape[0] // 2
         if not half:
             return self.unroll(clip_BCTHW)
         first, lookup = self.unroll(clip_BCTHW[:half])
-        begun = torch.cat([first[-1].detach(), self.start_state(len(clip_BCTHW) % 2)])
+        begun = torch.cat([first[-1].detach(), self.start_state(clip_BCTHW.shape[0] % 2)])
         second, others = self.unroll(clip_BCTHW[half:], begun)
         return [torch.cat(pair) for pair in zip(first, second, strict=True)], torch.cat([lookup, others])
 
