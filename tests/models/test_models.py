@@ -181,7 +181,7 @@ def test_features_lie_on_their_grids(name):
     if name in PEERS:
         assert features.tokens.shape[:2] == (3, math.prod(features.grid))
         return
-    t = 1 if "image" in name else 2
+    t = 1 if "image" in name or "streaming" in name else 2
     if name in LOOKUPVITS:
         assert features.grid == (t, 4, 4)
         assert features.compressed_grid == (2 if "factorised" in name else 1, 2, 2)

@@ -37,6 +37,9 @@ _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 logger = logging.getLogger(__name__)
 Run = Callable[[Tensor], Tensor]
 """uint8 clips (B, C, T, H, W) -> probabilities (B, K), float32."""
+CLIPS, PROBABILITIES = ["clips"], ["probabilities"]
+Names = tuple[list[str], list[str]]
+"""Of the inputs and outputs of an ONNX model."""
 
 
 class DeployedModel(nn.Module):
@@ -70,8 +73,15 @@ class DeployedModel(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map uint8 clips (B, C, T, H, W) to probabilities (B, K)."""
-        inputs = clips.to(torch.float32) * self.scale + self.shift
-        logits: Tensor = self.model(inputs) if self.grid is None else self.model(inputs, self.grid)
+        inputs = self.inputs(clips)
+        return self.probabilities(self.model(inputs) if self.grid is None else self.model(inputs, self.grid))
+
+    def inputs(self, clips: Tensor) -> Tensor:
+        """Normalize uint8 clips (B, C, T, H, W)."""
+        return clips.to(torch.float32) * self.scale + self.shift
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Map logits (B, K) to probabilities (B, K)."""
         if self.temperature is not None:
             logits = logits / self.temperature
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)
@@ -133,7 +143,7 @@ def export_model(
     with torch.no_grad():
         program = torch.export.export(deployed, (example,), dynamic_shapes=shapes)
         with atomic_write(path) as temporary:
-            _WRITERS[kind](program, temporary)
+            WRITERS[kind](program, temporary)
             run = load_exported(temporary, kind)
             # Other batch sizes too, in case tracing froze the example's.
             batches = [example, example[:1], example.repeat(2, 1, 1, 1, 1)[:3]] if any_batch else [example]
@@ -147,7 +157,8 @@ def export_model(
     return {"format": kind, "bytes": path.stat().st_size, "max_difference": difference}
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+def write_onnx(program: torch.export.ExportedProgram, path: Path, names: Names = (CLIPS, PROBABILITIES)) -> None:
+    """Write a program as one ONNX file."""
     for name in ("onnxscript", "onnx_ir"):  # which log every step
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.onnx.export(
@@ -157,8 +168,8 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
         dynamo=True,
         external_data=False,  # one file
         verbose=False,
-        input_names=["clips"],
-        output_names=["probabilities"],
+        input_names=names[0],
+        output_names=names[1],
         custom_translation_table={torch.ops.aten._int_mm.default: _onnx_int_mm},
     )
 
@@ -169,9 +180,9 @@ def _onnx_int_mm(ints: Any, weight: Any) -> Any:
     return operators.MatMulInteger(ints, weight)
 
 
-_WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Path], Any]] = {
+WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Path], Any]] = {
     "pt2": torch.export.save,
-    "onnx": _write_onnx,
+    "onnx": write_onnx,
     "aoti": lambda program, path: torch._inductor.aoti_compile_and_package(program, package_path=str(path)),
 }
 

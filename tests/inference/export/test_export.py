@@ -79,7 +79,7 @@ def answers(monkeypatch, tmp_path):
 
         sizes.clear()
         monkeypatch.setattr(export_module, "load_exported", lambda path, kind: noting)
-        monkeypatch.setitem(export_module._WRITERS, "pt2", lambda program, path: path.write_bytes(b"12345"))
+        monkeypatch.setitem(export_module.WRITERS, "pt2", lambda program, path: path.write_bytes(b"12345"))
         monkeypatch.setattr(torch.export, "export", lambda *given, **shapes: None)
         clips = torch.randint(0, 256, (2, 3, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return export_model(Mean(), clips, tmp_path / "x.pt2", "pt2", **options)
@@ -182,7 +182,7 @@ def test_onnx_is_written_into_one_file_without_a_word(monkeypatch):
     for name in ("onnxscript", "onnx_ir"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: given.append((args, options)))
-    export_module._write_onnx("program", Path("x.onnx"))
+    export_module.write_onnx("program", Path("x.onnx"))
     names = {"input_names": ["clips"], "output_names": ["probabilities"]}  # as docs/export.md uses them
     table = {torch.ops.aten._int_mm.default: export_module._onnx_int_mm}
     options = {"dynamo": True, "external_data": False, "verbose": False, "custom_translation_table": table, **names}
