@@ -115,6 +115,10 @@ class ModelSpec:
         """Return ``macs`` of a pass within a budget."""
         return self.macs(compressed_grid=budget.grid, blocks=budget.blocks, keep=budget.keep, **changed)
 
+    def step_macs(self) -> dict[str, int]:
+        """Return the closed-form multiply-accumulates of one step of a streaming model by part."""
+        return replace(self, arguments={**self.arguments, "num_frames": self.arguments["tubelet"][0]}).macs()
+
     def build(self) -> VideoModel:
         """Build the model, freshly initialized from torch's current seed, with its adapters."""
         model_class = StreamingLookupViT if self.is_streaming else self.entry.model_class
