@@ -19,6 +19,7 @@ from lookupvit_video.models.contract import Features, Output
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.tokenizer import Grid
 
+KEEPS = 4.0  # before training, what is left of a state after each step: sigmoid(4) = 0.98
 LONGEST = 16.0  # steps after which the slowest channels have forgotten 1 - 1 / e of a state, before training
 
 
@@ -34,12 +35,27 @@ class Memory(nn.Module):
         self.norm_state, self.recalled = options.norm(dim), nn.Linear(dim, dim)
         self.norm_new, self.gate_new = options.norm(dim), nn.Linear(dim, dim)
         self.gate_state = nn.Linear(dim, dim, bias=False)
+        self.cut = nn.Linear(dim, dim)
         init_linear(self.recalled)
+        nn.init.zeros_(self.cut.weight)
+        nn.init.constant_(self.cut.bias, KEEPS)
         nn.init.zeros_(self.gate_new.weight)
         nn.init.zeros_(self.gate_state.weight)
         with torch.no_grad():
             tau_D = LONGEST ** ((torch.arange(dim) + 0.5) / dim)
             self.gate_new.bias.copy_(-torch.log(tau_D - 1))
+
+    def forget(self, state_BMD: Tensor, seen_BMD: Tensor, before_BMD: Tensor) -> Tensor:
+        """Return what is left of a state (B, M, D) at the present tubelet: next to nothing after a cut.
+
+        Each channel's share follows from how much the tokens change from one tubelet to the next.
+
+        Args:
+            seen_BMD, before_BMD: the compressed tokens of this tubelet and of the last one, before the first block.
+        """
+        change_BD = (seen_BMD.float() - before_BMD).square().mean(1)
+        left_BD = torch.sigmoid(self.cut(torch.log(10 * change_BD + 1e-2)))
+        return state_BMD * left_BD[:, None].to(state_BMD.dtype)
 
     def recall(self, state_BMD: Tensor) -> Tensor:
         """Return what a step adds to its compressed tokens (B, M, D) before the first block."""
@@ -100,7 +116,7 @@ class StreamingLookupViT(LookupViT):
     def start_state(self, batch: int = 1) -> Tensor:
         """Return the state (B, M, D) before the first tubelet of streams; a plain tensor, to be saved as any other."""
         gate = self.memory.gate_new.weight
-        return gate.new_zeros(batch, math.prod(self.grids[0]), gate.shape[0])
+        return gate.new_zeros(batch, 2 * math.prod(self.grids[0]), gate.shape[0])
 
     def step(self, frames_BCtHW: Tensor, state_BMD: Tensor) -> tuple[Tensor, Tensor]:
         """Take in the next tubelet of each stream: return logits (B, K) and the next state (B, M, D).
@@ -118,12 +134,15 @@ class StreamingLookupViT(LookupViT):
         if self.reset:
             state_BMD = torch.zeros_like(state_BMD)
         tokens = self.start(tokens_BND, budget)
-        compressed_BMD = tokens.compressed + self.memory.recall(state_BMD).to(tokens.compressed.dtype)
+        seen_BMD, (kept_BMD, before_BMD) = tokens.compressed, state_BMD.chunk(2, dim=1)
+        kept_BMD = self.memory.forget(kept_BMD, seen_BMD, before_BMD)
+        compressed_BMD = seen_BMD + self.memory.recall(kept_BMD).to(seen_BMD.dtype)
         tokens = self.advance(tokens._replace(compressed=compressed_BMD), budget)
-        return self.memory.keep(state_BMD, tokens.compressed), tokens.lookup
+        kept_BMD = self.memory.keep(kept_BMD, tokens.compressed)
+        return torch.cat([kept_BMD, seen_BMD.to(kept_BMD.dtype)], dim=1), tokens.lookup
 
     def _answer(self, state_BMD: Tensor) -> Tensor:
-        logits_BK: Tensor = self.heads["compressed"](state_BMD)
+        logits_BK: Tensor = self.heads["compressed"](state_BMD.chunk(2, dim=1)[0])
         return logits_BK
 
     def unroll(self, clip_BCTHW: Tensor, state_BMD: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
