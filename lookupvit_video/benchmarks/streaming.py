@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from lookupvit_video.config import load_config
+from lookupvit_video.config import Section, load_config
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.streaming.model import StreamingLookupViT
 from lookupvit_video.text import aligned_table, grid_name
@@ -33,7 +33,7 @@ def both_configs(cfg: str | None, settings: Sequence[str], frames: int, grid: Se
 
 
 @torch.inference_mode()
-def measure(window: CfgNode, stream: CfgNode, rounds: int) -> dict[str, Any]:
+def measure(window: Section, stream: Section, rounds: int) -> dict[str, Any]:
     """Return multiply-accumulates and milliseconds of processor time of one decision of each, and their ratios.
 
     Weights and pixels are random; both take turns, and times are medians over the rounds.

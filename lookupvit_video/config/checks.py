@@ -148,8 +148,9 @@ def _mixing_fits(MODEL: Section) -> Iterator[str]:
     kernel = MODEL.LOOKUP_CONV
     if len(kernel) not in (0, 3) or any(side % 2 == 0 for side in kernel):
         yield f"MODEL.LOOKUP_CONV is {kernel}; write [t, h, w], each odd, so that a token is in its middle"
-    if (MODEL.ENCODER == "factorised" or MODEL.STREAMING) and kernel and kernel[0] > 1:
-        yield f"MODEL.LOOKUP_CONV is {kernel}; factorised or streaming, blocks see one time index: write 1 for t"
+    single = "streaming" if MODEL.STREAMING else "factorised" if MODEL.ENCODER == "factorised" else ""
+    if single and kernel and kernel[0] > 1:
+        yield f"MODEL.LOOKUP_CONV is {kernel}; {single}, blocks see one time index: write 1 for t"
     if kernel and (MODEL.POOL == "class" or MODEL.TOKENS != "all"):
         yield f"MODEL.LOOKUP_CONV is {kernel}; it needs the complete grid: set MODEL.TOKENS all, and another MODEL.POOL"
 

@@ -378,7 +378,7 @@ class Predictor:
         return self.model
 
     def start_state(self, batch: int = 1) -> Tensor:
-        """Return the state (B, M, D) of streams before their first tubelet, for ``predict_step``."""
+        """Return the state (B, 2 M, D) of streams before their first tubelet, for ``predict_step``."""
         return self._streaming_model.start_state(batch)
 
     def predict_step(self, tubelets_BCtHW: Tensor, state_BMD: Tensor | None = None) -> tuple[Tensor, Tensor]:

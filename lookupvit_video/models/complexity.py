@@ -180,7 +180,7 @@ def lookupvit_macs(
         "adapters": times * sum(up + shape.block_adapter_macs(m, m) for up, _ in adapters)
         + times * sum(back for _, back in adapters[: len(infused)]),
         "temporal_encoder": readers * (shape.temporal_macs() + shape.temporal_adapter_macs()),
-        "memory": 3 * times * m * dim * dim if shape.encoder == "streaming" else 0,
+        "memory": times * (3 * m + 1) * dim * dim if shape.encoder == "streaming" else 0,
         "heads": (1 + len(passed)) * sum(shape.head_macs(pooled[name]) for name in read),
     }
 

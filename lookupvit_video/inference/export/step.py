@@ -19,7 +19,7 @@ from lookupvit_video.inference.predictor import Predictor
 FILES = {"pt2": "step.pt2", "onnx": "step.onnx", "aoti": "step_aoti.pt2"}
 INPUTS, OUTPUTS = ["tubelets", "state"], ["probabilities", "next_state"]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""uint8 tubelets (B, C, t, H, W) and float32 states (B, M, D) -> probabilities (B, K) and the next states."""
+"""uint8 tubelets (B, C, t, H, W) and float32 states (B, 2 M, D) -> probabilities (B, K) and the next states."""
 
 
 class DeployedStep(nn.Module):
@@ -30,7 +30,7 @@ class DeployedStep(nn.Module):
         self.deployed = deployed
 
     def forward(self, tubelets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in uint8 tubelets (B, C, t, H, W) and states (B, M, D)."""
+        """Take in uint8 tubelets (B, C, t, H, W) and states (B, 2 M, D)."""
         model: Any = self.deployed.model
         logits, state = model.step(self.deployed.inputs(tubelets), state)
         return self.deployed.probabilities(logits), state

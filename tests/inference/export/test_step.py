@@ -72,7 +72,7 @@ def test_the_command_writes_the_step_of_a_streaming_checkpoint_too(tmp_path, cap
     call_tool("tools/export.py", "--checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "model.json").read_text())["step"]
     assert (tmp_path / "out" / "step.pt2").exists()
-    assert facts["state"] == [4, 24]
+    assert facts["state"] == [8, 24]
     assert facts["frames"] == 2
     assert facts["inputs"] == ["tubelets", "state"]
     assert list(facts["files"]) == ["step.pt2"]
