@@ -197,7 +197,8 @@ def robustness_steps(config: str) -> list[Step]:
 
 STUDIES = {
     "controls_digit": [], "controls_motion": [], "resolution": [], "budgets_motion": [], "options_motion": [],
-    "options_digit": [], "lookup_conv_digit": [], "lookup_conv_motion": [], "controls_digits": [DIGITS],
+    "options_digit": [], "lookup_conv_digit": [], "lookup_conv_motion": [], "tokenizer_digit": [],
+    "tokenizer_motion": [], "controls_digits": [DIGITS],
     "budgets_digit": [], "keep_distractors": [DISTRACTORS],
     "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")],
 }  # fmt: skip

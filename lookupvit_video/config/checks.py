@@ -109,6 +109,11 @@ def _data_fits(DATA: Section, MODEL: Section) -> Iterator[str]:
         yield f"DATA.TRAIN_JITTER_SCALES is {scales}; write [low, high] with DATA.TRAIN_CROP_SIZE {size} <= low <= high"
 
 
+def _tokenizer_fits(MODEL: Section) -> Iterator[str]:
+    if MODEL.TOKENIZER == "convolutional" and any(side % 4 for side in MODEL.TUBELET[1:]):
+        yield f"MODEL.TOKENIZER convolutional: height and width of MODEL.TUBELET {MODEL.TUBELET} must be divisible by 4"
+
+
 def _model_exists(MODEL: Section) -> Iterator[str]:
     entry, weights, grids = MODELS[MODEL.ARCH], MODEL.COMPRESSED_GRID_WEIGHTS, MODEL.COMPRESSED_GRIDS
     if MODEL.VARIANT not in entry.variants:
@@ -236,6 +241,7 @@ def _pretraining_fits(
         ("DISTILL.TEACHER", DISTILL.TEACHER, "", "a teacher answers with classes"),
         ("MODEL.POOL", MODEL.POOL == "class" and "class", False, "a class token is not trained"),
         ("MODEL.LOOKUP_CONV", MODEL.ARCH == "vit" and MODEL.LOOKUP_CONV, [], "a dense ViT's needs all tokens"),
+        ("MODEL.TOKENIZER", MODEL.TOKENIZER, "linear", "tokens of shown tubelets would see pixels of hidden ones"),
         ("MODEL.POSITIONS", MODEL.POSITIONS, "learned", "hidden tubelets would leave gaps in the turns"),
         ("MODEL.PRE_NORM", MODEL.PRE_NORM, False, "a norm of other weights"),
         ("MODEL.REGISTERS", MODEL.REGISTERS, 0, "registers of other weights"),
@@ -277,6 +283,6 @@ def _streaming_fits(MODEL: Section, DATA: Section, TRAIN: Section, TEST: Section
 
 
 CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
-    _data_fits, _model_exists, _grids_fit, _mixing_fits, _budgets_fit, _frozen_parts_fit, _training_fits,
-    _others_are_there, _pretraining_fits, _streaming_fits,
+    _data_fits, _tokenizer_fits, _model_exists, _grids_fit, _mixing_fits, _budgets_fit, _frozen_parts_fit,
+    _training_fits, _others_are_there, _pretraining_fits, _streaming_fits,
 )  # fmt: skip

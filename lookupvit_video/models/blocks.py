@@ -58,6 +58,8 @@ class BlockOptions:
     """How queries and keys are turned by their place, one of ``rotary.FORMS``; "": not at all."""
     pre_norm: bool = False
     """Whether there is a norm before the first block too, as in CLIP."""
+    convolutional_tokenizer: bool = False
+    """Whether the tokenizer begins with a ``ConvolutionalStem``."""
 
     @property
     def has_positions(self) -> bool:
@@ -67,7 +69,8 @@ class BlockOptions:
     def tokenizer(self, *, dim: int, **arguments: Any) -> TubeletTokenizer:
         """Return a tokenizer whose tokens these blocks take."""
         norm = self.norm(dim) if self.pre_norm else None
-        return TubeletTokenizer(dim=dim, positions=self.has_positions, norm=norm, **arguments)
+        arguments |= {"positions": self.has_positions, "convolutional": self.convolutional_tokenizer}
+        return TubeletTokenizer(dim=dim, norm=norm, **arguments)
 
     def norm(self, dim: int) -> nn.LayerNorm:
         """Return a layer norm."""
@@ -187,9 +190,18 @@ class LocalMixing(nn.Module):
             rows = kept_Bn[..., None].expand_as(x_BnC)
             x_BNC = x_BnC.new_zeros(len(x_BnC), math.prod(self.grid), x_BnC.shape[-1]).scatter(1, rows, x_BnC)
         x_BCthw = x_BNC.transpose(1, 2).unflatten(2, self.grid)
-        out_BCthw = F.conv3d(x_BCthw, self.weight, self.bias, padding=self.padding, groups=len(self.weight))
-        out_BNC = out_BCthw.flatten(2).transpose(1, 2)
+        out_BNC = self._convolved(x_BCthw).flatten(2).transpose(1, 2)
         return out_BNC if kept_Bn is None else out_BNC.gather(1, rows)
+
+    def _convolved(self, x_BCthw: Tensor) -> Tensor:
+        arguments: dict[str, Any] = {"padding": self.padding, "groups": len(self.weight)}
+        if not (x_BCthw.dtype == torch.bfloat16 and x_BCthw.device.type == "cpu" and torch.is_grad_enabled()):
+            return F.conv3d(x_BCthw, self.weight, self.bias, **arguments)
+        # oneDNN's bfloat16 gradient of such a weight reads past its input: now and then it is not finite. float32 takes
+        # half of its time.
+        with torch.autocast("cpu", enabled=False):
+            out_BCthw = F.conv3d(x_BCthw.float(), self.weight.float(), self.bias.float(), **arguments)
+        return out_BCthw.to(x_BCthw.dtype)
 
 
 def mixed_mlp(mlp: nn.Sequential, mixing: LocalMixing | None, x_BND: Tensor, kept_BN: Tensor | None = None) -> Tensor:

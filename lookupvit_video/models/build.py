@@ -70,6 +70,7 @@ class ModelSpec:
         return Shape(
             grid=(self.arguments["num_frames"] // self.arguments["tubelet"][0], *self.token_grid[1:]),
             lookup_conv=self.arguments["options"].lookup_conv,
+            convolutional_tokenizer=self.arguments["options"].convolutional_tokenizer,
             adapter=self.adapter,
             adapter_width=self.adapter_width or WIDTHS.get(self.adapter, 0),
             temporal_adapter=self.adapter != "none" and self.adapted_stages[-1].startswith("temporal"),
@@ -180,6 +181,7 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
             lookup_conv=tuple(model.LOOKUP_CONV),
             rotary=model.ROTARY if model.POSITIONS == "rotary" else "",
             pre_norm=model.PRE_NORM,
+            convolutional_tokenizer=model.TOKENIZER == "convolutional",
         ),
         "heads": tuple(model.HEADS),
         "inference_head": model.INFERENCE_HEAD,

@@ -19,7 +19,7 @@ from lookupvit_video.models.attention import using_kernel
 from lookupvit_video.models.budget import tokens_kept
 from lookupvit_video.models.lookupvit import HEADS
 from lookupvit_video.models.token_reduction import merged_per_block
-from lookupvit_video.models.tokenizer import Grid
+from lookupvit_video.models.tokenizer import STEM_CHANNELS, Grid
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -35,9 +35,14 @@ def lookupvit_block_macs(n: int, m: int, dim: int) -> int:
     return (3 * n * m + 2 * m * m) * dim + (4 * n + 15 * m) * dim * dim
 
 
-def tokenizer_macs(grid: Grid, tubelet: Grid, dim: int, in_channels: int = 3) -> int:
-    """MACs of the tubelet projection."""
-    return math.prod(grid) * in_channels * math.prod(tubelet) * dim
+def tokenizer_macs(grid: Grid, tubelet: Grid, dim: int, in_channels: int = 3, convolutional: bool = False) -> int:
+    """MACs of the tubelet projection, and of the ``ConvolutionalStem`` before it."""
+    channels, pixels, stem = in_channels, math.prod(grid) * math.prod(tubelet), 0
+    for n_out in STEM_CHANNELS if convolutional else ():
+        pixels //= 4
+        stem += pixels * 9 * channels * n_out
+        channels = n_out
+    return stem + pixels * channels * dim
 
 
 def resize_macs(grid_in: Sequence[int], grid_out: Sequence[int], dim: int) -> int:
@@ -92,6 +97,8 @@ class Shape:
     pool: str = "average"
     lookup_conv: tuple[int, ...] = ()
     """See ``BlockOptions``."""
+    convolutional_tokenizer: bool = False
+    """See ``BlockOptions``."""
     registers: int = 0
     """Of a dense ViT."""
     adapter: str = "none"
@@ -109,6 +116,10 @@ class Shape:
     def block_grid(self) -> Grid:
         """The grid of the lookup tokens that a block sees together."""
         return self.grid if self.encoder == "joint" else (1, *self.grid[1:])
+
+    def tokenizer_macs(self) -> int:
+        """MACs of the tokenizer."""
+        return tokenizer_macs(self.grid, self.tubelet, self.dim, convolutional=self.convolutional_tokenizer)
 
     def temporal_macs(self) -> int:
         """MACs of the temporal encoder on one vector per time index; 0 where there is none."""
@@ -169,7 +180,7 @@ def lookupvit_macs(
     gathering = times * len(counts)
     adapters = [shape.exchange_adapter_macs(count, m) for count in counts]
     return {
-        "tokenizer": tokenizer_macs(shape.grid, shape.tubelet, dim),
+        "tokenizer": shape.tokenizer_macs(),
         "resize": times * resize_macs(shape.block_grid, grid, dim),
         "gather": times * sum(2 * (n + m) * dim * dim + 2 * n * m * dim for n in counts),  # K, V | Q, projection | ...
         "refine_attention": gathering * attention_macs(m, dim),
@@ -214,7 +225,7 @@ def vit_macs(
         n -= r
         mlp += mlp_macs(n, dim, 4 * dim)
     return {
-        "tokenizer": tokenizer_macs(shape.grid, shape.tubelet, dim),
+        "tokenizer": shape.tokenizer_macs(),
         "resize": resize_macs(shape.grid, compressed_grid, dim) if tokens == "resize" else 0,
         "attention": shape.times * attention,
         "matching": matching,

@@ -4,6 +4,7 @@ Shape letters: B batch, C channels, T frames, H W pixels, t h w grid, N lookup t
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,33 @@ from lookupvit_video.models import kernels
 
 Grid = tuple[int, int, int]
 _CHANGES = 3.0  # factor of input "changes"
+STEM_CHANNELS = (16, 64)  # of the convolutions before the projection, each of which halves height and width
+STEM_STRIDE = 2 ** len(STEM_CHANNELS)
+
+
+class ConvolutionalStem(nn.Module):
+    """3 x 3 convolutions with stride 2 over the pixels of each frame, with a GELU after each.
+
+    Source: Early convolutions help transformers see better (arXiv 2106.14881): a few such layers, then a
+    projection to the width. Batch norm is left out: a clip's tokens would depend on the other clips of its batch.
+    """
+
+    def __init__(self, in_channels: int = 3):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise((in_channels, *STEM_CHANNELS)):
+            layer = nn.Conv2d(n_in, n_out, kernel_size=3, stride=2, padding=1)
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # keeps the scale of the pixels
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            layers += [layer, nn.GELU()]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, clip_BCTHW: Tensor) -> Tensor:
+        """Map (B, C, T, H, W) to (B, 64, T, H / 4, W / 4)."""
+        clip_BTCHW = clip_BCTHW.transpose(1, 2)
+        features_RChw = self.layers(clip_BTCHW.flatten(0, 1))  # R = B T; conv3d over one frame takes longer
+        features_BTChw: Tensor = features_RChw.unflatten(0, clip_BTCHW.shape[:2])
+        return features_BTChw.transpose(1, 2)
 
 
 class TubeletTokenizer(nn.Module):
@@ -25,6 +53,8 @@ class TubeletTokenizer(nn.Module):
             videos show what moves, and not where it does.
         positions: whether there are positions to add; models that turn queries and keys may do without.
         norm: of the tokens with their positions, which CLIP has before its first block; None: none.
+        convolutional: a ``ConvolutionalStem`` comes first, and its features are cut and projected, not the pixels;
+            height and width of the tubelet must be multiples of 4.
     """
 
     def __init__(
@@ -38,6 +68,7 @@ class TubeletTokenizer(nn.Module):
         input: str = "frames",
         positions: bool = True,
         norm: nn.Module | None = None,
+        convolutional: bool = False,
     ):
         super().__init__()
         self.changes = input == "changes"
@@ -47,14 +78,23 @@ class TubeletTokenizer(nn.Module):
         self.clip_shape = (in_channels, *extent)
         self.grid: Grid = (num_frames // tubelet[0], size // tubelet[1], size // tubelet[2])
         self.num_tokens = math.prod(self.grid)
-        self.projection = nn.Conv3d(in_channels, dim, kernel_size=tubelet, stride=tubelet)
+        self.tubelet = tubelet
+        self.projection = _projection(in_channels, dim, tubelet)
         # Learned, but from a start in which places differ as clearly as pixels do: from small random numbers, motion is
         # learned later (the order of tokens is nearly invisible next to their content).
         self.positions = nn.Parameter(sine_cosine_positions(self.grid, dim)[None]) if positions else None
         self.norm = norm
-        # As a linear layer on the flattened tubelet (what it is), not as a convolution with its fan-in rules.
-        nn.init.xavier_uniform_(self.projection.weight.view(dim, -1))
-        nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
+        self.stem: ConvolutionalStem | None = None
+        if convolutional:
+            self._add_stem(in_channels, dim)
+
+    def _add_stem(self, in_channels: int, dim: int) -> None:
+        t, h, w = self.tubelet
+        if h % STEM_STRIDE or w % STEM_STRIDE:
+            raise UserError(f"tubelet {self.tubelet}: convolutions need a height and width divisible by {STEM_STRIDE}")
+        with torch.random.fork_rng(devices=[]):  # all other weights start as they do without
+            self.stem = ConvolutionalStem(in_channels)
+            self.projection = _projection(STEM_CHANNELS[-1], dim, (t, h // STEM_STRIDE, w // STEM_STRIDE))
 
     def forward(self, clip_BCTHW: Tensor, rows_Bn: Tensor | None = None) -> Tensor:
         """Turn a normalized float clip (B, C, T, H, W) into lookup tokens (B, N, D), rows in t, h, w order.
@@ -70,7 +110,7 @@ class TubeletTokenizer(nn.Module):
                 f"expected clips of shape (B, {', '.join(map(str, self.clip_shape))}), got {tuple(clip_BCTHW.shape)}"
             )
         weight_DC = self.projection.weight.flatten(1)
-        pixels_BNC: Tensor = self.fold(clip_BCTHW)
+        pixels_BNC: Tensor = in_rows(self._shown(clip_BCTHW), self.grid)
         positions_BND: Tensor | None = self.positions
         if rows_Bn is not None:
             pixels_BNC = chosen_rows(pixels_BNC, rows_Bn)
@@ -84,7 +124,7 @@ class TubeletTokenizer(nn.Module):
 
     def unfold(self, pixels_BNC: Tensor) -> Tensor:
         """Return the clip (B, C, T, H, W) whose tubelets' pixels these are."""
-        (t, h, w), (dt, dh, dw) = self.grid, self.projection.kernel_size
+        (t, h, w), (dt, dh, dw) = self.grid, self.tubelet
         parts = pixels_BNC.reshape(len(pixels_BNC), t, h, w, self.clip_shape[0], dt, dh, dw)
         return parts.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(parts), *self.clip_shape)
 
@@ -100,13 +140,32 @@ class TubeletTokenizer(nn.Module):
         return variance_BN
 
     def fold(self, clip_BCTHW: Tensor) -> Tensor:
-        """Lay each tubelet's pixels out in a row (B, N, C * its volume): then the convolution is one matrix product."""
-        if self.changes:
-            clip_BCTHW = _CHANGES * (clip_BCTHW - clip_BCTHW.mean(2, keepdim=True))
-        batch, channels = clip_BCTHW.shape[:2]
-        (t, h, w), (dt, dh, dw) = self.grid, self.projection.kernel_size
-        parts = clip_BCTHW.reshape(batch, channels, t, dt, h, dh, w, dw)
-        return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t * h * w, -1)
+        """Lay each tubelet's pixels out in a row (B, N, C * its volume)."""
+        return in_rows(self._input(clip_BCTHW), self.grid)
+
+    def _input(self, clip_BCTHW: Tensor) -> Tensor:
+        return _CHANGES * (clip_BCTHW - clip_BCTHW.mean(2, keepdim=True)) if self.changes else clip_BCTHW
+
+    def _shown(self, clip_BCTHW: Tensor) -> Tensor:
+        """Return what the projection sees: the pixels, or the stem's features."""
+        clip_BCTHW = self._input(clip_BCTHW)
+        return clip_BCTHW if self.stem is None else self.stem(clip_BCTHW)
+
+
+def _projection(in_channels: int, dim: int, sides: Grid) -> nn.Conv3d:
+    projection = nn.Conv3d(in_channels, dim, kernel_size=sides, stride=sides)
+    # As a linear layer on the flattened tubelet (what it is), not as a convolution with its fan-in rules.
+    nn.init.xavier_uniform_(projection.weight.view(dim, -1))
+    nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+    return projection
+
+
+def in_rows(clip_BCTHW: Tensor, grid: Grid) -> Tensor:
+    """Lay each tubelet out in a row (B, N, C * its volume): then a convolution over it is one matrix product."""
+    batch, channels, *sides = clip_BCTHW.shape
+    (t, h, w), (dt, dh, dw) = grid, (side // count for side, count in zip(sides, grid, strict=True))
+    parts = clip_BCTHW.reshape(batch, channels, t, dt, h, dh, w, dw)
+    return parts.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t * h * w, -1)
 
 
 def chosen_rows(tokens_BND: Tensor, rows_Bn: Tensor) -> Tensor:

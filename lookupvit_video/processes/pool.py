@@ -8,6 +8,7 @@ import multiprocessing
 import queue
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -139,8 +140,11 @@ class IsolatedPool(Generic[Task, Answer]):
 
     def __init__(self, function: Callable[[Task], Answer], *, processes: int, timeout: float):
         self._function, self._timeout, self._is_closed = function, timeout, False
+        self._lock = threading.Lock()  # over _is_closed and _workers
         start_fork_server(getattr(function, "func", function).__module__)
         self._context: Any = multiprocessing.get_context(_METHOD)
+        # Who takes a worker from here is the only one to use or close its pipe: a handle that is closed twice may be
+        # another file's by then.
         self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._workers = [_Worker(self._context, function) for _ in range(processes)]
         for worker in self._workers:
@@ -168,7 +172,7 @@ class IsolatedPool(Generic[Task, Answer]):
                 lost = worker.receive()
             answer, worker.answer = worker.answer, None
             return Outcome(0, None if lost else answer, lost)
-        except (RunFailure, OSError):  # OSError: the pipe was closed before this thread saw its end
+        except RunFailure:
             if not self._is_closed:
                 raise
             return Outcome(0, None, lost)
@@ -177,20 +181,28 @@ class IsolatedPool(Generic[Task, Answer]):
 
     def _replaced(self, worker: "_Worker") -> "_Worker":
         worker.kill()
-        if not self._is_closed:
-            self._workers.remove(worker)
-            worker = _Worker(self._context, self._function)
-            self._workers.append(worker)
+        with self._lock:
+            if not self._is_closed:
+                self._workers.remove(worker)
+                worker = _Worker(self._context, self._function)
+                self._workers.append(worker)
         return worker
 
     def close(self) -> None:
         """End the processes; what waits for them gets a lost outcome."""
-        self._is_closed = True
+        with self._lock:
+            self._is_closed = True
         for worker in self._workers:
-            worker.process.kill()  # whose pipe ends with it, for a thread that may be waiting there
+            worker.process.kill()  # whose pipe ends with it: a thread that waits there closes it and puts it back
         for worker in self._workers:
             worker.process.join(timeout=5)
-            worker.connection.close()
+        idle = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                idle.append(self._free.get_nowait())
+        for worker in idle:
+            worker.kill()
+            self._free.put(worker)  # for a thread that asks later: it finds the pool closed
 
 
 class _Worker:
@@ -212,7 +224,7 @@ class _Worker:
         """Give the process a task and its time limit."""
         self.task, self.deadline = index, time.monotonic() + seconds
         self.waited = self._without_processor()
-        with contextlib.suppress(BrokenPipeError):  # it has died: the next receive reports it
+        with contextlib.suppress(ConnectionError):  # it has died: the next receive reports it
             self.connection.send(task)
 
     def is_late(self) -> bool:

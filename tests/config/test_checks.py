@@ -23,6 +23,18 @@ from lookupvit_video.errors import UserError
             "MODEL.ARCH vit MODEL.LOOKUP_CONV [3,3,3] MODEL.TOKENS random",
             r"MODEL\.LOOKUP_CONV .* MODEL\.TOKENS all",
         ),
+        (
+            "MODEL.TOKENIZER convolutional MODEL.TUBELET [2,16,14]",
+            r"MODEL\.TOKENIZER convolutional: .* MODEL\.TUBELET \[2, 16, 14\] must be divisible by 4",
+        ),
+        (
+            "MODEL.TOKENIZER convolutional MODEL.TUBELET [2,14,16]",
+            r"MODEL\.TOKENIZER convolutional: .* must be divisible by 4",
+        ),
+        (
+            "MODEL.TOKENIZER convolutional TRAIN.TASK masked TEST.ENABLE False",
+            r"TRAIN\.TASK is masked; set MODEL\.TOKENIZER 'linear': tokens of shown tubelets would see",
+        ),
         ("MODEL.LOOKUP_CONV [3,3]", r"MODEL\.LOOKUP_CONV is \[3, 3\]; write \[t, h, w\]"),
         (
             "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.LOOKUP_CONV [3,3,3]",

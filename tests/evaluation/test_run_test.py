@@ -101,6 +101,7 @@ def test_a_bad_video_is_wrong_for_every_grid(data, tmp_path):
 @pytest.mark.parametrize(("model", "resized"), [
     (JOINT, ["tokenizer.positions: resized from a grid of (2, 4, 4) to (4, 6, 6)"]),
     ({"MODEL__ARCH": "vit"}, ["tokenizer.positions: resized from a grid of (2, 4, 4) to (4, 6, 6)"]),
+    (JOINT | {"MODEL__TOKENIZER": "convolutional"}, ["tokenizer.positions: resized from a grid of (2, 4, 4) to (4"]),
     (FACTORISED, ["tokenizer.positions: resized from", "temporal.positions: resized from a grid of (2, 1, 1) to (4"]),
 ])  # fmt: skip
 def test_a_checkpoint_is_tested_on_longer_and_larger_clips(data, tmp_path, model, resized):

@@ -385,6 +385,22 @@ def randomised_mixing(grid, kernel):
     return mixing.double()
 
 
+def test_local_mixing_trains_in_float32_under_bfloat16_autocast_on_a_cpu():
+    """oneDNN's own gradient in bfloat16 reads past its input."""
+    grid = (2, 4, 4)
+    mixing = LocalMixing(96, grid, (3, 3, 3))
+    nn.init.trunc_normal_(mixing.weight)
+    x_BNC = torch.randn(3, 32, 96).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out_BNC = mixing(x_BNC)
+    out_BNC.sum().backward()
+    assert out_BNC.dtype == torch.bfloat16
+    got = mixing.weight.grad.clone()
+    mixing.double().zero_grad()
+    mixing(x_BNC.double()).sum().backward()
+    torch.testing.assert_close(got, mixing.weight.grad.float())
+
+
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 5)])
 def test_local_mixing_is_a_weighted_sum_of_the_neighbors_on_the_grid(kernel):
     grid = (2, 3, 4)

@@ -52,6 +52,9 @@ def clip_of(cfg, device="cpu"):
     f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3] MODEL.KEEP [1,0.5,0.5]",
     "MODEL.LOOKUP_CONV [3,1,1] MODEL.KEEP [1,0.5,0.1]", f"{VIT} MODEL.LOOKUP_CONV [3,3,3]",
     f"{VIT} {FACTORISED} MODEL.LOOKUP_CONV [1,3,3]",
+    "MODEL.TOKENIZER convolutional", f"{VIT} MODEL.TOKENIZER convolutional MODEL.TUBELET [3,4,8]",
+    f"{FACTORISED} MODEL.TOKENIZER convolutional MODEL.TUBELET [1,8,4] MODEL.INPUT changes",
+    f"{VIT} MODEL.TOKENIZER convolutional MODEL.TOKENS random",
     "MODEL.POOL attentive", "MODEL.POOL average_norm", "MODEL.POOL attentive MODEL.INFERENCE_HEAD compressed",
     "MODEL.QK_NORM True MODEL.LAYER_SCALE 0.1 MODEL.ACTIVATION quick_gelu MODEL.RESIZE trilinear",
     "MODEL.REVERSE_WEIGHTS softmax", "MODEL.REVERSE_WEIGHTS scaled", "MODEL.DEPTH 1 MODEL.INFERENCE_HEAD compressed",
@@ -96,6 +99,7 @@ def by_module(cfg):
 
 @pytest.mark.parametrize("changes", [
     "MODEL.POOL attentive", "MODEL.INFERENCE_HEAD compressed", f"{FACTORISED} MODEL.POOL attentive",
+    "MODEL.TOKENIZER convolutional",
 ])  # fmt: skip
 def test_the_parts_of_lookupvit_are_what_its_modules_do(changes):
     cfg = small_config(changes)

@@ -46,6 +46,9 @@ LOOKUPVITS = {
     "lookup_conv": "MODEL.LOOKUP_CONV [3,3,3]",
     "lookup_conv factorised": f"{FACTORISED} MODEL.LOOKUP_CONV [1,3,3]",
     "lookup_conv keep": "MODEL.LOOKUP_CONV [1,3,1] MODEL.DEPTH 3 MODEL.KEEP [1,0.5,0.25] MODEL.ADAPTER adaptformer",
+    "convolutional": "MODEL.TOKENIZER convolutional",
+    "keep convolutional": "MODEL.TOKENIZER convolutional MODEL.KEEP [1,0.5] MODEL.EXITS [1]",
+    "convolutional factorised": f"{FACTORISED} MODEL.TOKENIZER convolutional MODEL.INPUT changes",
     "rotary": "MODEL.POSITIONS rotary MODEL.COMPRESSED_GRIDS [[1,1,2],[2,3,3]]",
     "keep rotary": "MODEL.POSITIONS rotary MODEL.ROTARY vjepa2 MODEL.KEEP [1,0.5] MODEL.EXITS [1] MODEL.QK_NORM True",
     "rotary factorised": f"{FACTORISED} MODEL.POSITIONS rotary MODEL.ROTARY dinov3 MODEL.PRE_NORM True",
@@ -67,6 +70,7 @@ DENSE = {
     "vit average_norm": "MODEL.POOL average_norm",
     "vit factorised": FACTORISED,
     "vit image": IMAGE,
+    "vit convolutional": "MODEL.TOKENIZER convolutional MODEL.POOL class MODEL.REGISTERS 2",
     "vit rotary": "MODEL.POSITIONS rotary MODEL.POOL class MODEL.REGISTERS 2",
     "vit resize": "MODEL.TOKENS resize",
     "vit random": "MODEL.TOKENS random MODEL.KEEP_TOKENS 7",
@@ -219,6 +223,7 @@ def test_bfloat16_autocast_trains_and_keeps_the_tokens_in_float32(name):
 SAME_GRAPH = {"lookup only", "read lookup", "attentive", "factorised", "image", "multi-resolution", "linear probe",
               "attentive probe", "exits", "exits compressed", "keep random", "exits probe", "exits lora",
               "lookup_conv factorised", "lookup_conv keep", "rotary factorised", "connector factorised probe",
+              "keep convolutional", "convolutional factorised",
               "vit average_norm", "vit image", "vit probe", "vit lora",
               "vit adaptformer factorised", "spatial factorised probe", *PEERS}  # fmt: skip
 

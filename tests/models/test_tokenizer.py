@@ -36,6 +36,61 @@ def test_changes_amplify_what_differs_from_the_average_frame():
     torch.testing.assert_close(changes(still + moving), plain(3 * moving))
 
 
+def convolutional(seed=0, **changed):
+    torch.manual_seed(seed)
+    arguments = {"num_frames": 4, "size": 24, "tubelet": (2, 8, 12), "dim": 5, "convolutional": True}
+    return TubeletTokenizer(**arguments | changed).double()
+
+
+def test_convolutions_come_before_the_projection_frame_by_frame():
+    model = convolutional()
+    first, second = (model.stem.layers[i] for i in (0, 2))
+    clip = torch.randn(2, 3, 4, 24, 24, dtype=torch.float64)
+    frames = []
+    for frame in clip.unbind(2):
+        half = F.gelu(F.conv2d(frame, first.weight, first.bias, stride=2, padding=1))
+        frames.append(F.gelu(F.conv2d(half, second.weight, second.bias, stride=2, padding=1)))
+    features = torch.stack(frames, dim=2)
+    assert features.shape == (2, 64, 4, 6, 6)
+    tokens = F.conv3d(features, model.projection.weight, model.projection.bias, stride=(2, 2, 3))
+    wanted = tokens.flatten(2).transpose(1, 2) + model.positions
+    assert model.grid == (2, 3, 2)
+    torch.testing.assert_close(model(clip), wanted)
+    rows = torch.tensor([[4, 1], [0, 11]])
+    torch.testing.assert_close(model(clip, rows), wanted.gather(1, rows[..., None].expand(-1, -1, 5)))
+    still = torch.randn(2, 3, 1, 24, 24, dtype=torch.float64)
+    moving = clip - clip.mean(2, keepdim=True)
+    torch.testing.assert_close(convolutional(input="changes")(still + moving), model(3 * moving))
+
+
+def test_pixels_are_pixels_whatever_comes_before_the_projection():
+    clip = torch.randn(2, 3, 4, 24, 24, dtype=torch.float64)
+    linear, model = convolutional(convolutional=False), convolutional()
+    assert torch.equal(model.fold(clip), linear.fold(clip))
+    assert torch.equal(model.unfold(model.fold(clip)), clip)
+    assert torch.equal(model.pixel_variance(clip), linear.pixel_variance(clip))
+
+
+def test_convolutions_keep_the_scale_of_the_pixels_and_shift_no_random_numbers():
+    linear = convolutional(convolutional=False, dim=96)
+    after = torch.rand(1)
+    model = convolutional(dim=96)
+    assert torch.equal(torch.rand(1), after)
+    assert torch.equal(model.positions, linear.positions)
+    clip = torch.randn(4, 3, 4, 24, 24, dtype=torch.float64)
+    scales = [(each(clip) - each.positions).std().item() for each in (linear, model)]
+    assert 0.5 < scales[1] / scales[0] < 2
+    assert not any(layer.bias.any() for layer in (*model.stem.layers[::2], model.projection))
+    bound = math.sqrt(6 / (96 + 64 * 2 * 2 * 3))
+    assert 0.95 * bound < model.projection.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("tubelet", [(2, 6, 12), (2, 12, 6)])
+def test_convolutions_need_sides_that_they_can_halve_twice(tubelet):
+    with pytest.raises(ValueError, match="a height and width divisible by 4"):
+        convolutional(tubelet=tubelet)
+
+
 def test_wrong_geometry_is_a_clear_error():
     with pytest.raises(ValueError, match="cannot be cut into tubelets"):
         TubeletTokenizer(num_frames=5, size=12, tubelet=(2, 4, 6), dim=5)

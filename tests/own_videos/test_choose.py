@@ -105,6 +105,8 @@ def test_weights_decide_clip_and_model(videos, tmp_path):
         "[0.4,0.4,0.4]",
         "TEST.ENABLE",
         False,
+        "MODEL.TOKENIZER",
+        "convolutional",
     )
     assert train(*first).returncode == 0
     weights = tmp_path / "first" / "model.pt"
@@ -113,6 +115,7 @@ def test_weights_decide_clip_and_model(videos, tmp_path):
     log = done.stderr.split("reuse them:\n")[1].split("predicted: ")[0].splitlines()[:-1]
     settings = yaml.safe_load("\n".join(line.partition(" ")[2] for line in log))
     assert (settings["MODEL"]["DIM"], settings["DATA"]["NUM_FRAMES"], settings["DATA"]["MEAN"]) == (24, 4, [0.4] * 3)
+    assert settings["MODEL"]["TOKENIZER"] == "convolutional"
     assert settings["SOLVER"]["BASE_LR"] == pytest.approx(2e-4)
     assert not (tmp_path / "second").exists()
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -199,7 +200,7 @@ def test_a_process_that_is_lost_is_replaced_and_one_that_errs_is_not(pool):
     assert len(multiprocessing.active_children()) == 2
 
 
-def test_a_thread_whose_pipe_is_closed_under_it_gets_a_lost_outcome(pool, monkeypatch):
+def test_a_thread_whose_pool_is_closed_under_it_gets_a_lost_outcome(pool, monkeypatch):
     send = pool._workers[0].__class__.send
     monkeypatch.setattr(pool._workers[0].__class__, "send", lambda *given: (pool.close(), send(*given)))
     assert pool.run(0).lost.cause == "crash"
@@ -215,3 +216,31 @@ def test_closing_a_pool_ends_what_waits_for_it(pool):
     for thread in threads:
         thread.join(10)
     assert [outcome.lost.cause for outcome in found] == ["crash"] * 3
+
+
+def test_a_pipe_in_use_is_closed_by_the_thread_that_uses_it(pool, monkeypatch):
+    closed_by = {}
+    close, kill = Connection.close, pool._workers[0].__class__.kill
+
+    def noted(connection):
+        if not connection.closed:
+            closed_by.setdefault(id(connection), set()).add(threading.current_thread())
+        close(connection)
+
+    def slow(worker):
+        if threading.current_thread() in threads:
+            time.sleep(0.3)
+        kill(worker)
+
+    pipes = {id(worker.connection) for worker in pool._workers}
+    monkeypatch.setattr(Connection, "close", noted)
+    monkeypatch.setattr(pool._workers[0].__class__, "kill", slow)
+    threads = [threading.Thread(target=pool.run, args=["pause"]) for _ in pool._workers]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    pool.close()
+    for thread in threads:
+        thread.join(10)
+    assert {thread for pipe in pipes for thread in closed_by[pipe]} == set(threads)
+    assert pool.run(0).lost.cause == "crash"

@@ -26,6 +26,7 @@ ADAPTED = [
     ("factorised", "MODEL.ADAPTER adaptformer MODEL.TRAIN_NORMS True"),
     ("vit factorised", "MODEL.ADAPTER lora MODEL.FREEZE_SPATIAL True"),
 ]
+LAYERS = nn.Linear | nn.Conv2d | nn.Conv3d | LocalMixing
 every_training = pytest.mark.parametrize(("name", "overrides"), [*((name, "") for name in MODELS), *ADAPTED])
 
 
@@ -38,7 +39,7 @@ def test_each_trainable_parameter_is_in_one_group_and_only_weights_of_linear_lay
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     # Told by the kind of layer, not by name: norms, biases, positions, tokens, queries and scales are what is left.
-    weights = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv3d | LocalMixing)}
+    weights = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, LAYERS)}
     names = {id(parameter): parameter_name for parameter_name, parameter in model.named_parameters()}
     for group in groups:
         for parameter in group["params"]:

@@ -86,7 +86,7 @@ def mean_tokens(features: Features) -> list[Tensor]:
 
 def first_frame(tokenizer: TubeletTokenizer, clip_BCTHW: Tensor) -> Tensor:
     """Return what is at the place of each tubelet (B, N, F) in the first frame of a clip: that of all times."""
-    channels, (t, h, w) = tokenizer.clip_shape[0], tokenizer.projection.kernel_size
+    channels, (t, h, w) = tokenizer.clip_shape[0], tokenizer.tubelet
     first_BPC = tokenizer.fold(clip_BCTHW)[:, : tokenizer.grid[1] * tokenizer.grid[2]]
     frame_BPF: Tensor = first_BPC.unflatten(2, (channels, t, h, w))[:, :, :, 0].flatten(2)
     return frame_BPF.repeat(1, tokenizer.grid[0], 1)
@@ -106,7 +106,7 @@ class ChangeDecoder(nn.Module):
 
     def __init__(self, tokenizer: TubeletTokenizer, sets: int, dim: int, *, width: int, depth: int):
         super().__init__()
-        channels, (t, h, w) = tokenizer.clip_shape[0], tokenizer.projection.kernel_size
+        channels, (t, h, w) = tokenizer.clip_shape[0], tokenizer.tubelet
         self.first = nn.Linear(channels * h * w, width)
         self.positions = nn.Parameter(sine_cosine_positions(tokenizer.grid, width)[None])
         self.codes = nn.ModuleList(nn.Linear(dim, CODE) for _ in range(sets))

@@ -33,7 +33,9 @@ def fit_tokenizer(
     name, grid = "tokenizer.positions", tokenizer.grid
     if name in values and tokenizer.positions is not None:
         n = values[name].shape[1]
-        known = own_grid if own_grid and math.prod(own_grid) == n else _source_grid(n, source, grid)
+        stride = tokenizer.tubelet[-1] // tubelet[-1]  # of convolutions before the kernel
+        patch = (*source[:-2], *(side * stride for side in source[-2:]))
+        known = own_grid if own_grid and math.prod(own_grid) == n else _source_grid(n, patch, grid)
         _fit_positions(values, name, known, grid, report)
     elif tokenizer.positions is None:
         pass

@@ -92,6 +92,12 @@ def _check_fits(names: State, kind: str, model: ViT | LookupViT, state: State, s
             f"{source}: not a ViT with known parameter names (timm, Hugging Face, CLIP, VideoMAE, ViViT, this "
             f"project); its keys are {', '.join(list(state)[:4])}, ..."
         )
+    given, wanted = (
+        "convolutional" if has else "linear"
+        for has in (any(name.startswith("tokenizer.stem.") for name in names), model.tokenizer.stem is not None)
+    )
+    if given != wanted:
+        raise UserError(f"{source}: its tokenizer is {given}, the model's {wanted}; set MODEL.TOKENIZER {given}")
     gated = [key for key in state if re.search(r"mlp\.(w12|w1|weights_in|gate_proj|fc1_g)\.", key)]
     if gated:
         raise UserError(f"{source}: {gated[0]} belongs to a gated MLP (SwiGLU), which the blocks here do not have")
@@ -173,7 +179,7 @@ def advice(report: Report, model: ViT | LookupViT, names: State, state: State) -
     settings = f"; set {' '.join(fixes)}" if fixes else ""
     note(lost, f"outputs differ from the source's, as these were left out: {', '.join(lost)}{settings}")
     note("tokenizer.positions" in fresh, "the source has no table of positions: the model's sines and cosines stay")
-    side = 224 // model.tokenizer.projection.kernel_size[-1]
+    side = 224 // model.tokenizer.tubelet[-1]
     other = report.made.get("tokenizer.positions", "").startswith("VideoMAE") and model.tokenizer.grid[1] != side
     note(other, f"positions number the tokens as VideoMAE does, whose published weights have {side}x{side} per time")
     note("scale_attention" in fresh, "the source has no layer scale, the model's is fresh: set MODEL.LAYER_SCALE 0.0")

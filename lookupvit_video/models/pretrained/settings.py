@@ -5,6 +5,7 @@ from lookupvit_video.models.pretrained.families import FAMILIES, VIDEO, Family
 from lookupvit_video.models.pretrained.fitting import image_size
 from lookupvit_video.models.pretrained.names import to_vit_names
 from lookupvit_video.models.pretrained.report import State
+from lookupvit_video.models.tokenizer import STEM_STRIDE
 
 HEADS = {1152: 16, 1280: 16, 1408: 22}
 """Width -> attention heads, where these are not 64 wide: So400m, ViT-H, V-JEPA 2's giant."""
@@ -25,6 +26,8 @@ def settings_of(state: State, source: str) -> tuple[str, dict[str, str]]:
         raise UserError(f"{source}: not a ViT with known parameter names; see docs/finetuning.md")
     family = FAMILIES.get(kind, Family())
     width, *_, patch = kernel.shape
+    has_stem = any(name.startswith("tokenizer.stem.") for name in names)
+    patch *= STEM_STRIDE if has_stem else 1
     words = family.preprocessing(image_size(names) or family.size // patch * patch).split()
     settings = {
         "MODEL.DIM": width,
@@ -36,6 +39,7 @@ def settings_of(state: State, source: str) -> tuple[str, dict[str, str]]:
         "MODEL.QK_NORM": "blocks.0.attention.norm_key.weight" in names,
         "MODEL.PRE_NORM": "tokenizer.norm.weight" in names,
         "MODEL.POSITIONS": "rotary" if family.rotary else "learned",
+        **({"MODEL.TOKENIZER": "convolutional"} if has_stem else {}),
         **({"MODEL.ROTARY": family.rotary} if family.rotary else {}),
         "MODEL.REGISTERS": sum(names[name].shape[1] for name in ("class_token", "registers") if name in names),
         "DATA.NUM_FRAMES": family.frames,

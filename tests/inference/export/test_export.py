@@ -43,6 +43,7 @@ MODELS = {
     "factorised": "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2] MODEL.TEMPORAL_DEPTH 1",
     "transpose": "MODEL.REVERSE_WEIGHTS transpose MODEL.POOL attentive",
     "vit": "MODEL.ARCH vit MODEL.POOL class",
+    "convolutional": "MODEL.TOKENIZER convolutional MODEL.INPUT changes",
 }
 PEERS = {"mvit": "MODEL.ARCH mvit MODEL.VARIANT Ti", "x3d": "MODEL.ARCH x3d MODEL.VARIANT XS"}
 ALL = "LOOKUPVIT_ALL_EXPORTS" in os.environ
@@ -221,7 +222,7 @@ def test_torch_export_answers_as_the_checkpoint_does(tmp_path, name):
     check(tmp_path, "pt2", (MODELS | PEERS)[name])
 
 
-@pytest.mark.parametrize("name", MODELS if ALL else ["lookupvit"])
+@pytest.mark.parametrize("name", MODELS if ALL else ["lookupvit", "convolutional"])
 def test_onnx_answers_as_the_checkpoint_does(tmp_path, name):
     pytest.importorskip("onnxruntime")
     check(tmp_path, "onnx", MODELS[name])

@@ -87,7 +87,16 @@ def test_the_code_in_the_folder_needs_no_package(predictor, folder, video):
 
 
 @pytest.mark.parametrize(
-    "name", ["lookup_conv keep", "exits factorised", "keep random", "vit class", "vit merge", "lora factorised"]
+    "name",
+    [
+        "lookup_conv keep",
+        "exits factorised",
+        "keep random",
+        "convolutional",
+        "vit class",
+        "vit merge",
+        "lora factorised",
+    ],
 )
 def test_kinds_of_models_come_back(name, tmp_path):
     predictor = saved(tmp_path, MODELS[name].split())

@@ -16,6 +16,7 @@ from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.pretrained import fitting, init_from, read_state, to_vit_names
+from lookupvit_video.models.pretrained.settings import settings_of
 from lookupvit_video.models.tokenizer import GridResize
 from tests.models.vits import CLASSES, DEPTH, DIM, HEADS, PATCH, SIZE, complete, lookupvit, randomised, saved, vit
 
@@ -489,6 +490,40 @@ def test_own_checkpoints_load_whole(tmp_path, arch):
     assert [text for text in report.warnings if "classifier was loaded" not in text] == []
     x = torch.randn(2, 3, 4, 32, 32)
     assert torch.equal(ours(x), source(x))
+
+
+@torch.no_grad()
+def test_a_convolutional_tokenizer_loads_into_its_own_kind_alone(tmp_path):
+    stem = ("MODEL.TOKENIZER", "convolutional")
+    source, path = checkpoint(tmp_path / "a.pt", *stem), str(tmp_path / "a.pt")
+    ours = checkpoint(tmp_path / "b.pt", *stem, "MODEL.TUBELET", "[2,16,16]", frames=8, size=64)
+    report = complete(init_from(ours, path), ours)
+    assert report.resized == {"tokenizer.projection.weight": "2x2x2 -> 2x4x4", "tokenizer.positions": "2x4x4 -> 4x4x4"}
+    assert torch.equal(ours.tokenizer.stem.layers[2].weight, source.tokenizer.stem.layers[2].weight)
+    linear = checkpoint(tmp_path / "c.pt")
+    with pytest.raises(
+        ValueError, match=r"a\.pt: its tokenizer is convolutional, the model's linear; set MODEL\.TOKENIZ"
+    ):
+        init_from(linear, path)
+    with pytest.raises(ValueError, match=r"c\.pt: its tokenizer is linear, the model's convolutional; set .* linear"):
+        init_from(ours, str(tmp_path / "c.pt"))
+    published = saved(tmp_path / "x.safetensors", VisionTransformer(**TIMM))
+    with pytest.raises(
+        ValueError, match=r"its tokenizer is linear, the model's convolutional; set MODEL\.TOKENIZER lin"
+    ):
+        init_from(ours, published)
+
+
+@torch.no_grad()
+def test_the_grid_of_a_convolutional_tokenizer_is_inferred_from_pixels(tmp_path):
+    stem = ("MODEL.TOKENIZER", "convolutional")
+    video = checkpoint(tmp_path / "a.pt", *stem, frames=2, size=224)  # 28 x 28 tubelets of 8 x 8 pixels
+    ours = checkpoint(tmp_path / "b.pt", *stem)
+    path = saved(tmp_path / "x.safetensors", video)
+    report = init_from(ours, path)
+    assert report.resized == {"tokenizer.positions": "1x28x28 -> 2x4x4"}
+    found = settings_of(read_state(path), path)[1]
+    assert (found["MODEL.TUBELET"], found["MODEL.TOKENIZER"]) == ("[2,8,8]", "convolutional")
 
 
 @torch.no_grad()

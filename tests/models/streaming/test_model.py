@@ -126,7 +126,9 @@ def test_a_memory_that_learned_cuts_empties_the_state_there():
     assert left[1].max() < 0.001
 
 
-@pytest.mark.parametrize("changes", ["", "MODEL.POOL attentive", "MODEL.LOOKUP_CONV [1,3,3]", "MODEL.DEPTH 3"])
+@pytest.mark.parametrize("changes", [
+    "", "MODEL.POOL attentive", "MODEL.LOOKUP_CONV [1,3,3]", "MODEL.DEPTH 3 MODEL.TOKENIZER convolutional",
+])  # fmt: skip
 def test_the_closed_form_is_what_is_measured(changes):
     cfg = load_config(None, [*SMALL, *STREAMING.split(), *LONG.split(), *changes.split()])
     spec, model = model_spec(cfg), build_model(cfg)
