@@ -52,6 +52,8 @@ class Timeline:
     classes: list[str]
     thresholds: Sequence[float] = ()
     """(K,), where a window may have several labels; empty: it has one."""
+    apart: float = 0.0
+    """Least seconds between the starts of two windows with a change of label between them; 0: a window."""
 
     @property
     def centers(self) -> np.ndarray:
@@ -119,6 +121,15 @@ def default_stride(plan: Plan, window: float) -> float:
     return window if plan.is_step else window / 4
 
 
+def apart(plan: Plan, window: float) -> float:
+    """Return the least seconds between the starts of two windows with a change of label between them.
+
+    That is a window, since those across a change do not count. A change may fall inside a tubelet, which is then left
+    out: two tubelets.
+    """
+    return 2 * window if plan.is_step else window
+
+
 def window_clips(reader: PyAVReader, times_WT: np.ndarray, transform: ClipTransform) -> Iterator[Tensor]:
     """Yield the clip (C, T, H, W) uint8 of each window; every frame is decoded and cropped once.
 
@@ -175,7 +186,7 @@ def read_timeline(
                 answers = predictor.predict_clips(torch.stack(batch), grid)
             rows.append(answers.numpy())
         return Timeline(str(path), found.duration, found.window, found.starts, np.concatenate(rows), predictor.classes,
-                        predictor.thresholds)  # fmt: skip
+                        predictor.thresholds, apart(predictor.window_plan, found.window))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -241,7 +252,7 @@ def find_segments(
     if timeline.thresholds:
         return [segment for segment in _present(timeline) if segment.probability >= min_probability]
     starts, window = timeline.starts, timeline.window
-    before_W = np.searchsorted(starts, starts - window + 1e-6, side="right") - 1  # the last one that ends by then
+    before_W = np.searchsorted(starts, starts - (timeline.apart or window) + 1e-6, side="right") - 1
     labels_W = _likeliest_labels(np.log(np.maximum(timeline.probabilities, SMALLEST)), before_W, change_cost)
     inside = np.flatnonzero(labels_W >= 0)
     changes = np.flatnonzero(np.diff(labels_W[inside])) + 1

@@ -21,7 +21,7 @@ from lookupvit_video.inference.streaming.events import Event, Events, LabelEvent
 from lookupvit_video.inference.streaming.frames import FrameQueue, Window, WindowBuilder, WindowGrid
 from lookupvit_video.inference.streaming.reader import ReaderOptions, SourceReader
 from lookupvit_video.inference.streaming.source import Source
-from lookupvit_video.inference.timeline import CHANGE_COST, default_stride, plan_windows, window_offsets
+from lookupvit_video.inference.timeline import CHANGE_COST, apart, default_stride, plan_windows, window_offsets
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.streaming.recorder import Recorder
@@ -150,7 +150,8 @@ class Streamer:
     def _events(self) -> Events:
         options, classes = self._options, self._predictor.classes
         if options.enter is None and not self._predictor.thresholds:
-            return LabelEvents(classes, self.window, options.change_cost, options.min_probability)
+            far = apart(self._predictor.window_plan, self.window)
+            return LabelEvents(classes, self.window, options.change_cost, options.min_probability, far)
         enter = self._predictor.thresholds if options.enter is None else [options.enter] * len(classes)
         leave = enter if options.leave is None else [min(options.leave, threshold) for threshold in enter]
         return PresenceEvents(classes, self.window, enter, leave, options.smooth)

@@ -2,17 +2,20 @@
 
 import itertools
 import threading
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.predictor import Predictor
+from lookupvit_video.inference.streaming.events import LabelEvents
 from lookupvit_video.inference.streaming.frames import CUT, Window
 from lookupvit_video.inference.streaming.source import Source
 from lookupvit_video.inference.streaming.stream import Streamer, StreamOptions
-from lookupvit_video.inference.timeline import read_timeline
+from lookupvit_video.inference.timeline import find_segments, read_timeline
 from lookupvit_video.models.build import build_model
 from tests.inference.streaming.servers import write_colors
 from tests.models.test_models import SMALL, STREAMING
@@ -125,3 +128,20 @@ def test_the_state_of_a_predictor_is_kept_by_the_caller(predictor):
         answers.append(answer)
     torch.testing.assert_close(answers[-1], predictor.predict_clips(clips), rtol=0, atol=1e-5)
     assert all(not torch.allclose(a, b) for a, b in itertools.pairwise(answers))
+
+
+def test_events_are_segments_and_leave_out_the_tubelet_across_a_change(predictor, videos):
+    line = read_timeline(predictor, videos[0])
+    assert line.apart == 0.5
+    answers = np.full((24, 5), 0.05)
+    answers[:9, 0] = answers[10:, 1] = 0.8
+    answers[9, 2] = 0.8  # the one across the change
+    line = replace(line, probabilities=answers)
+    found = [(each.label, each.start, each.end) for each in find_segments(line, change_cost=0.5)]
+    assert found == [("a", 0.0, 2.375), ("b", 2.375, 6.0)]
+    events = LabelEvents(NAMES, 0.25, 0.5, apart=0.5)
+    reported = [event for i in range(24) for event in events.add(0.25 * i, answers[i])] + events.finish(6.0)
+    ended = [event.segment for event in reported if event.kind == "end"]
+    assert [(each.label, each.start, each.end) for each in ended] == found
+    streamer = Streamer(predictor, [Source(videos[0], "file")], StreamOptions(), [].append, threading.Event())
+    assert streamer.watches[0].events._apart == 0.5
