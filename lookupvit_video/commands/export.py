@@ -20,26 +20,27 @@ if TYPE_CHECKING:
 EXPORT_EXAMPLES = """  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format pt2 onnx aoti
   lookupvit export --checkpoint runs/demo_motion/model.pt --out exported_int8 --format pt2 onnx --int8 --list test.csv
   lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --compare my_videos/*.mp4
+  lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format openvino litert --batch 1
   lookupvit export --checkpoint runs/demo_motion/model.pt --out exported --format web --list val.csv
 
 Writes model.pt2 (torch.export), model.onnx, model_aoti.pt2 (AOTInductor, compiled for this machine's device),
-model.json (preprocessing, classes), reference.py (from a video to probabilities without this package) and two test
-videos; web writes web/ as well, a page that runs the model in a browser, in floats and in 8 bits. Every model is loaded
-again and must give the checkpoint's probabilities to 1e-4; reference.py to 1e-3; both to 1e-2 with --int8.
+model_openvino.xml and .bin, model.tflite (LiteRT), model.pte (ExecuTorch), model.mlpackage.zip (Core ML), model.json
+(preprocessing, classes), reference.py (from a video to probabilities without this package) and two test videos; web
+writes web/ as well, a page that runs the model in a browser, in floats and in 8 bits. Every model is loaded again and
+must give the checkpoint's probabilities to 1e-4; reference.py to 1e-3; both to 1e-2 with --int8.
 Exit code 0: done; 1: runtime failure; 2: invalid input, or a package that a format needs is missing.
 """
 MERGE_EXAMPLES = """  lookupvit merge-lora runs/mine/model.pt --out runs/mine/merged.pt
 
 The new file serves for prediction, for tests and as MODEL.INIT_FROM; training resumes from the old one.
 """
-FORMATS = ("pt2", "onnx", "aoti", "web")
+FORMATS = ("pt2", "onnx", "aoti", "openvino", "litert", "executorch", "coreml", "web")
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line of `lookupvit export`."""
     parser = options.make_parser(
-        "Write a checkpoint as torch.export program, ONNX model or compiled AOTInductor package, with its "
-        "preprocessing.", EXPORT_EXAMPLES,
+        "Write a checkpoint for another runtime, with its preprocessing.", EXPORT_EXAMPLES,
     )  # fmt: skip
     options.add_checkpoint(parser, device="cpu")
     options.add_out(parser)
@@ -94,27 +95,30 @@ def print_comparison(found: "Sequence[Comparison]") -> None:
 
 
 def write_model(
-    arguments: argparse.Namespace, deployed: "DeployedModel", plain: "DeployedModel", example: "torch.Tensor", kind: str
+    arguments: argparse.Namespace, predictor: "Predictor", deployed: "DeployedModel", example: "torch.Tensor", kind: str
 ) -> dict[str, Any]:
-    """Write a model in one format; print and return its size and, in 8 bits, what it gains over the float weights."""
+    """Write a model in one format; print and return its size and how fast it is."""
     from lookupvit_video.inference.export.export import (
         FASTER,
-        FILES,
         INT8_TOLERANCE,
         TOLERANCE,
         export_model,
         gain_over,
     )
+    from lookupvit_video.inference.export.formats import FORMATS
 
-    path, any_batch = arguments.out / FILES[kind], arguments.batch is None
+    path, any_batch = arguments.out / FORMATS[kind].file, arguments.batch is None
     tolerance = INT8_TOLERANCE if arguments.int8 else TOLERANCE
     found = export_model(deployed, example, path, kind, any_batch=any_batch, tolerance=tolerance)
     print(f"{path}: {found['bytes'] / 1e6:.1f} MB, probabilities equal to {found['max_difference']:.1g}")
-    if arguments.int8:
-        found["size_ratio"], found["speed_up"] = gain_over(plain, path, kind, example)
-        label = "" if found["speed_up"] >= FASTER else ": size only"
-        print(f"{path}: {found['size_ratio']:.2f} of the float weights' size, {found['speed_up']:.2f} times as fast as "
-              f"they are in this process{label}")  # fmt: skip
+    if not found["is_run"]:
+        print(f"{path}: nothing on this machine runs it; compared was the program that {kind}'s converter was given")
+        return found
+    grid = grid_of(arguments.grid, predictor)
+    found["size_ratio"], found["speed_up"] = gain_over(predictor, grid, path, kind, example)
+    label = ": size only" if arguments.int8 and found["speed_up"] < FASTER else ""
+    print(f"{path}: {found['size_ratio']:.2f} of the float weights' size, {found['speed_up']:.2f} times as fast as "
+          f"predict in this process{label}")  # fmt: skip
     return found
 
 
@@ -123,7 +127,7 @@ def write_steps(predictor: "Predictor", plain: "DeployedModel", out: Path, kinds
     from lookupvit_video.inference.export.step import FILES, INPUTS, OUTPUTS, export_step
 
     plan, files = predictor.window_plan, {}
-    for kind in kinds:
+    for kind in (each for each in kinds if each in FILES):
         found = files[FILES[kind]] = export_step(predictor, plain, out / FILES[kind], kind)
         print(f"{out / FILES[kind]}: {found['bytes'] / 1e6:.1f} MB, a step; equal to {found['max_difference']:.1g}")
     return {"files": files, "inputs": INPUTS, "outputs": OUTPUTS, "frames": plan.times.num_frames,
@@ -152,14 +156,8 @@ def export() -> int:
     arguments = parse_arguments()
     from lookupvit_video.data.manifest import read_manifest
     from lookupvit_video.inference.export.description import description
-    from lookupvit_video.inference.export.export import (
-        FILES,
-        accuracy,
-        check_format,
-        clips_of,
-        deployed_model,
-        example_clips,
-    )
+    from lookupvit_video.inference.export.export import accuracy, clips_of, deployed_model, example_clips
+    from lookupvit_video.inference.export.formats import FORMATS, check_format
     from lookupvit_video.inference.export.vectors import add_reference, add_test_vectors, compare
     from lookupvit_video.inference.export.web import find_runtime
     from lookupvit_video.inference.predictor import load_model
@@ -169,8 +167,12 @@ def export() -> int:
     setup_logging()
     has_page = "web" in arguments.format
     kinds = [kind for kind in arguments.format if kind != "web"] or ["onnx"]
-    for kind in [*kinds, "onnx"] if has_page else kinds:  # the page's models are ONNX
-        check_format(kind)
+    for kind in kinds:
+        check_format(kind, batch=arguments.batch, int8=arguments.int8)
+    if not any(FORMATS[kind].load for kind in kinds):
+        raise UserError("--format: nothing on this machine runs these; add pt2, for reference.py to be checked with")
+    if has_page:
+        check_format("onnx")  # of the page's models
     runtime = find_runtime(arguments.runtime) if has_page else None
     predictor = load_model(arguments.checkpoint, arguments.device)
     grid = grid_of(arguments.grid, predictor)
@@ -185,7 +187,7 @@ def export() -> int:
     facts["files"] = {}
     example = example_clips(predictor, arguments.batch) if arguments.batch else example_clips(predictor)
     for kind in kinds:
-        facts["files"][FILES[kind]] = write_model(arguments, deployed, plain, example, kind)
+        facts["files"][FORMATS[kind].file] = write_model(arguments, predictor, deployed, example, kind)
     if predictor.is_streaming:
         facts["step"] = write_steps(predictor, plain, arguments.out, kinds)
     if videos:

@@ -5,7 +5,8 @@ import torch
 
 from lookupvit_video.checkpoints.checkpoint import save_checkpoint
 from lookupvit_video.config import load_config
-from lookupvit_video.inference.export.export import example_clips, load_exported
+from lookupvit_video.inference.export.export import example_clips
+from lookupvit_video.inference.export.formats import load_exported
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
 from tests.models.test_models import SMALL

@@ -10,7 +10,7 @@ from lookupvit_video.commands.export import FORMATS
 from lookupvit_video.commands.prepare import KINETICS, SSV
 from lookupvit_video.decoding.backends import BACKENDS
 from lookupvit_video.inference import timeline
-from lookupvit_video.inference.export.export import FILES
+from lookupvit_video.inference.export import formats
 from lookupvit_video.models.attention import KERNELS
 from lookupvit_video.preparation import kinetics, something_something
 
@@ -19,7 +19,7 @@ def test_choices_are_those_of_the_modules_below():
     """They are repeated in the commands, whose --help is not to import those modules."""
     assert tuple(BACKENDS) == options.BACKENDS
     assert KERNELS == options.KERNELS
-    assert (*FILES, "web") == FORMATS
+    assert (*formats.FORMATS, "web") == FORMATS
     assert timeline.CHANGE_COST == CHANGE_COST
     assert tuple(kinetics.CLASSES) == KINETICS
     assert tuple(something_something.PUBLISHED) == SSV

@@ -1,4 +1,4 @@
-"""A checkpoint as one file for other runtimes: torch.export, ONNX, or a compiled AOTInductor package.
+"""A checkpoint as one file for other runtimes, in the formats of `formats.py`.
 
 An exported model maps uint8 clips to probabilities, so that nobody forgets normalization or softmax or does them twice;
 a JSON file next to it has the way from a video to clips (`description.py`, `reference.py`).
@@ -6,9 +6,9 @@ Shape letters: B clips, C channels, T frames, H W pixels, K classes.
 """
 
 import copy
-import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -22,24 +22,18 @@ from lookupvit_video.data.manifest import Video
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.evaluate import CompressedGrid
 from lookupvit_video.files import atomic_write
+from lookupvit_video.inference.export.formats import FORMATS, Run, check_format, load_exported, write
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.kernels.int8 import check_quantized, quantize
 from lookupvit_video.progress import progress
 
-FILES = {"pt2": "model.pt2", "onnx": "model.onnx", "aoti": "model_aoti.pt2"}
 TOLERANCE = 1e-4  # of a probability, between the exported model and the original
 INT8_TOLERANCE = 1e-2  # the same in 8 bits, where a sum that is rounded differently may move values to the next integer
 FASTER = 1.2  # times as fast, from which on 8 bits are worth more than their size
 _EXAMPLE_BATCH = 2  # where any batch size is allowed: torch.export treats 1 as a constant
-_NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 logger = logging.getLogger(__name__)
-Run = Callable[[Tensor], Tensor]
-"""uint8 clips (B, C, T, H, W) -> probabilities (B, K), float32."""
-CLIPS, PROBABILITIES = ["clips"], ["probabilities"]
-Names = tuple[list[str], list[str]]
-"""Of the inputs and outputs of an ONNX model."""
 
 
 class DeployedModel(nn.Module):
@@ -128,106 +122,37 @@ def export_model(
 
     Args:
         example: uint8 clips (B, C, T, H, W) to trace and compare with; two or more where ``any_batch``.
-        kind: "pt2", "onnx" or "aoti".
+        kind: one of ``FORMATS``.
         any_batch: let the exported model take any number of clips; else exactly the example's.
         tolerance: of a probability.
 
     Returns:
-        size of the file and the largest difference of a probability.
+        size of the file, the largest difference of a probability, and whether the file was run for it: where no runtime
+        here takes the format, the program is that it was made from.
 
     Raises:
         UserError: the format's tools are missing, or the exported model's answers differ.
     """
-    check_format(kind)
+    check_format(kind, batch=None if any_batch else len(example))
+    chosen = FORMATS[kind]
     shapes = {"clips": {0: torch.export.Dim("batch")}} if any_batch else None
-    with torch.no_grad():
-        program = torch.export.export(deployed, (example,), dynamic_shapes=shapes)
-        with atomic_write(path) as temporary:
-            WRITERS[kind](program, temporary)
-            run = load_exported(temporary, kind)
-            # Other batch sizes too, in case tracing froze the example's.
-            batches = [example, example[:1], example.repeat(2, 1, 1, 1, 1)[:3]] if any_batch else [example]
-            # Maximum of tensors, since Python's ignores NaN.
-            difference = float(torch.stack([(run(x).cpu() - deployed(x).cpu()).abs().max() for x in batches]).max())
-            if not difference <= tolerance:
-                raise UserError(
-                    f"{path}: a probability of the {kind} model differs by {difference:.2g}, more than {tolerance:g}; "
-                    "nothing was written"
-                )
-    return {"format": kind, "bytes": path.stat().st_size, "max_difference": difference}
-
-
-def write_onnx(program: torch.export.ExportedProgram, path: Path, names: Names = (CLIPS, PROBABILITIES)) -> None:
-    """Write a program as one ONNX file."""
-    for name in ("onnxscript", "onnx_ir"):  # which log every step
-        logging.getLogger(name).setLevel(logging.WARNING)
-    torch.onnx.export(
-        program,
-        (),
-        str(path),
-        dynamo=True,
-        external_data=False,  # one file
-        verbose=False,
-        input_names=names[0],
-        output_names=names[1],
-        custom_translation_table={torch.ops.aten._int_mm.default: _onnx_int_mm},
-    )
-
-
-def _onnx_int_mm(ints: Any, weight: Any) -> Any:
-    """Write the product of the 8-bit layers, which torch's exporter does not know."""
-    operators: Any = importlib.import_module("onnxscript").opset18
-    return operators.MatMulInteger(ints, weight)
-
-
-WRITERS: dict[str, Callable[[torch.export.ExportedProgram, Path], Any]] = {
-    "pt2": torch.export.save,
-    "onnx": write_onnx,
-    "aoti": lambda program, path: torch._inductor.aoti_compile_and_package(program, package_path=str(path)),
-}
-
-
-def load_exported(path: str | Path, kind: str) -> Run:
-    """Load an exported model; only files that you trust, since those of torch contain code.
-
-    Args:
-        kind: "pt2", "onnx" or "aoti".
-    """
-    if kind == "onnx":
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return lambda clips: torch.from_numpy(session.run(None, {"clips": clips.cpu().numpy()})[0])
-    if kind == "aoti":
-        return torch._inductor.aoti_load_package(str(path))
-    return torch.export.load(path).module()
-
-
-def check_format(kind: str) -> None:
-    """Raise UserError where a format is unknown, or its tools are missing on this machine."""
-    if kind not in FILES:
-        raise UserError(f"format {kind!r}: choose from {', '.join(FILES)}")
-    if kind == "onnx":
-        check_installed(kind)
-    if kind == "aoti":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
+    with torch.no_grad(), ExitStack() as stack:
+        program = torch.export.export(deployed, (example.to(chosen.dtype),), dynamic_shapes=shapes)
+        temporary, *_ = [stack.enter_context(atomic_write(file)) for file in chosen.files(path)]
+        write(program, kind, temporary)
+        run = program.module() if chosen.load is None else load_exported(temporary, kind)
+        # Other batch sizes too, in case tracing froze the example's.
+        batches = [example, example[:1], example.repeat(2, 1, 1, 1, 1)[:3]] if any_batch else [example]
+        answers = [run(x if chosen.load else x.to(chosen.dtype)).cpu() - deployed(x).cpu() for x in batches]
+        # Maximum of tensors, since Python's ignores NaN.
+        difference = float(torch.stack([answer.abs().max() for answer in answers]).max())
+        if not difference <= tolerance:
             raise UserError(
-                "format aoti needs a C++ compiler: install g++ (apt install g++), or set the environment variable CXX; "
-                "pt2 and onnx need none"
-            ) from None
-
-
-def check_installed(need: str) -> None:
-    """Raise UserError where a package of the extra ``export`` is missing."""
-    for name in _NEEDS[need]:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise UserError(f"{need} needs {name}: pip install -e .[export]") from None
+                f"{path}: a probability of the {kind} model differs by {difference:.2g}, more than {tolerance:g}; "
+                "nothing was written"
+            )
+    size = sum(file.stat().st_size for file in chosen.files(path))
+    return {"format": kind, "bytes": size, "max_difference": difference, "is_run": chosen.load is not None}
 
 
 def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str) -> float:
@@ -246,25 +171,26 @@ def accuracy(run: Run, predictor: Predictor, videos: Sequence[Video], label: str
     return 100 * right / len(videos)
 
 
-def gain_over(plain: DeployedModel, path: Path, kind: str, example: Tensor, rounds: int = 3) -> tuple[float, float]:
-    """Return the size of an exported 8-bit model over that of the float weights, and how many times as fast it is.
+def gain_over(
+    predictor: Predictor, grid: CompressedGrid, path: Path, kind: str, example: Tensor, rounds: int = 3
+) -> tuple[float, float]:
+    """Return the size of an exported model over that of the float weights, and how many times as fast it is.
 
-    The time is that of the float model in this process over the file's, median over some rounds in turns.
+    The time is that of the predictor in this process over the file's, median over some rounds in turns.
 
     Args:
-        plain: the float model.
         example: uint8 clips (B, C, T, H, W) to measure with.
     """
     run, ratios = load_exported(path, kind), []
     with torch.no_grad():
         for _ in range(rounds + 1):  # the first only warms up
             times = [perf_counter()]
-            for one in (plain, run):
+            for one in (lambda clips: predictor.predict_clips(clips, grid), run):
                 one(example).cpu()
                 times.append(perf_counter())
             ratios.append((times[1] - times[0]) / (times[2] - times[1]))
-    size = sum(value.nbytes for value in plain.state_dict().values())
-    return path.stat().st_size / size, median(ratios[1:])
+    size = sum(value.nbytes for value in predictor.model.state_dict().values())
+    return sum(file.stat().st_size for file in FORMATS[kind].files(path)) / size, median(ratios[1:])
 
 
 def clips_of(predictor: Predictor, videos: Sequence[Video], count: int = 8) -> Tensor:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """From a video file to class probabilities with an exported model, without the package that trained it.
 
-This file is copied next to every exported model. It needs numpy and PyAV (`pip install numpy av`), and onnxruntime for
-`model.onnx` or torch for `model.pt2` and `model_aoti.pt2`; nothing else. `model.json` has every number and class name,
+This file is copied next to every exported model. It needs numpy and PyAV (`pip install numpy av`), and what runs one of
+the models (`RUNTIMES`); nothing else. `model.json` has every number and class name,
 and the rules in words (`preprocessing.steps`). This is the same in code, written to be read and ported, not for speed:
 it decodes each file twice, from its first packet on.
 
@@ -39,7 +39,14 @@ from av.video.reformatter import Interpolation
 Run = Callable[[np.ndarray], np.ndarray]
 """uint8 clips (V, 3, T, size, size) -> probabilities (V, K), float32."""
 
-RUNTIMES = {"model.onnx": "onnxruntime", "model.pt2": "torch", "model_aoti.pt2": "torch"}
+RUNTIMES = {
+    "model.onnx": "onnxruntime",
+    "model.pt2": "torch",
+    "model_aoti.pt2": "torch",
+    "model_openvino.xml": "openvino",
+    "model.tflite": "ai_edge_litert.interpreter",
+    "model.pte": "executorch.runtime",
+}
 CLIPS_A_CALL = 8  # where the batch size is free
 FIXED_POINT_BITS = 15  # the resize stores its weights in signed 16-bit integers
 
@@ -319,7 +326,8 @@ def load_run(folder: Path, facts: dict[str, Any], name: str | None = None) -> Ru
         try:
             runtime: Any = importlib.import_module(RUNTIMES[file])
         except ImportError:
-            missing = missing or f"{file} needs {RUNTIMES[file]}: pip install {RUNTIMES[file]}"
+            package = RUNTIMES[file].split(".")[0].replace("_", "-")
+            missing = missing or f"{file} needs {package}: pip install {package}"
             continue
         return partial(_in_calls, _loader(runtime, folder / file, facts), facts["input"]["shape"][0])
     raise ValueError(missing or f"{folder}: has none of {', '.join(RUNTIMES)}")
@@ -329,15 +337,43 @@ def _loader(runtime: Any, path: Path, facts: dict[str, Any]) -> Run:
     if path.name == "model.onnx":
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda clips: session.run(None, {facts["input"]["name"]: clips})[0]
+    if path.name == "model_openvino.xml":
+        model = runtime.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda clips: model(clips)[0]
+    if path.name == "model.tflite":
+        return _litert(runtime.Interpreter(model_path=str(path)))
+    if path.name == "model.pte":
+        return _executorch(runtime.Runtime.get().load_program(str(path)).load_method("forward"))
+    return _torch(runtime, path, facts["device"])
+
+
+def _litert(interpreter: Any) -> Run:
+    interpreter.allocate_tensors()
+    (given,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(clips: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given["index"], clips)
+        interpreter.invoke()
+        found: np.ndarray = interpreter.get_tensor(answer["index"])
+        return found
+
+    return run
+
+
+def _executorch(method: Any) -> Run:
+    torch: Any = importlib.import_module("torch")  # whose tensors its Python runtime takes
+    return lambda clips: method.execute([torch.from_numpy(clips)])[0].numpy().copy()
+
+
+def _torch(torch: Any, path: Path, device: str) -> Run:
     if path.name == "model_aoti.pt2":
         module = importlib.import_module("torch._inductor").aoti_load_package(str(path))
     else:
-        module = runtime.export.load(str(path)).module()
-    device = facts["device"]
+        module = torch.export.load(str(path)).module()
 
     def run(clips: np.ndarray) -> np.ndarray:
-        with runtime.no_grad():
-            answer: np.ndarray = module(runtime.from_numpy(clips).to(device)).cpu().numpy()
+        with torch.no_grad():
+            answer: np.ndarray = module(torch.from_numpy(clips).to(device)).cpu().numpy()
         return answer
 
     return run

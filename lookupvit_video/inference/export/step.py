@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
-from lookupvit_video.inference.export.export import TOLERANCE, WRITERS, DeployedModel, example_clips, write_onnx
+from lookupvit_video.inference.export.export import TOLERANCE, DeployedModel, example_clips
+from lookupvit_video.inference.export.formats import FORMATS, write_onnx
 from lookupvit_video.inference.predictor import Predictor
 
-FILES = {"pt2": "step.pt2", "onnx": "step.onnx", "aoti": "step_aoti.pt2"}
+FILES = {"pt2": "step.pt2", "onnx": "step.onnx", "aoti": "step_aoti.pt2"}  # other formats: not yet tried
 INPUTS, OUTPUTS = ["tubelets", "state"], ["probabilities", "next_state"]
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """uint8 tubelets (B, C, t, H, W) and float32 states (B, 2 M, D) -> probabilities (B, K) and the next states."""
@@ -58,9 +59,9 @@ def export_step(predictor: Predictor, deployed: DeployedModel, path: Path, kind:
         program = torch.export.export(step, (tubelets[0], state), dynamic_shapes=shapes)
         with atomic_write(path) as temporary:
             if kind == "onnx":
-                write_onnx(program, temporary, (INPUTS, OUTPUTS))
+                write_onnx(program, temporary, INPUTS, OUTPUTS)
             else:
-                WRITERS[kind](program, temporary)
+                FORMATS[kind].write(program, temporary)
             run = load_step(temporary, kind)
             difference = max(_difference(run, step, tubelets, state), _difference(run, step, tubelets, state[:1]))
             if not difference <= TOLERANCE:

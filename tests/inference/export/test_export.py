@@ -4,10 +4,7 @@ AOTInductor compiles C++ for most of a minute; it, and more kinds of models in t
 LOOKUPVIT_ALL_EXPORTS=1 python -m pytest tests/inference/export/test_export.py
 """
 
-import logging
 import os
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,13 +21,12 @@ from lookupvit_video.inference.export.description import description
 from lookupvit_video.inference.export.export import (
     DeployedModel,
     accuracy,
-    check_format,
     clips_of,
     deployed_model,
     example_clips,
     export_model,
-    load_exported,
 )
+from lookupvit_video.inference.export.formats import load_exported
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.kernels.int8 import linear_layers, quantize
@@ -80,7 +76,7 @@ def answers(monkeypatch, tmp_path):
 
         sizes.clear()
         monkeypatch.setattr(export_module, "load_exported", lambda path, kind: noting)
-        monkeypatch.setitem(export_module.WRITERS, "pt2", lambda program, path: path.write_bytes(b"12345"))
+        monkeypatch.setattr(export_module, "write", lambda program, kind, path: path.write_bytes(b"12345"))
         monkeypatch.setattr(torch.export, "export", lambda *given, **shapes: None)
         clips = torch.randint(0, 256, (2, 3, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return export_model(Mean(), clips, tmp_path / "x.pt2", "pt2", **options)
@@ -90,7 +86,7 @@ def answers(monkeypatch, tmp_path):
 
 def test_an_export_is_compared_on_batches_of_one_two_and_three(answers, tmp_path):
     export, sizes = answers
-    assert export(Mean()) == {"format": "pt2", "bytes": 5, "max_difference": 0.0}
+    assert export(Mean()) == {"format": "pt2", "bytes": 5, "max_difference": 0.0, "is_run": True}
     assert sizes == [2, 1, 3]
     export(Mean(), any_batch=False)
     assert sizes == [2]
@@ -176,32 +172,6 @@ def test_the_share_of_right_answers_is_in_percent(monkeypatch, tmp_path):
     shares = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.5], [0.1, 0.1, 0.8], [1.0, 0.0, 0.0]])
     assert accuracy(lambda clips: clips @ shares, model, [None] * 4, "x") == 50.0
     assert given == [{"num_views": 1, "num_crops": 1}]
-
-
-def test_onnx_is_written_into_one_file_without_a_word(monkeypatch):
-    given = []
-    for name in ("onnxscript", "onnx_ir"):
-        monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
-    monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: given.append((args, options)))
-    export_module.write_onnx("program", Path("x.onnx"))
-    names = {"input_names": ["clips"], "output_names": ["probabilities"]}  # as docs/export.md uses them
-    table = {torch.ops.aten._int_mm.default: export_module._onnx_int_mm}
-    options = {"dynamo": True, "external_data": False, "verbose": False, "custom_translation_table": table, **names}
-    assert given == [(("program", (), "x.onnx"), options)]
-    assert [logging.getLogger(name).level for name in ("onnxscript", "onnx_ir")] == [logging.WARNING] * 2
-
-
-def test_files_and_packages_of_each_format(monkeypatch):
-    assert export_module.FILES == {"pt2": "model.pt2", "onnx": "model.onnx", "aoti": "model_aoti.pt2"}
-    for need, package in (("onnx", "onnx"), ("onnx", "onnxscript"), ("onnx", "onnxruntime")):
-        with monkeypatch.context() as changed:
-            for name in ("onnx", "onnxscript", "onnxruntime"):
-                changed.setitem(sys.modules, name, SimpleNamespace())
-            export_module.check_installed(need)
-            changed.setitem(sys.modules, package, None)
-            with pytest.raises(ValueError, match=rf"{need} needs {package}: pip install -e \.\[export\]"):
-                check_format("onnx")
-            check_format("pt2")
 
 
 def check(folder, kind, overrides, sizes=(1, 4)):
@@ -317,13 +287,3 @@ def test_without_videos_layers_are_chosen_on_noise(tmp_path, caplog):
     model = predictor(tmp_path)
     assert torch.equal(clips_of(model, []), example_clips(model))
     assert "give some with --list" in caplog.text
-
-
-def test_what_is_missing_is_told():
-    with pytest.raises(ValueError, match="format 'tflite': choose from pt2, onnx, aoti"):
-        check_format("tflite")
-    with (
-        torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}),
-        pytest.raises(ValueError, match=r"format aoti needs a C\+\+ compiler: install g\+\+"),
-    ):
-        check_format("aoti")
