@@ -163,6 +163,14 @@ def _tubelet(known: Known) -> Choice:
     return [2 - known["DATA.NUM_FRAMES"] % 2, patch, patch], f"{crop // patch} x {crop // patch} tokens per time index"
 
 
+@_rule("MODEL.TOKENIZER")
+def _tokenizer(known: Known) -> Choice:
+    """`convolutional` below 150 training videos, if 4 divides p and the run is not pre-training; else `linear`."""
+    fits = known["MODEL.TUBELET"][1] % 4 == known["MODEL.TUBELET"][2] % 4 == 0 and known["TRAIN.TASK"] == "classify"
+    few = known.facts.train < 150  # measured with 45; steps take two to three times as long
+    return ("convolutional" if fits and few else "linear"), f"{known.facts.train} training videos"
+
+
 @_rule("MODEL.COMPRESSED_GRID")
 def _grid(known: Known) -> Choice:
     """Half of the lookup tokens in each direction."""

@@ -31,6 +31,7 @@ def settings_of_weights(source: str) -> dict[str, tuple[Any, str]]:
     kind, settings = settings_of(flat(content, source), source)
     values = {key: parse_yaml(value, source) for key, value in settings.items()}
     values["MODEL.TUBELET"][0] = max(2, values["MODEL.TUBELET"][0])  # of an image model's too
+    values.setdefault("MODEL.TOKENIZER", "linear")
     values |= {"MODEL.INPUT": "frames", "SOLVER.BASE_LR": 6.25e-5, "SOLVER.LAYER_DECAY": 0.75, "MODEL.DROP_PATH": 0.1}
     return {key: (value, f"for {kind}, as in configs/finetune_own.yaml") for key, value in values.items()
             if key not in ("MODEL.REGISTERS", "MODEL.ENCODER")}  # fmt: skip

@@ -66,6 +66,8 @@ def test_without_costs_the_length_stays_open():
     ({}, "DATA.SAMPLING", "segments"), ({"seconds": 6}, "DATA.SAMPLING", "clip"),
     ({"seconds": 0.5}, "DATA.NUM_FRAMES", 8), ({}, "DATA.NUM_FRAMES", 16),
     ({"seconds": 600}, "TEST.NUM_ENSEMBLE_VIEWS", 5), ({}, "TEST.NUM_ENSEMBLE_VIEWS", 2),
+    ({}, "MODEL.TOKENIZER", "convolutional"), ({"train": 149}, "MODEL.TOKENIZER", "convolutional"),
+    ({"train": 150}, "MODEL.TOKENIZER", "linear"), ({"short_side": 9}, "MODEL.TOKENIZER", "linear"),
     ({}, "MODEL.INPUT", "changes"), ({"train": 501}, "MODEL.INPUT", "frames"),
     ({}, "DATA.CACHE_VIDEOS", True), ({"decoded_bytes": 8e9}, "DATA.CACHE_VIDEOS", False),
     ({"seconds": 31}, "DATA.CACHE_VIDEOS", False),
@@ -78,6 +80,10 @@ def test_without_costs_the_length_stays_open():
 ])  # fmt: skip
 def test_choices(changes, name, value):
     assert chosen(replace(FACTS, **changes))[name] == value
+
+
+def test_pretraining_takes_the_linear_tokenizer():
+    assert chosen(TRAIN__TASK="masked")["MODEL.TOKENIZER"] == "linear"
 
 
 def test_memory_that_is_short():
