@@ -63,6 +63,7 @@ def benchmark() -> int:
             "shards": options.Command("benchmarking.data", "shards", "single files and tar shards, on disk and HTTP"),
             "end-to-end": options.Command("benchmarking.end_to_end", "end_to_end", "video files to answers"),
             "serve": options.Command("benchmarking.serving", "serve", "the server under load, next to predict"),
+            "streaming": options.Command("benchmarking.streaming", "streaming", "a decision with a state or a window"),
             "compare": options.Command("benchmarking.end_to_end", "compare", "two results of end-to-end"),
         },
         "Measure how fast the parts of this project are, and alternatives to them.",

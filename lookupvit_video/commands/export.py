@@ -122,6 +122,18 @@ def write_model(
     return found
 
 
+def write_steps(predictor: "Predictor", plain: "DeployedModel", out: Path, kinds: Sequence[str]) -> dict[str, Any]:
+    """Write the step of a streaming model, in float, in some formats; print their sizes, return what they take."""
+    from lookupvit_video.inference.export.step import FILES, INPUTS, OUTPUTS, export_step
+
+    plan, files = predictor.window_plan, {}
+    for kind in (each for each in kinds if each in FILES):
+        found = files[FILES[kind]] = export_step(predictor, plain, out / FILES[kind], kind)
+        print(f"{out / FILES[kind]}: {found['bytes'] / 1e6:.1f} MB, a step; equal to {found['max_difference']:.1g}")
+    return {"files": files, "inputs": INPUTS, "outputs": OUTPUTS, "frames": plan.times.num_frames,
+            "seconds": plan.clip_seconds, "state": list(predictor.start_state().shape[1:])}  # fmt: skip
+
+
 def write_page(
     arguments: argparse.Namespace, predictor: "Predictor", plain: "DeployedModel", facts: dict[str, Any], runtime: Path
 ) -> None:
@@ -176,6 +188,8 @@ def export() -> int:
     example = example_clips(predictor, arguments.batch) if arguments.batch else example_clips(predictor)
     for kind in kinds:
         facts["files"][FORMATS[kind].file] = write_model(arguments, predictor, deployed, example, kind)
+    if predictor.is_streaming:
+        facts["step"] = write_steps(predictor, plain, arguments.out, kinds)
     if videos:
         measured: dict[str, Any] = {"list": arguments.list, "videos": len(videos), "views": "1x1"}
         measured["float32"] = accuracy(plain, predictor, videos, "float32")

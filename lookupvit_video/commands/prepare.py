@@ -169,6 +169,8 @@ def moving_digits(words: Sequence[str] | None = None) -> int:
         ("processes", os.cpu_count() or 1, "the files do not depend on it"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    parser.add_argument("--labels", choices=("motion", "order"), default="motion", help="order: two motions, one after "
+        "the other, and the test videos joined to one as well (default: motion)")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of other settings in OUT")
     arguments = parser.parse_args(words)
     from lookupvit_video.preparation.moving_digits import make_moving_digits

@@ -73,9 +73,10 @@ def _check_needs(name: str, values: Mapping[str, Any]) -> None:
 
 
 def token_grid(MODEL: Section, DATA: Section) -> tuple[int, int, int]:
-    """Return the (t, h, w) grid of the lookup tokens that the config's clip and tubelet make."""
+    """Return the (t, h, w) grid of the lookup tokens that the config's clip and tubelet make; streaming, of a step."""
     t, h, w = MODEL.TUBELET
-    return DATA.NUM_FRAMES // t, DATA.TRAIN_CROP_SIZE // h, DATA.TRAIN_CROP_SIZE // w
+    times = 1 if MODEL.STREAMING else DATA.NUM_FRAMES // t
+    return times, DATA.TRAIN_CROP_SIZE // h, DATA.TRAIN_CROP_SIZE // w
 
 
 # Across keys: each check takes the sections that it names, and yields its mistakes ----------------------------------
@@ -152,8 +153,9 @@ def _mixing_fits(MODEL: Section) -> Iterator[str]:
     kernel = MODEL.LOOKUP_CONV
     if len(kernel) not in (0, 3) or any(side % 2 == 0 for side in kernel):
         yield f"MODEL.LOOKUP_CONV is {kernel}; write [t, h, w], each odd, so that a token is in its middle"
-    if MODEL.ENCODER == "factorised" and kernel and kernel[0] > 1:
-        yield f"MODEL.LOOKUP_CONV is {kernel}; factorised, blocks see one time index: write 1 for t"
+    single = "streaming" if MODEL.STREAMING else "factorised" if MODEL.ENCODER == "factorised" else ""
+    if single and kernel and kernel[0] > 1:
+        yield f"MODEL.LOOKUP_CONV is {kernel}; {single}, blocks see one time index: write 1 for t"
     if kernel and (MODEL.POOL == "class" or MODEL.TOKENS != "all"):
         yield f"MODEL.LOOKUP_CONV is {kernel}; it needs the complete grid: set MODEL.TOKENS all, and another MODEL.POOL"
 
@@ -253,7 +255,34 @@ def _pretraining_fits(
             yield f"TRAIN.TASK is {TRAIN.TASK}; set {name} {wanted!r}: {reason}"
 
 
+def _streaming_fits(MODEL: Section, DATA: Section, TRAIN: Section, TEST: Section, DISTILL: Section) -> Iterator[str]:
+    if MODEL.STREAM_RESET and not MODEL.STREAMING:
+        yield "MODEL.STREAM_RESET is only for MODEL.STREAMING True"
+    if not MODEL.STREAMING:
+        return
+    for name, value, wanted, reason in (
+        ("MODEL.ARCH", MODEL.ARCH, "lookupvit", "compressed tokens are carried"),
+        ("MODEL.ENCODER", MODEL.ENCODER, "joint", "a step sees one time index"),
+        ("MODEL.HEADS", MODEL.HEADS, ["compressed"], "the answer comes from what is carried"),
+        ("MODEL.INFERENCE_HEAD", MODEL.INFERENCE_HEAD, "compressed", "the answer comes from what is carried"),
+        ("DATA.SAMPLING", DATA.SAMPLING, "clip", "steps are equally far apart in all videos"),
+        ("TRAIN.TASK", TRAIN.TASK, "classify", "pre-training hides tubelets of a clip"),
+        ("TRAIN.FINETUNE", TRAIN.FINETUNE, "none", "the memory trains with all weights"),
+        ("MODEL.COMPRESSED_GRIDS", MODEL.COMPRESSED_GRIDS, [], "a state has one grid"),
+        ("TEST.GRIDS", TEST.GRIDS, [], "a state has one grid"),
+        ("MODEL.EXITS", MODEL.EXITS, [], "the last block makes the state"),
+        ("MODEL.KEEP", MODEL.KEEP, [], "a step has few lookup tokens"),
+        ("MODEL.KEEPS", MODEL.KEEPS, [], "a step has few lookup tokens"),
+        ("MODEL.ADAPTER", MODEL.ADAPTER, "none", "the memory trains with all weights"),
+        ("MODEL.FREEZE_ENCODER", MODEL.FREEZE_ENCODER, False, "the memory trains with all weights"),
+        ("DISTILL.TEACHER", DISTILL.TEACHER, "", "a teacher answers for a clip, not for each step"),
+        ("TEST.ADAPT", TEST.ADAPT, False, "statistics are of the tokens of a clip"),
+    ):
+        if value != wanted:
+            yield f"MODEL.STREAMING True: set {name} {wanted!r}: {reason}; it is {value!r}"
+
+
 CHECKS: tuple[Callable[..., Iterator[str]], ...] = (
     _data_fits, _tokenizer_fits, _model_exists, _grids_fit, _mixing_fits, _budgets_fit, _frozen_parts_fit,
-    _training_fits, _others_are_there, _pretraining_fits,
+    _training_fits, _others_are_there, _pretraining_fits, _streaming_fits,
 )  # fmt: skip

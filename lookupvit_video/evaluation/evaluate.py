@@ -162,9 +162,14 @@ def predict_clips(
         temperature: to divide the logits by: one number, or one a class; empty: 1.
     """
     logits = clip_logits(model, clips, device, mean=mean, std=std, precision=precision, grid=grid)
+    return as_probabilities(logits, multi_label, temperature).cpu()
+
+
+def as_probabilities(logits: torch.Tensor, multi_label: bool, temperature: Sequence[float]) -> torch.Tensor:
+    """Return the softmax or sigmoid of logits (..., K), see ``predict_clips``."""
     if temperature:
         logits = logits / logits.new_tensor(temperature)
-    return (logits.sigmoid() if multi_label else logits.softmax(-1)).cpu()
+    return logits.sigmoid() if multi_label else logits.softmax(-1)
 
 
 def eval_loader(cfg: CfgNode, videos: Sequence[Video], world: World, views: int = 1, crops: int = 1) -> Loader:

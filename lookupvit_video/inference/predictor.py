@@ -8,6 +8,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, overload
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 from lookupvit_video.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from lookupvit_video.data.transforms import normalize
 from lookupvit_video.decoding.reader import DecodeError
-from lookupvit_video.distributed.precision import autocast_dtype
+from lookupvit_video.distributed.precision import autocast, autocast_dtype
 from lookupvit_video.errors import UserError
 from lookupvit_video.evaluation.calibration import Calibration, Reject, Selection, read_calibration
-from lookupvit_video.evaluation.evaluate import CompressedGrid, predict_clips
+from lookupvit_video.evaluation.evaluate import CompressedGrid, as_probabilities, predict_clips
 from lookupvit_video.files import model_file
 from lookupvit_video.inference.budget import (
     Cascade,
@@ -39,11 +40,12 @@ from lookupvit_video.inference.budget import (
 )
 from lookupvit_video.inference.hub import read_pretrained, write_pretrained
 from lookupvit_video.inference.prediction import Prediction, prediction_of
-from lookupvit_video.inference.views import Failure, Source, Views, make_plan, read_views
+from lookupvit_video.inference.views import Failure, Plan, Source, Views, make_plan, read_views
 from lookupvit_video.models.budget import as_budget, parse_budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
 from lookupvit_video.models.kernels.int8 import linear_layers, quantize
+from lookupvit_video.models.streaming.model import StreamingLookupViT
 from lookupvit_video.registry import MODELS
 from lookupvit_video.remote import is_hub_id
 from lookupvit_video.text import shown
@@ -355,6 +357,46 @@ class Predictor:
             multi_label=self.multi_label,
             temperature=self.temperature(grid),
         )[:batch]
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the checkpoint answers after each tubelet, from a state (MODEL.STREAMING)."""
+        return self._spec.is_streaming
+
+    @property
+    def window_plan(self) -> Plan:
+        """How the windows of long and live video are read: clips as those of the test, or the tubelets of a stream."""
+        if not self.is_streaming:
+            return self.plan
+        times = replace(self.plan.times, num_frames=self.cfg.MODEL.TUBELET[0])
+        return replace(self.plan, times=times, clip_seconds=times.num_frames * times.step, is_step=True)
+
+    @property
+    def _streaming_model(self) -> StreamingLookupViT:
+        if not isinstance(self.model, StreamingLookupViT):
+            raise UserError(f"{self.source or 'model'}: has no state to step with; train with MODEL.STREAMING True")
+        return self.model
+
+    def start_state(self, batch: int = 1) -> Tensor:
+        """Return the state (B, 2 M, D) of streams before their first tubelet, for ``predict_step``."""
+        return self._streaming_model.start_state(batch)
+
+    def predict_step(self, tubelets_BCtHW: Tensor, state_BMD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Take in the next tubelet of each of B streams: return probabilities (B, K) on the CPU, and the next state.
+
+        Args:
+            tubelets_BCtHW: uint8, of the test's size.
+            state_BMD: what the step before returned; None: the streams begin.
+
+        Raises:
+            UserError: the checkpoint has no state.
+        """
+        if state_BMD is None:
+            state_BMD = self.start_state(len(tubelets_BCtHW))
+        dtype = autocast_dtype(self.cfg.TRAIN.PRECISION, self.device)
+        with torch.inference_mode(), autocast(self.device, dtype):
+            logits, state_BMD = self._streaming_model.step(self.inputs(tubelets_BCtHW), state_BMD)
+        return as_probabilities(logits.float(), self.multi_label, self.temperature()).cpu(), state_BMD
 
     def inputs(self, clips_BCTHW: Tensor) -> Tensor:
         """Return uint8 clips (B, C, T, H, W) as the model takes them: normalized, on its device."""

@@ -52,6 +52,8 @@ class Timeline:
     classes: list[str]
     thresholds: Sequence[float] = ()
     """(K,), where a window may have several labels; empty: it has one."""
+    apart: float = 0.0
+    """Least seconds between the starts of two windows with a change of label between them; 0: a window."""
 
     @property
     def centers(self) -> np.ndarray:
@@ -90,7 +92,7 @@ def plan_windows(plan: Plan, duration: float, stride: float | None, window: floa
     Args:
         plan: of the model.
         duration: of the video, in seconds.
-        stride: seconds from one start to the next; None: a quarter of a window.
+        stride: seconds from one start to the next; None: see ``default_stride``.
         window: length in seconds, for DATA.SAMPLING segments only; None: what the model was trained on, its clip or
             its usual training video (4 s where the checkpoint does not know).
 
@@ -101,15 +103,31 @@ def plan_windows(plan: Plan, duration: float, stride: float | None, window: floa
         window = plan.clip_seconds or plan.video_seconds or SEGMENTS_WINDOW
     elif plan.clip_seconds is not None:
         raise UserError("--window: this model sees clips of a fixed length (DATA.SAMPLING clip); leave it out")
-    stride = window / 4 if stride is None else stride
+    if plan.is_step and stride is not None:
+        raise UserError(f"--stride: this model answers after each of its tubelets, every {window:.4g} s; leave it out")
+    stride = default_stride(plan, window) if stride is None else stride
     for name, value in (("--window", window), ("--stride", stride)):
         if not 0.01 <= value < float("inf"):
             raise UserError(f"{name} must be a number of seconds from 0.01 on, got {value}")
     last = max(duration - window, 0.0)
     starts = np.arange(0.0, last + 1e-6, stride)
-    if last - starts[-1] > 1e-3:  # less than any frame's duration: there is a window already
+    if last - starts[-1] > 1e-3 and not plan.is_step:  # less than any frame's duration: there is a window already
         starts = np.append(starts, last)
     return starts, window
+
+
+def default_stride(plan: Plan, window: float) -> float:
+    """Return the seconds from one window to the next: a quarter of a window; tubelets follow one another."""
+    return window if plan.is_step else window / 4
+
+
+def apart(plan: Plan, window: float) -> float:
+    """Return the least seconds between the starts of two windows with a change of label between them.
+
+    That is a window, since those across a change do not count. A change may fall inside a tubelet, which is then left
+    out: two tubelets.
+    """
+    return 2 * window if plan.is_step else window
 
 
 def window_clips(reader: PyAVReader, times_WT: np.ndarray, transform: ClipTransform) -> Iterator[Tensor]:
@@ -148,7 +166,7 @@ def read_timeline(
     Args:
         path: a video of any length.
         stride, window: see ``plan_windows``.
-        batch_size: windows in one pass of the model.
+        batch_size: windows in one pass of the model; a streaming one takes its tubelets one by one.
         grid: of the compressed tokens; None: the model's default.
         timeout: seconds for opening the video, and again for the rest.
 
@@ -156,15 +174,19 @@ def read_timeline(
         DecodeError: the file cannot be read, or not in time.
         UserError: a stride or window out of range.
     """
-    with open_windows(path, predictor.plan, stride, window, timeout) as found:
+    with open_windows(path, predictor.window_plan, stride, window, timeout) as found:
         end = monotonic() + timeout
-        rows = []
-        while batch := list(islice(found.clips, batch_size)):
+        rows, state = [], None
+        while batch := list(islice(found.clips, 1 if predictor.is_streaming else batch_size)):
             if monotonic() > end:
                 raise DecodeError(str(path), f"a timeline of {found.duration:.0f} s took longer than {timeout:g} s")
-            rows.append(predictor.predict_clips(torch.stack(batch), grid).numpy())
+            if predictor.is_streaming:
+                answers, state = predictor.predict_step(torch.stack(batch), state)
+            else:
+                answers = predictor.predict_clips(torch.stack(batch), grid)
+            rows.append(answers.numpy())
         return Timeline(str(path), found.duration, found.window, found.starts, np.concatenate(rows), predictor.classes,
-                        predictor.thresholds)  # fmt: skip
+                        predictor.thresholds, apart(predictor.window_plan, found.window))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -230,7 +252,7 @@ def find_segments(
     if timeline.thresholds:
         return [segment for segment in _present(timeline) if segment.probability >= min_probability]
     starts, window = timeline.starts, timeline.window
-    before_W = np.searchsorted(starts, starts - window + 1e-6, side="right") - 1  # the last one that ends by then
+    before_W = np.searchsorted(starts, starts - (timeline.apart or window) + 1e-6, side="right") - 1
     labels_W = _likeliest_labels(np.log(np.maximum(timeline.probabilities, SMALLEST)), before_W, change_cost)
     inside = np.flatnonzero(labels_W >= 0)
     changes = np.flatnonzero(np.diff(labels_W[inside])) + 1

@@ -75,6 +75,8 @@ class Plan:
     """Pictures a second of a folder of pictures; 0: not known."""
     index_cache: str = ""
     """Folder of frame times that earlier runs found; empty: none."""
+    is_step: bool = False
+    """Whether clips follow one another, see ``Predictor.window_plan``."""
 
     @property
     def num_views(self) -> int:

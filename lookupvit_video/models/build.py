@@ -24,6 +24,7 @@ from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_with
 from lookupvit_video.models.contract import VideoModel
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.pretexts.masked import MaskedModel
+from lookupvit_video.models.streaming.model import StreamingLookupViT
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.registry import MODELS, ModelEntry, imported, list_models
 
@@ -38,7 +39,7 @@ class ModelSpec:
     arguments: Mapping[str, Any]
     """Of every model; each takes those that its signature names."""
     token_grid: tuple[int, int, int]
-    """t x h x w of the lookup tokens."""
+    """t x h x w of the lookup tokens; streaming, of those of a step."""
     grids: tuple[tuple[int, ...], ...]
     """Every compressed grid of training and test, the default one first; empty for models without."""
     keeps: tuple[tuple[float, ...], ...]
@@ -57,12 +58,17 @@ class ModelSpec:
         return MODELS[self.arch]
 
     @property
+    def is_streaming(self) -> bool:
+        """Whether tokens are carried from step to step."""
+        return bool(self.arguments["encoder"] == "streaming")
+
+    @property
     def shape(self) -> Shape:
         """What the cost of the models with tubelets depends on."""
         names = ("tubelet", "dim", "depth", "num_heads", "num_classes", "encoder", "temporal_depth", "pool",
                  "registers")  # fmt: skip
         return Shape(
-            grid=self.token_grid,
+            grid=(self.arguments["num_frames"] // self.arguments["tubelet"][0], *self.token_grid[1:]),
             lookup_conv=self.arguments["options"].lookup_conv,
             convolutional_tokenizer=self.arguments["options"].convolutional_tokenizer,
             adapter=self.adapter,
@@ -92,6 +98,7 @@ class ModelSpec:
             "NORM_EPS": options.norm_eps,
             "ADAPTER_SCALE": self.adapter_scale,
             **({"ROTARY": options.rotary} if options.rotary else {}),
+            **({"STREAM_RESET": self.arguments["reset"]} if self.is_streaming else {}),
         }
 
     def macs(self, **changed: Any) -> dict[str, int]:
@@ -109,9 +116,14 @@ class ModelSpec:
         """Return ``macs`` of a pass within a budget."""
         return self.macs(compressed_grid=budget.grid, blocks=budget.blocks, keep=budget.keep, **changed)
 
+    def step_macs(self) -> dict[str, int]:
+        """Return the closed-form multiply-accumulates of one step of a streaming model by part."""
+        return replace(self, arguments={**self.arguments, "num_frames": self.arguments["tubelet"][0]}).macs()
+
     def build(self) -> VideoModel:
         """Build the model, freshly initialized from torch's current seed, with its adapters."""
-        model = _made(self.entry, _named(self.entry.model_class, self.arguments))
+        model_class = StreamingLookupViT if self.is_streaming else self.entry.model_class
+        model = _made(self.entry, _named(model_class, self.arguments), model_class)
         if self.temporal_init == "identity":
             init_temporal_identity(model.get_submodule("temporal"))
         if self.adapter != "none":
@@ -153,7 +165,8 @@ def model_spec(cfg: CfgNode) -> ModelSpec:
         "compressed_grid": tuple(model.COMPRESSED_GRID),
         "input": model.INPUT,
         "resize": model.RESIZE,
-        "encoder": model.ENCODER,
+        "encoder": "streaming" if model.STREAMING else model.ENCODER,
+        "reset": model.STREAM_RESET,
         "temporal_depth": model.TEMPORAL_DEPTH,
         "pool": model.POOL,
         "registers": model.REGISTERS,
@@ -253,12 +266,12 @@ def create_model(name: str, **arguments: Any) -> VideoModel:
     for entry in MODELS.values():
         for own_name, defaults in entry.variants.values():
             if own_name == name:
-                return _made(entry, {"num_classes": 400, **defaults, **arguments})
+                return _made(entry, {"num_classes": 400, **defaults, **arguments}, entry.model_class)
     raise UserError(f"model {name!r}: choose one of {', '.join(list_models())}")
 
 
-def _made(entry: ModelEntry, arguments: Mapping[str, Any]) -> VideoModel:
-    model: VideoModel = entry.model_class(**arguments)
+def _made(entry: ModelEntry, arguments: Mapping[str, Any], model_class: Any) -> VideoModel:
+    model: VideoModel = model_class(**arguments)
     return kernels.optimize(model) if entry.tubelets else model
 
 

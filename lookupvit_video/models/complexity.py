@@ -92,6 +92,7 @@ class Shape:
     num_heads: int
     num_classes: int
     encoder: str = "joint"
+    """Or "factorised", or "streaming", where only the last step of a clip is classified."""
     temporal_depth: int = 4
     pool: str = "average"
     lookup_conv: tuple[int, ...] = ()
@@ -108,13 +109,13 @@ class Shape:
 
     @property
     def times(self) -> int:
-        """How often the blocks run for a clip: factorized, once for each time index."""
-        return self.grid[0] if self.encoder == "factorised" else 1
+        """How often the blocks run for a clip: factorized and streaming, once for each time index."""
+        return 1 if self.encoder == "joint" else self.grid[0]
 
     @property
     def block_grid(self) -> Grid:
         """The grid of the lookup tokens that a block sees together."""
-        return (1, *self.grid[1:]) if self.encoder == "factorised" else self.grid
+        return self.grid if self.encoder == "joint" else (1, *self.grid[1:])
 
     def tokenizer_macs(self) -> int:
         """MACs of the tokenizer."""
@@ -190,6 +191,7 @@ def lookupvit_macs(
         "adapters": times * sum(up + shape.block_adapter_macs(m, m) for up, _ in adapters)
         + times * sum(back for _, back in adapters[: len(infused)]),
         "temporal_encoder": readers * (shape.temporal_macs() + shape.temporal_adapter_macs()),
+        "memory": times * (3 * m + 1) * dim * dim if shape.encoder == "streaming" else 0,
         "heads": (1 + len(passed)) * sum(shape.head_macs(pooled[name]) for name in read),
     }
 

@@ -2,7 +2,9 @@
 
 One set of videos carries two label sets. *motion* (eight classes, as in Something-Something) shows only in the order of
 the frames; *digit* (ten classes, as in Kinetics) shows in any frame. With two or more digits a video, which move
-independently, there is one label set, *digits*: all that are in the video.
+independently, there is one label set, *digits*: all that are in the video. *order* (twelve classes, in place of motion)
+needs memory: a digit moves in one of four directions and then in another one. Who knows both, but not which was first,
+is right half the time; who knows the present one only, a third of the time.
 
 Why a single frame says nothing about the motion: each moving quantity (x, y or the logarithm of the size) travels along
 a loop from a uniformly random phase, so at every moment it is uniform on its range; a quantity that does not move in a
@@ -16,10 +18,11 @@ import colorsys
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from itertools import chain, permutations
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +49,9 @@ MOTIONS = (
 )
 DIGITS = tuple("0123456789")
 LABEL_SETS = {"motion": MOTIONS, "digit": DIGITS}
+DIRECTIONS = {"left to right": (1, 0), "right to left": (-1, 0), "upward": (0, -1), "downward": (0, 1)}  # x, y
+ORDERS = {f"{first}, then {second}": (first, second) for first, second in permutations(DIRECTIONS, 2)}
+ORDER_SETS = {"order": tuple(ORDERS), "digit": DIGITS}
 SPLITS = ("train", "val", "test")
 DIGIT_SHARES = (0.7, 0.1, 0.2)  # of the handwritten images, per split
 
@@ -54,7 +60,9 @@ SIZE_RANGE = (0.21, 0.54)  # of the frame's side, for the digit's height
 LAP_RANGE = (0.57, 0.80)  # of a loop travelled in one clip: at least 0.4 of the frame's side, or a size ratio of 1.7
 CIRCLE_RANGE = (0.38, 0.48)  # radius, of POSITION_RANGE's length; smaller circles hide their sense of rotation longer
 TURN_RANGE = (200.0, 300.0)  # degrees in one clip
+CHANGE_RANGE = (0.375, 0.625)  # of an order's frames, where its second motion begins
 
+ADDED_LATER = {"digits": 1, "distractors": 0, "labels": "motion"}  # what older data sets were made with
 GENERATOR = 1  # part of settings.json: raise it when the same settings would write other videos
 
 
@@ -82,6 +90,15 @@ class Settings:
     """In a video; with 2 or more, from two different ones up to this number."""
     distractors: int = 0
     """Moving shapes in a video that are as bright as the digit and have no class; all else is as without them."""
+    labels: str = "motion"
+    """Or "order"."""
+
+    @property
+    def label_sets(self) -> dict[str, tuple[str, ...]]:
+        """The classes of each list that is written."""
+        if self.labels == "order":
+            return ORDER_SETS
+        return LABEL_SETS if self.digits == 1 else {"digits": DIGITS}
 
     def validate(self) -> None:
         """Raise UserError for the first setting that is out of range."""
@@ -92,6 +109,10 @@ class Settings:
                 raise UserError(f"{name} must be at least {low}, not {getattr(self, name)}")
         if self.digits > len(DIGITS):
             raise UserError(f"digits must be at most {len(DIGITS)}, not {self.digits}")
+        if self.labels not in ("motion", "order"):
+            raise UserError(f"labels must be motion or order, not {self.labels!r}")
+        if self.labels == "order" and self.digits > 1:
+            raise UserError(f"labels order are of one digit a video, not {self.digits}")
         if self.size % 2:
             raise UserError(f"size must be even (yuv420p halves the color planes), not {self.size}")
 
@@ -110,7 +131,7 @@ def labels(settings: Settings, split: str, index: int) -> dict[str, int]:
     The label sets are shuffled independently of each other.
     """
     found = {}
-    for stream, (name, classes) in enumerate(LABEL_SETS.items(), start=1):
+    for stream, (name, classes) in zip((1, 2, 6), (LABEL_SETS | ORDER_SETS).items(), strict=True):
         block, place = divmod(index, len(classes))
         order = _rng(settings.seed, stream, SPLITS.index(split), block).permutation(len(classes))
         found[name] = int(order[place])
@@ -181,10 +202,30 @@ def trajectory(motion: str, frames: int, rng: np.random.Generator) -> Trajectory
         x, y = _circle(frames, rng)
     else:
         zoom = _loop(frames, rng)
+    path = _trajectory_of(x, y, zoom)
+    return Trajectory(*(values[::-1] if is_reversed else values for values in path))
+
+
+def ordered_trajectory(order: str, frames: int, rng: np.random.Generator) -> Trajectory:
+    """Draw a path of one of ``ORDERS`` over `frames` frames: each motion travels a lap's share in half of them.
+
+    Both travel along loops from a uniformly random place, so no moment's place says anything about the order.
+    """
+    low, high = (round(share * frames) for share in CHANGE_RANGE)
+    change = int(rng.integers(low, high + 1))
+    place, zoom = rng.uniform(size=2), np.full(frames, rng.uniform())
+    moves = np.zeros((frames, 2))
+    for part, motion in zip((slice(1, change), slice(change, None)), ORDERS[order], strict=True):
+        moves[part] = rng.uniform(*LAP_RANGE) * 2 / frames * np.array(DIRECTIONS[motion])
+    x, y = ((place + moves.cumsum(0)) % 1).T
+    return _trajectory_of(x, y, zoom)
+
+
+def _trajectory_of(x: np.ndarray, y: np.ndarray, zoom: np.ndarray) -> Trajectory:
+    """Return the path of quantities in the unit interval, each (T,)."""
     low, high = POSITION_RANGE
     smallest, largest = SIZE_RANGE
-    path = (low + (high - low) * x, low + (high - low) * y, smallest * (largest / smallest) ** zoom)
-    return Trajectory(*(values[::-1] if is_reversed else values for values in path))
+    return Trajectory(low + (high - low) * x, low + (high - low) * y, smallest * (largest / smallest) ** zoom)
 
 
 # Pictures -------------------------------------------------------------------------------------------------------------
@@ -310,18 +351,20 @@ def _shift(canvas: np.ndarray, shake: np.ndarray) -> np.ndarray:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def write_h264(path: Path, frames: np.ndarray, fps: int, gop: int) -> None:
-    """Write RGB frames (T, H, W, 3) uint8 as H.264 (libx264, yuv420p, crf 23) in MP4, a key frame per `gop` frames."""
+def write_h264(path: Path, frames: Iterable[np.ndarray], fps: int, gop: int) -> None:
+    """Write RGB frames, each (H, W, 3) uint8, as H.264 (libx264, yuv420p, crf 23) in MP4, a key frame every `gop`."""
 
     # One thread and no mbtree: the same bytes every time (with mbtree x264 writes small pictures differently from run
     # to run). No scene cuts: where a loop restarts is not a key frame.
     options = {"crf": "23", "preset": "veryfast", "threads": "1", "mbtree": "0", "sc_threshold": "0"}
     with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
+        frames = iter(frames)
+        first = next(frames)
+        stream.height, stream.width = first.shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.gop_size = gop
-        for frame in frames:
+        for frame in chain([first], frames):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
@@ -333,7 +376,7 @@ def _label(settings: Settings, split: str, index: int, label_set: str) -> str:
 
 
 def _write_manifests(out: Path, settings: Settings) -> None:
-    for name, classes in (LABEL_SETS if settings.digits == 1 else {"digits": DIGITS}).items():
+    for name, classes in settings.label_sets.items():
         for split in SPLITS:
             rows = (
                 f"../videos/{split}/{index:05d}.mp4,{_label(settings, split, index, name)}\n"
@@ -341,6 +384,30 @@ def _write_manifests(out: Path, settings: Settings) -> None:
             )
             write_text(out / name / f"{split}.csv", "path,label\n" + "".join(rows))
         write_text(out / name / "classes.txt", "".join(f"{label}\n" for label in classes))
+
+
+def _write_joined(out: Path, settings: Settings) -> None:
+    """Write all test videos one after the other as one file, and where each is in it, in seconds: joined.csv.
+
+    Every other one, at random, lacks its first frame, so that changes lie anywhere in a tubelet.
+    """
+    lacking = _rng(settings.seed, 7).integers(0, 2, settings.test).tolist()
+
+    def frames() -> Iterator[np.ndarray]:
+        for index, first in enumerate(progress(lacking, total=settings.test, label="joining", unit="videos")):
+            yield from make_video(settings, "test", index)[first:]
+
+    write_h264(out / "videos" / "joined.mp4", frames(), fps=settings.fps, gop=settings.fps)
+    spans: list[list[int]] = []
+    for index, end in enumerate(np.cumsum(settings.frames - np.array(lacking)).tolist()):
+        label = labels(settings, "test", index)["order"]
+        if spans and spans[-1][0] == label:
+            spans[-1][2] = end
+        else:
+            spans.append([label, spans[-1][2] if spans else 0, end])
+    rows = (f"../videos/joined.mp4,{label},{start / settings.fps:.6f},{end / settings.fps:.6f}\n"
+            for label, start, end in spans)  # fmt: skip
+    write_text(out / "order" / "joined.csv", "path,label,start,end\n" + "".join(rows))
 
 
 # The data set ---------------------------------------------------------------------------------------------------------
@@ -358,7 +425,10 @@ def make_video(settings: Settings, split: str, index: int) -> np.ndarray:
         shown = digits_present(settings, split, index)
         motions = rng.integers(len(MOTIONS), size=len(shown)).tolist()
     chosen = [rng.choice(pool[targets[pool] == digit]) for digit in shown]
-    paths = [trajectory(MOTIONS[motion], settings.frames, rng) for motion in motions]
+    if settings.labels == "order":
+        paths = [ordered_trajectory(ORDER_SETS["order"][label["order"]], settings.frames, rng)]
+    else:
+        paths = [trajectory(MOTIONS[motion], settings.frames, rng) for motion in motions]
     others = images[pool[~np.isin(pool, chosen)]]
     own_stream = _rng(settings.seed, 5, SPLITS.index(split), index)  # all else is as without distractors
     distractors = draw_distractors(settings.distractors, others, settings.frames, own_stream)
@@ -405,7 +475,7 @@ def _write_videos(out: Path, settings: Settings, videos: list[tuple[str, int]], 
 
 def _remove(out: Path) -> None:
     """Remove a data set; the settings last, so that an interrupted removal is still recognized."""
-    for name in (*LABEL_SETS, "digits", "videos"):
+    for name in (*LABEL_SETS, "order", "digits", "videos"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in ("settings.json", "settings.partial.json"):
         (out / name).unlink(missing_ok=True)
@@ -427,7 +497,7 @@ def _prepare_folder(out: Path, settings: Settings, overwrite: bool) -> bool:
             found = json.loads(known.read_text(encoding="utf-8"))
         except ValueError:
             found = None
-        if not isinstance(found, dict) or {"digits": 1, "distractors": 0, **found} != asdict(settings):
+        if not isinstance(found, dict) or ADDED_LATER | found != asdict(settings):
             raise UserError(
                 f"{out} holds Moving Digits made with other settings ({known.name}: {found}); "
                 "choose another --out or pass --overwrite"
@@ -450,6 +520,7 @@ def make_moving_digits(
     seed: int = 0,
     digits: int = 1,
     distractors: int = 0,
+    labels: str = "motion",
     processes: int | None = None,
     overwrite: bool = False,
 ) -> bool:
@@ -457,12 +528,15 @@ def make_moving_digits(
 
     train, val, test: videos per split; size: pixels per side; fps: frames per second, and the distance of key frames;
     digits, distractors: in a video, see ``Settings``.
+    labels: "motion", or "order", whose test videos are joined to one long video too, with its list order/joined.csv.
     processes: default one per core; the files do not depend on it. An interrupted data set is resumed.
     Raises UserError for a setting that is out of range, and where `out` holds something else or, without `overwrite`,
     the data set with other settings.
     """
     out = Path(out)
-    settings = Settings(train, val, test, size, frames, fps, seed, digits=digits, distractors=distractors)
+    settings = Settings(
+        train, val, test, size, frames, fps, seed, digits=digits, distractors=distractors, labels=labels
+    )
     settings.validate()
     processes = (os.cpu_count() or 1) if processes is None else processes
     if processes < 1:
@@ -474,5 +548,7 @@ def make_moving_digits(
     missing = [video for video in videos if not _video_path(out, *video).exists()]
     _write_videos(out, settings, missing, processes)
     _write_manifests(out, settings)
+    if settings.labels == "order":
+        _write_joined(out, settings)
     os.replace(out / "settings.partial.json", out / "settings.json")
     return True

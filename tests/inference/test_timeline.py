@@ -352,12 +352,13 @@ def test_the_json_is_rounded_and_holds_five_classes():
 class Answers:
     """Stands for a `Predictor`: says how many windows it was given at once."""
 
+    is_streaming = False
     classes = ["a", "b"]
     thresholds = ()
 
     def __init__(self, *overrides):
         self.cfg = load_config(None, [*SMALL, "DATA.SAMPLING_RATE", "4", "DATA.TARGET_FPS", "8", *overrides])
-        self.plan = make_plan(self.cfg)
+        self.window_plan = make_plan(self.cfg)
         self.batches = []
 
     def predict_clips(self, clips, grid):

@@ -106,7 +106,7 @@ def test_every_argument_is_the_configs():
         "pool": "average_norm", "drop_path": 0.25, "dropout": 0.5,
         "options": BlockOptions("quick_gelu", 1e-3, 0.125, True, "scaled"), "heads": ("compressed", "lookup"),
         "input": "changes", "inference_head": "average", "grids": (), "exits": (), "keep": (), "keep_by": "pixels",
-        "registers": 0,
+        "registers": 0, "reset": False,
     }  # fmt: skip
     for variant, sizes in (("S", (384, 12, 6)), ("L", (1024, 24, 16))):
         arguments = model_spec(load_config(None, [*NAMED, "MODEL.VARIANT", variant])).arguments

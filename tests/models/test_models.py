@@ -17,6 +17,7 @@ SMALL = "DATA.NUM_FRAMES 4 DATA.TRAIN_CROP_SIZE 32 DATA.TEST_CROP_SIZE 32 MODEL.
          MODEL.DEPTH 2 MODEL.NUM_HEADS 3 MODEL.TUBELET [2,8,8] MODEL.NUM_CLASSES 5".split()
 FACTORISED = "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2] MODEL.TEMPORAL_DEPTH 2"
 IMAGE = "DATA.NUM_FRAMES 1 MODEL.TUBELET [1,8,8]"
+STREAMING = "MODEL.STREAMING True MODEL.HEADS ['compressed'] MODEL.INFERENCE_HEAD compressed"
 LOOKUPVITS = {
     "lookupvit": "",
     "scaled": "MODEL.REVERSE_WEIGHTS scaled",
@@ -51,6 +52,8 @@ LOOKUPVITS = {
     "rotary": "MODEL.POSITIONS rotary MODEL.COMPRESSED_GRIDS [[1,1,2],[2,3,3]]",
     "keep rotary": "MODEL.POSITIONS rotary MODEL.ROTARY vjepa2 MODEL.KEEP [1,0.5] MODEL.EXITS [1] MODEL.QK_NORM True",
     "rotary factorised": f"{FACTORISED} MODEL.POSITIONS rotary MODEL.ROTARY dinov3 MODEL.PRE_NORM True",
+    "streaming": STREAMING,
+    "streaming rotary": f"{STREAMING} MODEL.POSITIONS rotary MODEL.LAYER_SCALE 0.1 MODEL.POOL attentive",
     "linear probe": "MODEL.FREEZE_ENCODER True",
     "attentive probe": "MODEL.FREEZE_ENCODER True MODEL.POOL attentive",
     "spatial factorised probe": f"{FACTORISED} MODEL.FREEZE_SPATIAL True",
@@ -182,13 +185,13 @@ def test_features_lie_on_their_grids(name):
     if name in PEERS:
         assert features.tokens.shape[:2] == (3, math.prod(features.grid))
         return
-    t = 1 if "image" in name else 2
+    t = 1 if "image" in name or "streaming" in name else 2
     if name in LOOKUPVITS:
         assert features.grid == (t, 4, 4)
         assert features.compressed_grid == (2 if "factorised" in name else 1, 2, 2)
         assert features.tokens.shape == (3, t * 16, 24)
         assert features.compressed.shape == (3, math.prod(features.compressed_grid), 24)
-        assert features.attention == []
+        assert list(features.attention) == []
     else:
         fewer = {"vit resize": ((1, 2, 2), 4), "vit random": (None, 7), "vit merge": (None, 32 - 9 - 9)}
         if name == "vit merge class":

@@ -345,3 +345,74 @@ def test_data_sets_of_before_are_known_by_their_settings(tmp_path: Path) -> None
     del known["digits"], known["distractors"]
     (tmp_path / "settings.json").write_text(json.dumps(known))
     assert not make_moving_digits(tmp_path, **TINY | {"train": 1, "val": 1, "test": 1}, processes=1)
+
+
+# The order of two motions ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ordered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("order") / "data"
+    assert make_moving_digits(out, **TINY | {"train": 12, "val": 1, "test": 13}, seed=3, labels="order", processes=1)
+    return out
+
+
+@pytest.mark.parametrize("order", synthetic.ORDERS)
+def test_an_order_is_one_direction_and_then_another(order: str) -> None:
+    path = synthetic.ordered_trajectory(order, 24, np.random.default_rng(1))
+    moves = np.stack([np.diff(path.x), np.diff(path.y)], axis=1)
+    moves[np.abs(moves) > 0.3] = 0  # where a loop restarts
+    sides = [tuple(int(side) for side in np.sign(np.round(move, 6))) for move in moves if move.any()]
+    seen = list(dict.fromkeys(sides))
+    assert seen == [synthetic.DIRECTIONS[motion] for motion in order.split(", then ")]
+    assert sides == sorted(sides, key=seen.index)
+    assert 8 <= sides.count(seen[0]) <= 15
+    assert np.ptp(path.scale) == 0
+
+
+def test_a_moment_of_an_order_says_nothing_about_it() -> None:
+    """Places are uniform at any moment, so half of them lie on either side of the middle, in every class."""
+    for order in synthetic.ORDERS:
+        paths = [synthetic.ordered_trajectory(order, 24, np.random.default_rng(i)) for i in range(2000)]
+        for moment in (0, 12, 23):
+            for values in ([path.x[moment] for path in paths], [path.y[moment] for path in paths]):
+                assert np.mean(np.array(values) > 0.5) == pytest.approx(0.5, abs=0.04)
+
+
+def test_order_is_a_balanced_label_set_in_place_of_motion(ordered: Path) -> None:
+    assert sorted(row["label"] for row in rows(ordered, "order", "train")) == sorted(map(str, range(12)))
+    assert (ordered / "order/classes.txt").read_text().splitlines() == list(synthetic.ORDERS)
+    assert not (ordered / "motion").exists()
+    assert len(rows(ordered, "digit", "test")) == 13
+    assert not make_moving_digits(ordered, **TINY | {"train": 12, "val": 1, "test": 13}, seed=3, labels="order")
+
+
+def test_the_test_videos_joined_and_what_is_when_in_them(ordered: Path) -> None:
+    joined, single = rows(ordered, "order", "joined"), rows(ordered, "order", "test")
+    with av.open(str(ordered / "order" / joined[0]["path"])) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    fps, before = TINY["fps"], 0
+    labels = [row["label"] for row in single]
+    assert [row["label"] for row in joined] == [label for i, label in enumerate(labels) if labels[i - 1 : i] != [label]]
+    assert {row["path"] for row in joined} == {"../videos/joined.mp4"}
+    lengths = []
+    for row in joined:
+        start, end = (round(float(row[name]) * fps) for name in ("start", "end"))
+        assert start == before
+        lengths.append(end - start)
+        before = end
+    assert before == len(frames)
+    settings = Settings(12, 1, 13, TINY["size"], TINY["frames"], 12, 3, labels="order")
+    if lengths[0] in (TINY["frames"], TINY["frames"] - 1):
+        first = synthetic.make_video(settings, "test", 0)[TINY["frames"] - lengths[0] :]
+        assert np.abs(np.stack(frames[: len(first)]).astype(int) - first).mean() < 12
+        second = synthetic.make_video(settings, "test", 1)[-1]
+        assert np.abs(frames[lengths[0] + lengths[1] - 1].astype(int) - second).mean() < 12
+    assert set(lengths) <= {TINY["frames"], TINY["frames"] - 1, *range(2 * TINY["frames"] - 2, 2 * TINY["frames"] + 1)}
+
+
+def test_orders_are_of_one_digit(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="labels order are of one digit a video, not 2"):
+        make_moving_digits(tmp_path / "x", **TINY, labels="order", digits=2)
+    with pytest.raises(UserError, match="labels must be motion or order, not 'size'"):
+        make_moving_digits(tmp_path / "x", **TINY, labels="size")

@@ -67,8 +67,15 @@ class DeployedModel(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Map uint8 clips (B, C, T, H, W) to probabilities (B, K)."""
-        inputs = clips.to(torch.float32) * self.scale + self.shift
-        logits: Tensor = self.model(inputs) if self.grid is None else self.model(inputs, self.grid)
+        inputs = self.inputs(clips)
+        return self.probabilities(self.model(inputs) if self.grid is None else self.model(inputs, self.grid))
+
+    def inputs(self, clips: Tensor) -> Tensor:
+        """Normalize uint8 clips (B, C, T, H, W)."""
+        return clips.to(torch.float32) * self.scale + self.shift
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Map logits (B, K) to probabilities (B, K)."""
         if self.temperature is not None:
             logits = logits / self.temperature
         return logits.sigmoid() if self.multi_label else logits.softmax(-1)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,13 @@ def _load_aoti(path: Path) -> Run:
 # ONNX ---------------------------------------------------------------------------------------------------------------
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> None:
+def write_onnx(
+    program: ExportedProgram,
+    path: Path,
+    inputs: Sequence[str] = ("clips",),
+    outputs: Sequence[str] = ("probabilities",),
+) -> None:
+    """Write a program as one ONNX file, whose inputs and outputs have these names."""
     for name in ("onnxscript", "onnx_ir"):  # which log every step
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.onnx.export(
@@ -87,8 +93,8 @@ def _write_onnx(program: ExportedProgram, path: Path) -> None:
         dynamo=True,
         external_data=False,  # one file
         verbose=False,
-        input_names=["clips"],
-        output_names=["probabilities"],
+        input_names=list(inputs),
+        output_names=list(outputs),
         custom_translation_table={torch.ops.aten._int_mm.default: _onnx_int_mm},
     )
 
@@ -212,7 +218,7 @@ def _load_coreml(path: Path) -> Run:
 FORMATS = {
     "pt2": Format("model.pt2", torch.export.save, _load_pt2, int8=True),
     "onnx": Format(
-        "model.onnx", _write_onnx, _load_onnx, "export", ("onnx", "onnxscript", "onnxruntime"), int8=True
+        "model.onnx", write_onnx, _load_onnx, "export", ("onnx", "onnxscript", "onnxruntime"), int8=True
     ),
     "aoti": Format("model_aoti.pt2", _write_aoti, _load_aoti, int8=True),
     "openvino": Format(

@@ -174,7 +174,13 @@ class Page:
         began = perf_counter()
         stride = max(window / 4, rest / (MAX_WINDOWS - 1), 0.01)
         grid = parse_budget(prediction.grid).bare if prediction.grid else None
-        found = read_timeline(self.predictor, path, stride=stride, grid=grid, timeout=self.plan.timeout)
+        found = read_timeline(
+            self.predictor,
+            path,
+            stride=None if self.predictor.is_streaming else stride,
+            grid=grid,
+            timeout=self.plan.timeout,
+        )
         picture = folder / "timeline.png"
         draw_timeline(found, find_segments(found), picture, self.topk)
         step = f"timeline: {len(found.starts)} windows of {window:g} s"

@@ -65,12 +65,19 @@ class LabelEvents:
     Args:
         window: length of a window in seconds.
         change_cost, min_probability: see ``find_segments``.
+        apart: see ``Timeline``.
     """
 
     def __init__(
-        self, classes: Sequence[str], window: float, change_cost: float = CHANGE_COST, min_probability: float = 0.0
+        self,
+        classes: Sequence[str],
+        window: float,
+        change_cost: float = CHANGE_COST,
+        min_probability: float = 0.0,
+        apart: float = 0.0,
     ):
         self._classes, self._window, self._min = classes, window, min_probability
+        self._apart = apart or window
         self._cost = change_cost
         self._begin(0.0)
 
@@ -86,10 +93,10 @@ class LabelEvents:
         if self._next_start is None:
             self._next_start = start
         self._recent.append((self._row, start))
-        while len(self._recent) > 1 and self._recent[1][1] <= start - self._window + 1e-6:
+        while len(self._recent) > 1 and self._recent[1][1] <= start - self._apart + 1e-6:
             self._recent.popleft()
         row, earliest = self._recent[0]
-        before = row if earliest <= start - self._window + 1e-6 else -1
+        before = row if earliest <= start - self._apart + 1e-6 else -1
         self._path.add(np.log(np.maximum(probabilities_K, SMALLEST)), before)
         self._unsettled.append((start, probabilities_K))
         self._row += 1

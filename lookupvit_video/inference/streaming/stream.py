@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.budget import Grid
@@ -20,7 +21,7 @@ from lookupvit_video.inference.streaming.events import Event, Events, LabelEvent
 from lookupvit_video.inference.streaming.frames import FrameQueue, Window, WindowBuilder, WindowGrid
 from lookupvit_video.inference.streaming.reader import ReaderOptions, SourceReader
 from lookupvit_video.inference.streaming.source import Source
-from lookupvit_video.inference.timeline import CHANGE_COST, plan_windows, window_offsets
+from lookupvit_video.inference.timeline import CHANGE_COST, apart, default_stride, plan_windows, window_offsets
 
 if TYPE_CHECKING:
     from lookupvit_video.inference.streaming.recorder import Recorder
@@ -87,6 +88,8 @@ class Watch:
     last: float = 0.0
     """Seconds of the source up to which windows were answered."""
     is_over: bool = False
+    state: Tensor | None = None
+    """Of a streaming model, after the last tubelet; None: there was none yet."""
 
     def summary(self) -> dict[str, Any]:
         """Return counts and latencies, ready for JSON."""
@@ -119,9 +122,9 @@ class Streamer:
         self._predictor, self._options, self._write, self._ended = predictor, options, write, stop
         if options.annotate and len(sources) > 1:
             raise UserError(f"--annotate {options.annotate}: writes the video of one source; there are {len(sources)}")
-        plan = predictor.plan
+        plan = predictor.window_plan
         _, self.window = plan_windows(plan, 0.0, options.stride, options.window)
-        self.stride = self.window / 4 if options.stride is None else options.stride
+        self.stride = default_stride(plan, self.window) if options.stride is None else options.stride
         self.buffer = self.window + max(_SLACK, self.stride) if options.buffer is None else options.buffer
         self._ready = threading.Condition()
         self._cost = 0.0  # seconds that the model takes for a window
@@ -147,7 +150,8 @@ class Streamer:
     def _events(self) -> Events:
         options, classes = self._options, self._predictor.classes
         if options.enter is None and not self._predictor.thresholds:
-            return LabelEvents(classes, self.window, options.change_cost, options.min_probability)
+            far = apart(self._predictor.window_plan, self.window)
+            return LabelEvents(classes, self.window, options.change_cost, options.min_probability, far)
         enter = self._predictor.thresholds if options.enter is None else [options.enter] * len(classes)
         leave = enter if options.leave is None else [min(options.leave, threshold) for threshold in enter]
         return PresenceEvents(classes, self.window, enter, leave, options.smooth)
@@ -202,7 +206,7 @@ class Streamer:
             return []
         slack, now = max(_SLACK, self.stride), time.monotonic()
         affordable = max(1, int(slack / self._cost / len(active))) if self._cost else 10**9
-        share = max(1, self._options.batch_size // len(active))
+        share = 1 if self._predictor.is_streaming else max(1, self._options.batch_size // len(active))
         batch = []
         for watch in active:
             while watch.is_live and len(watch.waiting) > affordable and now - watch.waiting[0].arrived > slack:
@@ -218,12 +222,23 @@ class Streamer:
         start, size = time.monotonic(), self._options.batch_size
         for first in range(0, len(batch), size):
             part = batch[first : first + size]
-            clips = torch.stack([window.clip for _, window in part])
-            rows = self._predictor.predict_clips(clips, self._options.grid).numpy()
+            rows = self._probabilities(part).numpy()
             for (watch, window), row in zip(part, rows, strict=True):
                 watch.latencies.append(time.monotonic() - window.arrived)
                 self._decide(watch, window, row)
         self._cost = (time.monotonic() - start) / len(batch)
+
+    def _probabilities(self, part: Sequence[tuple[Watch, Window]]) -> Tensor:
+        """Return the answers (B, K) to windows; those of a streaming model are of different sources."""
+        clips = torch.stack([window.clip for _, window in part])
+        if not self._predictor.is_streaming:
+            return self._predictor.predict_clips(clips, self._options.grid)
+        begun = self._predictor.start_state()
+        states = [begun if window.after_cut or watch.state is None else watch.state for watch, window in part]
+        answers_BK, states_BMD = self._predictor.predict_step(clips, torch.cat(states))
+        for (watch, _), state in zip(part, states_BMD.split(1), strict=True):
+            watch.state = state
+        return answers_BK
 
     def _decide(self, watch: Watch, window: Window, probabilities_K: np.ndarray) -> None:
         if window.after_cut:

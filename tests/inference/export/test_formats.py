@@ -86,7 +86,7 @@ def test_onnx_is_written_into_one_file_without_a_word(monkeypatch):
     for name in ("onnxscript", "onnx_ir"):
         monkeypatch.setattr(logging.getLogger(name), "level", logging.DEBUG)
     monkeypatch.setattr(torch.onnx, "export", lambda *args, **options: given.append((args, options)))
-    formats._write_onnx("program", Path("x.onnx"))
+    formats.write_onnx("program", Path("x.onnx"))
     names = {"input_names": ["clips"], "output_names": ["probabilities"]}  # as docs/export.md uses them
     table = {torch.ops.aten._int_mm.default: formats._onnx_int_mm}
     options = {"dynamo": True, "external_data": False, "verbose": False, "custom_translation_table": table, **names}

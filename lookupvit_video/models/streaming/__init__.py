@@ -1,0 +1,1 @@
+"""LookupViT as a recurrence: what is kept of the past, and one step."""
