@@ -30,7 +30,8 @@ def predictor():
     torch.manual_seed(0)
     model = build_model(cfg)
     with torch.no_grad():
-        model.memory.gate_state.weight.normal_()
+        for gate in (model.memory.cut, model.memory.gate_new, model.memory.gate_state):
+            gate.weight.normal_(std=0.3)
         model.heads["compressed"].linear.weight.normal_()
     return Predictor(model, cfg, NAMES, torch.device("cpu"))
 
