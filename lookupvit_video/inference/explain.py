@@ -143,6 +143,8 @@ def explain_attention(
     model: Any = predictor.model
     if not predictor.costs:
         raise UserError(f"MODEL.ARCH {predictor.cfg.MODEL.ARCH}: this model has no compressed tokens to explain")
+    if predictor.is_streaming:
+        raise UserError("MODEL.STREAMING: attention is of one tubelet at a time; there is no map of a clip")
     with torch.inference_mode(), watched(model.blocks) as kept:
         chosen = model.check_budget(budget)
         features = model.forward_features(predictor.inputs(clip_CTHW[None]), chosen, heads=model.inference_heads)

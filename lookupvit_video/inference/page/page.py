@@ -151,7 +151,7 @@ class Page:
 
     def _draw(self, prediction: Prediction, folder: Path) -> dict[str, Path]:
         pictures, rows = {"sheet": folder / "sheet.png"}, []
-        if prediction.grid:
+        if prediction.grid and not self.predictor.is_streaming:  # whose attention is of one tubelet at a time
             attention = explain_attention(self.predictor, prediction.clip, parse_budget(prediction.grid))
             rows, pictures["overlay"] = heat_maps(attention), folder / "overlay.mp4"
             write_overlay(prediction.clip.permute(1, 2, 3, 0).numpy(), attention.answer_map(), pictures["overlay"])

@@ -10,6 +10,7 @@ import torch
 
 from lookupvit_video.config import load_config
 from lookupvit_video.errors import UserError
+from lookupvit_video.inference.explain import explain_attention
 from lookupvit_video.inference.predictor import Predictor
 from lookupvit_video.inference.streaming.events import LabelEvents
 from lookupvit_video.inference.streaming.frames import CUT, Window
@@ -30,7 +31,8 @@ def predictor():
     torch.manual_seed(0)
     model = build_model(cfg)
     with torch.no_grad():
-        model.memory.gate_state.weight.normal_()
+        for gate in (model.memory.cut, model.memory.gate_new, model.memory.gate_state):
+            gate.weight.normal_(std=0.3)
         model.heads["compressed"].linear.weight.normal_()
     return Predictor(model, cfg, NAMES, torch.device("cpu"))
 
@@ -118,6 +120,11 @@ def test_other_checkpoints_have_no_state():
     assert plain.window_plan is plain.plan
     with pytest.raises(UserError, match=r"has no state to step with; train with MODEL.STREAMING True"):
         plain.predict_step(torch.zeros(1, 3, 2, 32, 32, dtype=torch.uint8))
+
+
+def test_there_is_no_map_of_a_clip(predictor):
+    with pytest.raises(UserError, match=r"^MODEL.STREAMING: attention is of one tubelet at a time"):
+        explain_attention(predictor, torch.zeros(3, 4, 32, 32, dtype=torch.uint8))
 
 
 def test_the_state_of_a_predictor_is_kept_by_the_caller(predictor):

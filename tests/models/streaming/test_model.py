@@ -17,7 +17,12 @@ LONG = "DATA.NUM_FRAMES 8"
 
 
 def streaming(overrides=LONG, name="streaming"):
-    return small_model(name, overrides).eval()
+    """Return a model whose gates depend on what they see, as after training."""
+    model = small_model(name, overrides).eval()
+    with torch.no_grad():
+        for gate in (model.memory.cut, model.memory.gate_new, model.memory.gate_state):
+            gate.weight.normal_(std=0.2)
+    return model
 
 
 def video(batch=3, frames=8, seed=1):
