@@ -115,7 +115,7 @@ def show(facts: dict[str, Any]) -> None:
         tokens = f"N = {facts['lookup_tokens']} lookup tokens ({grid_name(facts['lookup_grid'])})"
         if "compressed_grid" in facts:
             n, m = facts["lookup_tokens"], facts["compressed_tokens"]
-            at_each = f" at each of {facts['lookup_grid'][0]} times" if facts["encoder"] == "factorised" else ""
+            at_each = f" at each of {facts['lookup_grid'][0]} times" if facts["encoder"] != "joint" else ""
             tokens += f", M = {m} compressed ({grid_name(facts['compressed_grid'])}{at_each}), N / M = {n / m:.1f}"
         print(f"tubelet {grid_name(facts['tubelet'])}, {tokens}")
         print(f"{facts['encoder']} encoder, D = {facts['dim']}, {facts['depth']} blocks")
