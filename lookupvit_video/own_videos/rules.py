@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lookupvit_video.own_videos.facts import Machine, VideoFacts
+from lookupvit_video.registry import models_with
 
 WORKER_BYTES = 1 << 30  # of a decoding worker: its libraries, and batches on their way
 START_SECONDS = 5.0  # before the first step and after the last one, with pictures and checkpoints
@@ -150,7 +151,9 @@ def _views(known: Known) -> Choice:
 
 @_rule("MODEL.INPUT")
 def _input(known: Known) -> Choice:
-    """`changes` (only what moves is seen) up to 500 training videos, else `frames`."""
+    """`changes` (only what moves is seen) up to 500 training videos of a model with tubelets, else `frames`."""
+    if known["MODEL.ARCH"] not in models_with("tubelets"):
+        return "frames", f"all that {known['MODEL.ARCH']} takes"
     few = known.facts.train <= 500
     return ("changes", "few videos: backgrounds are learned too easily") if few else ("frames", "many videos")
 
@@ -166,6 +169,8 @@ def _tubelet(known: Known) -> Choice:
 @_rule("MODEL.TOKENIZER")
 def _tokenizer(known: Known) -> Choice:
     """`convolutional` below 150 training videos, if 4 divides p and the run is not pre-training; else `linear`."""
+    if known["MODEL.ARCH"] not in models_with("tubelets"):
+        return "linear", f"of no effect on {known['MODEL.ARCH']}"
     fits = known["MODEL.TUBELET"][1] % 4 == known["MODEL.TUBELET"][2] % 4 == 0 and known["TRAIN.TASK"] == "classify"
     few = known.facts.train < 150  # measured with 45; steps take two to three times as long
     return ("convolutional" if fits and few else "linear"), f"{known.facts.train} training videos"

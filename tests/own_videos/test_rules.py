@@ -84,6 +84,9 @@ def test_choices(changes, name, value):
 
 def test_pretraining_takes_the_linear_tokenizer():
     assert chosen(TRAIN__TASK="masked")["MODEL.TOKENIZER"] == "linear"
+    for arch in ("mvit", "x3d"):  # which have no tubelets
+        found = chosen(MODEL__ARCH=arch)
+        assert (found["MODEL.INPUT"], found["MODEL.TOKENIZER"]) == ("frames", "linear")
 
 
 def test_memory_that_is_short():
