@@ -174,8 +174,9 @@ class AnswerFile:
             raise
 
     def _open(self, path: str, resume: bool) -> None:
-        kept = self._kept(Path(path)) if resume and path != "-" else []
-        if path == "-":
+        self._is_ours = path != "-"  # standard output is never closed; it may be another one at the end
+        kept = self._kept(Path(path)) if resume and self._is_ours else []
+        if not self._is_ours:
             self.file: IO[str] = sys.stdout
             if self.columns and isinstance(sys.stdout, io.TextIOWrapper):  # for programs: as in a file
                 sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
@@ -237,7 +238,7 @@ class AnswerFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file is not sys.stdout:
+        if self._is_ours:
             self.file.close()
         self._lock.close()
 

@@ -27,7 +27,8 @@ class LineSink:
     def __init__(self, path: str):
         self.is_closed = False
         """Whether nobody reads any more (``| head``)."""
-        if path == "-":
+        self._is_ours = path != "-"
+        if not self._is_ours:
             self._file: IO[str] = sys.stdout
             return
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +43,8 @@ class LineSink:
             self.is_closed = True
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not sys.stdout:
+        """Close the file, but never standard output, which may be another one by now."""
+        if self._is_ours:
             self._file.close()
 
 

@@ -1,7 +1,9 @@
 """Where events go, also when nobody takes them."""
 
+import io
 import json
 import logging
+import sys
 
 import pytest
 
@@ -48,3 +50,13 @@ def test_events_are_posted(caplog):
     assert "1 events were not delivered" in caplog.text
     with pytest.raises(UserError, match="--webhook file:///x: must begin with http"):
         WebhookSink("file:///x")
+
+
+def test_standard_output_stays_open_whichever_it_is_at_the_end(monkeypatch):
+    before, after = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", before)
+    sink = LineSink("-")
+    monkeypatch.setattr(sys, "stdout", after)
+    sink.close()
+    assert not before.closed
+    assert not after.closed
