@@ -34,7 +34,7 @@ MERGE_EXAMPLES = """  lookupvit merge-lora runs/mine/model.pt --out runs/mine/me
 
 The new file serves for prediction, for tests and as MODEL.INIT_FROM; training resumes from the old one.
 """
-FORMATS = ("pt2", "onnx", "aoti", "openvino", "litert", "executorch", "coreml", "web")
+CHOICES = ("pt2", "onnx", "aoti", "openvino", "litert", "executorch", "coreml", "web")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     options.add_checkpoint(parser, device="cpu")
     options.add_out(parser)
     add = parser.add_argument
-    add("--format", nargs="+", choices=FORMATS, default=["pt2"], help="one or more (default: pt2)")
+    add("--format", nargs="+", choices=CHOICES, default=["pt2"], help="one or more (default: pt2)")
     add("--batch", type=options.positive, metavar="N", help="clips per call (default: any number)")
     add("--grid", metavar="TxHxW", help="compressed grid, for a model made with several")
     add("--int8", action="store_true", help="8-bit weights and activations, but for layers where they cost accuracy")
@@ -127,7 +127,10 @@ def write_steps(predictor: "Predictor", plain: "DeployedModel", out: Path, kinds
     from lookupvit_video.inference.export.step import FILES, INPUTS, OUTPUTS, export_step
 
     plan, files = predictor.window_plan, {}
-    for kind in (each for each in kinds if each in FILES):
+    for kind in kinds:
+        if kind not in FILES:
+            print(f"{kind}: the model of a clip only; a step is written as {', '.join(FILES)}")
+            continue
         found = files[FILES[kind]] = export_step(predictor, plain, out / FILES[kind], kind)
         print(f"{out / FILES[kind]}: {found['bytes'] / 1e6:.1f} MB, a step; equal to {found['max_difference']:.1g}")
     return {"files": files, "inputs": INPUTS, "outputs": OUTPUTS, "frames": plan.times.num_frames,

@@ -6,7 +6,7 @@ import pytest
 
 from lookupvit_video.commands import options
 from lookupvit_video.commands.explain import CHANGE_COST
-from lookupvit_video.commands.export import FORMATS
+from lookupvit_video.commands.export import CHOICES
 from lookupvit_video.commands.prepare import KINETICS, SSV
 from lookupvit_video.decoding.backends import BACKENDS
 from lookupvit_video.inference import timeline
@@ -19,7 +19,7 @@ def test_choices_are_those_of_the_modules_below():
     """They are repeated in the commands, whose --help is not to import those modules."""
     assert tuple(BACKENDS) == options.BACKENDS
     assert KERNELS == options.KERNELS
-    assert (*formats.FORMATS, "web") == FORMATS
+    assert (*formats.FORMATS, "web") == CHOICES
     assert timeline.CHANGE_COST == CHANGE_COST
     assert tuple(kinetics.CLASSES) == KINETICS
     assert tuple(something_something.PUBLISHED) == SSV

@@ -353,3 +353,11 @@ def test_a_mistake_is_raised_in_all_processes(tmp_path, monkeypatch):
     _, errors = answered_by(monkeypatch, 2, tmp_path / "a.csv", ["x.mp4"], resume=True, columns=["path"])
     assert len(errors) == 2
     assert all("has other columns" in error for error in errors)
+
+
+def test_standard_output_stays_open_whichever_it_is_at_the_end(monkeypatch):
+    before = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", before)
+    with AnswerFile("-"):
+        monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert not before.closed

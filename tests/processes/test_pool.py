@@ -206,15 +206,19 @@ def test_a_thread_whose_pool_is_closed_under_it_gets_a_lost_outcome(pool, monkey
     assert pool.run(0).lost.cause == "crash"
 
 
-def test_closing_a_pool_ends_what_waits_for_it(pool):
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(pool.run("pause"))) for _ in range(3)]
+def close_under(pool, threads):
+    """Close a pool while threads wait for its answers, and wait for their ends."""
     for thread in threads:
         thread.start()
     time.sleep(0.3)
     pool.close()
     for thread in threads:
         thread.join(10)
+
+
+def test_closing_a_pool_ends_what_waits_for_it(pool):
+    found = []
+    close_under(pool, [threading.Thread(target=lambda: found.append(pool.run("pause"))) for _ in range(3)])
     assert [outcome.lost.cause for outcome in found] == ["crash"] * 3
 
 
@@ -236,11 +240,6 @@ def test_a_pipe_in_use_is_closed_by_the_thread_that_uses_it(pool, monkeypatch):
     monkeypatch.setattr(Connection, "close", noted)
     monkeypatch.setattr(pool._workers[0].__class__, "kill", slow)
     threads = [threading.Thread(target=pool.run, args=["pause"]) for _ in pool._workers]
-    for thread in threads:
-        thread.start()
-    time.sleep(0.3)
-    pool.close()
-    for thread in threads:
-        thread.join(10)
+    close_under(pool, threads)
     assert {thread for pipe in pipes for thread in closed_by[pipe]} == set(threads)
     assert pool.run(0).lost.cause == "crash"

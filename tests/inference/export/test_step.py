@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from lookupvit_video.commands.export import write_steps
 from lookupvit_video.errors import UserError
 from lookupvit_video.inference.export import step as step_module
 from lookupvit_video.inference.export.export import deployed_model
@@ -47,7 +48,8 @@ def test_onnx_steps_as_the_checkpoint_does(tmp_path):
 
 @pytest.mark.parametrize("shift", [2e-4, float("nan")])
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_step_that_answers_otherwise_is_not_written(tmp_path, monkeypatch, which, shift):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_step_that_answers_otherwise_is_not_written(tmp_path, monkeypatch, which, shift, batch):
     model = predictor(tmp_path, LONG)
     deployed = deployed_model(model)
 
@@ -56,7 +58,7 @@ def test_a_step_that_answers_otherwise_is_not_written(tmp_path, monkeypatch, whi
 
         def run(tubelet, state):
             found = list(step(tubelet, state))
-            found[which] = found[which] + shift
+            found[which] = found[which] + shift if len(state) == batch else found[which]
             return tuple(found)
 
         return run
@@ -76,3 +78,10 @@ def test_the_command_writes_the_step_of_a_streaming_checkpoint_too(tmp_path, cap
     assert facts["frames"] == 2
     assert facts["inputs"] == ["tubelets", "state"]
     assert list(facts["files"]) == ["step.pt2"]
+
+
+def test_formats_without_a_step_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step_module, "export_step", lambda *given: {"bytes": 5, "max_difference": 0.0})
+    facts = write_steps(predictor(tmp_path, LONG), None, tmp_path, ["openvino", "pt2"])
+    assert list(facts["files"]) == ["step.pt2"]
+    assert "openvino: the model of a clip only; a step is written as pt2, onnx, aoti" in capsys.readouterr().out
