@@ -85,7 +85,7 @@ def test_a_bug_in_a_reader_keeps_its_traceback(data, tmp_path, command, workers,
 )
 def test_a_damaged_video_is_one_line(data, tmp_path, command, workers):
     video = tmp_path / "cut.mp4"
-    video.write_bytes(Path(data / "0.mp4").read_bytes()[:2000])
+    video.write_bytes(Path(data / "0.mp4").read_bytes()[:-100])  # x264's sizes differ a little from run to run
     done = run(command, data, video, workers, tmp_path)
     assert "Traceback" not in done.stdout + done.stderr
     assert any("truncated: holds" in line for line in (done.stdout + done.stderr).splitlines())

@@ -1,7 +1,6 @@
 """`lookupvit check` and `lookupvit check-configs`: what can be checked before a training."""
 
 import argparse
-import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -269,7 +268,6 @@ def check() -> int:
     if bad:
         skip = (arguments.out / "bad_videos.csv").resolve()
         print(f"{bad} bad; to train without those of the training list: DATA.SKIP_LIST {skip}")
-    logging.shutdown()
     # A row whose span lies outside of its file is lost, though the file is not bad.
     return 1 if bad or "span" in summary["problems"] else 0
 

@@ -6,6 +6,7 @@ LOOKUPVIT_ALL_DAMAGE=1 python -m pytest -s tests/commands/test_check.py
 
 import csv
 import json
+import logging
 import os
 import shutil
 import time
@@ -277,3 +278,13 @@ def test_a_wrong_label_is_found_and_shown(tmp_path):
     assert f"<small>{tmp_path / '7.mp4'}</small>" in page
     assert "data:image/jpeg;base64," in page
     assert "classes that look alike" not in page  # a wrong label does not make them so
+
+
+def test_handlers_of_others_stay_open(data, tmp_path):
+    handler = logging.FileHandler(tmp_path / "log.txt", encoding="utf-8")
+    handler.emit(logging.makeLogRecord({"msg": "before"}))
+    try:
+        assert check(data / "0.mp4", out=tmp_path).returncode == 0
+        assert handler.stream is not None
+    finally:
+        handler.close()

@@ -167,10 +167,15 @@ def test_a_complaint_of_one_file_is_not_kept_from_the_next(tmp_path):
 
 
 def test_a_file_that_takes_too_long_is_told(tmp_path):
-    rows = [row(write_video(tmp_path / "a.mp4", frames=300))]
+    video = write_video(tmp_path / "a.mp4", frames=300)
+    rows = [row(video) for _ in range(8)]
     inspect_files(rows, processes=1, timeout=0.001, thorough=True)
-    assert rows[0].file.problems == [Problem("timeout", "took longer than 0.001 s")]
-    assert rows[0].is_bad
+    # On a busy machine, an answer may be there before this process has the processor again.
+    late = [one for one in rows if one.file.problems]
+    assert late
+    for one in late:
+        assert one.file.problems == [Problem("timeout", "took longer than 0.001 s")]
+        assert one.is_bad
 
 
 # Pictures that show nothing, names that mislead -----------------------------------------------------------------------
