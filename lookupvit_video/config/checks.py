@@ -218,9 +218,15 @@ def _training_fits(
         yield f"TRAIN.BEST_METRIC is {TRAIN.BEST_METRIC!r}; add it to TEST.METRICS, or choose one of {TEST.METRICS}"
 
 
-def _others_are_there(DISTILL: Section, DIST_TIMEOUT: float, DATA_LOADER: Section) -> Iterator[str]:
-    if DISTILL.FEATURE_WEIGHT and not DISTILL.TEACHER:
-        yield "DISTILL.FEATURE_WEIGHT needs DISTILL.TEACHER"
+def _others_are_there(DISTILL: Section, MODEL: Section, DIST_TIMEOUT: float, DATA_LOADER: Section) -> Iterator[str]:
+    for name in ("FEATURE_WEIGHT", "BLOCK_WEIGHT"):
+        if DISTILL[name] and not DISTILL.TEACHER:
+            yield f"DISTILL.{name} needs DISTILL.TEACHER"
+    if DISTILL.BLOCK_WEIGHT and MODEL.DEPTH == 1 and "lookup" not in MODEL.HEADS:
+        yield (
+            "DISTILL.BLOCK_WEIGHT needs blocks that change lookup tokens; the last block does not with MODEL.HEADS "
+            f"{MODEL.HEADS}, so raise MODEL.DEPTH or add lookup to MODEL.HEADS"
+        )
     if DIST_TIMEOUT <= DATA_LOADER.TIMEOUT:
         yield (
             f"DIST_TIMEOUT is {DIST_TIMEOUT:g} and DATA_LOADER.TIMEOUT {DATA_LOADER.TIMEOUT:g}; processes must wait "

@@ -25,7 +25,8 @@ CONFIG, WEIGHTS, CARD, CALIBRATION = "config.json", "model.safetensors", "README
 MODEL_TYPE = "lookupvit_video"
 # Paths of the machine that trained the model; nobody else needs them.
 LOCAL_KEYS = """OUTPUT_DIR TEST.CHECKPOINT_FILE_PATH DATA.PATH_TO_DATA_DIR DATA.PATH_PREFIX DATA.SKIP_LIST
-                DATA.INDEX_CACHE MODEL.INIT_FROM DISTILL.TEACHER DISTILL.FEATURE_WEIGHT"""
+                DATA.INDEX_CACHE MODEL.INIT_FROM DISTILL.TEACHER DISTILL.FEATURE_WEIGHT
+                DISTILL.BLOCK_WEIGHT"""
 
 
 def write_pretrained(

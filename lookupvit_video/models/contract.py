@@ -34,6 +34,9 @@ class Features(NamedTuple):
     """Per block (B, heads, M, N), factorized (B t, heads, M / t, N / t), where requested."""
     blocks: int = 0
     """How many blocks were run, where an early exit classifies; 0: all."""
+    by_block: Sequence[tuple[Tensor, Tensor | None]] = ()
+    """Where requested, the lookup tokens after each block that changed them: those it worked on (G, n, D), in G = B
+    groups, factorized B t, and which of their group's these are (G, n), in rising order; None: all."""
 
 
 class VideoModel(nn.Module):

@@ -213,6 +213,7 @@ class LookupViT(VideoModel):
         writes_back: bool = True,
         continues: bool = False,
         attention: list[Tensor] | None = None,
+        by_block: list[tuple[Tensor, Tensor | None]] | None = None,
     ) -> TokenState:
         """Run the blocks up to number ``blocks`` (0: all) that a state has not been through.
 
@@ -221,6 +222,7 @@ class LookupViT(VideoModel):
                 another call makes up for it.
             continues: another call may follow: keep what it needs.
             attention: a list that the weights of each block are added to.
+            by_block: a list that gets what ``Features.by_block`` says.
         """
         blocks = blocks or len(self.blocks)
         counts = tokens_kept(budget.keep, math.prod(self.block_grid), len(self.blocks))
@@ -248,6 +250,8 @@ class LookupViT(VideoModel):
             state = state._replace(
                 compressed=compressed, lookup=lookup, blocks=i + 1, found=found, written=writes_back or not last
             )
+            if by_block is not None and state.written:
+                by_block.append((lookup, state.kept))
         return state
 
     def _rotary(self, budget: Budget, kept_Gn: Tensor | None) -> tuple[Rotary, Rotary] | None:
@@ -347,18 +351,19 @@ class LookupViT(VideoModel):
 
         Args:
             budget: see ``forward_features``.
-            with_features: see ``VideoModel.forward``.
+            with_features: see ``VideoModel.forward``; in training mode they have their ``by_block``.
         """
         budget = self.check_budget(budget)
         names = tuple(self.heads) if self.training or with_features else self.inference_heads
         state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW, [budget]))
-        early: list[Tensor] = []
+        early, found = list[Tensor](), list[tuple[Tensor, Tensor | None]]()
+        by_block = found if with_features and self.training else None
         for blocks in map(int, self.exits if self.training else ()):
             if not budget.blocks or blocks < budget.blocks:
-                state = self.advance(state, budget, blocks, continues=True)
+                state = self.advance(state, budget, blocks, continues=True, by_block=by_block)
                 early += self.forward_head(self.features(state, budget))
-        state = self.advance(state, budget, budget.blocks, writes_back="lookup" in names)
-        features = self.features(state, budget)
+        state = self.advance(state, budget, budget.blocks, writes_back="lookup" in names, by_block=by_block)
+        features = self.features(state, budget)._replace(by_block=found)
         output = self.forward_head(features)
         if self.training:
             output = (*output, *early)

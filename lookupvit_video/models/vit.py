@@ -108,8 +108,12 @@ class ViT(VideoModel):
                 length=self.tokenizer.grid[0], dim=dim, depth=temporal_depth, num_heads=num_heads, options=options
             )
 
-    def forward_features(self, clip_BCTHW: Tensor) -> Features:
-        """Run tokenizer and blocks on a normalized clip (B, C, T, H, W)."""
+    def forward_features(self, clip_BCTHW: Tensor, by_block: bool = False) -> Features:
+        """Run tokenizer and blocks on a normalized clip (B, C, T, H, W).
+
+        Args:
+            by_block: return the tokens after each block as well; only where all are kept.
+        """
         x_BND = self.tokenizer(clip_BCTHW)
         x_BND = self.reduce(x_BND).to(x_BND.dtype)  # autocast would keep a resized stream in bfloat16
         batch, _, dim = x_BND.shape
@@ -122,6 +126,7 @@ class ViT(VideoModel):
             groups = x_BND.shape[0]
             x_BND = torch.cat([*(token.expand(groups, -1, -1).to(x_BND.dtype) for token in first), x_BND], dim=1)
         rotary = () if self.rotary is None else (self.rotary(),)
+        prefix, found = sum(token.shape[1] for token in first), list[tuple[Tensor, Tensor | None]]()
         if self.merged is not None:
             sizes_BN = torch.ones_like(x_BND[..., 0])
             for block, r in zip(self.blocks, self.merged, strict=True):
@@ -129,9 +134,11 @@ class ViT(VideoModel):
         else:
             for block in self.blocks:
                 x_BND = block(x_BND, *rotary)
+                if by_block:
+                    found.append((x_BND[:, prefix:], None))
         class_token = None if self.class_token is None else x_BND[:, :1]
-        tokens_BND = x_BND[:, sum(token.shape[1] for token in first) :]
-        return Features(tokens_BND.reshape(batch, -1, dim), self.token_grid, class_token)
+        tokens_BND = x_BND[:, prefix:]
+        return Features(tokens_BND.reshape(batch, -1, dim), self.token_grid, class_token, by_block=found)
 
     def normed_tokens(self, features: Features, name: str) -> Tensor:
         """See `VideoModel.normed_tokens`: (B, N, D); all tokens of a dense model are lookup tokens."""

@@ -160,17 +160,19 @@ def forward(run: Run, batch: Batch, budget: Budget | None, *, picture: bool = Fa
     options: dict[str, Any] = {}
     if budget:
         options["budget"] = budget
-    if cfg.DISTILL.FEATURE_WEIGHT:
+    by_tokens = cfg.DISTILL.FEATURE_WEIGHT or cfg.DISTILL.BLOCK_WEIGHT
+    if by_tokens:
         options["with_features"] = True
     with autocast(device, run.dtype):
         output = run.state.model(clips, **options)
         answer = run.teacher.answer(clips) if run.teacher else None
-    logits, features = output if cfg.DISTILL.FEATURE_WEIGHT else (output, None)
+    logits, features = output if by_tokens else (output, None)
     weights = run.model.output_weights
     loss = loss_of_heads(logits, targets, valid, run.loss, weights)
     if not answer:
         return loss
     return distill(
         loss, logits, features, answer, valid, weight=cfg.DISTILL.WEIGHT, temperature=cfg.DISTILL.TEMPERATURE,
-        feature_weight=cfg.DISTILL.FEATURE_WEIGHT, multi_label=run.loss.multi_label, head_weights=weights,
+        feature_weight=cfg.DISTILL.FEATURE_WEIGHT, block_weight=cfg.DISTILL.BLOCK_WEIGHT,
+        multi_label=run.loss.multi_label, head_weights=weights,
     )  # fmt: skip
