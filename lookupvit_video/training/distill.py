@@ -224,8 +224,9 @@ def distill(
         total = total + feature_weight * mean_over_clips(_distance(features.compressed, target_BMD), valid_B)
     if features is not None and features.by_block and answer.by_block:
         pairs = zip(features.by_block, answer.by_block, strict=False)  # an early exit runs fewer blocks
-        per_group = torch.stack([_distance(own, _kept(theirs, own, kept)) for (own, kept), theirs in pairs]).mean(0)
-        total = total + block_weight * mean_over_clips(per_group.view(len(valid_B), -1).mean(1), valid_B)
+        per_group = [_distance(own, _kept(theirs, own, kept)) for (own, kept), theirs in pairs]
+        per_clip_B = torch.stack([error_G.view(len(valid_B), -1).mean(1) for error_G in per_group]).mean(0)
+        total = total + block_weight * mean_over_clips(per_clip_B, valid_B)
     return total
 
 

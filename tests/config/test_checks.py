@@ -66,6 +66,12 @@ from lookupvit_video.errors import UserError
         ),
         ("MODEL.FREEZE_ENCODER True MODEL.DROP_PATH 0.1", r"MODEL\.FREEZE_ENCODER needs MODEL\.DROP_PATH 0"),
         ("DISTILL.FEATURE_WEIGHT 1", r"DISTILL\.FEATURE_WEIGHT needs DISTILL\.TEACHER"),
+        ("DISTILL.BLOCK_WEIGHT 1", r"DISTILL\.BLOCK_WEIGHT needs DISTILL\.TEACHER"),
+        (
+            "DISTILL.BLOCK_WEIGHT 1 DISTILL.TEACHER x.pt MODEL.DEPTH 1 MODEL.HEADS ['compressed'] "
+            "MODEL.INFERENCE_HEAD compressed",
+            r"DISTILL\.BLOCK_WEIGHT needs blocks that change lookup tokens; .* so raise MODEL\.DEPTH or add lookup",
+        ),
         ("MODEL.COMPRESSED_GRID [4,7,15]", r"MODEL\.COMPRESSED_GRID"),
         ("DATA.NUM_FRAMES 15", r"DATA\.NUM_FRAMES is 15; it must be divisible by MODEL\.TUBELET's 2"),
         ("DATA.TRAIN_CROP_SIZE 220", r"DATA\.TRAIN_CROP_SIZE is 220; it must be divisible by MODEL\.TUBELET's 16"),

@@ -68,6 +68,7 @@ def test_a_bound_itself_is_allowed(name, number):
 CHANGED = {
     "TEST.GRIDS": "[[1,1,1]]", "MODEL.COMPRESSED_GRIDS": "[[1,1,1]]", "MODEL.TOKENS": "merge", "MODEL.ADAPTER": "lora",
     "MODEL.TEMPORAL_INIT": "identity", "MODEL.DROP_PATH": "0.1", "DISTILL.FEATURE_WEIGHT": "1",
+    "DISTILL.BLOCK_WEIGHT": "1",
     "TRAIN.ACTIVATION_CHECKPOINTING": "full", "DATA.SAMPLER": "balanced", "MODEL.EXITS": "[1]",
     "MODEL.LOOKUP_CONV": "[3,3,3]", "MODEL.KEEP": "[1,0.5]", "MODEL.KEEPS": "[[1,0.5]]", "MODEL.KEEP_BY": "random",
     "MODEL.REGISTERS": "4", "TRAIN.FINETUNE": "auto",

@@ -179,7 +179,7 @@ def test_a_config_leaves_the_machine_behind():
     assert settings == yaml.safe_load(cfg.dump())
     assert found["MODEL"]["DIM"] == 24
     assert found == yaml.safe_load(load_config(None, SMALL).dump())
-    assert {"DISTILL.TEACHER", "DISTILL.FEATURE_WEIGHT"} <= set(hub.LOCAL_KEYS.split())
+    assert {"DISTILL.TEACHER", "DISTILL.FEATURE_WEIGHT", "DISTILL.BLOCK_WEIGHT"} <= set(hub.LOCAL_KEYS.split())
 
 
 @pytest.mark.parametrize("name", ["org/model.pt", "org/model.pth", "org/model.bin", "org/model.safetensors", "org", "",

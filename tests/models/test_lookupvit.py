@@ -8,6 +8,7 @@ from torch import nn
 
 from lookupvit_video.config import load_config
 from lookupvit_video.models.blocks import BlockOptions
+from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.lookupvit import LookupViT
 from tests.models.test_models import clips, small_model
@@ -134,6 +135,31 @@ def test_features_returned_with_the_answer_are_those_of_all_blocks(name, trainin
         read = model.forward_features(clips(), heads=("compressed",))
         torch.testing.assert_close(read.compressed, whole.compressed)
         assert not torch.allclose(read.tokens, whole.tokens)  # the last block wrote nothing back
+
+
+@pytest.mark.parametrize(("make", "changes", "budget", "shapes"), [
+    (SMALL, {}, None, [(3, 32)] * 4),
+    (FACTORISED, {}, None, [(6, 16)] * 4),
+    (SMALL, {"heads": ("compressed",)}, None, [(3, 32)] * 3),  # the last block changes no lookup tokens
+    (SMALL, {"exits": (2,)}, None, [(3, 32)] * 4),
+    (SMALL, {"exits": (2,)}, Budget((1, 2, 2), 2), [(3, 32)] * 2),
+    (SMALL, {"exits": (2,), "heads": ("compressed",)}, Budget((1, 2, 2), 2), [(3, 32)]),
+    (SMALL, {"exits": (1,)}, Budget((1, 2, 2), 0, (1, 0.5)), [(3, 32)] * 2 + [(3, 16)] * 2),
+    (FACTORISED, {"keep": (1, 0.5)}, None, [(6, 16)] * 2 + [(6, 8)] * 2),
+])  # fmt: skip
+def test_features_of_training_have_the_lookup_tokens_after_each_block(make, changes, budget, shapes):
+    torch.manual_seed(0)
+    model, after = LookupViT(**make, **changes), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda block, given, found: after.append((found[1], given[4])))
+    features = model.train()(clips(), budget, with_features=True)[1]
+    assert [tuple(tokens.shape[:2]) for tokens, _ in features.by_block] == shapes
+    for (tokens, kept), (found, given) in zip(features.by_block, after, strict=False):
+        assert torch.equal(tokens, found)
+        assert kept is given or torch.equal(kept, given)
+        assert (kept is None) == (tokens.shape[1] == math.prod(model.block_grid))
+    with torch.no_grad():
+        assert not model.eval()(clips(), budget, with_features=True)[1].by_block
 
 
 def test_the_head_that_answers():

@@ -14,6 +14,7 @@ from lookupvit_video.models.build import build_model
 from lookupvit_video.models.contract import Features
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.vit import ViT
+from lookupvit_video.training import distill as distill_module
 from lookupvit_video.training import run as run_module
 from lookupvit_video.training import step as step_module
 from lookupvit_video.training.distill import Answer, Teacher, distill, load_teacher
@@ -33,7 +34,7 @@ def config(overrides=""):
 def mixed_by(cfg, *arguments):
     weights = cfg.DISTILL
     return distill(*arguments, weight=weights.WEIGHT, temperature=weights.TEMPERATURE,
-                   feature_weight=weights.FEATURE_WEIGHT)  # fmt: skip
+                   feature_weight=weights.FEATURE_WEIGHT, block_weight=weights.BLOCK_WEIGHT)  # fmt: skip
 
 
 def softmax(values, temperature):
@@ -150,6 +151,45 @@ def test_compressed_tokens_are_compared_with_the_teachers_resized_ones():
     assert compressed.grad[[0, 2, 3]].ne(0).any((1, 2)).all()
 
 
+def test_lookup_tokens_are_compared_with_the_teachers_after_the_same_block():
+    """Two blocks of the teacher's three; the second works on half of the tokens, in groups of one time index."""
+    logits, answer, valid = example()
+    tokens = [torch.randn(4, 8, 6, requires_grad=True), torch.randn(8, 2, 6, requires_grad=True)]
+    kept = torch.tensor([[0, 3], [1, 2]] * 4)  # of four tokens a time index
+    theirs = [torch.randn(4, 8, 6), torch.randn(8, 4, 6), torch.randn(4, 8, 6)]
+    features = Features(torch.zeros(4, 8, 6), (2, 2, 2), by_block=[(tokens[0], None), (tokens[1], kept)])
+    errors = [[], []]
+    for clip in (0, 2, 3):
+        for place in range(8):
+            own, target = (normalised(part[clip, place].tolist()) for part in (tokens[0], theirs[0]))
+            errors[0] += [(a - b) ** 2 for a, b in zip(own, target, strict=True)]
+        for group in (2 * clip, 2 * clip + 1):
+            for number, place in enumerate(kept[group].tolist()):
+                own, target = (
+                    normalised(part.tolist()) for part in (tokens[1][group, number], theirs[1][group, place])
+                )
+                errors[1] += [(a - b) ** 2 for a, b in zip(own, target, strict=True)]
+    parts = {}
+    for weight in (0.0, 0.7):
+        cfg = config(f"DISTILL.WEIGHT 0.25 DISTILL.BLOCK_WEIGHT {weight} DISTILL.TEACHER x.pt")
+        found = Answer(answer, None, None, theirs)
+        parts[weight] = mixed_by(cfg, torch.tensor(1.75), logits, features, found, valid)
+    expected = 0.7 * sum(sum(part) / len(part) for part in errors) / 2 * 3 / 4
+    assert (parts[0.7] - parts[0.0]).item() == pytest.approx(expected, rel=1e-4)
+    parts[0.7].backward()
+    assert tokens[0].grad[1].eq(0).all()
+    assert tokens[1].grad[[2, 3]].eq(0).all()
+    assert tokens[1].grad[[0, 1, 4, 5, 6, 7]].ne(0).any((1, 2)).all()
+
+
+def test_an_exit_before_any_block_that_changes_lookup_tokens_learns_from_the_rest():
+    logits, answer, valid = example()
+    features, theirs = Features(torch.zeros(4, 8, 6), (2, 2, 2)), Answer(answer, None, None, [torch.randn(4, 8, 6)])
+    cfg = config("DISTILL.BLOCK_WEIGHT 1 DISTILL.TEACHER x.pt")
+    alone = mixed_by(cfg, torch.tensor(1.0), logits, None, Answer(answer, None, None), valid)
+    assert torch.equal(mixed_by(cfg, torch.tensor(1.0), logits, features, theirs, valid), alone)
+
+
 # The teacher ------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +224,26 @@ def test_a_teacher_answers_with_logits_and_all_its_tokens(tmp_path, overrides, g
     assert (logits_only.tokens, logits_only.grid) == (None, None)
 
 
+@pytest.mark.parametrize(("overrides", "shape"), [
+    ("", (2, 32, 24)), ("MODEL.POOL class MODEL.REGISTERS 3", (2, 32, 24)),
+    ("MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2]", (4, 16, 24)),
+])  # fmt: skip
+@pytest.mark.parametrize("feature_weight", [0, 1])
+def test_a_teacher_answers_with_its_tokens_after_each_block(tmp_path, overrides, shape, feature_weight):
+    weights = f"DISTILL.BLOCK_WEIGHT 1 DISTILL.FEATURE_WEIGHT {feature_weight}"
+    teacher = load_teacher(config(write_teacher(tmp_path, f"MODEL.ARCH vit {overrides}") + weights), CLASSES, CPU)
+    after, clips = [], torch.randn(2, 3, 4, 32, 32)
+    for block in teacher.model.blocks:
+        block.register_forward_hook(lambda block, given, tokens: after.append(tokens))
+    answer = teacher.answer(clips)
+    assert (answer.tokens is None) == (answer.grid is None) == (feature_weight == 0)
+    assert [tuple(tokens.shape) for tokens in answer.by_block] == [shape] * 2
+    for tokens, whole in zip(answer.by_block, after, strict=True):
+        assert torch.equal(tokens, whole[:, -shape[1] :])  # the class token and registers come first
+    with torch.no_grad():
+        assert torch.equal(answer.logits, teacher.model(clips))
+
+
 @pytest.mark.parametrize("overrides", [
     "MODEL.ARCH mvit MODEL.VARIANT Ti", "MODEL.ARCH x3d MODEL.VARIANT XS", "MODEL.ARCH vit MODEL.TOKENS merge",
     "MODEL.ARCH vit MODEL.DIM 48",
@@ -210,6 +270,13 @@ def test_logits_can_be_learned_from_any_model(tmp_path, overrides):
      r"token grid \(1, 4, 4\) is smaller than \(2, 2, 2\)"),
     ("MODEL.TUBELET [4,8,8]", f"DISTILL.FEATURE_WEIGHT 1 {FACTORISED}",
      r"token grid \(1, 4, 4\) is smaller than \(2, 2, 2\)"),
+    ("", "DISTILL.BLOCK_WEIGHT 1", r"BLOCK_WEIGHT: the teacher must be a dense ViT, it is MODEL\.ARCH lookupvit"),
+    ("MODEL.ARCH vit MODEL.DIM 48", "DISTILL.BLOCK_WEIGHT 1", "teacher's width is 48, the student's 24"),
+    ("MODEL.ARCH vit MODEL.TOKENS merge", "DISTILL.BLOCK_WEIGHT 1", "BLOCK_WEIGHT: the teacher must keep"),
+    ("MODEL.ARCH mvit MODEL.VARIANT Ti", "DISTILL.BLOCK_WEIGHT 1", "BLOCK_WEIGHT: the teacher must keep"),
+    ("MODEL.ARCH vit MODEL.DEPTH 3", "DISTILL.BLOCK_WEIGHT 1", r"3 blocks, the student 2; set MODEL\.DEPTH alike"),
+    ("MODEL.ARCH vit MODEL.TUBELET [1,8,8]", "DISTILL.BLOCK_WEIGHT 1",
+     r"token grid is \(4, 4, 4\), the student's \(2, 4, 4\); set MODEL\.TUBELET alike"),
 ])  # fmt: skip
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path, theirs, own, message):
     with pytest.raises(ValueError, match=message) as caught:
@@ -293,6 +360,18 @@ def test_a_run_with_a_teacher(data, vit, tmp_path, monkeypatch, feature_weight):
     assert student.model.keys() == build_model(student.config).state_dict().keys()  # the teacher is not in it
 
 
+def test_tokens_come_nearer_to_the_teachers(data, vit, tmp_path, monkeypatch):
+    """With exits and kept tokens, whatever the budget of the step."""
+    errors, plain = [], distill_module._distance
+    monkeypatch.setattr(distill_module, "_distance", lambda *pair: errors.append(plain(*pair)) or errors[-1])
+    options = {"MODEL__EXITS": "[1]", "MODEL__KEEPS": "[[1],[1,0.5]]", "DISTILL__BLOCK_WEIGHT": 10,
+               "SOLVER__BASE_LR": 3e-3, "SOLVER__MAX_EPOCH": 8, "TEST__ENABLE": False}  # fmt: skip
+    done = run_net(settings(data, tmp_path, DISTILL__TEACHER=vit / "model.pt", **options))
+    assert done.returncode == 0, done.stderr
+    means = [error.mean().item() for error in errors]
+    assert sum(means[-6:]) < 0.7 * sum(means[:6])
+
+
 def test_a_lookupvit_teaches_a_dense_vit(data, tmp_path):
     run(data, tmp_path / "teacher")
     _, log = run(data, tmp_path / "student", MODEL__ARCH="vit", DISTILL__WEIGHT=1,
@@ -327,6 +406,12 @@ def test_others_weights_teach_by_their_tokens(tmp_path):
     four = Answer(None, answer.tokens.repeat(2, 1, 1), answer.grid)
     assert mixed_by(cfg, torch.tensor(1.0), logits, None, four, valid) == 1.0
     assert mixed_by(cfg, torch.tensor(1.0), logits, student, four, valid) > 1.5
+    tubelet = "MODEL.TUBELET [1,8,8] DISTILL.FEATURE_WEIGHT 0 DISTILL.BLOCK_WEIGHT 1 DISTILL.WEIGHT 0"
+    by_block = load_teacher(config(f"{sizes} {tubelet} DISTILL.TEACHER {path}"), CLASSES, CPU).answer(
+        (raw - mean) / std
+    )
+    assert (by_block.logits, by_block.tokens) == (None, None)
+    assert torch.equal(by_block.by_block[-1].reshape(2, 64, 64), answer.tokens)
     with pytest.raises(ValueError, match=r"do not know the classes; set DISTILL\.WEIGHT 0"):
         load_teacher(config(f"{sizes} DISTILL.TEACHER {path}"), CLASSES, CPU)
     with pytest.raises(ValueError, match="the teacher's width is 64, the student's 24"):

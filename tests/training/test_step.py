@@ -187,10 +187,10 @@ def test_losses_of_16_bit_logits_are_computed_in_32_bits(tmp_path):
     assert loss.item() == pytest.approx(wanted.item() / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize("feature_weight", [0.0, 0.5])
-def test_the_model_is_asked_for_a_budget_and_for_features_where_they_are_needed(tmp_path, feature_weight):
-    run = make_run(tmp_path, model=Watched(), DISTILL__TEACHER="x.pt", DISTILL__FEATURE_WEIGHT=feature_weight)
-    wanted = {"with_features": True} if feature_weight else {}
+@pytest.mark.parametrize("weights", [{}, {"DISTILL__FEATURE_WEIGHT": 0.5}, {"DISTILL__BLOCK_WEIGHT": 0.5}])
+def test_the_model_is_asked_for_a_budget_and_for_features_where_they_are_needed(tmp_path, weights):
+    run = make_run(tmp_path, model=Watched(), DISTILL__TEACHER="x.pt", **weights)
+    wanted = {"with_features": True} if weights else {}
     forward(run, noise_batch(), None)
     forward(run, noise_batch(), Budget((1, 2, 2)))
     assert [call.options for call in run.model.calls] == [wanted, {"budget": Budget((1, 2, 2)), **wanted}]

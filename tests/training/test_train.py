@@ -231,7 +231,7 @@ def test_an_unknown_metric_is_reported_in_one_line_before_the_first_step(data, t
 def test_killed_and_resumed_equals_uninterrupted(data, vit, tmp_path):
     options = {"SOLVER__MAX_EPOCH": 6, "MODEL__DROP_PATH": 0.2, "MIXUP__ENABLE": True, "AUG__NUM_SAMPLE": 2,
                "MODEL__COMPRESSED_GRIDS": GRIDS, "DISTILL__TEACHER": vit / "model.pt", "DISTILL__FEATURE_WEIGHT": 1,
-               "TEST__ENABLE": False}  # fmt: skip
+               "DISTILL__BLOCK_WEIGHT": 1, "TEST__ENABLE": False}  # fmt: skip
     whole = run_tool(*NET, *settings(data, tmp_path / "whole", **options))
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, *NET, *settings(data, tmp_path / "killed", **options)]
@@ -249,7 +249,8 @@ def test_killed_and_resumed_equals_uninterrupted(data, vit, tmp_path):
 
 def test_two_processes_train_and_test_as_one_does(data, vit, tmp_path):
     options = {"TEST__NUM_ENSEMBLE_VIEWS": 2, "MODEL__COMPRESSED_GRIDS": GRIDS, "TEST__GRIDS": "[[2,4,4]]",
-               "DISTILL__TEACHER": vit / "model.pt", "DISTILL__FEATURE_WEIGHT": 1}  # fmt: skip
+               "DISTILL__TEACHER": vit / "model.pt", "DISTILL__FEATURE_WEIGHT": 1,
+               "DISTILL__BLOCK_WEIGHT": 1}  # fmt: skip
     alone = run_net(settings(data, tmp_path / "one", **options))
     both = run_net(settings(data, tmp_path / "two", **options), processes=2)
     assert both.returncode == 0, both.stderr
