@@ -19,7 +19,7 @@ EXAMPLE = """example:
   python tools/docs_figures.py ablations --print-only
 
 Run it in the folder of the repository. What is done is not done again: stop it and start it as you like; remove runs/
-to measure everything. All pages take many hours of a core: docs/ablations.md is 210 runs of some minutes each.
+to measure everything. All pages take many hours of a core: docs/ablations.md is 222 runs of some minutes each.
 """
 DATA = "datasets/moving_digits/data_study"
 MOTION = f"{DATA}/motion"
@@ -198,7 +198,7 @@ def robustness_steps(config: str) -> list[Step]:
 STUDIES = {
     "controls_digit": [], "controls_motion": [], "resolution": [], "budgets_motion": [], "options_motion": [],
     "options_digit": [], "lookup_conv_digit": [], "lookup_conv_motion": [], "tokenizer_digit": [],
-    "tokenizer_motion": [], "controls_digits": [DIGITS],
+    "tokenizer_motion": [], "distill_digit": [study("tokenizer_digit")], "controls_digits": [DIGITS],
     "budgets_digit": [], "keep_distractors": [DISTRACTORS],
     "long_tail_motion": [subset("motion_long_tail", "--long-tail 100")],
 }  # fmt: skip
