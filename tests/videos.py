@@ -1,6 +1,8 @@
 """Tiny real video files for tests, written with PyAV; every picture carries a number that `read_number` reads back."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -97,7 +99,8 @@ def write_video(
     """
     path = Path(path)
     base = Fraction(1, _TICKS) if times is not None else 1 / Fraction(fps)
-    with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
+    opened = av.open(str(path), "w", format=container_format, options=container_options or {})
+    with _scheduling_kept(), opened as container:
         before = [_add_decoy(container) for _ in range(decoys)]
         video = container.add_stream(codec, rate=fps)
         after = [_add_decoy(container) for _ in range(decoys)]
@@ -136,6 +139,23 @@ def write_video(
     if rotation:
         _rotate(path, rotation)
     return str(path)
+
+
+@contextmanager
+def _scheduling_kept() -> Iterator[None]:
+    """Keep the scheduling of this thread.
+
+    Where root calls it, SVT-AV1 gives the calling thread the highest real-time priority and leaves it so. All that the
+    thread starts later has it too, and starves the rest of the machine.
+    """
+    if not hasattr(os, "sched_setscheduler"):  # Linux only
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def write_audio(path: str | Path, *, seconds: float = 1.0) -> str:

@@ -24,6 +24,7 @@ Exit code 0: all done; 1: some videos could not be read (named on stderr); 2: no
 TIMELINE_EXAMPLES = """  lookupvit timeline --checkpoint runs/demo_motion/model.pt video.mp4 --json timeline.json \\
       --png timeline.png --annotate annotated.mp4
   lookupvit timeline --checkpoint model.pt --truth untrimmed.csv --hard-negatives hard.csv
+  lookupvit timeline --checkpoint model.pt --truth held_out.csv --change-cost 1 2 4 8 16
 
 Windows as long as what the model was trained on (its clip; with DATA.SAMPLING segments its usual training video) slide
 over the video, which is decoded once, forward; memory does not grow with it.
@@ -159,7 +160,8 @@ def timeline() -> int:
     windows = read_timeline(predictor, arguments.video, stride=arguments.stride, window=arguments.window,
                             batch_size=arguments.batch_size)  # fmt: skip
     logger.info("windows of %.3g s over %.3g s: %d", windows.window, windows.duration, len(windows.starts))
-    segments = find_segments(windows, change_cost=arguments.change_cost, min_probability=arguments.min_probability)
+    [change_cost] = arguments.change_cost
+    segments = find_segments(windows, change_cost=change_cost, min_probability=arguments.min_probability)
     for segment in segments:
         label = one_line(segment.label)
         print(f"{segment.start:9.2f} s {segment.end:9.2f} s  {100 * segment.probability:5.1f} %  {label}")
@@ -187,8 +189,9 @@ def _timeline_arguments() -> argparse.Namespace:
     add("--window", type=float, metavar="S",
         help="seconds of a window, of DATA.SAMPLING segments (default: as the training videos)")  # fmt: skip
     add("--topk", type=options.positive, default=5, metavar="K", help="classes per window, and drawn (default: 5)")
-    add("--change-cost", type=options.number(float, 0), default=CHANGE_COST, metavar="X", help="log probability that a "
-        f"change of label must gain; 0: scenes of one window (default: {CHANGE_COST:g})")  # fmt: skip
+    add("--change-cost", type=options.number(float, 0), nargs="+", default=[CHANGE_COST], metavar="X",
+        help="log probability that a change of label must gain; 0: scenes of one window; with --truth several are "
+        f"compared (default: {CHANGE_COST:g})")  # fmt: skip
     add("--min-probability", type=options.number(float, 0), default=0.0, metavar="P",
         help="leave out segments with a lower probability (default: 0)")  # fmt: skip
     options.add_batch_size(parser)
@@ -204,4 +207,6 @@ def _timeline_arguments() -> argparse.Namespace:
         parser.error("--png and --annotate are for one VIDEO")
     if arguments.hard_negatives and not arguments.truth:
         parser.error("--hard-negatives is for --truth")
+    if arguments.video and len(arguments.change_cost) > 1:
+        parser.error("--change-cost: one value for one VIDEO; several are for --truth")
     return arguments

@@ -95,7 +95,27 @@ def test_segments_are_compared_with_labelled_ones(checkpoint, tmp_path):
     assert sum(row[0].endswith("y.mp4") for row in rows) == 2
 
 
+def test_several_change_costs_are_compared(checkpoint, tmp_path):
+    write_video(tmp_path / "x.mp4", frames=80, fps=8)
+    (tmp_path / "truth.csv").write_text("path,label,start,end\nx.mp4,a,0,5\nx.mp4,b,5,10\n")
+    options = ["--truth", tmp_path / "truth.csv", "--checkpoint", checkpoint, "--stride", 1, "--device", "cpu"]
+    alone = {}
+    for cost in ("0", "50"):
+        assert call_tool(TOOL, *options, "--change-cost", cost, "--json", tmp_path / "one.json").returncode == 0
+        alone[cost] = json.loads((tmp_path / "one.json").read_text())
+    done = call_tool(TOOL, *options, "--change-cost", 0, 50, "--json", tmp_path / "both.json")
+    both = json.loads((tmp_path / "both.json").read_text())
+    assert both["change_costs"] == {cost: facts["metrics"] for cost, facts in alone.items()}
+    best = max(alone, key=lambda cost: alone[cost]["metrics"]["segment_f1"])
+    assert both["change_cost"] == float(best)
+    assert both["metrics"] == alone[best]["metrics"]
+    assert both["timelines"] == alone[best]["timelines"]
+    assert done.stdout.splitlines()[0].split() == ["change", "cost", "0", "50"]
+    assert done.stdout.splitlines()[-1] == f"highest segment F1: --change-cost {best}"
+
+
 @pytest.mark.parametrize("options", [[], ["x.mp4", "--truth", "t.csv"], ["--truth", "t.csv", "--png", "x.png"],
-                                     ["x.mp4", "--hard-negatives", "h.csv"]])  # fmt: skip
+                                     ["x.mp4", "--hard-negatives", "h.csv"],
+                                     ["x.mp4", "--change-cost", "1", "2"]])  # fmt: skip
 def test_a_video_or_a_list(checkpoint, options):
     assert call_tool(TOOL, *options, "--checkpoint", checkpoint).returncode == 2

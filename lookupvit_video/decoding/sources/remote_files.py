@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from lookupvit_video.files import cache_folder
 from lookupvit_video.remote import path_manager
 
 BLOCK = 4 << 20  # bytes: at 20 ms a request and 100 MB/s, as long under way as the request takes
+_WAITS = (0.5, 2.0)  # seconds before the second and the third attempt
+_BUSY = (408, 425, 429)  # HTTP: timed out, too early, too many requests
 _LOOK_EVERY = 32  # blocks written by a process between two looks at the size of the cache
 _written = 0
 # A worker inherits the file systems of its parent. If it let go of them it would close connections that the parent
@@ -67,6 +70,29 @@ def _kept(url: str, name: str, start: int, end: int | None, part: slice = slice(
 
 
 def _fetched(url: str, start: int, end: int | None) -> bytes:
+    """Return some bytes of a remote file; what may pass (a lost connection, a busy server) is tried again."""
+    for wait in _WAITS:
+        try:
+            return _fetched_once(url, start, end)
+        except Exception as error:
+            if not _may_pass(error):
+                raise
+            time.sleep(wait)
+    return _fetched_once(url, start, end)
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a later attempt may succeed where this one failed."""
+    cause = error.__cause__ or error
+    if isinstance(error, (FileNotFoundError, PermissionError)) or isinstance(cause, TimeoutError):  # waited for long
+        return False
+    status = getattr(cause, "status", None)  # of aiohttp's answers
+    if isinstance(status, int):
+        return status in _BUSY or status >= 500
+    return isinstance(cause, ConnectionError) or type(cause).__module__.startswith("aiohttp")
+
+
+def _fetched_once(url: str, start: int, end: int | None) -> bytes:
     if any(url.startswith(prefix) for prefix in path_manager._path_handlers):
         with path_manager.open(url, "rb") as file:
             file.seek(start)

@@ -10,7 +10,7 @@ from fvcore.common.config import CfgNode
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from lookupvit_video.config import token_grid
+from lookupvit_video.config import get_defaults, token_grid
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.pretrained.report import State
 from lookupvit_video.models.tokenizer import Grid
@@ -104,5 +104,6 @@ def own_grid(content: Any) -> Grid | None:
     """Return the grid of tokens of a checkpoint of this project; None for others' files."""
     if not (isinstance(content, dict) and str(content.get("format", "")).startswith("lookupvit_video/")):
         return None
-    cfg = CfgNode.load_cfg(content["config"])
-    return token_grid(cfg.MODEL, cfg.DATA)
+    known, found = get_defaults(), CfgNode.load_cfg(content["config"])  # an older file lacks newer keys
+    MODEL, DATA = (CfgNode({**known[name], **found[name]}) for name in ("MODEL", "DATA"))
+    return token_grid(MODEL, DATA)

@@ -493,6 +493,18 @@ def test_own_checkpoints_load_whole(tmp_path, arch):
 
 
 @torch.no_grad()
+def test_own_checkpoints_from_before_a_key_load(tmp_path):
+    source = checkpoint(tmp_path / "a.pt")
+    content = torch.load(tmp_path / "a.pt", weights_only=True)
+    kept = [line for line in content["config"].splitlines() if "STREAM" not in line]
+    assert len(kept) < len(content["config"].splitlines())
+    torch.save(content | {"config": "\n".join(kept)}, tmp_path / "old.pt")
+    ours = checkpoint(tmp_path / "b.pt", "RNG_SEED", "1")
+    complete(init_from(ours, str(tmp_path / "old.pt")), ours)
+    assert torch.equal(ours.tokenizer.positions, source.tokenizer.positions)
+
+
+@torch.no_grad()
 def test_a_convolutional_tokenizer_loads_into_its_own_kind_alone(tmp_path):
     stem = ("MODEL.TOKENIZER", "convolutional")
     source, path = checkpoint(tmp_path / "a.pt", *stem), str(tmp_path / "a.pt")
