@@ -6,7 +6,11 @@ FROM python:3.12-slim
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG EXTRAS=serve,export,hub,tensorboard,parquet,remote
 
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 HOME=/home/user
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PYTHONUNBUFFERED=1 HOME=/home/user
+
+# g++: torch.compile (TRAIN.COMPILE, --compile), Triton's kernels on GPUs and export --format aoti compile what they run
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 
 # torch first: it is large, and changes less often than this package
 RUN python -m pip install torch torchvision --index-url "${TORCH_INDEX}"
@@ -16,8 +20,8 @@ COPY lookupvit_video /source/lookupvit_video
 COPY configs /source/configs
 RUN python -m pip install "/source[${EXTRAS}]" && rm -rf /source && lookupvit --version
 
-# others may take this place by --user; caches are written below its home
-RUN useradd --uid 10001 --create-home --home-dir /home/user user && chmod 777 /home/user
+# others may take this place by --user; caches are written below its home, and results below /work
+RUN useradd --uid 10001 --create-home --home-dir /home/user user && mkdir -p /work && chmod 777 /home/user /work
 USER user
 WORKDIR /work
 

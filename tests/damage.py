@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import av
 
+from lookupvit_video.decoding.opening import ANY_TAGS
 from tests.videos import write_audio, write_video
 
 # name: settings of write_video; the first FEW are enough for a quick look at codecs with and without B-frames
@@ -199,7 +200,7 @@ def pictures(path: str | Path) -> list[tuple[float, str]] | None:
     What cannot be decoded is passed over, as players do, so damage shows as other or fewer pictures, or other times.
     """
     try:
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
+        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}, **ANY_TAGS) as container:
             shown = list(_shown(container))
     except (OSError, av.FFmpegError, IndexError):
         return None

@@ -46,6 +46,24 @@ def test_torch_is_chosen_by_an_argument_and_nothing_runs_as_root():
     assert LINES.index("USER user") > max(number for number, line in enumerate(LINES) if line.startswith("RUN"))
 
 
+def test_the_context_leaves_out_all_but_what_is_copied():
+    """A rule of .dockerignore counts where no later one matches; "*" leaves all out, and "!" takes one back."""
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
+    rules = [rule for rule in rules if rule and not rule.startswith("#")]
+    assert rules[0] == "*"
+    later_exclusions = [rule for rule in rules[1:] if not rule.startswith("!")]
+    assert later_exclusions == ["**/__pycache__"]
+    assert rules[-1] == later_exclusions[0]
+
+
+def test_any_user_may_write_where_results_and_caches_go_and_compile():
+    runs = [" ".join(found) for found in words("RUN")]
+    assert any("chmod 777 /home/user /work" in run for run in runs)
+    assert "HOME=/home/user" in [setting for found in words("ENV") for setting in found]
+    assert words("WORKDIR") == [["/work"]]
+    assert "--no-install-recommends g++" in runs[0]  # its layer stays when the package changes
+
+
 def test_the_page_on_serving_names_commands_that_exist():
     page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     found = re.findall(r"^docker run .* lookupvit(?::cuda)? (\S+) ", page, re.MULTILINE)

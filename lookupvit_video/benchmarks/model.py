@@ -37,6 +37,7 @@ from lookupvit_video.distributed.utilization import peak_flops
 from lookupvit_video.drawing.figures import new_figure, save_figure
 from lookupvit_video.errors import UserError
 from lookupvit_video.models.complexity import count_parameters
+from lookupvit_video.models.kernels.compiler import require_compiler
 from lookupvit_video.progress import progress
 from lookupvit_video.text import grid_name, markdown_table
 
@@ -52,6 +53,8 @@ saved time.
 def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure every setting; return "rows", "best" (each model at its best batch) and "goals"."""
     device = arguments.device
+    if arguments.compile:
+        require_compiler("--compile", device.type, "measure without it")
     settings = [Setting(*values) for values in product(
         arguments.mode, arguments.frames, arguments.size, arguments.batch, arguments.threads)]  # fmt: skip
     peak = peak_flops(device, autocast_dtype(arguments.precision, device))

@@ -56,6 +56,9 @@ _SELF_CONTAINED = sorted({name for names in av.formats_available for name in nam
 ONLY_FILES = {"protocol_whitelist": "file"}
 SAFE = ONLY_FILES | {"format_whitelist": ",".join(_SELF_CONTAINED)}
 
+# Tags in another encoding than UTF-8 must not keep a file from being opened. PyAV before 19 needs to be told.
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 
 def checked_path(path: str | os.PathLike[str]) -> str:
     """The path of a local file that may be a video; anything else is a DecodeError."""
@@ -134,8 +137,8 @@ def opened(deadline: Deadline, container_format: str | None = None, **options: s
             f"file:{path}",
             format=container_format,
             container_options=limits | options,
-            metadata_errors="replace",
             timeout=deadline.seconds or None,
+            **ANY_TAGS,
         )
     except av.FFmpegError as error:
         deadline.check()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 import av
@@ -94,15 +95,24 @@ def remark_on_frame(frame: Any) -> str | None:
 
 def _matrix(frame: Any) -> tuple[int, ...] | None:
     # The first of several is the container's, and the one that libav's own tools take.
-    for data in _side_data(frame):
+    for data in entries(_side_data(frame)):
         if data.type is Type.DISPLAYMATRIX:
             return struct.unpack("=9i", bytes(data))
     return None
 
 
-def _side_data(frame: Any) -> Iterable[Any]:
+def entries(side_data: Any) -> Iterator[Any]:
+    """Each entry of a frame's side data, by position: since PyAV 19 it iterates over types, and names each once."""
+    for position in count():
+        try:
+            yield side_data[position]
+        except IndexError:
+            return
+
+
+def _side_data(frame: Any) -> Any:
     try:
-        found: Iterable[Any] = frame.side_data
+        found = frame.side_data
     except ValueError:  # PyAV, of a kind that it does not know, such as EXIF
         found = FrameFilter(_DROP_UNKNOWN).apply(frame).side_data
     return found

@@ -37,6 +37,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.world import World
+from lookupvit_video.models.kernels.compiler import require_compiler
 
 logger = logging.getLogger(__name__)
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -66,6 +67,7 @@ def parallelize(model: nn.Module, cfg: CfgNode, world: World) -> nn.Module:
     blocks = _blocks(model)
     checkpoint_blocks(model, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
     if cfg.TRAIN.COMPILE:
+        require_compiler("TRAIN.COMPILE", world.device.type, "TRAIN.COMPILE False trains without one")
         compile_blocks(blocks)
     if world.size == 1:
         if cfg.TRAIN.PARALLEL != "ddp":

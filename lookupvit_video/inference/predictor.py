@@ -44,6 +44,7 @@ from lookupvit_video.inference.views import Failure, Plan, Source, Views, make_p
 from lookupvit_video.models.budget import as_budget, parse_budget
 from lookupvit_video.models.build import build_model, model_spec
 from lookupvit_video.models.complexity import count_parameters, measured_macs
+from lookupvit_video.models.kernels.compiler import require_compiler
 from lookupvit_video.models.kernels.int8 import linear_layers, quantize
 from lookupvit_video.models.streaming.model import StreamingLookupViT
 from lookupvit_video.registry import MODELS
@@ -335,7 +336,12 @@ class Predictor:
         Args:
             batch_size: clips in one pass of the model; pass the same to ``predict`` and ``answers``.
             options: of ``torch.compile``, in place of those that suit the device.
+
+        Raises:
+            UserError: there is no compiler for the code that PyTorch generates.
         """
+        if options.get("backend", "inductor") == "inductor":
+            require_compiler("--compile", self.device.type, "without it the answers are the same")
         options = options or {"mode": "reduce-overhead" if self.device.type == "cuda" else "default"}
         self.model.compile(dynamic=False, **options)
         self._compiled_batch = batch_size

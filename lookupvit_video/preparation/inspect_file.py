@@ -21,7 +21,7 @@ import numpy as np
 
 from lookupvit_video.decoding.backends import DecodeError, VideoReader, open_video
 from lookupvit_video.decoding.damage import NOT_LOOKED_AT
-from lookupvit_video.decoding.opening import SAFE
+from lookupvit_video.decoding.opening import ANY_TAGS, SAFE
 from lookupvit_video.decoding.orientation import orientation_of_frame
 from lookupvit_video.decoding.reader import CUT, Damage
 
@@ -238,7 +238,7 @@ def _read_packets(report: FileReport, path: str) -> int:
 
     Notes what the container says; returns how many packets or frames are damaged.
     """
-    with av.open(f"file:{path}", options=SAFE, metadata_errors="replace") as container:
+    with av.open(f"file:{path}", options=SAFE, **ANY_TAGS) as container:
         stream: Any = container.streams.best("video")
         stream.thread_type = "NONE"
         _note_container(report, path, container, stream)

@@ -20,6 +20,7 @@ import av
 
 from lookupvit_video.data.manifest import read_class_list
 from lookupvit_video.data.video_files import is_video_name
+from lookupvit_video.decoding.opening import ANY_TAGS
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
 from lookupvit_video.preparation.lists import Annotation, Found, Key, Options, files_below, finish, match
@@ -193,7 +194,7 @@ def span_warning(found: Sequence[Found], whole: bool) -> str | None:
     for clip in unsaid[:: max(1, len(unsaid) // 20)][:20]:
         _, start, end = clip.annotation.key
         try:
-            with av.open(f"file:{clip.path}", metadata_errors="replace") as container:
+            with av.open(f"file:{clip.path}", **ANY_TAGS) as container:
                 duration = (container.duration or 0) / 1e6
         except av.FFmpegError:
             continue

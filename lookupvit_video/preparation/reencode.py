@@ -21,7 +21,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.frame_filter import field_joiner
-from lookupvit_video.decoding.opening import SAFE
+from lookupvit_video.decoding.opening import ANY_TAGS, SAFE
 from lookupvit_video.decoding.orientation import UPRIGHT, Orientation, orientation_of_frame
 from lookupvit_video.decoding.reader import Mismatch
 from lookupvit_video.errors import RunFailure, UserError
@@ -164,7 +164,7 @@ def _open(source: Path) -> Any:
             pattern = str(source).replace("%", "%%") + f"/%05d{FRAME_SUFFIX}"
             return av.open(pattern, format="image2", options={"framerate": str(FRAME_RATE), "start_number": "1"})
         # "file:" keeps a colon in a name from being read as a protocol
-        return av.open(f"file:{source}", options=SAFE, metadata_errors="replace")
+        return av.open(f"file:{source}", options=SAFE, **ANY_TAGS)
     except av.FFmpegError as error:
         raise DecodeError(str(source), f"cannot be opened: {error.strerror}") from error
 

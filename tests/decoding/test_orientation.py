@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from lookupvit_video.decoding.orientation import (
     Orientation,
     RgbConverter,
     carries_message,
+    entries,
     orientation_of_matrix,
 )
 from lookupvit_video.preparation.inspect_file import inspect_file
@@ -264,3 +266,25 @@ def test_pixels_up_to_the_oddest_shape_count(aspect):
     for odder in (1.01 * ODDEST_PIXEL, 0.99 / ODDEST_PIXEL):
         converter.fit((100, 80), UPRIGHT, odder)
         assert converter.stored_size == (100, 80)
+
+
+class ByType(Mapping):
+    """Side data as PyAV 19 has it: iteration names each type once, positions reach all."""
+
+    def __init__(self, *data):
+        self.data = data
+
+    def __iter__(self):
+        return iter(dict.fromkeys(one[0] for one in self.data))
+
+    def __len__(self):
+        return len(set(self))
+
+    def __getitem__(self, key):
+        return self.data[key]
+
+
+def test_side_data_is_read_by_position_in_every_pyav():
+    data = [("matrix", 1), ("matrix", 2), ("message", 3)]
+    assert list(entries(data)) == list(entries(ByType(*data))) == data
+    assert list(entries(ByType())) == []

@@ -11,6 +11,10 @@ from lookupvit_video.decoding import opening, reader
 from lookupvit_video.decoding.backends import DecodeError, open_video
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.timeline import index_path
+from lookupvit_video.inference.export import reference
+from lookupvit_video.preparation import reencode as reencode_module
+from lookupvit_video.preparation.inspect_file import inspect_file
+from lookupvit_video.preparation.labelling import clock
 from tests.videos import write_video
 
 # name: how the file is written; each is opened by another way through the reader
@@ -28,6 +32,33 @@ KINDS = {
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     return {name: write_video(folder / name, frames=24, **settings) for name, settings in KINDS.items()}
+
+
+def _opened_for_the_exported_script(path):
+    with reference.open_video(path):
+        pass
+
+
+def _read_by_check(path):
+    assert inspect_file(path).width
+
+
+# every way of this package to open a video, whose tags may be in any encoding
+OPENINGS = {
+    "reader": lambda path: open_video(path).frames_at([0.1]),
+    "check": _read_by_check,
+    "labels": clock._seconds_before_the_picture,
+    "reencode": lambda path: reencode_module._open(Path(path)).close(),
+    "exported script": _opened_for_the_exported_script,
+}
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_tags_that_are_not_utf_8_do_not_keep_a_file_from_being_opened(videos, tmp_path, name):
+    path, data = tmp_path / "tags.mp4", Path(videos["plain.mp4"]).read_bytes()
+    assert data.count(b"Lavf") == 1  # the name of what wrote the file
+    path.write_bytes(data.replace(b"Lavf", b"\xe9\xff\xe8\xfe"))
+    OPENINGS[name](str(path))
 
 
 @pytest.mark.parametrize("name", [*KINDS, "text.mp4", "cut.mkv", "cut.mp4"])

@@ -9,6 +9,7 @@ import socket
 
 import pytest
 import torch
+import torch._inductor.config
 from torch import distributed
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +28,7 @@ from lookupvit_video.distributed.parallel import (
 )
 from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.distributed.world import World
+from lookupvit_video.errors import UserError
 from lookupvit_video.models.build import build_model
 from lookupvit_video.training import run as run_module
 from lookupvit_video.training.optim import build_optimizer
@@ -145,6 +147,7 @@ def test_blocks_are_checkpointed_before_they_are_compiled_and_only_where_asked(m
     done = []
     monkeypatch.setattr(parallel_module, "checkpoint_activations", lambda block, kind: done.append(kind))
     monkeypatch.setattr(parallel_module, "compile_blocks", lambda blocks: done.append(len(blocks)))
+    monkeypatch.setattr(parallel_module, "require_compiler", lambda *given: None)
     joint = settings("", "", TRAIN__ACTIVATION_CHECKPOINTING="full", TRAIN__COMPILE=True)
     factorised = [*joint, *"MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2] MODEL.TEMPORAL_DEPTH 3".split()]
     for overrides, blocks in ((joint, 2), (factorised, 5)):
@@ -155,6 +158,14 @@ def test_blocks_are_checkpointed_before_they_are_compiled_and_only_where_asked(m
     cfg = load_config("tests/small.yaml", settings("", ""))
     parallelize(build_model(cfg), cfg, ALONE)
     assert done == ["none"] * 2
+
+
+def test_compiling_without_a_compiler_is_told_before_the_first_step():
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}),
+        pytest.raises(UserError, match=r"TRAIN.COMPILE needs a C\+\+ compiler: .*; TRAIN.COMPILE False"),
+    ):
+        small(TRAIN__COMPILE=True)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lookupvit_video.checkpoints.checkpoint import FORMAT, Checkpoint, save_checkpoint
@@ -13,6 +14,7 @@ from lookupvit_video.data.dataset import read_clips
 from lookupvit_video.data.manifest import Video
 from lookupvit_video.data.transforms import eval_transform, normalize
 from lookupvit_video.decoding.backends import BACKENDS, DecodeError, open_video
+from lookupvit_video.errors import UserError
 from lookupvit_video.inference import predictor as predictor_module
 from lookupvit_video.inference.budget import Cascade, cascade_macs
 from lookupvit_video.inference.draw import attention_at, draw_prediction, overlay
@@ -187,6 +189,7 @@ def test_the_folder_of_a_run_is_its_model(tmp_path):
 def test_a_model_is_compiled_as_suits_its_device(monkeypatch):
     model, given = made_up(TABLE), []
     monkeypatch.setattr(model.model, "compile", lambda **options: given.append(options))
+    monkeypatch.setattr("lookupvit_video.inference.predictor.require_compiler", lambda *given: None)
     model.compile()
     assert model._compiled_batch == 8
     model.device = torch.device("cuda")
@@ -197,6 +200,14 @@ def test_a_model_is_compiled_as_suits_its_device(monkeypatch):
         {"dynamic": False, "mode": "default"}, {"dynamic": False, "mode": "reduce-overhead"},
         {"dynamic": False, "backend": "eager"},
     ]  # fmt: skip
+
+
+def test_compiling_without_a_compiler_is_told(monkeypatch):
+    model = made_up(TABLE)
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}):
+        with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler: .*; without it"):
+            model.compile()
+        model.compile(backend="eager")  # generates no code
 
 
 def test_smaller_batches_are_filled_up_for_a_compiled_model_only():

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from lookupvit_video.errors import UserError
+from lookupvit_video.models.kernels.compiler import require_compiler
 
 Run = Callable[[Tensor], Tensor]
 """uint8 clips (B, C, T, H, W) -> probabilities (B, K), float32."""
@@ -278,16 +279,7 @@ def check_format(kind: str, *, batch: int | None = None, int8: bool = False) -> 
         except ImportError:
             raise UserError(f"{kind} needs {name}: pip install -e .[{FORMATS[kind].extra}]") from None
     if kind == "aoti":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            raise UserError(
-                "format aoti needs a C++ compiler: install g++ (apt install g++), or set the environment variable CXX; "
-                "pt2 and onnx need none"
-            ) from None
+        require_compiler("format aoti", "cpu", "pt2 and onnx need none")
 
 
 @contextlib.contextmanager

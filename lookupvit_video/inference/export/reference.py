@@ -26,6 +26,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ RUNTIMES = {
     "model.tflite": "ai_edge_litert.interpreter",
     "model.pte": "executorch.runtime",
 }
+# tags that are not UTF-8 must not keep a file from being opened; PyAV before 19 needs to be told
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 CLIPS_A_CALL = 8  # where the batch size is free
 FIXED_POINT_BITS = 15  # the resize stores its weights in signed 16-bit integers
 
@@ -58,7 +61,7 @@ FIXED_POINT_BITS = 15  # the resize stores its weights in signed 16-bit integers
 def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     """Open a file and yield (container, video stream); ValueError where it is not a video."""
     try:
-        container = av.open(f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
+        container = av.open(f"file:{path}", container_options={"protocol_whitelist": "file"}, **ANY_TAGS)
     except av.FFmpegError as error:
         raise ValueError(f"{path}: cannot be opened ({error.strerror})") from None
     with container:
@@ -153,6 +156,15 @@ def filtered(frame: Any, *filters: tuple[str, str]) -> Any:
     return graph.pull()
 
 
+def entries(side_data: Any) -> Iterator[Any]:
+    """Yield each entry of a frame's side data, by position: since PyAV 19 iteration names each type, and once only."""
+    for position in count():
+        try:
+            yield side_data[position]
+        except IndexError:
+            return
+
+
 def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
     """Return a frame's display matrix: (a, b, c, d) of ISO 14496-12, x 2^16; None where it has none."""
     try:
@@ -160,7 +172,7 @@ def display_matrix(frame: Any) -> tuple[int, int, int, int] | None:
     except ValueError:  # PyAV, where a frame has side data of a kind unknown to it
         unknown = set(range(64)) - {kind.value for kind in SideData}
         side_data = filtered(frame, *(("sidedata", f"mode=delete:type={kind}") for kind in unknown)).side_data
-    for data in side_data:
+    for data in entries(side_data):
         if data.type is SideData.DISPLAYMATRIX:  # the first of several is the container's
             a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5].tolist()
             return a, b, c, d

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import av
 
-from lookupvit_video.decoding.opening import SAFE, checked_path, open_container
+from lookupvit_video.decoding.opening import ANY_TAGS, SAFE, checked_path, open_container
 from lookupvit_video.decoding.reader import Deadline, DecodeError
 from lookupvit_video.errors import UserError
 
@@ -85,9 +85,7 @@ def open_source(source: Source, timeout: float) -> Any:
         container_format, pattern = _CAMERAS[sys.platform]
         url, options = pattern.format(source.name), {}
     try:
-        return av.open(
-            url, format=container_format, container_options=options, metadata_errors="replace", timeout=timeout
-        )
+        return av.open(url, format=container_format, container_options=options, timeout=timeout, **ANY_TAGS)
     except (av.FFmpegError, OSError) as error:
         raise DecodeError(source.shown_name, f"cannot be opened ({_reason(error)})") from None
 

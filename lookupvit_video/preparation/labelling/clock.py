@@ -11,7 +11,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from lookupvit_video.decoding.opening import SAFE
+from lookupvit_video.decoding.opening import ANY_TAGS, SAFE
 from lookupvit_video.decoding.pyav_reader import PyAVReader
 from lookupvit_video.decoding.reader import shown_at
 from lookupvit_video.errors import UserError
@@ -181,8 +181,8 @@ def _rounded(second: float, how: Convention) -> float:
 
 
 def _seconds_before_the_picture(path: str) -> float:
-    with av.open(f"file:{path}", options=SAFE, metadata_errors="replace") as container:
+    with av.open(f"file:{path}", options=SAFE, **ANY_TAGS) as container:
         stream = container.streams.best("video")
-        if stream is None or stream.start_time is None or container.start_time is None or stream.time_base is None:
+        if stream is None or stream.start_time is None or container.start_time is None or not stream.time_base:
             return 0.0
-        return float(stream.start_time * stream.time_base) - container.start_time / av.time_base
+        return float(stream.start_time * stream.time_base - container.start_time / av.time_base)
