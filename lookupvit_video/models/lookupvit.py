@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
+from lookupvit_video.models import kernels
 from lookupvit_video.models.blocks import (
     PLAIN,
     BlockOptions,
@@ -252,6 +253,7 @@ class LookupViT(VideoModel):
             )
             if by_block is not None and state.written:
                 by_block.append((lookup, state.kept))
+        kernels.done()
         return state
 
     def _rotary(self, budget: Budget, kept_Gn: Tensor | None) -> tuple[Rotary, Rotary] | None:
