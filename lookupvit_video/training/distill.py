@@ -7,7 +7,8 @@ Shape letters: B batch, G groups of tokens, N M tokens, n those that a block wor
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -85,41 +86,42 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
     Raises:
         UserError: names what differs.
     """
-    source = cfg.DISTILL.TEACHER
-    content = read_content(source, "DISTILL.TEACHER")
+    source, DISTILL = cfg.DISTILL.TEACHER, cfg.DISTILL
+    grids = cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID]
+    check = partial(_check_tokens, own=model_spec(cfg), DISTILL=DISTILL, grids=grids)
+    content, pixels = read_content(source, "DISTILL.TEACHER"), None
     if own_grid(content) is None:
-        if cfg.DISTILL.WEIGHT or not (cfg.DISTILL.FEATURE_WEIGHT or cfg.DISTILL.BLOCK_WEIGHT):
+        if DISTILL.WEIGHT or not (DISTILL.FEATURE_WEIGHT or DISTILL.BLOCK_WEIGHT):
             raise UserError(
                 f"DISTILL.TEACHER {source}: these weights do not know the classes; set DISTILL.WEIGHT 0 and "
                 "DISTILL.FEATURE_WEIGHT above 0 to learn from their tokens, or give a checkpoint of this project"
             )
-        return _load_others(source, flat(content, source), cfg, device)
-    checkpoint = load_checkpoint(cfg.DISTILL.TEACHER)
-    theirs = checkpoint.config
-    if checkpoint.classes != classes:
-        raise UserError(f"DISTILL.TEACHER {checkpoint.path}: its classes are not those of the data")
-    for key in ("NUM_FRAMES", "TRAIN_CROP_SIZE", "MEAN", "STD"):
-        if theirs.DATA[key] != cfg.DATA[key]:
-            raise UserError(
-                f"DISTILL.TEACHER {checkpoint.path}: its DATA.{key} is {theirs.DATA[key]}, the student's "
-                f"{cfg.DATA[key]}; both see the same clips, so set both alike"
-            )
-    _check_tokens(model_spec(theirs), cfg)
-    model = build_model(theirs)
-    load_weights(model, checkpoint)
-    return Teacher(
-        model.to(device).eval().requires_grad_(False),
-        cfg.DISTILL.FEATURE_WEIGHT > 0,
-        by_block=cfg.DISTILL.BLOCK_WEIGHT > 0,
-    )
+        model, pixels = _load_others(source, flat(content, source), cfg.DATA, check, device)
+    else:
+        checkpoint = load_checkpoint(source)
+        theirs = checkpoint.config
+        if checkpoint.classes != classes:
+            raise UserError(f"DISTILL.TEACHER {checkpoint.path}: its classes are not those of the data")
+        for key in ("NUM_FRAMES", "TRAIN_CROP_SIZE", "MEAN", "STD"):
+            if theirs.DATA[key] != cfg.DATA[key]:
+                raise UserError(
+                    f"DISTILL.TEACHER {checkpoint.path}: its DATA.{key} is {theirs.DATA[key]}, the student's "
+                    f"{cfg.DATA[key]}; both see the same clips, so set both alike"
+                )
+        check(model_spec(theirs))
+        model = build_model(theirs)
+        load_weights(model, checkpoint)
+    model = model.to(device).eval().requires_grad_(False)
+    return Teacher(model, DISTILL.FEATURE_WEIGHT > 0, pixels, DISTILL.BLOCK_WEIGHT > 0)
 
 
-def _load_others(source: str, state: State, cfg: CfgNode, device: torch.device) -> Teacher:
-    """Return other people's weights as a teacher for the student of a config."""
-    DATA: Section = cfg.DATA
+def _load_others(
+    source: str, state: State, DATA: Section, check: Callable[[ModelSpec], None], device: torch.device
+) -> tuple[VideoModel, tuple[Tensor, Tensor]]:
+    """Return other people's weights as a model for clips as of ``DATA``, and the pixels that ``Teacher`` wants."""
     kind, settings = settings_of(state, source)
     values = {key: parse_yaml(value, source) for key, value in settings.items()}
-    pixels = [DATA.MEAN, DATA.STD, values["DATA.MEAN"], values["DATA.STD"]]
+    parts = [DATA.MEAN, DATA.STD, values["DATA.MEAN"], values["DATA.STD"]]
     frames = {key: DATA[key] for key in ("NUM_FRAMES", "TRAIN_CROP_SIZE", "TEST_CROP_SIZE")}
     student = {
         "MODEL.ARCH": "vit",
@@ -128,22 +130,17 @@ def _load_others(source: str, state: State, cfg: CfgNode, device: torch.device) 
     }
     theirs = with_settings(get_defaults(), values | student)
     validate(theirs)
-    _check_tokens(model_spec(theirs), cfg)
+    check(model_spec(theirs))
     model = build_model(theirs)
     logger.info("teacher: %s", init_from(model, source))
-    mean, std, mean_theirs, std_theirs = (torch.tensor(part, device=device).view(1, -1, 1, 1, 1) for part in pixels)
+    mean, std, mean_theirs, std_theirs = (torch.tensor(part, device=device).view(1, -1, 1, 1, 1) for part in parts)
     logger.info("teacher: %s on clips of %s frames and %s pixels", kind, *list(frames.values())[:2])
-    return Teacher(
-        model.to(device).eval().requires_grad_(False),
-        cfg.DISTILL.FEATURE_WEIGHT > 0,
-        (std / std_theirs, (mean - mean_theirs) / std_theirs),
-        cfg.DISTILL.BLOCK_WEIGHT > 0,
-    )
+    return model, (std / std_theirs, (mean - mean_theirs) / std_theirs)
 
 
-def _check_tokens(theirs: ModelSpec, cfg: CfgNode) -> None:
-    """Raise UserError unless a teacher has the tokens that the student of a config shall learn from."""
-    own, wanted = model_spec(cfg), [name for name in ("FEATURE_WEIGHT", "BLOCK_WEIGHT") if cfg.DISTILL[name]]
+def _check_tokens(theirs: ModelSpec, own: ModelSpec, DISTILL: Section, grids: Sequence[Sequence[int]]) -> None:
+    """Raise UserError unless a teacher has the tokens that a student with these compressed grids shall learn from."""
+    wanted = [name for name in ("FEATURE_WEIGHT", "BLOCK_WEIGHT") if DISTILL[name]]
     if not wanted:
         return
     if not theirs.entry.tubelets or theirs.arguments.get("tokens", "all") != "all":
@@ -152,9 +149,9 @@ def _check_tokens(theirs: ModelSpec, cfg: CfgNode) -> None:
     dim, own_dim = theirs.arguments["dim"], own.arguments["dim"]
     if dim != own_dim:
         raise UserError(f"DISTILL.{wanted[0]}: the teacher's width is {dim}, the student's {own_dim}; set both alike")
-    if cfg.DISTILL.FEATURE_WEIGHT:
-        _check_grids(theirs, own, cfg.MODEL.COMPRESSED_GRIDS or [cfg.MODEL.COMPRESSED_GRID])
-    if cfg.DISTILL.BLOCK_WEIGHT:
+    if DISTILL.FEATURE_WEIGHT:
+        _check_grids(theirs, own, grids)
+    if DISTILL.BLOCK_WEIGHT:
         _check_blocks(theirs, own)
 
 
