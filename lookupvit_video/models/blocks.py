@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lookupvit_video.models import kernels
 from lookupvit_video.models.attention import (
     NORM_EPS,
     AttentivePooling,
@@ -282,6 +283,8 @@ class LookupViTBlock(nn.Module):
         compressed_BMD = self.refine(compressed_BMD, rotary[0] if rotary else None)
         if writes_back and self.writes_back:
             lookup_BND = self.write_back(compressed_BMD, lookup_BND, lookup, kept_BN)
+        if not return_lookup:
+            kernels.done(lookup)
         return compressed_BMD, lookup_BND, lookup if return_lookup else None
 
     def write_back(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lookupvit_video.errors import UserError
+from lookupvit_video.models import kernels
 from lookupvit_video.models.blocks import (
     PLAIN,
     BlockOptions,
@@ -248,6 +249,7 @@ class LookupViT(VideoModel):
             state = state._replace(
                 compressed=compressed, lookup=lookup, blocks=i + 1, found=found, written=writes_back or not last
             )
+        kernels.done()
         return state
 
     def _rotary(self, budget: Budget, kept_Gn: Tensor | None) -> tuple[Rotary, Rotary] | None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lookupvit_video.models.kernels import cpu, flex, fused
 from lookupvit_video.models.kernels.cpu import linear, optimize
 
-__all__ = ["KERNELS", "Lookup", "choose", "gather", "linear", "optimize", "self_attention", "write_back"]
+__all__ = ["KERNELS", "Lookup", "choose", "done", "gather", "linear", "optimize", "self_attention", "write_back"]
 KERNELS = ("auto", "eager", "fused", "flex")
 LARGE = 2**12  # logits of a head from which SDPA, forward and backward, takes less CPU time than "eager"
 
@@ -128,3 +128,9 @@ def write_back(v_BHMd: Tensor, lookup: Lookup) -> Tensor:
     if lookup.reverse == "softmax":
         weights_BHMN = lookup.scores.softmax(dim=-2).to(v_BHMd.dtype)
     return weights_BHMN.transpose(-2, -1) @ v_BHMd
+
+
+def done(lookup: Lookup | None = None) -> None:
+    """Say that nobody reads a lookup any more, or (None) that no gather of the same size follows soon."""
+    if not torch.compiler.is_compiling():
+        cpu.reuse(lookup.kept if lookup is not None and lookup.lse is not None else None)

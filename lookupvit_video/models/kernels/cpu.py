@@ -4,6 +4,7 @@ Torch hands float32 matrix products to MKL, which keeps to AVX2 on AMD's process
 which ``torch.compile`` calls through the same operator, is twice as fast there. docs/performance.md has figures.
 """
 
+import threading
 from functools import cache
 from itertools import product
 from typing import TypeVar
@@ -15,9 +16,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 Model = TypeVar("Model", bound=nn.Module)
-ENOUGH = 10**5  # logits of a head for each thread, below which SDPA's division of the work among threads wins
+ENOUGH = 3 * 10**4  # logits of a head, below which SDPA's division of the work wins on one or two threads
 CHUNK = 2**20  # logits that are held at a time; a few MB stay in the processor's cache
-MOST_KEPT = 2**23  # weights kept from a gather for its write-back: more than 32 MiB are new memory, which costs more
+MOST_KEPT = 2**25  # weights kept from a gather for its write-back, 128 MiB
 LEAST_SUM = 1e-28  # of a lookup token's weights; terms below the smallest float, 1e-38, are then too small to matter
 
 
@@ -78,8 +79,12 @@ def empty_heads(x_BHMd: Tensor, length: int) -> Tensor:
 
 
 def _is_large(q_BHMd: Tensor, k_BHNd: Tensor) -> bool:
-    """Whether each head has enough logits to compute one head after the other."""
-    return q_BHMd.shape[2] * k_BHNd.shape[2] >= ENOUGH * torch.get_num_threads()
+    """Whether each head has enough logits to compute one head after the other.
+
+    On more than two threads that was not measured; three times as many for each thread are on the safe side.
+    """
+    threads = torch.get_num_threads()
+    return q_BHMd.shape[2] * k_BHNd.shape[2] >= (ENOUGH if threads <= 2 else 3 * ENOUGH * threads)
 
 
 def attention(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, fast: bool) -> Tensor:
@@ -113,10 +118,28 @@ def shares_logits(q_BHMd: Tensor, k_BHNd: Tensor, fast: bool) -> bool:
     return fast and _is_large(q_BHMd, k_BHNd) and weights <= MOST_KEPT
 
 
+_spares = threading.local()
+
+
+def _spare(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return an empty tensor like ``x``, in the memory that was last left to ``reuse`` where that fits."""
+    left: Tensor | None = _spares.__dict__.pop("weights", None)
+    fits = left is not None and left.shape == shape and left.is_inference() == torch.is_inference_mode_enabled()
+    return left if left is not None and fits else x.new_empty(shape)
+
+
+def reuse(weights_BHMN: Tensor | None) -> None:
+    """Leave the memory of weights that nobody reads any more to this thread's next ``gather``; None: free it.
+
+    Fresh memory of such a size is given page by page, which costs more than the products that kept weights save.
+    """
+    _spares.weights = weights_BHMN
+
+
 def gather(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the attention (B, H, M, d) to the lookup tokens, its weights (B, H, M, N) and log-sum-exp (B, H, M)."""
     batch, num_heads, m, head_dim = q_BHMd.shape
-    weights_BHMN = q_BHMd.new_empty(batch, num_heads, m, k_BHNd.shape[2])
+    weights_BHMN = _spare(q_BHMd, (batch, num_heads, m, k_BHNd.shape[2]))
     lse_BHM, out_BHMd = q_BHMd.new_empty(batch, num_heads, m), empty_heads(q_BHMd, m)
     q_BHMd, k_BHNd, v_BHNd = (x.contiguous() for x in (q_BHMd * head_dim**-0.5, k_BHNd, v_BHNd))
     for b, head in product(range(batch), range(num_heads)):

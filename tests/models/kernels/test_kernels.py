@@ -322,14 +322,59 @@ def test_both_directions_of_a_lookup_from_one_product_equal_float64(shape, apart
     assert again == ([(1, 1, *k.shape[2:])] * shape[0] if apart and shape[3] > 2 else [])  # the head 0 of each clip
 
 
-def test_weights_are_kept_for_the_way_back_where_there_are_enough_and_not_too_many(monkeypatch):
-    q, k = torch.zeros(1, 2, 100, 4), torch.zeros(1, 2, cpu.ENOUGH // 50, 4)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+@pytest.mark.parametrize(("threads", "enough"), [(1, cpu.ENOUGH), (2, cpu.ENOUGH), (4, 12 * cpu.ENOUGH)])
+def test_weights_are_kept_for_the_way_back_where_there_are_enough_and_not_too_many(threads, enough, monkeypatch):
+    q, k = torch.zeros(1, 2, 100, 4), torch.zeros(1, 2, enough // 100, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert cpu.shares_logits(q, k, True)
     assert not cpu.shares_logits(q, k, False)
     assert not cpu.shares_logits(q[:, :, 1:], k, True)
-    monkeypatch.setattr(cpu, "MOST_KEPT", 4 * cpu.ENOUGH - 1)
+    monkeypatch.setattr(cpu, "MOST_KEPT", 2 * enough - 1)
     assert not cpu.shares_logits(q, k, True)
+
+
+@pytest.mark.skipif(not cpu._is_wide(), reason="needs oneDNN on an AVX-512 processor")
+def test_the_memory_of_weights_is_used_again_once_nobody_reads_them(monkeypatch):
+    monkeypatch.setattr(cpu, "ENOUGH", 0)
+    q, k, v, _ = (x.detach() for x in inputs((2, 3, 5, 37, 16), torch.float32))
+
+    def gather(q=q):
+        out, lookup = kernels.gather(q, k, v, "auto", "softmax")
+        return out, lookup, lookup.kept.data_ptr()
+
+    with torch.inference_mode():
+        (want, first, place), (_, second, other) = gather(), gather()
+        assert place != other  # both are still read
+        kernels.done(first)
+        out, third, found = gather()
+        assert (found, out.tolist()) == (place, want.tolist())
+        assert gather()[2] not in (place, other)  # that memory was given once
+        kernels.done(second)
+        assert gather(q[:, :, :4])[1].kept.shape == (2, 3, 4, 37)  # too large for these
+        kernels.done(third)
+        kernels.done()
+        assert not cpu._spares.weights
+        kernels.done(third)
+    with torch.no_grad():  # tensors made in inference mode cannot be written to here
+        assert gather()[0].tolist() == want.tolist()
+
+
+@pytest.mark.skipif(not cpu._is_wide(), reason="needs oneDNN on an AVX-512 processor")
+def test_a_model_in_reused_memory_answers_the_same_and_keeps_none_of_it(monkeypatch):
+    monkeypatch.setattr(cpu, "ENOUGH", 0)
+    torch.manual_seed(0)
+    model, clips = small_model(depth=4).eval(), torch.randn(2, 3, 4, 32, 32)
+    left, reuse = [], cpu.reuse
+    with torch.inference_mode():
+        monkeypatch.setattr(cpu, "reuse", lambda weights: None)
+        want, features = model(clips), model.forward_features(clips, return_attention=True)
+        monkeypatch.setattr(cpu, "reuse", lambda weights: left.append(weights is not None) or reuse(weights))
+        found, others = model(clips), model.forward_features(clips, return_attention=True)
+    assert left == [True] * 4 + [False] * 2  # weights that are returned are not overwritten
+    assert cpu._spares.weights is None
+    assert found.tolist() == want.tolist()
+    for one, other in zip(others.attention, features.attention, strict=True):
+        assert one.tolist() == other.tolist()
 
 
 def test_linear_layers_without_gradients_equal_float64_whatever_lies_how():
