@@ -106,11 +106,17 @@ def _onnx_int_mm(ints: Any, weight: Any) -> Any:
     return operators.MatMulInteger(ints, weight)
 
 
-def _load_onnx(path: Path) -> Run:
+def onnx_session(path: str | Path) -> Any:
+    """Open a file with ONNX Runtime, on as many threads as torch uses; what its wheels report of its use is off."""
     onnxruntime: Any = importlib.import_module("onnxruntime")
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _load_onnx(path: Path) -> Run:
+    session = onnx_session(path)
     return lambda clips: torch.from_numpy(session.run(None, {"clips": clips.cpu().numpy()})[0])
 
 

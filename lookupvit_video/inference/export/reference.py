@@ -347,6 +347,7 @@ def load_run(folder: Path, facts: dict[str, Any], name: str | None = None) -> Ru
 
 def _loader(runtime: Any, path: Path, facts: dict[str, Any]) -> Run:
     if path.name == "model.onnx":
+        runtime.disable_telemetry_events()  # its wheels report its use
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda clips: session.run(None, {facts["input"]["name"]: clips})[0]
     if path.name == "model_openvino.xml":

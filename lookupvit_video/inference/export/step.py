@@ -3,7 +3,6 @@
 Shape letters: B streams, C channels, t frames of a tubelet, H W pixels, M compressed tokens, D width, K classes.
 """
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from lookupvit_video.errors import UserError
 from lookupvit_video.files import atomic_write
 from lookupvit_video.inference.export.export import TOLERANCE, DeployedModel, example_clips
-from lookupvit_video.inference.export.formats import FORMATS, write_onnx
+from lookupvit_video.inference.export.formats import FORMATS, onnx_session, write_onnx
 from lookupvit_video.inference.predictor import Predictor
 
 FILES = {"pt2": "step.pt2", "onnx": "step.onnx", "aoti": "step_aoti.pt2"}  # other formats: not yet tried
@@ -92,8 +91,7 @@ def _difference(run: Step, step: Step, tubelets: list[Tensor], starts: list[Tens
 def load_step(path: str | Path, kind: str) -> Step:
     """Load an exported step; only files that you trust, since those of torch contain code."""
     if kind == "onnx":
-        onnxruntime: Any = importlib.import_module("onnxruntime")
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = onnx_session(path)
 
         def run(tubelets: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
             found = session.run(None, {"tubelets": tubelets.cpu().numpy(), "state": state.cpu().numpy()})

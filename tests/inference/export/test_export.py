@@ -5,6 +5,7 @@ LOOKUPVIT_ALL_EXPORTS=1 python -m pytest tests/inference/export/test_export.py
 """
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from lookupvit_video.data.manifest import read_manifest
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.evaluation.calibration import Calibration
 from lookupvit_video.inference.export import export as export_module
+from lookupvit_video.inference.export import reference
 from lookupvit_video.inference.export.description import description
 from lookupvit_video.inference.export.export import (
     DeployedModel,
@@ -26,7 +28,7 @@ from lookupvit_video.inference.export.export import (
     example_clips,
     export_model,
 )
-from lookupvit_video.inference.export.formats import load_exported
+from lookupvit_video.inference.export.formats import load_exported, onnx_session
 from lookupvit_video.inference.predictor import load_model
 from lookupvit_video.models.build import build_model
 from lookupvit_video.models.kernels.int8 import linear_layers, quantize
@@ -196,6 +198,18 @@ def test_torch_export_answers_as_the_checkpoint_does(tmp_path, name):
 def test_onnx_answers_as_the_checkpoint_does(tmp_path, name):
     pytest.importorskip("onnxruntime")
     check(tmp_path, "onnx", MODELS[name])
+
+
+def test_onnx_runtime_is_told_to_report_nothing(monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    calls = []
+    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: calls.append("no reports"))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: calls.append("session"))
+    facts = {"input": {"name": "clips"}}
+    for open_file in (onnx_session, lambda path: reference._loader(onnxruntime, path, facts)):
+        open_file(Path("model.onnx"))
+        assert calls == ["no reports", "session"]
+        calls.clear()
 
 
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
