@@ -308,7 +308,8 @@ class LookupViT(VideoModel):
         Raises:
             UserError: the model was not made for this budget.
         """
-        budget, attention = self.check_budget(budget), list[Tensor]()
+        budget = self.check_budget(budget)
+        attention: list[Tensor] = []
         state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW, [budget]))
         kept = attention if return_attention else None
         state = self.advance(state, budget, budget.blocks, writes_back="lookup" in heads, attention=kept)
@@ -358,7 +359,8 @@ class LookupViT(VideoModel):
         budget = self.check_budget(budget)
         names = tuple(self.heads) if self.training or with_features else self.inference_heads
         state = self.start(self.tokenizer(clip_BCTHW), budget, self.pixel_order(clip_BCTHW, [budget]))
-        early, found = list[Tensor](), list[tuple[Tensor, Tensor | None]]()
+        early: list[Tensor] = []  # torch.compile does not trace list[Tensor]()
+        found: list[tuple[Tensor, Tensor | None]] = []
         by_block = found if with_features and self.training else None
         for blocks in map(int, self.exits if self.training else ()):
             if not budget.blocks or blocks < budget.blocks:

@@ -126,7 +126,8 @@ class ViT(VideoModel):
             groups = x_BND.shape[0]
             x_BND = torch.cat([*(token.expand(groups, -1, -1).to(x_BND.dtype) for token in first), x_BND], dim=1)
         rotary = () if self.rotary is None else (self.rotary(),)
-        prefix, found = sum(token.shape[1] for token in first), list[tuple[Tensor, Tensor | None]]()
+        prefix = sum(token.shape[1] for token in first)
+        found: list[tuple[Tensor, Tensor | None]] = []
         if self.merged is not None:
             sizes_BN = torch.ones_like(x_BND[..., 0])
             for block, r in zip(self.blocks, self.merged, strict=True):
