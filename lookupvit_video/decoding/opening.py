@@ -56,7 +56,8 @@ _SELF_CONTAINED = sorted({name for names in av.formats_available for name in nam
 ONLY_FILES = {"protocol_whitelist": "file"}
 SAFE = ONLY_FILES | {"format_whitelist": ",".join(_SELF_CONTAINED)}
 
-# Tags in another encoding than UTF-8 must not keep a file from being opened. PyAV before 19 needs to be told.
+# Tags in another encoding than UTF-8 must not keep a file from being opened. PyAV before 19 needs this argument, later
+# ones refuse it.
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 

@@ -94,7 +94,8 @@ def load_teacher(cfg: CfgNode, classes: list[str], device: torch.device) -> Teac
         if DISTILL.WEIGHT or not (DISTILL.FEATURE_WEIGHT or DISTILL.BLOCK_WEIGHT):
             raise UserError(
                 f"DISTILL.TEACHER {source}: these weights do not know the classes; set DISTILL.WEIGHT 0 and "
-                "DISTILL.FEATURE_WEIGHT above 0 to learn from their tokens, or give a checkpoint of this project"
+                "DISTILL.FEATURE_WEIGHT or BLOCK_WEIGHT above 0 to learn from their tokens, or give a checkpoint of "
+                "this project"
             )
         model, pixels = _load_others(source, flat(content, source), cfg.DATA, check, device)
     else:

@@ -17,6 +17,7 @@ from lookupvit_video.remote import path_manager
 
 BLOCK = 4 << 20  # bytes: at 20 ms a request and 100 MB/s, as long under way as the request takes
 _WAITS = (0.5, 2.0)  # seconds before the second and the third attempt
+_LASTING = (FileNotFoundError, PermissionError, ValueError, TimeoutError)  # the last has waited for minutes already
 _BUSY = (408, 425, 429)  # HTTP: timed out, too early, too many requests
 _LOOK_EVERY = 32  # blocks written by a process between two looks at the size of the cache
 _written = 0
@@ -83,13 +84,14 @@ def _fetched(url: str, start: int, end: int | None) -> bytes:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether a later attempt may succeed where this one failed."""
-    cause = error.__cause__ or error
-    if isinstance(error, (FileNotFoundError, PermissionError)) or isinstance(cause, TimeoutError):  # waited for long
+    chain = [each for each in (error, error.__cause__) if each is not None]
+    if any(isinstance(each, _LASTING) for each in chain):
         return False
-    status = getattr(cause, "status", None)  # of aiohttp's answers
-    if isinstance(status, int):
-        return status in _BUSY or status >= 500
-    return isinstance(cause, ConnectionError) or type(cause).__module__.startswith("aiohttp")
+    for each in chain:
+        status = getattr(each, "status", None)  # of aiohttp's answers
+        if isinstance(status, int):
+            return status in _BUSY or status >= 500
+    return any(isinstance(each, ConnectionError) or type(each).__module__.startswith("aiohttp") for each in chain)
 
 
 def _fetched_once(url: str, start: int, end: int | None) -> bytes:

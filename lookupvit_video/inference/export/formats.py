@@ -107,7 +107,7 @@ def _onnx_int_mm(ints: Any, weight: Any) -> Any:
 
 
 def onnx_session(path: str | Path) -> Any:
-    """Open a file with ONNX Runtime, on as many threads as torch uses; what its wheels report of its use is off."""
+    """Open a file with ONNX Runtime, on as many threads as torch uses, with its usage reports off."""
     onnxruntime: Any = importlib.import_module("onnxruntime")
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()

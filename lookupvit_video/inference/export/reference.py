@@ -48,7 +48,7 @@ RUNTIMES = {
     "model.tflite": "ai_edge_litert.interpreter",
     "model.pte": "executorch.runtime",
 }
-# tags that are not UTF-8 must not keep a file from being opened; PyAV before 19 needs to be told
+# tags that are not UTF-8 must not keep a file from being opened; PyAV before 19 needs this argument
 ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 CLIPS_A_CALL = 8  # where the batch size is free
 FIXED_POINT_BITS = 15  # the resize stores its weights in signed 16-bit integers
@@ -347,7 +347,7 @@ def load_run(folder: Path, facts: dict[str, Any], name: str | None = None) -> Ru
 
 def _loader(runtime: Any, path: Path, facts: dict[str, Any]) -> Run:
     if path.name == "model.onnx":
-        runtime.disable_telemetry_events()  # its wheels report its use
+        runtime.disable_telemetry_events()  # its wheels may report usage data
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda clips: session.run(None, {facts["input"]["name"]: clips})[0]
     if path.name == "model_openvino.xml":

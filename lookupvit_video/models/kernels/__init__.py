@@ -131,6 +131,6 @@ def write_back(v_BHMd: Tensor, lookup: Lookup) -> Tensor:
 
 
 def done(lookup: Lookup | None = None) -> None:
-    """Say that nobody reads a lookup any more, or (None) that no gather of the same size follows soon."""
+    """Leave the kept weights of a lookup that nobody reads any more to the next gather; None: free what was left."""
     if not torch.compiler.is_compiling():
         cpu.reuse(lookup.kept if lookup is not None and lookup.lse is not None else None)

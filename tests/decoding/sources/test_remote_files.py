@@ -1,13 +1,14 @@
 """What a server on this machine refuses, cuts off or does not have, and how often it is asked."""
 
 import http.server
+import socket
 import threading
 
 import pytest
 
 from lookupvit_video.decoding.sources import remote_files
 
-pytest.importorskip("aiohttp")
+aiohttp = pytest.importorskip("aiohttp")
 DATA = bytes(range(256)) * 4
 
 
@@ -72,3 +73,18 @@ def test_a_server_that_is_gone_is_asked_three_times(place):
     with pytest.raises(OSError, match=r"127\.0\.0\.1"):
         remote_files.read_remote("http://127.0.0.1:9/a.mp4")  # nothing listens there
     assert waits == [0.5, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "passes"),
+    [
+        (aiohttp.ClientOSError("no address"), socket.gaierror("temporary failure"), True),
+        (OSError("ServerDisconnectedError"), aiohttp.ServerDisconnectedError(), True),
+        (OSError("InvalidURL"), aiohttp.InvalidURL("http://["), False),
+        (OSError("no answer in time"), TimeoutError(), False),
+        (OSError("disk"), None, False),
+    ],
+)
+def test_what_lies_behind_an_error_counts_too(error, cause, passes):
+    error.__cause__ = cause
+    assert remote_files._may_pass(error) == passes

@@ -200,7 +200,7 @@ def test_onnx_answers_as_the_checkpoint_does(tmp_path, name):
     check(tmp_path, "onnx", MODELS[name])
 
 
-def test_onnx_runtime_is_told_to_report_nothing(monkeypatch):
+def test_onnx_runtime_reports_no_usage_data(monkeypatch):
     onnxruntime = pytest.importorskip("onnxruntime")
     calls = []
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: calls.append("no reports"))
