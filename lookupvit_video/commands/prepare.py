@@ -345,12 +345,15 @@ def subset() -> int:
     options.add_out(parser)
     add("--classes", default=[], nargs="+", metavar="NAME", help="those to keep, in this order (default: all)")
     add("--train", type=options.natural, default=0, metavar="N", help="the first N training videos (default: all)")
+    add("--skip", type=options.natural, default=0, metavar="N",
+        help="begin after the first N training videos, for another draw of the same size (default: 0)")  # fmt: skip
     add("--long-tail", type=options.number(float, 1), default=1.0, metavar="R",
         help="keep R times as many training videos of the first class as of the last (default: 1)")  # fmt: skip
     arguments = parser.parse_args()
     from lookupvit_video.preparation.subset import write_subset
 
-    lists = write_subset(arguments.of, arguments.out, arguments.classes, arguments.train or None, arguments.long_tail)
+    a = arguments
+    lists = write_subset(a.of, a.out, a.classes, a.train or None, a.long_tail, skip=a.skip)
     for path, count in lists.items():
         print(f"{path}: {count} videos")
     return 0

@@ -4,12 +4,14 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from lookupvit_video.arguments import parse_with_settings
 from lookupvit_video.commands import options
 from lookupvit_video.commands.run_command import program
 from lookupvit_video.files import write_json
 from lookupvit_video.text import write_text
 
 STUDY_EXAMPLES = """  lookupvit study --study studies/options_motion --jobs 2
+  lookupvit study --study studies/options_motion --out runs/studies/short SOLVER.MAX_EPOCH 1
 
 A study is a YAML file: configs (name: file), seeds, rows (name: {KEY: value}), and settings that hold for all rows.
 Finished runs are not repeated: stop it (Ctrl-C saves the current runs) and rerun the command to resume. Runs are
@@ -39,7 +41,9 @@ def study() -> int:
     parser.add_argument("--jobs", type=options.positive, default=1, metavar="N",
                         help="runs at a time, one thread each (default: 1)")  # fmt: skip
     parser.add_argument("--table-only", action="store_true", help="make the table of the finished runs")
-    arguments = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY VALUE",
+                        help="settings over those of the study; a row's own stand above them")  # fmt: skip
+    arguments = parse_with_settings(parser)
     from lookupvit_video.config import find_config
     from lookupvit_video.processes.lock import only_writer
     from lookupvit_video.processes.stop_signals import Stopped
@@ -48,7 +52,7 @@ def study() -> int:
     path = find_config(arguments.study)
     content = read_study(path)
     out = arguments.out or Path("runs/studies") / path.stem
-    runs = plan(content, path, out)
+    runs = plan(content, path, out, arguments.overrides)
     done = [job for job in runs if (job[0] / "test_results.json").exists()]
     check_done(done)
     runs = [] if arguments.table_only else [job for job in runs if job not in done]

@@ -11,7 +11,7 @@ from lookupvit_video.text import write_csv, write_text
 
 
 def write_subset(
-    source: Path, out: Path, classes: Sequence[str], num_train: int | None, long_tail: float = 1.0
+    source: Path, out: Path, classes: Sequence[str], num_train: int | None, long_tail: float = 1.0, *, skip: int = 0
 ) -> dict[Path, int]:
     """Write the lists of some classes, renumbered in the order given; return each list and its number of videos.
 
@@ -20,9 +20,10 @@ def write_subset(
         num_train: the first videos of the training list; None: all.
         long_tail: how many times as many training videos the first class keeps as the last; in between their number
             falls exponentially (Cao et al., 1906.07413).
+        skip: leave out so many training videos before those, for another draw of the same size.
 
     Raises:
-        UserError: a class does not exist.
+        UserError: a class does not exist, or no training video is left.
     """
     names = read_class_list(source / "classes.txt")
     if missing := [name for name in classes if name not in names]:
@@ -31,7 +32,10 @@ def write_subset(
     for split in SPLITS:
         videos = [v for v in read_manifest(source / f"{split}.csv", names) if names[v.label] in classes]
         if split == "train":
-            videos = _thinned(videos[:num_train], [names.index(name) for name in classes], long_tail)
+            if skip >= len(videos):
+                raise UserError(f"--skip {skip} leaves none of the {len(videos)} training videos")
+            videos = videos[skip:][:num_train]
+            videos = _thinned(videos, [names.index(name) for name in classes], long_tail)
         path = out / f"{split}.csv"
         rows = [(os.path.relpath(video.path, out), classes.index(names[video.label])) for video in videos]
         write_csv(path, ("path", "label"), rows)

@@ -96,8 +96,11 @@ def check_settings(path: Path, where: str, settings: Any) -> None:
             raise UserError(f"{path}: {where}: {key} is set by the study itself (seeds, --out); remove it")
 
 
-def plan(study: dict[str, Any], path: Path, out: Path) -> list[Run]:
+def plan(study: dict[str, Any], path: Path, out: Path, common: Sequence[str] = ()) -> list[Run]:
     """Return every run, seed by seed, so that a stopped study is balanced.
+
+    Args:
+        common: settings over those of the study, key, value, key, value; a row's own stand above them.
 
     Raises:
         UserError: some settings are invalid; names the study's file and the row.
@@ -107,14 +110,18 @@ def plan(study: dict[str, Any], path: Path, out: Path) -> list[Run]:
         for config, file in study["configs"].items():
             for row, changes in study["rows"].items():
                 folder = out / config / row.replace(" ", "_") / str(seed)
-                settings = {**(study.get("settings") or {}), **(changes or {}), "RNG_SEED": seed, "OUTPUT_DIR": folder}
-                overrides = [str(part) for pair in settings.items() for part in pair]
+                own = {**(changes or {}), "RNG_SEED": seed, "OUTPUT_DIR": folder}
+                overrides = [*_flat(study.get("settings") or {}), *common, *_flat(own)]
                 try:
                     load_config(file, overrides)  # mistakes are reported before any work
                 except UserError as error:
                     raise UserError(f"{path}: config {config!r}, row {row!r}: {error}") from None
                 runs.append((folder, file, overrides))
     return runs
+
+
+def _flat(settings: dict[str, Any]) -> list[str]:
+    return [str(part) for pair in settings.items() for part in pair]
 
 
 def die_with(parent: int) -> None:

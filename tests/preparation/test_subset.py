@@ -1,6 +1,7 @@
 """datasets/moving_digits/subset.py: some classes of a label set, numbered anew, with paths that lead somewhere."""
 
 from collections import Counter
+from pathlib import Path
 
 from lookupvit_video.data.manifest import read_class_list, read_manifest
 from tests.small import call_tool
@@ -23,6 +24,9 @@ def test_some_classes_and_fewer_training_videos(tmp_path):
         paths = [(part / video.path).resolve() for video in videos]
         assert paths == [tmp_path / "videos" / split / f"{number}.mp4" for number in numbers]
         assert [names[video.label] for video in videos] == ["up" if number % 4 == 0 else "far" for number in numbers]
+    assert call_tool(*command, "far", "up", "--skip", 1).returncode == 0
+    assert [Path(video.path).stem for video in read_manifest(part / "train.csv", names)] == ["3", "4", "7", "8"]
+    assert "--skip 6 leaves none of the 6 training videos" in call_tool(*command, "far", "up", "--skip", 6).stderr
     wrong = call_tool(*command, "left")
     assert wrong.returncode == 2
     assert "'left' is not in" in wrong.stderr

@@ -223,3 +223,16 @@ def test_settings_may_be_left_out(tmp_path):
     write_study(tmp_path / "study.yaml", tmp_path, {"as it is": None}, settings=None)
     done = call_tool(STUDY, "--study", tmp_path / "study.yaml", "--out", tmp_path / "out", "--table-only")
     assert done.returncode == 0, done.stderr
+
+
+def test_settings_of_the_command_stand_above_the_studys_and_below_a_rows(tmp_path):
+    make_videos(tmp_path / "data")
+    write_study(tmp_path / "study.yaml", tmp_path, {"common": None, "own": {"MODEL.DROP_PATH": 0.3}})
+    command = (STUDY, "--study", tmp_path / "study.yaml", "--out", tmp_path / "out")
+    given = ("DATA.PATH_TO_DATA_DIR", tmp_path / "data", "MODEL.DROP_PATH", 0.1)
+    done = call_tool(*command, *given)
+    assert done.returncode == 0, done.stderr
+    for row, rate in {"common": 0.1, "own": 0.3}.items():
+        written = load_config(tmp_path / "out" / "small" / row / "3" / "config.yaml")
+        assert (str(tmp_path / "data"), rate) == (written.DATA.PATH_TO_DATA_DIR, written.MODEL.DROP_PATH)
+    assert_one_line(call_tool(*command, "MODEL.DEPHT", 1), "row 'common'", "did you mean MODEL.DEPTH")
