@@ -269,8 +269,23 @@ def test_decisions_on_the_camera_are_those_of_torch(page, checkpoint):
     assert int(np.argmax(small[0])) == int(expected.argmax())
 
 
+# Keep in self.behind how many seconds the picture on the page lies behind the time sought, each time one is taken.
+WATCH_PICTURES = """
+    let second = 0;
+    self.behind = [];
+    const video = document.getElementById("video");
+    const watch = (now, picture) => { second = picture.mediaTime; video.requestVideoFrameCallback(watch); };
+    video.requestVideoFrameCallback(watch);
+    const draw = CanvasRenderingContext2D.prototype.drawImage;
+    CanvasRenderingContext2D.prototype.drawImage = function (...given) {
+        if (!video.srcObject) self.behind.push(video.currentTime - second);  // not of the camera
+        return draw.apply(this, given);
+    }"""
+
+
 def test_a_file_is_answered_as_predict_does(page, checkpoint, tmp_path):
     video = write_video(tmp_path / "x.mp4", frames=36, size=(96, 64))
+    script(page, WATCH_PICTURES)
     expected = load_model(checkpoint, "cpu").predict(video, topk=5)
     page.find_element("css selector", "#file").send_keys(str(video))
     answer = wait_for("an answer", lambda: script(page, "return page.state.answer"))
@@ -281,6 +296,9 @@ def test_a_file_is_answered_as_predict_does(page, checkpoint, tmp_path):
         assert found[label] == pytest.approx(probability, abs=0.02)  # the browser's colors are its own
     status = script(page, "return document.getElementById('status').textContent")
     assert status == f"x.mp4: {expected.label}"
+    behind = script(page, "return self.behind")
+    assert len(behind) == 2 * 4
+    assert all(0 <= seconds < 1 / 24 for seconds in behind)  # a browser says "seeked" before it shows the picture
 
 
 def test_what_is_no_video_is_a_line(page, tmp_path):

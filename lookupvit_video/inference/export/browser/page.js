@@ -168,12 +168,17 @@ function watch(mine) {
 
 // Files -----------------------------------------------------------------------------------------------------------
 
-function seek(second) {
-  return new Promise((resolve, reject) => {
-    const fail = setTimeout(() => reject(new Error("this browser cannot seek in the video")), 20000);
-    video.addEventListener("seeked", () => (clearTimeout(fail), resolve()), { once: true });
-    video.currentTime = second;
-  });
+const shown = () => new Promise((resolve) => video.requestVideoFrameCallback(resolve));
+const after = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+// Browsers say "seeked" before the element has the new picture, so wait for that too. A page in the background is
+// shown no pictures: it goes on after a second.
+async function seek(second) {
+  if (Math.abs(video.currentTime - second) < 1e-6) return; // no new picture would come
+  const picture = shown(), sought = new Promise((resolve) => video.addEventListener("seeked", resolve, { once: true }));
+  video.currentTime = second;
+  if (await Promise.race([sought, after(20000).then(() => "late")]) === "late") throw new Error("this browser cannot seek in the video");
+  await Promise.race([picture, after(1000)]);
 }
 
 // Answer a file as `lookupvit predict` does: the mean over the views of the checkpoint's test.
@@ -181,11 +186,13 @@ export async function answerFile(file) {
   const mine = ++source, rules = state.facts.preprocessing;
   stop();
   say(`${file.name}: reading …`);
+  const first = shown();
   video.src = URL.createObjectURL(file);
   await new Promise((resolve, reject) => {
     video.addEventListener("loadeddata", resolve, { once: true });
     video.addEventListener("error", () => reject(new Error(`${file.name}: not a video that this browser plays`)), { once: true });
   });
+  await Promise.race([first, after(1000)]); // or it would be taken for the first one sought
   const found = [];
   for (const seconds of clipTimes(video.duration, rules)) {
     const frames = [];
