@@ -121,10 +121,17 @@ class BidirectionalCrossAttention(nn.Module):
         """
         of_queries, of_keys = rotary or (None, None)
         q_BHMd = rotate(self._heads(self.query(compressed_BMD), self.norm_query), of_queries)
-        k_BND, v_BND = self.key_value(lookup_BND).chunk(2, dim=-1)
-        k_BHNd, v_BHNd = rotate(self._heads(k_BND, self.norm_key), of_keys), self._heads(v_BND)
+        k_BHNd, v_BHNd = self._keys_and_values(lookup_BND, q_BHMd, of_keys)
         out_BHMd, lookup = kernels.gather(q_BHMd, k_BHNd, v_BHNd, self.kernel, self.reverse)
         return self.gather_projection(out_BHMd.transpose(1, 2).flatten(2)), lookup
+
+    def _keys_and_values(self, lookup_BND: Tensor, q_BHMd: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor]:
+        if rotary is None and isinstance(self.norm_key, nn.Identity):
+            found = kernels.key_value(self.key_value, lookup_BND, q_BHMd, self.kernel, self.reverse)
+            if found is not None:
+                return found
+        k_BND, v_BND = self.key_value(lookup_BND).chunk(2, dim=-1)
+        return rotate(self._heads(k_BND, self.norm_key), rotary), self._heads(v_BND)
 
     def write_back(self, compressed_BMD: Tensor, lookup: Lookup) -> Tensor:
         """Write back: refined compressed tokens (B, M, D) and what ``gather`` returned -> update (B, N, D)."""

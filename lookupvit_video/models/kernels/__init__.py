@@ -9,13 +9,14 @@ Shape letters: B batch, H heads, N lookup tokens, M compressed tokens, d width o
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lookupvit_video.models.kernels import cpu, flex, fused
 from lookupvit_video.models.kernels.cpu import linear, optimize
 
-__all__ = ["KERNELS", "Lookup", "choose", "done", "gather", "linear", "optimize", "self_attention", "write_back"]
+__all__ = ["KERNELS", "Lookup", "choose", "done", "gather", "key_value", "linear", "optimize", "self_attention",
+           "write_back"]  # fmt: skip
 KERNELS = ("auto", "eager", "fused", "flex")
 LARGE = 2**12  # logits of a head from which SDPA, forward and backward, takes less CPU time than "eager"
 
@@ -92,18 +93,33 @@ def self_attention(
     return F.scaled_dot_product_attention(q_BHNd, k_BHNd, v_BHNd, attn_mask=bias)
 
 
+def key_value(
+    layer: nn.Module, x_BND: Tensor, q_BHMd: Tensor, kernel: str, reverse: str
+) -> tuple[Tensor, Tensor] | None:
+    """Return keys and values (B, H, N, d) by a layer of width 2 D, in memory as ``gather`` reads them fastest.
+
+    None: the layer is not a plain one, or ``gather`` has no such order for these tensors and queries.
+    """
+    if type(layer) is not cpu.Linear or kernel not in ("auto", "fused") or reverse != "softmax":
+        return None
+    if not cpu.shares_logits(q_BHMd, x_BND.shape[1], cpu.has_fast_products(x_BND)):
+        return None
+    return cpu.key_value(layer, x_BND, q_BHMd.shape[1])
+
+
 def gather(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, kernel: str, reverse: str) -> tuple[Tensor, Lookup]:
     """Weigh the values (B, H, N, d) for each query: (B, H, M, d), and what ``write_back`` needs."""
     fast = cpu.has_fast_products(q_BHMd)
     kernel = choose(kernel, reverse, q_BHMd, k_BHNd, fast)
-    if fast:
+    shares = reverse == "softmax" and cpu.shares_logits(q_BHMd, k_BHNd.shape[2], fast)
+    if fast and not (shares and cpu.is_by_channel(k_BHNd)):
         k_BHNd = k_BHNd.contiguous()  # once for both directions, which read it head by head
     lookup = Lookup(q_BHMd, k_BHNd, kernel, reverse, fast)
     if kernel == "eager":
         scores_BHMN = _scores(q_BHMd, k_BHNd)
         weights_BHMN = scores_BHMN.softmax(dim=-1).to(v_BHNd.dtype)  # autocast leaves softmax in float32
         return weights_BHMN @ v_BHNd, lookup._replace(scores=scores_BHMN, kept=weights_BHMN)
-    if reverse == "softmax" and cpu.shares_logits(q_BHMd, k_BHNd, fast):
+    if shares:
         out_BHMd, weights_BHMN, lse_BHM = cpu.gather(q_BHMd, k_BHNd, v_BHNd)
         return out_BHMd, lookup._replace(kept=weights_BHMN, lse=lse_BHM)
     if reverse == "softmax":

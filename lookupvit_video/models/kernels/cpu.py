@@ -20,6 +20,7 @@ ENOUGH = 3 * 10**4  # logits of a head, below which SDPA's division of the work 
 CHUNK = 2**20  # logits that are held at a time; a few MB stay in the processor's cache
 MOST_KEPT = 2**25  # weights kept from a gather for its write-back, 128 MiB
 LEAST_SUM = 1e-28  # of a lookup token's weights; terms below the smallest float, 1e-38, are then too small to matter
+LEAST_WEIGHT = 1e-30  # far from the smallest float, so that its logarithm has all digits
 
 
 @cache
@@ -41,11 +42,14 @@ def has_fast_products(x: Tensor) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``torch.nn.functional.linear``: (..., in) to (..., out)."""
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype  # not quantized
-    dense = x.is_contiguous() and weight.is_contiguous() and x.numel() > 0  # else oneDNN takes a very slow path
-    if plain and dense and has_fast_products(x):
+    if _is_plain(x, weight) and has_fast_products(x):
         return _product(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _is_plain(x: Tensor, weight: Tensor) -> bool:
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.dtype == x.dtype  # not quantized
+    return plain and x.is_contiguous() and weight.is_contiguous() and x.numel() > 0  # else oneDNN is very slow
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -59,6 +63,25 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
         return linear(x, self.weight, self.bias)
+
+
+def key_value(layer: Linear, x_BND: Tensor, num_heads: int) -> tuple[Tensor, Tensor] | None:
+    """Return keys and values (B, H, N, d) by a layer of width 2 D, for ``gather``; None: not a layer that can be read apart.
+
+    With the sides of the product swapped, all tokens of a channel lie together: each head is a matrix without a copy.
+    """
+    has_hooks = layer._forward_hooks or layer._forward_pre_hooks  # these are to see a call
+    if has_hooks or layer.bias is None or not _is_plain(x_BND, layer.weight):
+        return None
+    bias_C1 = layer.bias[:, None]
+    if len(x_BND) == 1:
+        kv_BCN = _product(layer.weight, x_BND[0]).add_(bias_C1)[None]
+    else:
+        kv_BCN = x_BND.new_empty(x_BND.shape[0], layer.out_features, x_BND.shape[1])
+        for x_ND, kv_CN in zip(x_BND, kv_BCN, strict=True):
+            torch.add(_product(layer.weight, x_ND), bias_C1, out=kv_CN)
+    k_BHNd, v_BHNd = kv_BCN.unflatten(1, (2, num_heads, -1)).mT.unbind(1)
+    return k_BHNd, v_BHNd
 
 
 def optimize(model: Model) -> Model:
@@ -78,13 +101,13 @@ def empty_heads(x_BHMd: Tensor, length: int) -> Tensor:
     return x_BHMd.new_empty(batch, length, num_heads, head_dim).transpose(1, 2)
 
 
-def _is_large(q_BHMd: Tensor, k_BHNd: Tensor) -> bool:
+def _is_large(q_BHMd: Tensor, length: int) -> bool:
     """Whether each head has enough logits to compute one head after the other.
 
     On more than two threads that was not measured; three times as many for each thread are on the safe side.
     """
     threads = torch.get_num_threads()
-    return q_BHMd.shape[2] * k_BHNd.shape[2] >= (ENOUGH if threads <= 2 else 3 * ENOUGH * threads)
+    return q_BHMd.shape[2] * length >= (ENOUGH if threads <= 2 else 3 * ENOUGH * threads)
 
 
 def attention(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, fast: bool) -> Tensor:
@@ -95,7 +118,7 @@ def attention(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, fast: bool) -> Ten
     Args:
         fast: what ``has_fast_products`` says of these tensors.
     """
-    if not fast or not _is_large(q_BHMd, k_BHNd):
+    if not fast or not _is_large(q_BHMd, k_BHNd.shape[2]):
         return F.scaled_dot_product_attention(q_BHMd, k_BHNd, v_BHNd)
     out_BHMd, scale = empty_heads(q_BHMd, q_BHMd.shape[2]), q_BHMd.shape[-1] ** -0.5
     q_BHMd, k_BHNd, v_BHNd = (x.contiguous() for x in (q_BHMd, k_BHNd, v_BHNd))
@@ -112,10 +135,14 @@ def attention(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, fast: bool) -> Ten
     return out_BHMd
 
 
-def shares_logits(q_BHMd: Tensor, k_BHNd: Tensor, fast: bool) -> bool:
-    """Whether ``gather`` and ``write_back`` are to compute the logits once for both directions."""
-    weights = q_BHMd.shape[:3].numel() * k_BHNd.shape[2]
-    return fast and _is_large(q_BHMd, k_BHNd) and weights <= MOST_KEPT
+def shares_logits(q_BHMd: Tensor, length: int, fast: bool) -> bool:
+    """Whether ``gather`` and ``write_back`` are to compute the logits of so many keys once for both directions."""
+    return fast and _is_large(q_BHMd, length) and q_BHMd.shape[:3].numel() * length <= MOST_KEPT
+
+
+def is_by_channel(x_BHNd: Tensor) -> bool:
+    """Whether the tokens of a channel lie together in memory, as ``key_value`` leaves them, in each head."""
+    return x_BHNd.stride()[2:] == (1, x_BHNd.shape[2])
 
 
 _spares = threading.local()
@@ -137,16 +164,23 @@ def reuse(weights_BHMN: Tensor | None) -> None:
 
 
 def gather(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the attention (B, H, M, d) to the lookup tokens, its weights (B, H, M, N) and log-sum-exp (B, H, M)."""
+    """Return the attention (B, H, M, d) to the lookup tokens, its weights (B, H, M, N) and log-sum-exp (B, H, M).
+
+    Keys and values lie as ``key_value`` leaves them, or are brought into some order that is as fast.
+    """
     batch, num_heads, m, head_dim = q_BHMd.shape
     weights_BHMN = _spare(q_BHMd, (batch, num_heads, m, k_BHNd.shape[2]))
     lse_BHM, out_BHMd = q_BHMd.new_empty(batch, num_heads, m), empty_heads(q_BHMd, m)
-    q_BHMd, k_BHNd, v_BHNd = (x.contiguous() for x in (q_BHMd * head_dim**-0.5, k_BHNd, v_BHNd))
+    q_BHMd = (q_BHMd * head_dim**-0.5).contiguous()
+    k_BHNd, v_BHNd = (x if is_by_channel(x) else x.contiguous() for x in (k_BHNd, v_BHNd))
     for b, head in product(range(batch), range(num_heads)):
         logits_MN, weights_MN = _product(q_BHMd[b, head], k_BHNd[b, head]), weights_BHMN[b, head]
         torch.softmax(logits_MN, -1, out=weights_MN)
-        # The largest weight of a row is 1 over the sum of exp(logit - largest logit).
-        torch.sub(logits_MN.amax(-1), weights_MN.amax(-1).log(), out=lse_BHM[b, head])
+        # A weight is exp(logit - lse): any lookup token tells the lse, the first one without another look at all.
+        logit_M, weight_M = logits_MN[:, 0], weights_MN[:, 0]
+        if not bool(weight_M.amin() >= LEAST_WEIGHT):
+            logit_M, weight_M = logits_MN.amax(-1), weights_MN.amax(-1)
+        torch.sub(logit_M, weight_M.log(), out=lse_BHM[b, head])
         out_BHMd[b, head] = _product(weights_MN, v_BHNd[b, head].mT)
     return out_BHMd, weights_BHMN, lse_BHM
 
@@ -163,7 +197,7 @@ def write_back(v_BHMd: Tensor, q_BHMd: Tensor, k_BHNd: Tensor, weights_BHMN: Ten
     for b, head in product(*map(range, v_BHMd.shape[:2])):
         sums_dN = _product(values_BHdM[b, head], weights_BHMN[b, head].mT)
         if bool(sums_dN[-1].amin() >= LEAST_SUM):
-            torch.div(sums_dN[:-1].mT, sums_dN[-1, :, None], out=out_BHNd[b, head])
+            torch.mul(sums_dN[:-1].mT, sums_dN[-1, :, None].reciprocal(), out=out_BHNd[b, head])
         else:
             one = (slice(b, b + 1), slice(head, head + 1))
             out_BHNd[one] = attention(k_BHNd[one], q_BHMd[one], v_BHMd[one], True)

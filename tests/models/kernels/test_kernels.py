@@ -1,5 +1,6 @@
 """MHBC's kernels against a float64 reference, in value and gradient; torch.compile without breaks or recompilations."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -291,24 +292,28 @@ def test_attention_without_gradients_equals_the_reference(shape, chunk, monkeypa
             torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def far_apart(q, k):
-    """The same, but a lookup token of head 0 is further from all queries than weights can tell, and one less far."""
+def far_apart(q, k, far):
+    """The same, but one lookup token of head 0 is further from all queries than weights can tell, and one less far."""
     q, k = q.clone(), k.clone()
     q[..., 0] = 8 * q.shape[-1] ** 0.5
-    k[:, :, 0, 0], k[:, 0, 1, 0] = -4, -40
+    k[:, :, 1 - far, 0], k[:, 0, far, 0] = -4, -40
     return q, k
 
 
 @pytest.mark.skipif(not cpu._is_wide(), reason="needs oneDNN on an AVX-512 processor")
-@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("by_channel", [False, True])
+@pytest.mark.parametrize("far", [None, 0, 1])  # the log-sum-exp is read off token 0
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_both_directions_of_a_lookup_from_one_product_equal_float64(shape, apart, monkeypatch):
+def test_both_directions_of_a_lookup_from_one_product_equal_float64(shape, far, by_channel, monkeypatch):
     monkeypatch.setattr(cpu, "ENOUGH", 0)
     again, attention = [], cpu.attention
     monkeypatch.setattr(cpu, "attention", lambda *given: again.append(given[0].shape) or attention(*given))
     q, k, v, u = (x.detach() for x in inputs(shape, torch.float32))
-    if apart and shape[3] > 2:
-        q, k = far_apart(q, k)
+    apart = far is not None and shape[3] > 2
+    if apart:
+        q, k = far_apart(q, k, far)
+    if by_channel:
+        k, v = (x.mT.contiguous().mT for x in (k, v))
     with torch.inference_mode():
         found, lookup = kernels.gather(q, k, v, "auto", "softmax")
         infused = kernels.write_back(u, lookup)
@@ -319,18 +324,44 @@ def test_both_directions_of_a_lookup_from_one_product_equal_float64(shape, apart
     for one, other in ((found, want), (lookup.lse, want_lse), (infused, back)):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-4 if apart else 1e-5)
     torch.testing.assert_close(lookup.weights, lookup._replace(kept=None).weights, rtol=1e-4, atol=1e-7)
-    assert again == ([(1, 1, *k.shape[2:])] * shape[0] if apart and shape[3] > 2 else [])  # the head 0 of each clip
+    assert again == ([(1, 1, *k.shape[2:])] * shape[0] if apart else [])  # the head 0 of each clip
+
+
+@pytest.mark.skipif(not cpu._is_wide(), reason="needs oneDNN on an AVX-512 processor")
+@pytest.mark.parametrize("batch", [1, 3])
+def test_keys_and_values_lie_as_a_gather_reads_them_and_hooks_see_the_layer(batch, monkeypatch):
+    monkeypatch.setattr(cpu, "ENOUGH", 0)
+    torch.manual_seed(0)
+    mhbc, tokens = BidirectionalCrossAttention(32, 2).eval(), (torch.randn(batch, 6, 32), torch.randn(batch, 50, 32))
+    nn.init.normal_(mhbc.key_value.bias)
+    exact = copy.deepcopy(mhbc).double()
+    want, want_lookup = exact.gather(*(x.double() for x in tokens))
+    kernels.optimize(mhbc)
+    seen = []
+    for hooked in (False, True):
+        with torch.inference_mode():
+            found, lookup = mhbc.gather(*tokens)
+            infused = mhbc.write_back(tokens[0], lookup)
+        assert cpu.is_by_channel(lookup.keys) == (not hooked)
+        assert len(seen) == hooked
+        back = exact.write_back(tokens[0].double(), want_lookup)
+        for one, other in ((found, want), (lookup.keys, want_lookup.keys), (infused, back)):
+            torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+        mhbc.key_value.register_forward_hook(lambda *given: seen.append(given))
+    with torch.inference_mode(), using_kernel(mhbc, "eager"):
+        assert not cpu.is_by_channel(mhbc.gather(*tokens)[1].keys)
 
 
 @pytest.mark.parametrize(("threads", "enough"), [(1, cpu.ENOUGH), (2, cpu.ENOUGH), (4, 12 * cpu.ENOUGH)])
 def test_weights_are_kept_for_the_way_back_where_there_are_enough_and_not_too_many(threads, enough, monkeypatch):
     q, k = torch.zeros(1, 2, 100, 4), torch.zeros(1, 2, enough // 100, 4)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert cpu.shares_logits(q, k, True)
-    assert not cpu.shares_logits(q, k, False)
-    assert not cpu.shares_logits(q[:, :, 1:], k, True)
+    length = k.shape[2]
+    assert cpu.shares_logits(q, length, True)
+    assert not cpu.shares_logits(q, length, False)
+    assert not cpu.shares_logits(q[:, :, 1:], length, True)
     monkeypatch.setattr(cpu, "MOST_KEPT", 2 * enough - 1)
-    assert not cpu.shares_logits(q, k, True)
+    assert not cpu.shares_logits(q, length, True)
 
 
 @pytest.mark.skipif(not cpu._is_wide(), reason="needs oneDNN on an AVX-512 processor")
