@@ -9,12 +9,12 @@ from lookupvit_video.models.lookupvit import HEADS, LookupViT
 from lookupvit_video.models.pretexts.masked import (
     MaskedModel,
     compress_visible,
-    encoder_weights,
     first_frame,
     masked_macs,
     num_visible,
     tube_masks,
 )
+from lookupvit_video.models.pretexts.pretext import encoder_weights
 from lookupvit_video.models.tokenizer import GridResize, chosen_rows
 from lookupvit_video.models.vit import ViT
 
