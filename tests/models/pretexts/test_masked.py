@@ -14,7 +14,6 @@ from lookupvit_video.models.pretexts.masked import (
     num_visible,
     tube_masks,
 )
-from lookupvit_video.models.pretexts.pretext import encoder_weights
 from lookupvit_video.models.tokenizer import GridResize, chosen_rows
 from lookupvit_video.models.vit import ViT
 
@@ -110,13 +109,6 @@ def test_any_of_the_models_grids_is_taken_and_heads_do_not_train():
     still = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     assert still == {name for name, _ in model.named_parameters() if name.startswith("encoder.heads.")}
     assert "decoder.positions" in model.no_weight_decay()
-
-
-def test_the_encoders_weights_have_their_own_names():
-    model = make("lookupvit")
-    weights = encoder_weights(model.state_dict())
-    assert weights.keys() == {name for name in model.encoder.state_dict() if not name.startswith("heads.")}
-    assert encoder_weights(weights).keys() == weights.keys()
 
 
 def test_the_first_frame_is_that_of_the_place_at_all_times():
