@@ -75,7 +75,7 @@ class MovingModel(Pretext):
         """
         encoder, read = self.encoder, _read(self.encoder)
         if isinstance(encoder, LookupViT):
-            features = encoder.forward_features(clip_BCTHW, budget, heads=read)
+            features = encoder.forward_features(clip_BCTHW, budget)
         else:
             features = encoder.forward_features(clip_BCTHW)
         means = mean_tokens(features)

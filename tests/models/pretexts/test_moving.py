@@ -50,7 +50,7 @@ def test_place_size_path_and_scene_do_not_show_but_the_shape_does():
 
 def test_light_does_not_show():
     frames = video(CORNER, 4, (0, 6), 0)[None]
-    torch.testing.assert_close(moving_pictures(0.2 * frames - 1), moving_pictures(frames), atol=1e-4, rtol=0)
+    torch.testing.assert_close(moving_pictures(0.05 * frames - 1), moving_pictures(frames), atol=1e-4, rtol=0)
 
 
 def test_where_nothing_moves_the_picture_is_empty():
