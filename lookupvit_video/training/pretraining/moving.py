@@ -1,5 +1,7 @@
 """The loss of drawing what moves. B batch, V videos, C channels, T frames of a clip, H W pixels, R a picture's side."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,9 +39,17 @@ def moving_loss(run: Run, batch: Batch, budget: Budget | None) -> Tensor:
     return mean_over_clips(error_SBRR.sum((2, 3)).mean(0), is_valid(batch.labels.to(device, non_blocking=True)))
 
 
-def shown_pictures(model: MovingModel, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return normalized clips, and clips of as many frames that show what the model draws of each, all sets' mean."""
+def shown_pictures(
+    model: MovingModel, clips_BCTHW: Tensor, mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Return normalized clips, and such clips that show what the model draws of each from black to white.
+
+    Args:
+        mean, std: by which the clips are normalized.
+    """
     drawn_B1RR = model(clips_BCTHW).float().mean(0)[:, None]
     large_B1HW = F.interpolate(drawn_B1RR, size=clips_BCTHW.shape[-2:], mode="nearest")
     low, high = (bound.view(-1, 1, 1, 1) for bound in torch.aminmax(large_B1HW.flatten(1), dim=1))
-    return clips_BCTHW, ((large_B1HW - low) / (high - low + 1e-6))[:, :, None].expand_as(clips_BCTHW)
+    gray_BCTHW = ((large_B1HW - low) / (high - low + 1e-6))[:, :, None].expand_as(clips_BCTHW)
+    mean_C111, std_C111 = (gray_BCTHW.new_tensor(values).view(-1, 1, 1, 1) for values in (mean, std))
+    return clips_BCTHW, (gray_BCTHW - mean_C111) / std_C111

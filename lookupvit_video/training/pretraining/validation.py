@@ -61,11 +61,12 @@ def collect_features(run: Run, batches: Iterable[Batch]) -> tuple[Tensor, Tensor
 def _draw(run: Run, model: Pretext, clips_BCTHW: Tensor) -> None:
     """Draw what a model predicts of some normalized clips into OUTPUT_DIR/reconstruction.png."""
     shown: dict[str, Tensor] = {}
+    mean, std = run.cfg.DATA.MEAN, run.cfg.DATA.STD
     if isinstance(model, MaskedModel):
         shown = dict(zip(("clip", "visible", "predicted"), shown_prediction(model, clips_BCTHW), strict=True))
     elif isinstance(model, MovingModel):
-        shown = dict(zip(("clip", "what moves"), shown_pictures(model, clips_BCTHW), strict=True))
-    plot_reconstruction(shown, run.cfg.DATA.MEAN, run.cfg.DATA.STD, run.folder / "reconstruction.png")
+        shown = dict(zip(("clip", "what moves"), shown_pictures(model, clips_BCTHW, mean, std), strict=True))
+    plot_reconstruction(shown, mean, std, run.folder / "reconstruction.png")
 
 
 def report_features(run: Run, epoch: int, features_RD: Tensor, labels_R: Tensor) -> None:

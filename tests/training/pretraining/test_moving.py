@@ -18,14 +18,15 @@ def test_the_clips_of_a_video_have_one_target_from_the_frames_of_all():
     assert not torch.allclose(found[0], found[3])
 
 
-def test_what_is_drawn_is_shown_as_large_as_the_clip_from_dark_to_light():
+def test_what_is_drawn_is_shown_as_large_as_the_clip_from_black_to_white():
     model = MovingModel(ViT(num_classes=3, num_frames=4, size=24, tubelet=(2, 8, 8), dim=12, depth=1, num_heads=3))
     torch.nn.init.normal_(model.decoder[0][-1].weight)
     clips = torch.randn(2, 3, 4, 24, 24)
-    same, shown = shown_pictures(model, clips)
+    same, shown = shown_pictures(model, clips, [0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
     assert same is clips
     assert shown.shape == clips.shape
-    assert (shown.amin((1, 2, 3, 4)) == 0).all()
+    shown = shown * torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1, 1) + torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1, 1)
+    torch.testing.assert_close(shown.amin((1, 2, 3, 4)), torch.zeros(2), atol=1e-6, rtol=0)
     torch.testing.assert_close(shown.amax((1, 2, 3, 4)), torch.ones(2), atol=1e-3, rtol=0)
     drawn = model(clips)[0]
     assert torch.equal(shown[:, 0, 0, ::2, ::2].flatten(1).argmax(1), drawn.flatten(1).argmax(1))
