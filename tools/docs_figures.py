@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import simplejson
@@ -21,6 +22,7 @@ EXAMPLE = """example:
 Run it in the folder of the repository. What is done is not done again: stop it and start it as you like; remove runs/
 to measure everything. All pages take many hours of a core: docs/ablations.md is 222 runs of some minutes each.
 """
+RATES = ("1e-3", "3e-3")
 DATA = "datasets/moving_digits/data_study"
 MOTION = f"{DATA}/motion"
 
@@ -40,6 +42,14 @@ class Table(NamedTuple):
     text: Callable[[Path], str]
 
 
+def versions_of(used: dict[str, Any]) -> str:
+    """Return with what something was measured, as ``measured_with`` of its report has it."""
+    return (
+        f"commit {used['commit']}, torch {used['torch']}, torchvision {used['torchvision']}, av {used['av']}, "
+        f"{used['processor']}, {used['threads']} thread{'s' * (used['threads'] != 1)}"
+    )
+
+
 def provenance(results: list[Path]) -> str:
     """Return the line below a table: with what its runs were measured, each combination once."""
     found: dict[str, int] = {}
@@ -48,10 +58,7 @@ def provenance(results: list[Path]) -> str:
         used = result.get("measured_with")
         what = "commit and versions not recorded"
         if used:
-            what = (
-                f"commit {used['commit']}, torch {used['torch']}, torchvision {used['torchvision']}, av {used['av']}, "
-                f"{used['processor']}, {used['threads']} thread{'s' * (used['threads'] != 1)}, {result['precision']}"
-            )
+            what = f"{versions_of(used)}, {result['precision']}"
         found[what] = found.get(what, 0) + 1
     if not found:
         return "Not measured."
@@ -114,11 +121,7 @@ def robustness_table(runs: Path) -> str:
             values = [f"{one[name]['value']:.1f}" for name in ("clean", "mPC", "rPC")]
             cells = [config, row.replace("_", " "), one["suite"], *values, f"{one['mCE']:.1f}", *gaps]
             lines.append(f"| {' | '.join(cells)} |")
-        used = report["measured_with"]
-        line = (
-            f"commit {used['commit']}, torch {used['torch']}, torchvision {used['torchvision']}, av {used['av']}, "
-            f"{used['processor']}, {used['threads']} threads, float32, {report['videos']} videos"
-        )
+        line = f"{versions_of(report['measured_with'])}, float32, {report['videos']} videos"
         found[line] = found.get(line, 0) + 1
     return "\n".join(lines) + "\n\n" + (f"Measured: {'; '.join(found)}." if found else "Not measured.")
 
@@ -126,6 +129,71 @@ def robustness_table(runs: Path) -> str:
 def _with_interval(value: dict[str, Any]) -> str:
     low, high = value["interval_95"]
     return f"{value['value']:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def pretraining_table(runs: Path, kind: str) -> str:
+    """What pre-training gains with few labels: for each start the better rate, means over seeds; a picture.
+
+    Args:
+        kind: motion or digit.
+    """
+    lines = [
+        "| labels a class | model | random weights: top-1, % | pre-trained: top-1, % | gain | gain of each draw |",
+        "|---|---|---|---|---|---|",
+    ]
+    folder, classes = runs / "studies" / f"pretrained_{kind}", CLASSES[kind]
+    curves: dict[str, list[tuple[float, list[float]]]] = {}
+    for number in LABELED[kind]:
+        draws = [
+            {row["row"]: mean(row["top1"].values()) for row in simplejson.loads(path.read_text(encoding="utf-8"))}
+            for path in sorted(folder.glob(f"{number}_*/table.json"))
+        ]
+        for model, prefix in (("LookupViT", ""), ("dense ViT", "dense ViT, ")):
+            starts = [f"{prefix}random weights", f"{prefix}pre-trained"]
+            done = [
+                draw for draw in draws if all(f"{start}, rate {rate}" in draw for start in starts for rate in RATES)
+            ]
+            if not done:
+                continue
+            before, after = ([draw[_better_rate(done, start)] for draw in done] for start in starts)
+            gains = [b - a for a, b in zip(before, after, strict=True)]
+            cells = [*map(_spread, (before, after)), f"{mean(gains):+.1f}", ", ".join(f"{gain:+.1f}" for gain in gains)]
+            lines.append(f"| {number // classes} | {model} | {' | '.join(cells)} |")
+            for start, values in (("random weights", before), ("pre-trained", after)):
+                curves.setdefault(f"{model}, {start}", []).append((number / classes, values))
+    if len(LABELED[kind]) > 1 and curves:
+        _plot_labels(curves, folder / "curves.png")
+    return "\n".join(lines) + "\n\n" + provenance(sorted(folder.glob("*/*/*/*/test_results.json")))
+
+
+def _better_rate(draws: list[dict[str, float]], start: str) -> str:
+    """Return the row of a start with the rate whose mean over the draws is higher."""
+    return max((f"{start}, rate {rate}" for rate in RATES), key=lambda row: mean(draw[row] for draw in draws))
+
+
+def _spread(values: list[float]) -> str:
+    return f"**{mean(values):.1f}**" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def _plot_labels(curves: dict[str, list[tuple[float, list[float]]]], path: Path) -> None:
+    from lookupvit_video.drawing.figures import class_color, new_figure, save_figure
+
+    figure: Any = new_figure(6, 4)
+    axis = figure.subplots()
+    for number, (name, points) in enumerate(sorted(curves.items())):
+        labels, values = zip(*points, strict=True)
+        style = {"color": class_color(number // 2), "linestyle": "-" if "pre-trained" in name else "--"}
+        axis.plot(labels, [mean(of) for of in values], marker="o", ms=4, label=name, **style)
+        axis.vlines(labels, [min(of) for of in values], [max(of) for of in values], color=style["color"], alpha=0.4)
+    axis.set_xscale("log")
+    axis.set_xticks(sorted({at for points in curves.values() for at, _ in points}))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    axis.set_xlabel("labeled videos a class")
+    axis.set_ylabel("top-1, %")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    save_figure(figure, path)
 
 
 def study(name: str) -> Step:
@@ -152,9 +220,9 @@ def calibration(seed: int) -> Step:
     )
 
 
-def subset(name: str, rest: str) -> Step:
+def subset(name: str, rest: str, kind: str = "motion") -> Step:
     return Step(
-        f"datasets/moving_digits/subset.py --of {MOTION} --out {DATA}/{name} {rest}", f"{DATA}/{name}/classes.txt"
+        f"datasets/moving_digits/subset.py --of {DATA}/{kind} --out {DATA}/{name} {rest}", f"{DATA}/{name}/classes.txt"
     )
 
 
@@ -170,6 +238,14 @@ FINETUNE = [
     STRAIGHT,
     study("finetune"),
 ]
+CONNECTOR = [
+    *FINETUNE[:3],
+    Step(
+        f"{STRAIGHT.command} MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [2,2] OUTPUT_DIR runs/straight_factorised",
+        "runs/straight_factorised/test_results.json",
+    ),
+    study("connector"),
+]
 CONTROLS = ("dense_ViT", "resized_tokens", "random_tokens")
 COMPARED = [(config, row) for config in ("motion", "digit") for row in CONTROLS]
 SUITES = "--suite minikinetics-c schiappa-p --videos 480"
@@ -177,6 +253,40 @@ SUITES = "--suite minikinetics-c schiappa-p --videos 480"
 
 def seeds_of(config: str, row: str) -> str:
     return " ".join(f"runs/studies/controls_{config}/{config}/{row}/{seed}" for seed in range(3))
+
+
+CLASSES = {"motion": 8, "digit": 10}
+LABELED = {"motion": {16: (16, 500), 40: (32, 125), 80: (32, 83), 400: (32, 38)}, "digit": {500: (32, 32)}}
+"""Labeled videos: clips of a step, epochs. Motion: 250 steps, and twice as many with the fewest and with the most
+videos; digit: 992."""
+
+
+def few_labels(kind: str, number: int, draw: int) -> list[Step]:
+    """Draw ``draw`` of ``number`` labeled videos, and the study on them."""
+    batch, epochs = LABELED[kind][number]
+    name, out = f"{kind}_{number}_{draw}", f"runs/studies/pretrained_{kind}/{number}_{draw}"
+    settings = (
+        f"DATA.PATH_TO_DATA_DIR {DATA}/{name} TRAIN.BATCH_SIZE {batch} SOLVER.MAX_EPOCH {epochs} "
+        f"SOLVER.WARMUP_EPOCHS {round(epochs / 10)} TRAIN.CHECKPOINT_PERIOD {epochs}"
+    )
+    return [
+        subset(name, f"--train {number} --skip {number * draw}", kind),
+        Step(f"tools/study.py --study configs/studies/pretrained_{kind}.yaml --out {out} {settings}"),
+    ]
+
+
+PRETRAIN = "tools/run_net.py --cfg configs/demo_pretrain.yaml"
+PRETRAINING = [
+    PREPARED,
+    Step(PRETRAIN, "runs/demo_pretrain/model.pt"),
+    Step(f"{PRETRAIN} MODEL.ARCH vit OUTPUT_DIR runs/demo_pretrain_vit", "runs/demo_pretrain_vit/model.pt"),
+    *(step for number in LABELED["motion"] for draw in range(3) for step in few_labels("motion", number, draw)),
+]
+PRETRAINING_DIGITS = [
+    PREPARED,
+    Step("tools/run_net.py --cfg configs/demo_pretrain_moving.yaml", "runs/demo_pretrain_moving/model.pt"),
+    *(step for draw in range(3) for step in few_labels("digit", 500, draw)),
+]
 
 
 def robustness_steps(config: str) -> list[Step]:
@@ -208,7 +318,14 @@ PAGES = {
         for name, more in STUDIES.items()
     ],
     "inference": [Table("adaptive", [PREPARED, study("resolution"), *map(calibration, range(3))], adaptive_table)],
-    "finetuning": [Table("ways to fine-tune", FINETUNE, finetune_table)],
+    "finetuning": [
+        Table("a frozen spatial stage", CONNECTOR, lambda runs: study_table("connector", runs)),
+        Table("ways to fine-tune", FINETUNE, finetune_table),
+    ],
+    "pretraining": [
+        Table("few labels of motion", PRETRAINING, lambda runs: pretraining_table(runs, "motion")),
+        Table("few labels of digit", PRETRAINING_DIGITS, lambda runs: pretraining_table(runs, "digit")),
+    ],
     "robustness": [
         Table("LookupViT and its controls", [*robustness_steps("motion"), *robustness_steps("digit")], robustness_table)
     ],

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lookupvit_video.config import get_defaults
 from lookupvit_video.distributed.parallel import checkpoint_activations, compile_blocks
 from lookupvit_video.distributed.precision import autocast_dtype
 from lookupvit_video.models import kernels
@@ -18,14 +19,17 @@ from lookupvit_video.models.attention import set_kernel
 from lookupvit_video.models.blocks import BlockOptions
 from lookupvit_video.models.complexity import measured_macs
 from lookupvit_video.models.lookupvit import LookupViT
+from lookupvit_video.models.pretexts.masked import MaskedModel
 from lookupvit_video.models.tokenizer import Grid
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.registry import VIT_SIZES
 from lookupvit_video.text import grid_name
+from lookupvit_video.training.pretraining.masked import changes, masked_error
 
 NUM_CLASSES, TUBELET, PEERS_PATCH = 400, (2, 16, 16), 16
 DENSE = "dense ViT"  # speed-ups are over this one; its attention is torch's SDPA
 DENSE_BY_HEADS = "dense ViT, own attention"
+MASKED, MASK_RATIO = "masked pre-training", 0.9  # the share that VideoMAE masks
 VIDEOMAE, VIVIT = "VideoMAE's ViT (Hugging Face)", "ViViT (Hugging Face)"
 
 
@@ -55,6 +59,8 @@ class Contender:
     grid: Grid | None = None
     macs: int = 0
     optimizer: torch.optim.Optimizer | None = None
+    loss: Callable[[nn.Module, Tensor], Tensor] | None = None
+    """Of a training step on clips; None: cross-entropy of each head."""
 
 
 def heads_of(output: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -95,6 +101,26 @@ def lookupvits(setting: Setting, arguments: argparse.Namespace) -> Iterator[Cont
                 return heads_of(model(clips, grid))
 
             yield Contender(name, model, call, grid)
+
+
+def masked(setting: Setting, arguments: argparse.Namespace) -> Iterator[Contender]:
+    """LookupViT in masked pre-training with the decoder of the default config, for training steps only."""
+    if setting.mode != "train":
+        return
+    keys = get_defaults().PRETRAIN
+    encoder = LookupViT(
+        compressed_grid=arguments.grids[0], grids=arguments.grids[1:], **our_arguments(setting, arguments)
+    )
+    model = MaskedModel(encoder, ratio=MASK_RATIO, width=keys.DECODER_WIDTH, depth=keys.DECODER_DEPTH)
+    for grid in arguments.grids:
+
+        def call(model: nn.Module, clips: Tensor, grid: Grid = grid) -> tuple[Tensor]:
+            return (model(clips, grid).changes,)
+
+        def loss(model: nn.Module, clips: Tensor, grid: Grid = grid) -> Tensor:
+            return masked_error(model(clips, grid), changes(encoder.tokenizer, clips)).mean()
+
+        yield Contender(f"LookupViT {grid_name(grid)}, {MASKED}", model, call, loss=loss)
 
 
 def vit(setting: Setting, arguments: argparse.Namespace) -> Iterator[Contender]:
@@ -152,7 +178,7 @@ def timm_vit(setting: Setting, arguments: argparse.Namespace) -> Iterator[Conten
 def contenders(setting: Setting, arguments: argparse.Namespace, device: torch.device) -> list[Contender]:
     """Return every contender of --only that can take the setting, counted and placed on the device."""
     makers: dict[str, Callable[..., Iterator[Contender]]] = {
-        "lookupvit": lookupvits, "vit": vit, "mvit": mvit, "timm": timm_vit,
+        "lookupvit": lookupvits, "masked": masked, "vit": vit, "mvit": mvit, "timm": timm_vit,
         **{name: lambda *others, name=name: hugging_face(name, *others) for name in ("videomae", "vivit")},
     }  # fmt: skip
     found: list[Contender] = []

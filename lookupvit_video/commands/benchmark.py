@@ -31,6 +31,7 @@ time of each stage. With --cfg, on your training videos: the time of each stage,
 MODEL_EXAMPLES = """  lookupvit benchmark model --grids 2x7x7 4x7x7 8x7x7 --threads 1 2 --json a.json --markdown a.md
   lookupvit benchmark model --only lookupvit vit --depth 2 --frames 8 --rounds 3
   lookupvit benchmark model --frames 8 16 32 64 --grids 4x7x7 --plot scaling.png
+  lookupvit benchmark model --only lookupvit masked --mode train --grids 2x7x7 --threads 1
   lookupvit benchmark model --precision bfloat16 --compile --mode inference train --batch 1 8 32 --frames 16 32
 """
 BUDGETS_EXAMPLES = """  lookupvit benchmark budgets --checkpoint runs/one/model.pt --batch 1 8 --threads 1
@@ -46,7 +47,7 @@ BLOCK_EXAMPLES = """  lookupvit benchmark block --tokens 1568 --compressed 196
   lookupvit benchmark block --kept --precision bfloat16
 """
 MADE = ("gop12", "gop250", "webm", "tiny")
-FAMILIES = ("lookupvit", "vit", "videomae", "vivit", "mvit", "timm")
+FAMILIES = ("lookupvit", "masked", "vit", "videomae", "vivit", "mvit", "timm")
 
 
 def benchmark() -> int:

@@ -108,7 +108,8 @@ def plot_curves(
 
 def _plot_metric(axis: Any, val: Sequence[dict[str, Any]], key: str, color: str, label: str) -> None:
     places = [(e["epoch"], e[key]) for e in val if e.get(key) is not None]  # a resumed run may have added one
-    axis.plot(*zip(*places, strict=True) if places else ([], []), "o-", ms=3, label=label, color=color)
+    if places:
+        axis.plot(*zip(*places, strict=True), "o-", ms=3, label=label, color=color)
 
 
 def _plot_metrics(axis: Any, val: Sequence[dict[str, Any]], percentages: Sequence[str], others: Sequence[str]) -> None:

@@ -70,6 +70,8 @@ class Owner:
 def only_writer(lock_file: str | Path, what: str, fix: str) -> Iterator[None]:
     """Be the only process that writes to something while the block is active.
 
+    Folders that are made for the lock are removed again where nothing is written to them.
+
     Args:
         lock_file: exists only while a process writes.
         what: names what is written to, in the message.
@@ -82,6 +84,7 @@ def only_writer(lock_file: str | Path, what: str, fix: str) -> Iterator[None]:
     path = Path(os.path.abspath(lock_file))
     if str(path) in _held:
         raise InUseError(f"{what}: this process is already writing there; {fix}")
+    made = [folder for folder in path.parents if not folder.exists()]
     lock = _acquired(path, what, fix)
     _held.add(str(path))
     beats = threading.Thread(target=lock.beat, name="heartbeat", daemon=True)
@@ -93,6 +96,9 @@ def only_writer(lock_file: str | Path, what: str, fix: str) -> Iterator[None]:
         beats.join(5)  # a write is short, unless the disk hangs
         _held.discard(str(path))
         lock.release()
+        with contextlib.suppress(OSError):  # not empty
+            for folder in made:
+                folder.rmdir()
 
 
 def _acquired(path: Path, what: str, fix: str) -> "_Lock":

@@ -79,6 +79,17 @@ def test_one_that_is_leaving_is_waited_for_longer_after_a_restart(tmp_path, monk
             pass
 
 
+def test_folders_made_for_nothing_are_removed(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ValueError, match="no video"), take(tmp_path / "runs" / "a" / "b" / ".lock"):
+        raise ValueError("no video")
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]  # was there before
+    assert list((tmp_path / "runs").iterdir()) == []
+    with take(tmp_path / "runs" / "a" / "b" / ".lock"):
+        (tmp_path / "runs" / "a" / "log").write_text("kept")
+    assert [path.name for path in (tmp_path / "runs" / "a").iterdir()] == ["log"]
+
+
 def test_one_process_holds_it_once(tmp_path):
     with take(tmp_path / ".lock"), pytest.raises(InUseError, match="this process"), take(tmp_path / "." / ".lock"):
         pass

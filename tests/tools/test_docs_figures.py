@@ -77,6 +77,20 @@ def write_run(folder, top1, **changes):
     (folder / "test_results.json").write_text(json.dumps(result))
 
 
+@pytest.mark.parametrize(("kind", "labels", "a_class"), [("motion", 16, 2), ("digit", 500, 50)])
+def test_pretraining_is_compared_at_the_better_rate_of_each_start(tmp_path, kind, labels, a_class):
+    folder = tmp_path / "studies" / f"pretrained_{kind}"
+    rows = [f"{start}, rate {rate}" for start in ("random weights", "pre-trained") for rate in ("1e-3", "3e-3")]
+    for draw, top1 in {0: [30.0, 40.0, 60.0, 65.0], 1: [50.0, 50.0, 70.0, 61.0], 2: [1.0, 2.0, 3.0]}.items():
+        write_run(folder / f"{labels}_{draw}" / kind / "random" / "0", 0.0)
+        table = [{"row": row, "top1": {"0": value - 1, "1": value + 1}} for row, value in zip(rows, top1, strict=False)]
+        (folder / f"{labels}_{draw}" / "table.json").write_text(json.dumps(table))
+    printed = FIGURES["pretraining_table"](tmp_path, kind)  # the third draw has no rate of its second start yet
+    assert f"| {a_class} | LookupViT | **45.0** ± 7.1 | **65.0** ± 7.1 | +20.0 | +20.0, +20.0 |\n\n" in printed
+    assert f"Measured: {MEASURED} (3 runs)." in printed
+    assert (folder / "curves.png").is_file() == (kind == "motion")  # one number of labels is no curve
+
+
 def test_a_study_is_printed_with_what_its_runs_were_measured_with(tmp_path):
     rows = tmp_path / "studies" / "resolution" / "motion"
     write_run(rows / "1x2x2_alone" / "0", 40.0)
@@ -117,7 +131,7 @@ def test_comparisons_on_corrupted_videos_are_printed(tmp_path):
     shown = "-0.5 (-2.0 to +1.0)"
     line = f"| motion | dense ViT | minikinetics-c | 98.6 | 98.6 | 98.6 | 105.1 | {shown} | {shown} |"
     assert line in printed.splitlines()
-    assert printed.endswith("Measured: commit abcdef0, torch 2.0, torchvision 0.2, av 17.0, AMD (AVX2), 1 threads, "
+    assert printed.endswith("Measured: commit abcdef0, torch 2.0, torchvision 0.2, av 17.0, AMD (AVX2), 1 thread, "
                             "float32, 480 videos.")  # fmt: skip
 
 

@@ -269,21 +269,32 @@ def test_registers_of_dinov2_have_rows_in_no_table(tmp_path):
     assert "register_tokens; set MODEL.REGISTERS 5" in " ".join(init_from(vit(), path).warnings)
 
 
-@pytest.mark.parametrize("form", ["vjepa2", "dinov3"])
+SOURCES = {
+    "vjepa2": (lambda: transformers.VJEPA2Model(transformers.VJEPA2Config(**VJEPA)), rotary("vjepa2")),
+    "vjepa2_1": (VJEPA21, rotary("vjepa2_1")),
+    "dinov3": (lambda: transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**HF, patch_size=PATCH)),
+               rotary("dinov3")),
+    "pe": (lambda: pe(global_pool="map", attn_pool_num_heads=2), rotary("pe", norm_eps=1e-5, pre_norm=True)),
+    "siglip2": (lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**HF, patch_size=PATCH)),
+                {"activation": "gelu_tanh"}),
+    "videomae": (lambda: transformers.VideoMAEModel(
+        transformers.VideoMAEConfig(**HF, patch_size=PATCH, num_frames=4, tubelet_size=2)), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", SOURCES)
 @torch.no_grad()
-def test_a_lookupvit_takes_attention_mlp_and_norms_of_rotary_weights(tmp_path, form):
+def test_a_lookupvit_takes_attention_mlp_and_norms_of_each_family(tmp_path, family):
     """Where nothing is compressed, its gather attends as the source did, with the same turns."""
-    if form == "vjepa2":
-        theirs = transformers.VJEPA2Model(transformers.VJEPA2Config(**VJEPA))
-    else:
-        theirs = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**HF, patch_size=PATCH))
+    make, options = SOURCES[family]
+    theirs = make()
     path = saved(tmp_path / "x.safetensors", randomised(theirs))
-    shape = {**VIDEO, "depth": 1, "options": rotary(form, layer_scale=0.0)}
+    shape = {**VIDEO, "depth": 1, "options": {**options, "layer_scale": 0.0}}
     dense, ours = vit(**shape), lookupvit(**shape, compressed_grid=(2, 4, 4))
     init_from(dense, path)
     report = complete(init_from(ours, path), ours)
     assert [name for name in report.fresh if "refine" in name or "gather" in name or "query" in name] == []
-    block, tokens, turns = dense.blocks[0], dense.tokenizer(clip()), dense.rotary()
+    block, tokens, turns = dense.blocks[0], dense.tokenizer(clip()), dense.rotary() if "rotary" in options else None
     after_gather = tokens + block.attention(block.norm_attention(tokens), turns)
     same(ours.forward_features(clip()).compressed, block(after_gather, turns))
     assert torch.equal(ours.forward_features(clip()).tokens, ours.tokenizer(clip()))

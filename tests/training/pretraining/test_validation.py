@@ -1,13 +1,19 @@
 """Runs of pre-training: what they log and draw, what they resume from, and what starts from their result."""
 
-import shutil
+import signal
+import sys
+import time
 
 import pytest
 import torch
 
-from lookupvit_video.checkpoints.checkpoint import checkpoint_path, load_checkpoint
+from lookupvit_video.checkpoints.checkpoint import checkpoint_path, load_checkpoint, training_checkpoints
+from lookupvit_video.config import load_config, with_settings
+from lookupvit_video.data.manifest import load_classes
+from lookupvit_video.distributed.world import World
 from lookupvit_video.log import read_json_lines
-from tests.small import call_tool, run_net, settings
+from lookupvit_video.training.train import train
+from tests.small import call_tool, run_net, settings, started
 from tests.training.test_resume import equal
 
 COMMON = {
@@ -42,15 +48,39 @@ def test_accuracy_of_the_features_and_their_rank_are_logged(pretrained):
         assert (pretrained / picture).stat().st_size > 5000
 
 
-def test_resumed_equals_undisturbed_to_the_bit(data, pretrained, options, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    shutil.copy(checkpoint_path(pretrained, 1), checkpoint_path(tmp_path, 1))
-    done = run_net(settings(data, tmp_path, **options))
+def test_kill_9_and_resume_equals_undisturbed_to_the_bit(data, pretrained, options, tmp_path):
+    overrides = settings(data, tmp_path, **options)
+    with started([sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *overrides]) as process:
+        while process.poll() is None and not training_checkpoints(tmp_path):
+            time.sleep(0.001)
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    assert load_checkpoint(training_checkpoints(tmp_path)[0]).step < 4
+    done = run_net(overrides)
     assert done.returncode == 0, done.stderr
+    assert "resume: " in done.stderr
     one, other = (load_checkpoint(checkpoint_path(folder, 4)) for folder in (pretrained, tmp_path))
     assert any(name.startswith("decoder.") for name in one.model)
     for part in ("model", "optimizer", "ema"):
         assert equal(getattr(one, part), getattr(other, part)), part
+    result = load_checkpoint(pretrained / "model.pt").model  # is of the averaged weights
+    assert all(equal(value, one.ema[f"encoder.{name}"]) for name, value in result.items())
+    assert not all(equal(value, one.model[f"encoder.{name}"]) for name, value in result.items())
+
+
+@pytest.mark.parametrize("rows", ["{0}.mp4", "{0}.mp4,somebody's note"])
+def test_any_list_of_paths_trains_as_the_folder_does(data, pretrained, options, tmp_path, rows):
+    (tmp_path / "list.csv").write_text("".join(f"{data}/{rows.format(number)}\n" for number in range(9)))
+    cfg = load_config("tests/small.yaml", settings(data, tmp_path / "out", **options))
+    cfg = with_settings(cfg, {"DATA.TRAIN_LIST": str(tmp_path / "list.csv"), "TRAIN.EVAL_PERIOD": 0})
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    train(cfg, load_classes(cfg), World(0, 1, torch.device("cpu")))
+    of_list, of_folder = (
+        [line["loss"] for line in read_json_lines(folder / "log.jsonl", "train")]
+        for folder in (tmp_path / "out", pretrained)
+    )
+    assert of_list == of_folder
+    assert len(of_list) == 4
 
 
 def test_fine_tuning_starts_from_the_result(data, pretrained, tmp_path):
