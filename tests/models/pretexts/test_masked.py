@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from lookupvit_video.config import load_config
 from lookupvit_video.distributed.parallel import compile_blocks
 from lookupvit_video.models.blocks import BlockOptions
+from lookupvit_video.models.build import build_model, for_pretraining
 from lookupvit_video.models.complexity import Shape, measured_macs
 from lookupvit_video.models.lookupvit import HEADS, LookupViT
 from lookupvit_video.models.pretexts.masked import (
@@ -148,3 +150,16 @@ def test_compiled_blocks_have_the_same_gradients(kind):
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("arch", ["lookupvit", "vit"])
+def test_the_demos_config_is_for_both_models(arch):
+    cfg = load_config("configs/demo_pretrain.yaml", ["MODEL.ARCH", arch])
+    model = for_pretraining(build_model(cfg), cfg.PRETRAIN)
+    clips = torch.randn(2, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.TRAIN_CROP_SIZE)
+    changes, masked = model(clips)
+    assert changes.shape[:2] == masked.shape
+    changes.sum().backward()
+    assert {name for name, weight in model.named_parameters() if weight.grad is None} == {
+        name for name, _ in model.named_parameters() if name.startswith("encoder.head")
+    }
