@@ -131,15 +131,19 @@ def _with_interval(value: dict[str, Any]) -> str:
     return f"{value['value']:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def pretraining_table(runs: Path) -> str:
-    """What pre-training gains with few labels: for each start the better rate, means over seeds; a picture."""
+def pretraining_table(runs: Path, kind: str) -> str:
+    """What pre-training gains with few labels: for each start the better rate, means over seeds; a picture.
+
+    Args:
+        kind: motion or digit.
+    """
     lines = [
         "| labels a class | model | random weights: top-1, % | pre-trained: top-1, % | gain | gain of each draw |",
         "|---|---|---|---|---|---|",
     ]
-    folder = runs / "studies" / "pretrained_motion"
+    folder, classes = runs / "studies" / f"pretrained_{kind}", CLASSES[kind]
     curves: dict[str, list[tuple[float, list[float]]]] = {}
-    for number in LABELED:
+    for number in LABELED[kind]:
         draws = [
             {row["row"]: mean(row["top1"].values()) for row in simplejson.loads(path.read_text(encoding="utf-8"))}
             for path in sorted(folder.glob(f"{number}_*/table.json"))
@@ -154,10 +158,10 @@ def pretraining_table(runs: Path) -> str:
             before, after = ([draw[_better_rate(done, start)] for draw in done] for start in starts)
             gains = [b - a for a, b in zip(before, after, strict=True)]
             cells = [*map(_spread, (before, after)), f"{mean(gains):+.1f}", ", ".join(f"{gain:+.1f}" for gain in gains)]
-            lines.append(f"| {number // 8} | {model} | {' | '.join(cells)} |")
+            lines.append(f"| {number // classes} | {model} | {' | '.join(cells)} |")
             for start, values in (("random weights", before), ("pre-trained", after)):
-                curves.setdefault(f"{model}, {start}", []).append((number / 8, values))
-    if curves:
+                curves.setdefault(f"{model}, {start}", []).append((number / classes, values))
+    if len(LABELED[kind]) > 1 and curves:
         _plot_labels(curves, folder / "curves.png")
     return "\n".join(lines) + "\n\n" + provenance(sorted(folder.glob("*/*/*/*/test_results.json")))
 
@@ -216,9 +220,9 @@ def calibration(seed: int) -> Step:
     )
 
 
-def subset(name: str, rest: str) -> Step:
+def subset(name: str, rest: str, kind: str = "motion") -> Step:
     return Step(
-        f"datasets/moving_digits/subset.py --of {MOTION} --out {DATA}/{name} {rest}", f"{DATA}/{name}/classes.txt"
+        f"datasets/moving_digits/subset.py --of {DATA}/{kind} --out {DATA}/{name} {rest}", f"{DATA}/{name}/classes.txt"
     )
 
 
@@ -251,21 +255,23 @@ def seeds_of(config: str, row: str) -> str:
     return " ".join(f"runs/studies/controls_{config}/{config}/{row}/{seed}" for seed in range(3))
 
 
-LABELED = {16: (16, 500), 40: (32, 125), 80: (32, 83), 400: (32, 38)}
-"""Labeled videos: clips of a step, epochs; 250 steps, and twice as many with the fewest and with the most videos."""
+CLASSES = {"motion": 8, "digit": 10}
+LABELED = {"motion": {16: (16, 500), 40: (32, 125), 80: (32, 83), 400: (32, 38)}, "digit": {500: (32, 32)}}
+"""Labeled videos: clips of a step, epochs. Motion: 250 steps, and twice as many with the fewest and with the most
+videos; digit: 992."""
 
 
-def few_labels(number: int, draw: int) -> list[Step]:
+def few_labels(kind: str, number: int, draw: int) -> list[Step]:
     """Draw ``draw`` of ``number`` labeled videos, and the study on them."""
-    batch, epochs = LABELED[number]
-    name, out = f"motion_{number}_{draw}", f"runs/studies/pretrained_motion/{number}_{draw}"
+    batch, epochs = LABELED[kind][number]
+    name, out = f"{kind}_{number}_{draw}", f"runs/studies/pretrained_{kind}/{number}_{draw}"
     settings = (
         f"DATA.PATH_TO_DATA_DIR {DATA}/{name} TRAIN.BATCH_SIZE {batch} SOLVER.MAX_EPOCH {epochs} "
         f"SOLVER.WARMUP_EPOCHS {round(epochs / 10)} TRAIN.CHECKPOINT_PERIOD {epochs}"
     )
     return [
-        subset(name, f"--train {number} --skip {number * draw}"),
-        Step(f"tools/study.py --study configs/studies/pretrained_motion.yaml --out {out} {settings}"),
+        subset(name, f"--train {number} --skip {number * draw}", kind),
+        Step(f"tools/study.py --study configs/studies/pretrained_{kind}.yaml --out {out} {settings}"),
     ]
 
 
@@ -274,7 +280,12 @@ PRETRAINING = [
     PREPARED,
     Step(PRETRAIN, "runs/demo_pretrain/model.pt"),
     Step(f"{PRETRAIN} MODEL.ARCH vit OUTPUT_DIR runs/demo_pretrain_vit", "runs/demo_pretrain_vit/model.pt"),
-    *(step for number in LABELED for draw in range(3) for step in few_labels(number, draw)),
+    *(step for number in LABELED["motion"] for draw in range(3) for step in few_labels("motion", number, draw)),
+]
+PRETRAINING_DIGITS = [
+    PREPARED,
+    Step("tools/run_net.py --cfg configs/demo_pretrain_moving.yaml", "runs/demo_pretrain_moving/model.pt"),
+    *(step for draw in range(3) for step in few_labels("digit", 500, draw)),
 ]
 
 
@@ -311,7 +322,10 @@ PAGES = {
         Table("a frozen spatial stage", CONNECTOR, lambda runs: study_table("connector", runs)),
         Table("ways to fine-tune", FINETUNE, finetune_table),
     ],
-    "pretraining": [Table("few labels", PRETRAINING, pretraining_table)],
+    "pretraining": [
+        Table("few labels of motion", PRETRAINING, lambda runs: pretraining_table(runs, "motion")),
+        Table("few labels of digit", PRETRAINING_DIGITS, lambda runs: pretraining_table(runs, "digit")),
+    ],
     "robustness": [
         Table("LookupViT and its controls", [*robustness_steps("motion"), *robustness_steps("digit")], robustness_table)
     ],

@@ -11,6 +11,8 @@ from lookupvit_video.config.keys import KEYS, Key
 from lookupvit_video.errors import UserError
 from lookupvit_video.registry import MODELS
 
+FEWEST_FRAMES = 4  # of a video: of fewer, the median is no background
+
 Section = Any
 """A group of keys, such as ``cfg.MODEL``."""
 
@@ -234,26 +236,64 @@ def _others_are_there(DISTILL: Section, MODEL: Section, DIST_TIMEOUT: float, DAT
         )
 
 
+_Setting = tuple[str, Any, Any, str]
+"""Name, value, what it has to be, and why."""
+
+
+def _masked_fits(MODEL: Section) -> tuple[_Setting, ...]:
+    hidden = "a mask hides tokens already"
+    return (
+        ("MODEL.LOOKUP_CONV", MODEL.ARCH == "vit" and MODEL.LOOKUP_CONV, [], "a dense ViT's needs all tokens"),
+        ("MODEL.TOKENIZER", MODEL.TOKENIZER, "linear", "tokens of shown tubelets would see pixels of hidden ones"),
+        ("MODEL.POSITIONS", MODEL.POSITIONS, "learned", "hidden tubelets would leave gaps in the turns"),
+        ("MODEL.KEEP", MODEL.KEEP, [], hidden),
+        ("MODEL.KEEPS", MODEL.KEEPS, [], hidden),
+    )
+
+
+def _moving_fits(DATA: Section, AUG: Section, MODEL: Section) -> tuple[_Setting, ...]:
+    alike = "all clips of a video have to look alike where nothing moves"
+    return (
+        ("DATA.RANDOM_FLIP", DATA.RANDOM_FLIP, False, alike),
+        ("DATA.SINGLE_FRAME", DATA.SINGLE_FRAME, False, "nothing moves in one frame"),
+        ("AUG.RAND_AUGMENT_OPS", AUG.RAND_AUGMENT_OPS, 0, alike),
+        ("AUG.COLOR_JITTER", AUG.COLOR_JITTER, 0.0, alike),
+        ("AUG.HUE_JITTER", AUG.HUE_JITTER, 0.0, alike),
+        ("AUG.CORRUPTIONS", AUG.CORRUPTIONS, [], alike),
+        ("MODEL.KEEP", MODEL.KEEP, [], "all tokens train"),
+        ("MODEL.KEEPS", MODEL.KEEPS, [], "all tokens train"),
+    )
+
+
 def _pretraining_fits(
-    TRAIN: Section, TEST: Section, MODEL: Section, MIXUP: Section, AUG: Section, SOLVER: Section, DISTILL: Section
+    TRAIN: Section,
+    TEST: Section,
+    MODEL: Section,
+    MIXUP: Section,
+    AUG: Section,
+    SOLVER: Section,
+    DISTILL: Section,
+    DATA: Section,
 ) -> Iterator[str]:
     if TRAIN.TASK == "classify":
         return
+    of_task = _moving_fits(DATA, AUG, MODEL) if TRAIN.TASK == "moving" else _masked_fits(MODEL)
+    if TRAIN.TASK == "moving" and DATA.NUM_FRAMES * AUG.NUM_SAMPLE < FEWEST_FRAMES:
+        yield (
+            f"TRAIN.TASK moving tells what moves from DATA.NUM_FRAMES x AUG.NUM_SAMPLE frames of a video, "
+            f"{DATA.NUM_FRAMES} x {AUG.NUM_SAMPLE} now: raise AUG.NUM_SAMPLE, to {FEWEST_FRAMES} frames or more"
+        )
     for name, value, wanted, reason in (
+        *of_task,
         ("TEST.ENABLE", TEST.ENABLE and TRAIN.ENABLE, False, "there is no classifier yet"),
         ("MIXUP.ENABLE", MIXUP.ENABLE, False, "there are no labels to mix"),
         ("AUG.RE_PROB", AUG.RE_PROB, 0.0, "what is erased cannot be predicted"),
         ("SOLVER.LAYER_DECAY", SOLVER.LAYER_DECAY, 1.0, "all blocks are new"),
         ("DISTILL.TEACHER", DISTILL.TEACHER, "", "a teacher answers with classes"),
         ("MODEL.POOL", MODEL.POOL == "class" and "class", False, "a class token is not trained"),
-        ("MODEL.LOOKUP_CONV", MODEL.ARCH == "vit" and MODEL.LOOKUP_CONV, [], "a dense ViT's needs all tokens"),
-        ("MODEL.TOKENIZER", MODEL.TOKENIZER, "linear", "tokens of shown tubelets would see pixels of hidden ones"),
-        ("MODEL.POSITIONS", MODEL.POSITIONS, "learned", "hidden tubelets would leave gaps in the turns"),
         ("MODEL.PRE_NORM", MODEL.PRE_NORM, False, "a norm of other weights"),
         ("MODEL.REGISTERS", MODEL.REGISTERS, 0, "registers of other weights"),
         ("MODEL.EXITS", MODEL.EXITS, [], "there are no heads to train"),
-        ("MODEL.KEEP", MODEL.KEEP, [], "a mask hides tokens already"),
-        ("MODEL.KEEPS", MODEL.KEEPS, [], "a mask hides tokens already"),
         ("MODEL.ADAPTER", MODEL.ADAPTER, "none", "all weights train"),
         ("MODEL.FREEZE_ENCODER", MODEL.FREEZE_ENCODER, False, "all weights train"),
     ):

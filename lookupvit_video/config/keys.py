@@ -59,10 +59,11 @@ KEYS: dict[str, Key] = {
     "AUTO.GROUP_BY": Key("", "regular expression: videos in whose paths it matches the same text stay in one split"),
     "TRAIN.ENABLE": Key(True, "run the training loop"),
     "TRAIN.TASK": Key("classify",
-        "masked: pre-training without labels: predict how hidden tubelets change (docs/pretraining.md)",
-        choices=("classify", "masked"),
-        needs=(Need({"MODEL.ARCH": models_with("tubelets"), "MODEL.ENCODER": ("joint",), "MODEL.TOKENS": ("all",),
-                     "MODEL.TASK": ("single_label",)}, "masked"),)),
+        "pre-training without labels: masked: predict how hidden tubelets change; moving: draw what moves "
+        "(docs/pretraining.md)",
+        choices=("classify", "masked", "moving"),
+        needs=tuple(Need({"MODEL.ARCH": models_with("tubelets"), "MODEL.ENCODER": ("joint",), "MODEL.TOKENS": ("all",),
+                          "MODEL.TASK": ("single_label",)}, task) for task in ("masked", "moving"))),
     "TRAIN.FINETUNE": Key("none",
         "what trains after INIT_FROM: probe: classifiers on cached features; adapters: LoRA; all; auto: by videos a "
         "class; none: what the other keys say",

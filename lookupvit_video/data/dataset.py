@@ -214,7 +214,8 @@ def read_crops(reader: VideoReader, seconds_VT: np.ndarray, transform: CropTrans
     boxes: list[list[Box]] = []
 
     def window(height: int, width: int) -> Box:
-        boxes.extend(transform.boxes(height, width) for _ in seconds_VT)
+        drawn = 1 if transform.one_box else len(seconds_VT)
+        boxes.extend([transform.boxes(height, width) for _ in range(drawn)] * (len(seconds_VT) // drawn))
         return Box.around(box for of_clip in boxes for box in of_clip)
 
     frames_THWC = reader.frames_at(seconds_VT.ravel().tolist(), window)

@@ -70,11 +70,13 @@ class CropTransform:
         boxes: height and width of the frames -> the box of each clip; here the place of a crop is drawn.
         size: pixels.
         augment: what follows, frames (T, C, size, size) -> frames of the same shape.
+        one_box: all clips of a video have the box of its first one.
     """
 
     boxes: Callable[[int, int], list[Box]]
     size: int
     augment: nn.Module | None = None
+    one_box: bool = False
 
     def __call__(self, frames_THWC: Tensor) -> list[Tensor]:
         """Turn complete frames into the clip of each box."""
@@ -176,7 +178,7 @@ def train_transform(cfg: CfgNode) -> CropTransform:
         from lookupvit_video.corruptions.augment import RandomCorruption
 
         steps.append(RandomCorruption(cfg.AUG.CORRUPTIONS, cfg.AUG.CORRUPTION_PROB))
-    return CropTransform(boxes, size, nn.Sequential(*steps) if steps else None)
+    return CropTransform(boxes, size, nn.Sequential(*steps) if steps else None, cfg.TRAIN.TASK == "moving")
 
 
 def eval_transform(size: int, short_side: int, num_crops: int) -> CropTransform:

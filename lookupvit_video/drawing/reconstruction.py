@@ -1,6 +1,6 @@
-"""A picture of masked pre-training: frames, what of them is visible, and what is predicted."""
+"""A picture of pre-training: frames, and what a model makes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,24 +10,25 @@ from torch import Tensor
 from lookupvit_video.drawing.figures import SHOWN_FRAMES, new_figure, save_figure
 
 
-def plot_reconstruction(rows: Sequence[Tensor], mean: Sequence[float], std: Sequence[float], path: Path) -> None:
-    """Draw some frames of each clip in three rows: as it is, its visible part, and with the prediction.
+def plot_reconstruction(rows: Mapping[str, Tensor], mean: Sequence[float], std: Sequence[float], path: Path) -> None:
+    """Draw some frames of each clip, one row for each of what is shown of it.
 
     Args:
-        rows: three times clips (B, C, T, H, W), normalized by ``mean`` and ``std``.
+        rows: by name, clips (B, C, T, H, W) that are normalized by ``mean`` and ``std``.
     """
-    shape, count = (-1, 1, 1, 1), len(rows[0])
-    times = np.linspace(0, rows[0].shape[2] - 1, 2 * SHOWN_FRAMES).round().astype(int)
-    figure = new_figure(0.9 * len(times), 2.8 * count)
+    first = next(iter(rows.values()))
+    shape, count = (-1, 1, 1, 1), len(first)
+    times = np.linspace(0, first.shape[2] - 1, 2 * SHOWN_FRAMES).round().astype(int)
+    figure = new_figure(0.9 * len(times), 0.95 * len(rows) * count)
     axes = figure.subplots(count, 1, squeeze=False).ravel()
     for number, axis in enumerate(axes):
         lines = []
-        for clips in rows:
+        for clips in rows.values():
             clip = clips[number, :, times].detach().float().cpu()
             pixels = (clip * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1)
             lines.append(torch.cat(list(pixels.permute(1, 2, 3, 0)), dim=1))
         axis.imshow(torch.cat(lines).numpy(), interpolation="nearest")
         height = lines[0].shape[0]
         axis.set_xticks([])
-        axis.set_yticks([height * (row + 0.5) for row in range(3)], ["clip", "visible", "predicted"])
+        axis.set_yticks([height * (row + 0.5) for row in range(len(rows))], list(rows))
     save_figure(figure, path)

@@ -24,6 +24,8 @@ from lookupvit_video.models.complexity import Shape, lookupvit_macs, tokens_with
 from lookupvit_video.models.contract import VideoModel
 from lookupvit_video.models.lookupvit import LookupViT
 from lookupvit_video.models.pretexts.masked import MaskedModel
+from lookupvit_video.models.pretexts.moving import MovingModel
+from lookupvit_video.models.pretexts.pretext import Pretext
 from lookupvit_video.models.streaming.model import StreamingLookupViT
 from lookupvit_video.models.vit import ViT
 from lookupvit_video.registry import MODELS, ModelEntry, imported, list_models
@@ -230,9 +232,15 @@ def build_model(cfg: CfgNode, *, empty: bool = False) -> VideoModel:
     return model
 
 
-def for_pretraining(model: VideoModel, PRETRAIN: Mapping[str, Any]) -> MaskedModel:
-    """Return a model with the decoder that ``PRETRAIN`` describes, whose start follows from torch's current seed."""
+def for_pretraining(model: VideoModel, task: str, PRETRAIN: Mapping[str, Any]) -> Pretext:
+    """Return a model with what it is trained with, whose start follows from torch's current seed.
+
+    Args:
+        task: TRAIN.TASK.
+    """
     assert isinstance(model, LookupViT | ViT)
+    if task == "moving":
+        return MovingModel(model)
     ratio, width, depth = (PRETRAIN[name] for name in ("MASK_RATIO", "DECODER_WIDTH", "DECODER_DEPTH"))
     return MaskedModel(model, ratio=ratio, width=width, depth=depth)
 

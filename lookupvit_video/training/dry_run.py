@@ -87,8 +87,8 @@ def estimate_bytes(run: Run, share: int) -> int:
     """
     cfg, device = run.cfg, run.world.device
     held = int(peak_memory_gib(device) * 2**30)  # before the passes below
-    model = build_model(cfg)
-    model = (for_pretraining(model, cfg.PRETRAIN) if cfg.TRAIN.TASK != "classify" else model).to(device).train()
+    model, task = build_model(cfg), cfg.TRAIN.TASK
+    model = (for_pretraining(model, task, cfg.PRETRAIN) if task != "classify" else model).to(device).train()
     checkpoint_blocks(model, cfg.TRAIN.ACTIVATION_CHECKPOINTING)
     dearest = max(drawn_budgets(run), key=run.clip_macs)
     options = {"budget": dearest} if dearest else {}

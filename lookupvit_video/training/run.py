@@ -44,6 +44,8 @@ from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.build import ModelSpec, build_model, for_pretraining, model_spec
 from lookupvit_video.models.contract import VideoModel
 from lookupvit_video.models.pretexts.masked import MaskedModel, masked_macs
+from lookupvit_video.models.pretexts.moving import MovingModel, moving_macs
+from lookupvit_video.models.pretexts.pretext import Pretext
 from lookupvit_video.models.pretrained import init_from
 from lookupvit_video.preparation.coverage import warnings_of_run
 from lookupvit_video.processes.stop_signals import StopSignals
@@ -145,6 +147,8 @@ class Run:
             # all heads, not only those that answer
             every = {"inference_head": "average", "passed": self.cfg.MODEL.EXITS}
             parts = self.spec.budget_macs(budget, **every) if budget else self.spec.macs(**every)
+            if isinstance(self.model, MovingModel):
+                parts = moving_macs(parts, self.spec.shape.dim, len(self.model.decoder))
             self._macs[budget] = sum(parts.values())
         return self._macs[budget]
 
@@ -264,7 +268,7 @@ def starting_point(cfg: CfgNode, classes: list[str], model: nn.Module, world: Wo
         load_weights(model, resumed)
         logger.info("resume: %s, step %d", resumed.path, resumed.step)
     elif cfg.MODEL.INIT_FROM:
-        target = model.encoder if isinstance(model, MaskedModel) else model
+        target = model.encoder if isinstance(model, Pretext) else model
         pixels = (cfg.DATA.MEAN, cfg.DATA.STD)
         logger.info("%s", init_from(target, cfg.MODEL.INIT_FROM, inflate=cfg.MODEL.INIT_INFLATE, pixels=pixels))
     return resumed
@@ -358,7 +362,7 @@ def prepare(cfg: CfgNode, classes: list[str], world: World, stop: StopSignals, *
         cfg.freeze()
     spec, model = model_spec(cfg), build_model(cfg)
     if cfg.TRAIN.TASK != "classify":
-        model = for_pretraining(model, cfg.PRETRAIN)
+        model = for_pretraining(model, cfg.TRAIN.TASK, cfg.PRETRAIN)
     resumed = starting_point(cfg, classes, model, world)
     parallel_model = parallelize(model.to(world.device), cfg, world)
     writes, train, solver, mix = world.is_main and not dry, cfg.TRAIN, cfg.SOLVER, cfg.MIXUP

@@ -13,7 +13,7 @@ from lookupvit_video.checkpoints.checkpoint import Checkpoint
 from lookupvit_video.checkpoints.random_state import random_state, restore_random_state
 from lookupvit_video.distributed.parallel import full_state, load_optimizer
 from lookupvit_video.distributed.world import World, gather_objects
-from lookupvit_video.models.pretexts.masked import encoder_weights
+from lookupvit_video.models.pretexts.pretext import encoder_weights
 from lookupvit_video.training.ema import Ema
 
 logger = logging.getLogger(__name__)

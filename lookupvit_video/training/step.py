@@ -21,11 +21,13 @@ from lookupvit_video.drawing.figures import plot_clips
 from lookupvit_video.errors import RunFailure
 from lookupvit_video.models.budget import Budget
 from lookupvit_video.models.pretexts.masked import MaskedModel
+from lookupvit_video.models.pretexts.moving import MovingModel
 from lookupvit_video.seeding import mix_seed
 from lookupvit_video.training.bad_videos import note_bad_videos
 from lookupvit_video.training.distill import distill, mean_over_clips, mean_over_heads
 from lookupvit_video.training.optim import set_learning_rate, set_trainable
 from lookupvit_video.training.pretraining.masked import masked_loss
+from lookupvit_video.training.pretraining.moving import moving_loss
 from lookupvit_video.training.run import Run
 from lookupvit_video.training.step_log import ADVICE
 
@@ -152,6 +154,8 @@ def forward(run: Run, batch: Batch, budget: Budget | None, *, picture: bool = Fa
     cfg, device = run.cfg, run.world.device
     if isinstance(run.model, MaskedModel):
         return masked_loss(run, batch, budget)
+    if isinstance(run.model, MovingModel):
+        return moving_loss(run, batch, budget)
     clips, targets, valid = prepare_clips(run, batch)
     if picture and run.world.is_main and not run.dry:
         every = 1 if cfg.MIXUP.ENABLE else cfg.AUG.NUM_SAMPLE  # a clip a video; mixing has shuffled them

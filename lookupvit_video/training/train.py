@@ -22,7 +22,7 @@ from lookupvit_video.evaluation.metrics import METRICS, rounded, text
 from lookupvit_video.evaluation.report import choose_thresholds
 from lookupvit_video.log import clock, peak_memory_gib, read_json_lines, record_bad_videos
 from lookupvit_video.models.complexity import count_parameters
-from lookupvit_video.models.pretexts.masked import MaskedModel
+from lookupvit_video.models.pretexts.pretext import Pretext
 from lookupvit_video.preparation.coverage import class_counts
 from lookupvit_video.processes.stop_signals import Stopped, StopSignals
 from lookupvit_video.training.bad_videos import stop_at_too_many_bad, stop_if_lost
@@ -155,7 +155,7 @@ def _stop(run: Run) -> None:
 
 def _validate(run: Run, epoch: int) -> None:
     """Measure one center view per video, with the averaged weights, if any; the best so far go to best.pt."""
-    if isinstance(run.model, MaskedModel):
+    if isinstance(run.model, Pretext):
         return _validate_features(run, epoch)
     cfg, world, state, videos = run.cfg, run.world, run.state, run.val_videos
     run.saver.wait()  # no fork for the loader's workers while a thread writes
@@ -216,7 +216,7 @@ def _finish(run: Run) -> None:
 
 def _curves(run: Run) -> dict[str, Any]:
     """Return what ``plot_curves`` draws of validation."""
-    if isinstance(run.model, MaskedModel):
+    if isinstance(run.model, Pretext):
         return CURVES
     best = run.state.best_metric
     return {

@@ -35,6 +35,15 @@ from lookupvit_video.errors import UserError
             "MODEL.TOKENIZER convolutional TRAIN.TASK masked TEST.ENABLE False",
             r"TRAIN\.TASK is masked; set MODEL\.TOKENIZER 'linear': tokens of shown tubelets would see",
         ),
+        (
+            "TRAIN.TASK moving TEST.ENABLE False AUG.NUM_SAMPLE 2",
+            r"TRAIN\.TASK is moving; set DATA\.RANDOM_FLIP False: all clips of a video have to look alike",
+        ),
+        (
+            "TRAIN.TASK moving TEST.ENABLE False DATA.RANDOM_FLIP False DATA.NUM_FRAMES 2 "
+            "MODEL.COMPRESSED_GRID [1,7,7]",
+            r"TRAIN\.TASK moving tells what moves from .* frames of a video, 2 x 1 now: raise AUG\.NUM_SAMPLE",
+        ),
         ("MODEL.LOOKUP_CONV [3,3]", r"MODEL\.LOOKUP_CONV is \[3, 3\]; write \[t, h, w\]"),
         (
             "MODEL.ENCODER factorised MODEL.COMPRESSED_GRID [7,7] MODEL.LOOKUP_CONV [3,3,3]",

@@ -162,7 +162,7 @@ def test_other_settings_are_checked_and_the_first_config_stays():
 
 
 def test_an_unknown_name_lists_the_shipped_configs():
-    shipped = "demo_motion, demo_pretrain, finetune_own, k400_lvit, k400_lvit_128, k400_lvit_pretrain, k400_vit"
+    shipped = "demo_motion, demo_pretrain, demo_pretrain_moving, finetune_own, k400_lvit, k400_lvit_128"
     with pytest.raises(UserError, match=rf"^k401: this config cannot .*: {shipped}"):
         load_config("k401")
 

@@ -481,3 +481,20 @@ def test_a_picture_among_videos_is_a_clip_that_stands_still(tmp_path, path, mode
         assert (clip[:, 0].int() - expected.int()).abs().max() <= near
     moving = dataset[0, 0].clips[0]
     assert not torch.equal(moving[:, 0], moving[:, -1])
+
+
+@pytest.mark.parametrize("task", ["classify", "moving"])
+def test_all_clips_of_a_video_show_one_place_where_what_moves_is_looked_for(tmp_path, task):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    small = "DATA.TRAIN_CROP_SIZE 16 DATA.TEST_CROP_SIZE 16 DATA.NUM_FRAMES 4 MODEL.COMPRESSED_GRID [1,1,1]"
+    options = f"{small} TRAIN.TASK {task} TEST.ENABLE False DATA.RANDOM_FLIP False AUG.NUM_SAMPLE 3 TRAIN.BATCH_SIZE 3"
+    cfg = load_config(None, options.split())
+    assert cfg.DATA.TRAIN_JITTER_SCALES
+    transform = train_transform(cfg)
+    times = TimeSampler(T, 1 / FPS, num_clips=3, training=True)
+    dataset = VideoDataset(
+        [Video(str(tmp_path / "a.png"), 0)], times=times, transform=transform, shape=(3, 3, T, 16, 16)
+    )
+    one, *others = (dataset[0, 0].clips, dataset[1, 0].clips)
+    assert all(torch.equal(clip, one[0]) for clip in one[1:]) == (task == "moving")
+    assert not torch.equal(others[0], one)

@@ -39,6 +39,7 @@ THAWS = {"MODEL__FREEZE_ENCODER": True, "SOLVER__FREEZE_EPOCHS": 2, "SOLVER__EMA
 MASKED = {"TRAIN__TASK": "masked", "TEST__ENABLE": False, "PRETRAIN__DECODER_WIDTH": 16, "PRETRAIN__DECODER_DEPTH": 1,
           "MODEL__EXITS": "[]", "MODEL__KEEPS": "[]", "MODEL__TOKENIZER": "linear", "SOLVER__EMA_DECAY": 0.5,
           "TRAIN__EVAL_PERIOD": 2}  # fmt: skip
+MOVING = {**MASKED, "TRAIN__TASK": "moving", "DATA__RANDOM_FLIP": False, "AUG__NUM_SAMPLE": 2, "TRAIN__BATCH_SIZE": 32}
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +104,8 @@ def two(data17, alone, tmp_path_factory):
         "fsdp_thaws": (fsdp | THAWS, ""),
         "ddp_masked": (MASKED, ""),
         "fsdp_masked": (fsdp | MASKED, ""),
+        "ddp_moving": (MOVING, ""),
+        "fsdp_moving": (fsdp | MOVING, ""),
     })  # fmt: skip
 
 
@@ -167,9 +170,10 @@ def test_what_is_frozen_at_first_thaws_in_all_processes(two, data17, tmp_path):
             torch.testing.assert_close(last.ema[name], at_step[tmp_path][-1].ema[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_masked_pretraining_is_the_same_however_weights_are_shared(two):
+@pytest.mark.parametrize("task", ["masked", "moving"])
+def test_pretraining_is_the_same_however_weights_are_shared(two, task):
     """Each process draws its own masks, so one process has another curve."""
-    ddp, fsdp = two / "ddp_masked", two / "fsdp_masked"
+    ddp, fsdp = two / f"ddp_{task}", two / f"fsdp_{task}"
     assert losses(ddp) == pytest.approx(losses(fsdp), rel=1e-5)
     assert losses(ddp)[-1] < 0.99 * losses(ddp)[0]
     seen, expected = (read_json_lines(folder / "log.jsonl", "val") for folder in (fsdp, ddp))

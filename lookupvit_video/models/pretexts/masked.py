@@ -8,7 +8,7 @@ its first frame.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from lookupvit_video.models.blocks import TransformerBlock, init_linear
 from lookupvit_video.models.budget import Budget, TokenState
 from lookupvit_video.models.complexity import Shape, lookupvit_macs, mixing_macs, resize_macs, vit_block_macs, vit_macs
-from lookupvit_video.models.contract import Features, VideoModel
+from lookupvit_video.models.contract import Features
 from lookupvit_video.models.lookupvit import LookupViT
+from lookupvit_video.models.pretexts.pretext import Pretext, mean_tokens
 from lookupvit_video.models.tokenizer import (
     Grid,
     GridResize,
@@ -32,7 +33,6 @@ from lookupvit_video.text import grid_name
 
 CODE = 16  # numbers by which the encoder tells the decoder how a clip moves
 DECODER_HEAD = 16  # width of one of the decoder's attention heads
-_ENCODER = "encoder."
 
 
 class Prediction(NamedTuple):
@@ -76,12 +76,6 @@ def compress_visible(resize: GridResize, tokens_BnD: Tensor, visible_Bn: Tensor,
     summed_BME = resize(grid_BNE.scatter(1, visible_Bn[..., None].expand_as(seen_BnE), seen_BnE))
     weight_BM1 = summed_BME[..., -1:]
     return torch.where(weight_BM1 > 1e-6, summed_BME[..., :-1] / weight_BM1.clamp(min=1e-6), resize(positions_1ND))
-
-
-def mean_tokens(features: Features) -> list[Tensor]:
-    """Return the mean (B, D) of each token set, compressed tokens first; tokens are normalized, without weights."""
-    sets = [tokens for tokens in (features.compressed, features.tokens) if tokens is not None]
-    return [F.layer_norm(tokens.float(), tokens.shape[-1:]).mean(1) for tokens in sets]
 
 
 def first_frame(tokenizer: TubeletTokenizer, clip_BCTHW: Tensor) -> Tensor:
@@ -134,25 +128,23 @@ class ChangeDecoder(nn.Module):
         return values_BkP
 
 
-class MaskedModel(VideoModel):
+class MaskedModel(Pretext):
     """A model, and the decoder of its masked pre-training.
 
     Args:
-        encoder: a LookupViT or a dense ViT, with a joint encoder and without a class token. Its heads do not train.
+        encoder: see ``Pretext``.
         ratio: share of the tubes that are masked.
         width, depth: d and number of blocks of the decoder.
     """
 
     def __init__(self, encoder: LookupViT | ViT, *, ratio: float, width: int, depth: int):
-        super().__init__()
-        self.encoder, self.ratio = encoder, ratio
+        super().__init__(encoder)
+        self.ratio = ratio
         dim, sets = encoder.tokenizer.projection.out_channels, 2 if isinstance(encoder, LookupViT) else 1
         self.decoder = ChangeDecoder(encoder.tokenizer, sets, dim, width=width, depth=depth)
-        for head in encoder.classifiers():
-            head.requires_grad_(False)
 
     @property
-    def parts(self) -> tuple[nn.Module, nn.Module]:
+    def parts(self) -> Sequence[nn.Module]:
         """The modules with blocks."""
         return self.encoder, self.decoder
 
@@ -184,12 +176,6 @@ class MaskedModel(VideoModel):
         sets_BD = mean_tokens(self.encode(clip_BCTHW, visible_Bn, budget))
         first_BNF = first_frame(self.encoder.tokenizer, clip_BCTHW)
         return Prediction(self.decoder(sets_BD, first_BNF, masked_Bk), masked_Bk)
-
-
-def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights that a ``MaskedModel`` has trained of its encoder, under their own names; of others, all."""
-    own = {name.removeprefix(_ENCODER): value for name, value in weights.items() if name.startswith(_ENCODER)}
-    return {name: value for name, value in own.items() if not name.startswith("head")} or dict(weights)
 
 
 def masked_macs(

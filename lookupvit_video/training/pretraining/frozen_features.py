@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lookupvit_video.models.contract import Features
-from lookupvit_video.models.pretexts.masked import mean_tokens
+from lookupvit_video.models.pretexts.pretext import mean_tokens
 
 NEIGHBORS, TEMPERATURE = 10, 0.07  # as DINO's evaluation (arXiv 2104.14294), for lists of any size
 FOLDS, RIDGES = 5, (0.01, 0.1, 1.0)

@@ -14,6 +14,8 @@ from lookupvit_video.distributed.precision import autocast
 from lookupvit_video.distributed.world import gather_objects
 from lookupvit_video.drawing.reconstruction import plot_reconstruction
 from lookupvit_video.models.pretexts.masked import MaskedModel
+from lookupvit_video.models.pretexts.moving import MovingModel
+from lookupvit_video.models.pretexts.pretext import Pretext
 from lookupvit_video.training.pretraining.frozen_features import (
     COLLAPSED,
     effective_rank,
@@ -22,6 +24,7 @@ from lookupvit_video.training.pretraining.frozen_features import (
     probe_accuracy,
 )
 from lookupvit_video.training.pretraining.masked import shown_prediction
+from lookupvit_video.training.pretraining.moving import shown_pictures
 from lookupvit_video.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,7 @@ def collect_features(run: Run, batches: Iterable[Batch]) -> tuple[Tensor, Tensor
     The averaged weights are used, if any. The main process draws OUTPUT_DIR/reconstruction.png.
     """
     cfg, device, model = run.cfg, run.world.device, run.model
-    assert isinstance(model, MaskedModel)
+    assert isinstance(model, Pretext)
     own: list[tuple[int, Tensor]] = []
     model.eval()
     with run.state.averaged(), gathered(run.state.model):
@@ -46,14 +49,24 @@ def collect_features(run: Run, batches: Iterable[Batch]) -> tuple[Tensor, Tensor
             with torch.no_grad(), autocast(device, run.dtype):
                 features = pooled(model.encoder.forward_features(clips)).cpu()
                 if number == 0 and run.world.is_main:
-                    shown = shown_prediction(model, clips[:4])
-                    plot_reconstruction(shown, cfg.DATA.MEAN, cfg.DATA.STD, run.folder / "reconstruction.png")
+                    _draw(run, model, clips[:4])
             unread = {row for row, _ in batch.errors}
             own += [pair for pair in zip(batch.indices.tolist(), features, strict=True) if pair[0] not in unread]
     model.train()
     rows = dict(sorted(pair for share in gather_objects(own, run.world) for pair in share))
     labels = torch.tensor([run.val_videos[row].label for row in rows])
     return torch.stack(list(rows.values())), labels
+
+
+def _draw(run: Run, model: Pretext, clips_BCTHW: Tensor) -> None:
+    """Draw what a model predicts of some normalized clips into OUTPUT_DIR/reconstruction.png."""
+    shown: dict[str, Tensor] = {}
+    mean, std = run.cfg.DATA.MEAN, run.cfg.DATA.STD
+    if isinstance(model, MaskedModel):
+        shown = dict(zip(("clip", "visible", "predicted"), shown_prediction(model, clips_BCTHW), strict=True))
+    elif isinstance(model, MovingModel):
+        shown = dict(zip(("clip", "what moves"), shown_pictures(model, clips_BCTHW, mean, std), strict=True))
+    plot_reconstruction(shown, mean, std, run.folder / "reconstruction.png")
 
 
 def report_features(run: Run, epoch: int, features_RD: Tensor, labels_R: Tensor) -> None:

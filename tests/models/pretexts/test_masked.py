@@ -3,14 +3,15 @@
 import pytest
 import torch
 
+from lookupvit_video.config import load_config
 from lookupvit_video.distributed.parallel import compile_blocks
 from lookupvit_video.models.blocks import BlockOptions
+from lookupvit_video.models.build import build_model, for_pretraining
 from lookupvit_video.models.complexity import Shape, measured_macs
 from lookupvit_video.models.lookupvit import HEADS, LookupViT
 from lookupvit_video.models.pretexts.masked import (
     MaskedModel,
     compress_visible,
-    encoder_weights,
     first_frame,
     masked_macs,
     num_visible,
@@ -113,13 +114,6 @@ def test_any_of_the_models_grids_is_taken_and_heads_do_not_train():
     assert "decoder.positions" in model.no_weight_decay()
 
 
-def test_the_encoders_weights_have_their_own_names():
-    model = make("lookupvit")
-    weights = encoder_weights(model.state_dict())
-    assert weights.keys() == {name for name in model.encoder.state_dict() if not name.startswith("heads.")}
-    assert encoder_weights(weights).keys() == weights.keys()
-
-
 def test_the_first_frame_is_that_of_the_place_at_all_times():
     tokenizer, clip = make("vit").encoder.tokenizer, torch.randn(2, 3, 4, 32, 32)
     still = tokenizer.fold(clip[:, :, :1].expand_as(clip)).unflatten(2, (3, 2, 64))
@@ -156,3 +150,16 @@ def test_compiled_blocks_have_the_same_gradients(kind):
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("arch", ["lookupvit", "vit"])
+def test_the_demos_config_is_for_both_models(arch):
+    cfg = load_config("configs/demo_pretrain.yaml", ["MODEL.ARCH", arch])
+    model = for_pretraining(build_model(cfg), cfg.PRETRAIN)
+    clips = torch.randn(2, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.TRAIN_CROP_SIZE)
+    changes, masked = model(clips)
+    assert changes.shape[:2] == masked.shape
+    changes.sum().backward()
+    assert {name for name, weight in model.named_parameters() if weight.grad is None} == {
+        name for name, _ in model.named_parameters() if name.startswith("encoder.head")
+    }

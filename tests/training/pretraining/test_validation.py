@@ -1,4 +1,4 @@
-"""Runs of masked pre-training: what they log and draw, what they resume from, and what starts from their result."""
+"""Runs of pre-training: what they log and draw, what they resume from, and what starts from their result."""
 
 import signal
 import sys
@@ -16,18 +16,25 @@ from lookupvit_video.training.train import train
 from tests.small import call_tool, run_net, settings, started
 from tests.training.test_resume import equal
 
-OPTIONS = {
-    "TRAIN__TASK": "masked", "TEST__ENABLE": False, "PRETRAIN__DECODER_WIDTH": 16, "PRETRAIN__DECODER_DEPTH": 1,
-    "SOLVER__EMA_DECAY": 0.9, "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[2,2,2]]", "TRAIN__CHECKPOINT_STEPS": 1,
-    "TRAIN__KEEP_CHECKPOINTS": 9, "DATA__TRAIN_LIST": ".", "DATA__SAMPLER": "shuffled",
+COMMON = {
+    "TEST__ENABLE": False, "SOLVER__EMA_DECAY": 0.9, "MODEL__COMPRESSED_GRIDS": "[[1,2,2],[2,2,2]]",
+    "TRAIN__CHECKPOINT_STEPS": 1, "TRAIN__KEEP_CHECKPOINTS": 9, "DATA__TRAIN_LIST": ".", "DATA__SAMPLER": "shuffled",
 }  # fmt: skip
+MASKED = {**COMMON, "TRAIN__TASK": "masked", "PRETRAIN__DECODER_WIDTH": 16, "PRETRAIN__DECODER_DEPTH": 1}
+MOVING = {**COMMON, "TRAIN__TASK": "moving", "TRAIN__BATCH_SIZE": 8, "AUG__NUM_SAMPLE": 2, "DATA__RANDOM_FLIP": False}
+
+
+@pytest.fixture(scope="module", params=[MASKED, MOVING], ids=["masked", "moving"])
+def options(request):
+    """The settings of a run of either task."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def pretrained(data, tmp_path_factory):
+def pretrained(data, tmp_path_factory, options):
     """The folder of a run on a folder of videos."""
     folder = tmp_path_factory.mktemp("pretrained")
-    done = run_net(settings(data, folder, **OPTIONS))
+    done = run_net(settings(data, folder, **options))
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -41,8 +48,8 @@ def test_accuracy_of_the_features_and_their_rank_are_logged(pretrained):
         assert (pretrained / picture).stat().st_size > 5000
 
 
-def test_kill_9_and_resume_equals_undisturbed_to_the_bit(data, pretrained, tmp_path):
-    overrides = settings(data, tmp_path, **OPTIONS)
+def test_kill_9_and_resume_equals_undisturbed_to_the_bit(data, pretrained, options, tmp_path):
+    overrides = settings(data, tmp_path, **options)
     with started([sys.executable, "tools/run_net.py", "--cfg", "tests/small.yaml", *overrides]) as process:
         while process.poll() is None and not training_checkpoints(tmp_path):
             time.sleep(0.001)
@@ -62,9 +69,9 @@ def test_kill_9_and_resume_equals_undisturbed_to_the_bit(data, pretrained, tmp_p
 
 
 @pytest.mark.parametrize("rows", ["{0}.mp4", "{0}.mp4,somebody's note"])
-def test_any_list_of_paths_trains_as_the_folder_does(data, pretrained, tmp_path, rows):
+def test_any_list_of_paths_trains_as_the_folder_does(data, pretrained, options, tmp_path, rows):
     (tmp_path / "list.csv").write_text("".join(f"{data}/{rows.format(number)}\n" for number in range(9)))
-    cfg = load_config("tests/small.yaml", settings(data, tmp_path / "out", **OPTIONS))
+    cfg = load_config("tests/small.yaml", settings(data, tmp_path / "out", **options))
     cfg = with_settings(cfg, {"DATA.TRAIN_LIST": str(tmp_path / "list.csv"), "TRAIN.EVAL_PERIOD": 0})
     (tmp_path / "out" / "checkpoints").mkdir(parents=True)
     train(cfg, load_classes(cfg), World(0, 1, torch.device("cpu")))
@@ -87,14 +94,14 @@ def test_fine_tuning_starts_from_the_result(data, pretrained, tmp_path):
     assert all(equal(value, source.model[name]) for name, value in tuned.items() if not name.startswith("heads."))
 
 
-def test_a_collapsed_model_raises_the_alarm(data, pretrained, tmp_path):
+def test_a_collapsed_model_raises_the_alarm(data, pretrained, options, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     path = checkpoint_path(tmp_path, 3)
     content = torch.load(checkpoint_path(pretrained, 3), weights_only=True)
     for weights in (content["model"], content["ema"]):
         weights["encoder.tokenizer.projection.weight"].zero_()  # all clips are the same tokens
     torch.save(content, path)
-    done = run_net(settings(data, tmp_path, **{**OPTIONS, "SOLVER__BASE_LR": 0}))
+    done = run_net(settings(data, tmp_path, **{**options, "SOLVER__BASE_LR": 0}))
     assert done.returncode == 0, done.stderr
     assert "the features have collapsed: their effective rank is 1.00" in done.stderr
 
@@ -111,6 +118,6 @@ def test_settings_that_pretraining_cannot_use_are_refused(data, tmp_path):
         ({"MIXUP__ENABLE": True}, "set MIXUP.ENABLE False"),
         ({"MODEL__ENCODER": "factorised", "MODEL__COMPRESSED_GRID": "[2,2]"}, "only for MODEL.ARCH lookupvit or vit"),
     ):
-        done = run_net(settings(data, tmp_path, **{**OPTIONS, "MODEL__COMPRESSED_GRIDS": "[]", **change}))
+        done = run_net(settings(data, tmp_path, **{**MASKED, "MODEL__COMPRESSED_GRIDS": "[]", **change}))
         assert done.returncode == 2
         assert text in done.stderr
