@@ -66,7 +66,7 @@ class Linear(nn.Linear):
 
 
 def key_value(layer: Linear, x_BND: Tensor, num_heads: int) -> tuple[Tensor, Tensor] | None:
-    """Return keys and values (B, H, N, d) by a layer of width 2 D, for ``gather``; None: not a layer that can be read apart.
+    """Return keys and values (B, H, N, d) by a layer of width 2 D, for ``gather``; None: it takes a call of the layer.
 
     With the sides of the product swapped, all tokens of a channel lie together: each head is a matrix without a copy.
     """
