@@ -60,7 +60,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """
     use_utf8()
     make_streams_tolerant()
-    keep_freed_memory()
+    keep_freed_memory(runs_model=True)
     try:
         sys.argv[1:] = expand_arguments(sys.argv[1:])
         code = main()

@@ -14,20 +14,23 @@ from tests.small import run_command
 
 
 def test_freed_memory_is_kept_up_to_a_limit(monkeypatch):
-    """M_TRIM_THRESHOLD is -1 and M_MMAP_THRESHOLD -3 in glibc's malloc.h."""
+    """M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3 and M_MMAP_MAX -4 in glibc's malloc.h."""
     calls = []
     library = SimpleNamespace(mallopt=lambda *given: calls.append(given))
     monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
     keep_freed_memory()
     assert sorted(calls) == [(-3, 33_554_432), (-1, 268_435_456)]
+    calls.clear()
+    keep_freed_memory(runs_model=True)
+    assert sorted(calls) == [(-4, 0), (-1, 1_073_741_824)]
     for error in (AttributeError, OSError, TypeError):  # no glibc
         monkeypatch.setattr(ctypes, "CDLL", lambda name, error=error: (_ for _ in ()).throw(error))
         keep_freed_memory()
 
 
 @pytest.mark.skipif(not platform.libc_ver()[0], reason="not glibc")
-@pytest.mark.parametrize("where", ["a command", "a decoding worker"])
-def test_freed_memory_is_reused(where):
+@pytest.mark.parametrize(("where", "mebibytes"), [("a command", 10), ("a command", 80), ("a decoding worker", 10)])
+def test_freed_memory_is_reused(where, mebibytes):
     prepare = {
         "a command": "from lookupvit_video.commands.run_command import run_command as prepare\n",
         "a decoding worker": "from lookupvit_video.data.loader import _prepare_worker\n"
@@ -35,7 +38,7 @@ def test_freed_memory_is_reused(where):
     }[where]
     count = prepare + (
         "import resource, sys, numpy\n"
-        "def use(): a, b, c = (numpy.ones((5, 1 << 19), numpy.float32) for _ in range(3))\n"
+        f"def use(): a, b, c = (numpy.ones(({mebibytes}, 1 << 18), numpy.float32) for _ in range(3))\n"
         "def main():\n"
         "    use(); use(); use(); before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    for _ in range(10): use()\n"
