@@ -256,9 +256,10 @@ def seeds_of(config: str, row: str) -> str:
 
 
 CLASSES = {"motion": 8, "digit": 10}
-LABELED = {"motion": {16: (16, 500), 40: (32, 125), 80: (32, 83), 400: (32, 38)}, "digit": {500: (32, 32)}}
+LABELED = {"motion": {16: (16, 500), 40: (32, 125), 80: (32, 83), 400: (32, 38)},
+           "digit": {100: (32, 320), 500: (32, 32), 2000: (32, 16)}}  # fmt: skip
 """Labeled videos: clips of a step, epochs. Motion: 250 steps, and twice as many with the fewest and with the most
-videos; digit: 992."""
+videos; digit: 960 to 992."""
 
 
 def few_labels(kind: str, number: int, draw: int) -> list[Step]:
@@ -285,7 +286,7 @@ PRETRAINING = [
 PRETRAINING_DIGITS = [
     PREPARED,
     Step("tools/run_net.py --cfg configs/demo_pretrain_moving.yaml", "runs/demo_pretrain_moving/model.pt"),
-    *(step for draw in range(3) for step in few_labels("digit", 500, draw)),
+    *(step for number in LABELED["digit"] for draw in range(3) for step in few_labels("digit", number, draw)),
 ]
 
 
