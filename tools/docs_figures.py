@@ -161,7 +161,7 @@ def pretraining_table(runs: Path, kind: str) -> str:
             lines.append(f"| {number // classes} | {model} | {' | '.join(cells)} |")
             for start, values in (("random weights", before), ("pre-trained", after)):
                 curves.setdefault(f"{model}, {start}", []).append((number / classes, values))
-    if len(LABELED[kind]) > 1 and curves:
+    if curves:
         _plot_labels(curves, folder / "curves.png")
     return "\n".join(lines) + "\n\n" + provenance(sorted(folder.glob("*/*/*/*/test_results.json")))
 

@@ -88,7 +88,7 @@ def test_pretraining_is_compared_at_the_better_rate_of_each_start(tmp_path, kind
     printed = FIGURES["pretraining_table"](tmp_path, kind)  # the third draw has no rate of its second start yet
     assert f"| {a_class} | LookupViT | **45.0** ± 7.1 | **65.0** ± 7.1 | +20.0 | +20.0, +20.0 |\n\n" in printed
     assert f"Measured: {MEASURED} (3 runs)." in printed
-    assert (folder / "curves.png").is_file() == (kind == "motion")  # one number of labels is no curve
+    assert (folder / "curves.png").stat().st_size > 1000
 
 
 def test_a_study_is_printed_with_what_its_runs_were_measured_with(tmp_path):
