@@ -155,7 +155,7 @@ def test_compiled_blocks_have_the_same_gradients(kind):
 @pytest.mark.parametrize("arch", ["lookupvit", "vit"])
 def test_the_demos_config_is_for_both_models(arch):
     cfg = load_config("configs/demo_pretrain.yaml", ["MODEL.ARCH", arch])
-    model = for_pretraining(build_model(cfg), cfg.PRETRAIN)
+    model = for_pretraining(build_model(cfg), cfg.TRAIN.TASK, cfg.PRETRAIN)
     clips = torch.randn(2, 3, cfg.DATA.NUM_FRAMES, cfg.DATA.TRAIN_CROP_SIZE, cfg.DATA.TRAIN_CROP_SIZE)
     changes, masked = model(clips)
     assert changes.shape[:2] == masked.shape
