@@ -136,7 +136,7 @@ def attention(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, fast: bool) -> Ten
 
 
 def shares_logits(q_BHMd: Tensor, length: int, fast: bool) -> bool:
-    """Whether ``gather`` and ``write_back`` are to compute the logits of so many keys once for both directions."""
+    """Whether ``gather`` and ``write_back`` are to compute the logits once for both directions; ``length``: N."""
     return fast and _is_large(q_BHMd, length) and q_BHMd.shape[:3].numel() * length <= MOST_KEPT
 
 
